@@ -1,0 +1,25 @@
+"""Errors that a user can cause and mend; the front turns each into one paragraph and an exit code."""
+
+
+class UserError(Exception):
+    """A problem that the user can mend. The message names the key, the value and the remedy."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """Bad usage or configuration, found before any compute starts."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Unusable input data."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unfinished, or does not fit the run."""
+
+
+class DivergenceError(UserError):
+    """The loss or a state became non-finite."""
