@@ -1,11 +1,11 @@
 """Types that cross floors."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-type PyTree = Any
-Array = jax.Array
+PyTree: TypeAlias = Any
+Array: TypeAlias = jax.Array
 
 NO_TARGET = -1
 """Target value of a position that is not supervised."""
