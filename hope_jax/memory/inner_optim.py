@@ -1,0 +1,107 @@
+"""Inner ("deep") optimizers: how a memory turns a write's gradient into an update (SPEC §2.5).
+
+Each is an `optax.GradientTransformationExtraArgs` over a level's fast weights (flax layout: matrices
+[in, out]); `update(grads, state, context=c)` takes the period's mean input c [D]. All but `sgd` end in
+the exponential average v <- beta v + (1 - beta) u without bias correction. The caller applies -lr v.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.types import Array, PyTree
+
+CONTEXT_AXES: Mapping[str, int] = {"w_up": 0}
+"""Leaves that `nl_l2_precond` projects, and the axis that lies in the context's space."""
+
+L2_OBJECTIVE_WEIGHT = 0.1
+
+
+def _stateless(
+    function: Callable[[PyTree, Array | None], PyTree],
+) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, context: Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        del params
+        return function(updates, context), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransformation:
+    """g / (sqrt(s) + eps) with s <- beta2 s + (1 - beta2) g^2, s from zero, no bias correction."""
+    return optax.scale_by_rms(decay=beta2, eps=eps, eps_in_sqrt=False, initial_scale=0.0)
+
+
+def tanh() -> optax.GradientTransformationExtraArgs:
+    """Elementwise tanh (the reference's `dmgd`, and the last step of its `muon`)."""
+    return _stateless(lambda grads, _: jax.tree.map(jnp.tanh, grads))
+
+
+def add_row_mean(weight: float) -> optax.GradientTransformationExtraArgs:
+    """g + weight * mean of g over the input axis (the reference's `l2_objective`)."""
+    return _stateless(
+        lambda grads, _: jax.tree.map(lambda g: g + weight * g.mean(0, keepdims=True), grads)
+    )
+
+
+def project_out_context(
+    eps: float, context_axes: Mapping[str, int] = CONTEXT_AXES
+) -> optax.GradientTransformationExtraArgs:
+    """g - (g . e) e along the named axis of each named leaf, e = c / (|c| + eps); g where c = 0."""
+
+    def project(g: Array, axis: int, context: Array) -> Array:
+        norm = jnp.linalg.norm(context)
+        unit = (context / (norm + eps)).astype(g.dtype)
+        shape = [1] * g.ndim
+        shape[axis] = -1
+        unit = unit.reshape(shape)
+        return jnp.where(norm > 0, g - (g * unit).sum(axis, keepdims=True) * unit, g)
+
+    def function(grads: PyTree, context: Array | None) -> PyTree:
+        if context is None:
+            raise ValueError("context: nl_l2_precond needs the period's mean input; got None")
+        return {
+            name: project(g, context_axes[name], context) if name in context_axes else g
+            for name, g in grads.items()
+        }
+
+    return _stateless(function)
+
+
+def _preconditioner(spec: LevelSpec, context_axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
+    if spec.optimizer == "preconditioned":
+        return [scale_by_second_moment(spec.beta2, spec.eps)]
+    if spec.optimizer == "muon":
+        return [scale_by_second_moment(spec.beta2, spec.eps), tanh()]
+    if spec.optimizer == "dmgd":
+        return [tanh()]
+    if spec.optimizer == "l2_objective":
+        return [add_row_mean(L2_OBJECTIVE_WEIGHT)]
+    if spec.optimizer == "nl_l2_precond":
+        # A period of one token has a gradient along its own input only: projecting would erase the write.
+        return [project_out_context(spec.eps, context_axes)] if spec.update_period > 1 else []
+    return []
+
+
+VARIANTS = ("sgd", "momentum", "preconditioned", "muon", "l2_objective", "dmgd", "nl_l2_precond")
+
+
+def make_inner_optimizer(
+    spec: LevelSpec, context_axes: Mapping[str, int] = CONTEXT_AXES
+) -> optax.GradientTransformationExtraArgs:
+    """The inner optimizer that a level names.
+
+    Raises:
+      ValueError: `spec.optimizer` is not in `VARIANTS`.
+    """
+    if spec.optimizer not in VARIANTS:
+        raise ValueError(f"{spec.name}.optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
+    parts = _preconditioner(spec, context_axes)
+    if spec.optimizer != "sgd" and spec.beta > 0:
+        parts.append(optax.ema(spec.beta, debias=False))
+    return optax.with_extra_args_support(optax.chain(*parts))
