@@ -33,6 +33,4 @@ def global_norm(tree: PyTree) -> Array:
 
 def cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     """Floating leaves converted to `dtype`; the others unchanged."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

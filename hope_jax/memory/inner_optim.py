@@ -44,9 +44,7 @@ def tanh() -> optax.GradientTransformationExtraArgs:
 
 def add_row_mean(weight: float) -> optax.GradientTransformationExtraArgs:
     """g + weight * mean of g over the input axis (the reference's `l2_objective`)."""
-    return _stateless(
-        lambda grads, _: jax.tree.map(lambda g: g + weight * g.mean(0, keepdims=True), grads)
-    )
+    return _stateless(lambda grads, _: jax.tree.map(lambda g: g + weight * g.mean(0, keepdims=True), grads))
 
 
 def project_out_context(

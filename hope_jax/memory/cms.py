@@ -1,0 +1,279 @@
+"""Continuum Memory System: a chain of MLP levels, each written every C tokens (Eqs. 70-71, SPEC §2.1).
+
+y = MLP_k(... MLP_1(x)). Level l with period C is written at token counts that are multiples of C with
+
+    theta_l <- theta_l - eta_l u,   u = inner optimizer of  sum_t m_t d<stopgrad(delta_t), y_t>/dtheta_l
+
+over exactly its last C tokens, all gradients at the weights that read those tokens. One example and one
+layer; rows are tokens. The slow weights theta never change here: a write changes `delta`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import trees
+from hope_jax.memory import gate, levels, mlp_memory
+from hope_jax.memory.inner_optim import make_inner_optimizer
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import WriteFactors
+from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, add_stats, zero_stats
+from hope_jax.types import Array, PyTree
+
+
+class Pending(NamedTuple):
+    """What the unfinished period of a level has gathered, of all examples that share the fast state.
+
+    grad: summed gradient of the fast weights. context: [D] sum of LN(x) over unmasked tokens.
+    tokens: [] unmasked tokens. seen: [] tokens. surprise: sums over counted tokens.
+    """
+
+    grad: PyTree
+    context: Array
+    tokens: Array
+    seen: Array
+    surprise: gate.Surprise
+
+
+class LevelState(NamedTuple):
+    """Fast state of one level.
+
+    delta: what the context has added to the fast weights. opt: inner-optimizer state.
+    pending: the unfinished period of a level whose period spans several chunks, else ().
+    """
+
+    delta: PyTree
+    opt: PyTree
+    pending: Pending | tuple[()]
+
+
+class Bounds(NamedTuple):
+    """Per matrix and example: |eta u|_F <= write |theta|_F and |delta|_F <= delta |theta|_F; 0: off."""
+
+    write: float = 0.02
+    delta: float = 0.5
+
+
+@dataclass(frozen=True)
+class Cms:
+    """The constants of a CMS: a memory of the protocol in `hope_jax.memory.state`.
+
+    levels: in chain order. chunk_size: tokens of an online chunk (N). own_output: levels take their own
+    teach signal rather than the block's. output_clip: bound on each level's residual branch while
+    training (reference style). flush_partial_at_end: write unfinished periods when a stream ends.
+    """
+
+    levels: tuple[LevelSpec, ...]
+    chunk_size: int
+    gate: gate.GateRule = gate.GateRule()
+    bounds: Bounds = Bounds()
+    own_output: bool = True
+    output_clip: float | None = None
+    flush_partial_at_end: bool = False
+
+    def taps(self) -> tuple[str, ...]:
+        """Levels whose own output cotangent is wanted."""
+        return tuple(spec.name for spec in self.levels) if self.own_output else ()
+
+    def init(self, params: PyTree) -> dict[str, LevelState]:
+        """The state of a context that has written nothing. `params`: one layer's, by level name."""
+        return {spec.name: self._init_level(spec, params[spec.name]) for spec in self.levels}
+
+    def _init_level(self, spec: LevelSpec, params: PyTree) -> LevelState:
+        weights = mlp_memory.fast_weights(params)
+        pending: Pending | tuple[()] = ()
+        if levels.spans_chunks(spec.update_period, self.chunk_size):
+            pending = _nothing_pending(weights, params["ln_scale"])
+        return LevelState(
+            delta=trees.zeros_like(weights), opt=make_inner_optimizer(spec).init(weights), pending=pending
+        )
+
+    def read(
+        self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """x [n, D] -> y [n, D], and each level's own input.
+
+        fast None reads the slow weights alone. taps: level name -> [n, D], added to that level's output:
+        zeros, whose gradient is the level's teach signal.
+        """
+        trace = {}
+        for spec in self.levels:
+            trace[spec.name] = x
+            delta = None if fast is None else fast[spec.name].delta
+            x = mlp_memory.read(params[spec.name], delta, x, output_clip=self.output_clip)
+            if spec.name in taps:
+                x = x + taps[spec.name].astype(x.dtype)
+        return x, trace
+
+    def write(
+        self,
+        params: PyTree,
+        fast: dict[str, LevelState],
+        trace: dict[str, Array],
+        signal: WriteSignal,
+        *,
+        position: Array,
+        reduce: Reduce,
+        last: bool = False,
+    ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
+        """Writes every level with one chunk; see `Memory.write`."""
+        new_fast, stats = {}, {}
+        for spec in self.levels:
+            teach = signal.own["cms"][spec.name] if self.own_output else signal.block
+            writer = _LevelWriter(self, spec, params[spec.name], reduce)
+            new_fast[spec.name], stats[spec.name] = writer.write(
+                fast[spec.name], trace[spec.name], teach, signal, position, last
+            )
+        return new_fast, stats
+
+
+def _nothing_pending(weights: PyTree, like: Array) -> Pending:
+    zero = jnp.zeros((), like.dtype)
+    return Pending(
+        grad=trees.zeros_like(weights),
+        context=jnp.zeros_like(like),
+        tokens=zero,
+        seen=zero,
+        surprise=gate.Surprise(zero, zero),
+    )
+
+
+class _LevelWriter:
+    """The writes of one level at fixed slow weights."""
+
+    def __init__(self, cms: Cms, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
+        self.cms, self.spec, self.params, self.reduce = cms, spec, params, reduce
+        self.optimizer = make_inner_optimizer(spec)
+        self.weights = mlp_memory.fast_weights(params)
+        self.norms = mlp_memory.group_norms(self.weights)
+
+    def write(
+        self,
+        state: LevelState,
+        x: Array,
+        teach: Array,
+        signal: WriteSignal,
+        position: Array,
+        last: bool,
+    ) -> tuple[LevelState, WriteStats]:
+        mask = gate.token_mask(self.cms.gate, signal.surprise_n, signal.active_n)
+        factors = mlp_memory.write_factors(
+            self.params,
+            state.delta,
+            x,
+            jnp.where(mask[:, None], teach, 0),
+            output_clip=self.cms.output_clip,
+        )
+        if state.pending:
+            return self._gather(state, factors, mask, signal, position, last)
+        return self._write_periods(state, factors, mask, signal, last)
+
+    def _write_periods(
+        self, state: LevelState, factors: WriteFactors, mask: Array, signal: WriteSignal, last: bool
+    ) -> tuple[LevelState, WriteStats]:
+        """One inner-optimizer step per period of the chunk, in token order; C <= N."""
+        period = self.spec.update_period
+        whole, rest = levels.split_chunk(mask.shape[0], period)
+        tokens = (factors, mask, signal.surprise_n, signal.counted_n)
+
+        def step(
+            carry: tuple[PyTree, PyTree], xs: tuple[WriteFactors, Array, Array, Array]
+        ) -> tuple[tuple[PyTree, PyTree], WriteStats]:
+            return self._apply(*carry, self._sums(*xs))
+
+        by_period = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
+        (delta, opt), stats = jax.lax.scan(step, (state.delta, state.opt), by_period)
+        stats = jax.tree.map(lambda s: s.sum(0), stats)
+        if rest and last and self.cms.flush_partial_at_end:
+            tail = jax.tree.map(lambda t: t[whole * period :], tokens)
+            (delta, opt), flushed = step((delta, opt), tail)
+            stats = add_stats(stats, _flushed(flushed))
+        return LevelState(delta, opt, ()), stats
+
+    def _gather(
+        self,
+        state: LevelState,
+        factors: WriteFactors,
+        mask: Array,
+        signal: WriteSignal,
+        position: Array,
+        last: bool,
+    ) -> tuple[LevelState, WriteStats]:
+        """Adds the chunk to the unfinished period, and writes it if it ends here; C > N."""
+        pending = trees.add(state.pending, self._sums(factors, mask, signal.surprise_n, signal.counted_n))
+
+        def apply(_: None) -> tuple[LevelState, WriteStats]:
+            (delta, opt), stats = self._apply(state.delta, state.opt, pending)
+            return LevelState(delta, opt, trees.zeros_like(pending)), stats
+
+        def wait(_: None) -> tuple[LevelState, WriteStats]:
+            stats = zero_stats()._replace(pending_tokens=pending.seen.astype(jnp.float32))
+            return LevelState(state.delta, state.opt, pending), stats
+
+        due = levels.is_due(position + mask.shape[0], self.spec.update_period)
+        new_state, stats = jax.lax.cond(due, apply, wait, None)
+        if not last:
+            return new_state, stats
+        if not self.cms.flush_partial_at_end:
+            return new_state._replace(pending=trees.zeros_like(pending)), stats
+        flushed_state, flushed = apply(None)
+        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (flushed_state, _flushed(flushed)))
+
+    def _sums(self, factors: WriteFactors, mask: Array, surprise_n: Array, counted_n: Array) -> Pending:
+        """One period's (or its part's) gradient and counts, over all examples that share the state."""
+        dtype = self.norms[0].dtype
+        active = mask.astype(dtype)
+        return self.reduce(
+            Pending(
+                grad=mlp_memory.write_gradient(factors, self.weights),
+                context=(factors.z.astype(dtype) * active[:, None]).sum(0),
+                tokens=active.sum(),
+                seen=jnp.asarray(mask.shape[0], dtype),
+                surprise=gate.measure(surprise_n.astype(dtype), counted_n),
+            )
+        )
+
+    def _apply(self, delta: PyTree, opt: PyTree, period: Pending) -> tuple[tuple[PyTree, PyTree], WriteStats]:
+        """theta_l <- theta_l - eta_l u, bounded, if the gate is open and a token is left."""
+        is_open = gate.is_open(self.cms.gate, period.surprise)
+        applied = is_open & (period.tokens > 0)
+        context = period.context / jnp.maximum(period.tokens, 1)
+        update, new_opt = self.optimizer.update(period.grad, opt, context=context)
+        write, write_hits = _bounded(
+            jax.tree.map(lambda u: -self.spec.lr * u, update), self.norms, self.cms.bounds.write
+        )
+        new_delta, delta_hits = _bounded(trees.add(delta, write), self.norms, self.cms.bounds.delta)
+        grad_norm = sum(jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(period.grad))
+        on = applied.astype(jnp.float32)
+        stats = zero_stats()._replace(
+            grad_norm=on * grad_norm,
+            periods=jnp.ones((), jnp.float32),
+            chunk_tokens=period.tokens.astype(jnp.float32),
+            gate_hit=is_open.astype(jnp.float32),
+            updates_applied=on,
+            surprise_value=gate.mean_surprise(period.surprise).astype(jnp.float32),
+            write_clip_hits=on * write_hits,
+            delta_clip_hits=on * delta_hits,
+        )
+        stats = jax.tree.map(lambda s: jnp.asarray(s, jnp.float32), stats)
+        return trees.select(applied, (new_delta, new_opt), (delta, opt)), stats
+
+
+def _flushed(stats: WriteStats) -> WriteStats:
+    return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
+
+
+def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, Array]:
+    """Scales each affine map down to bound * its slow norm; also the number of maps that were scaled."""
+    if not bound:
+        return weights, jnp.zeros((), jnp.float32)
+    tiny = jnp.finfo(norms[0].dtype).tiny
+    ratios = tuple(
+        size / jnp.maximum(bound * norm, tiny)
+        for size, norm in zip(mlp_memory.group_norms(weights), norms, strict=True)
+    )
+    factors = tuple(1.0 / jnp.maximum(r, 1.0) for r in ratios)
+    hits = sum((r > 1.0).astype(jnp.float32) for r in ratios)
+    return mlp_memory.scale_groups(weights, factors), jnp.asarray(hits)

@@ -1,0 +1,98 @@
+"""What reads record and writes consume: the protocol that every memory keeps.
+
+A memory is `init(params) -> fast`, `read(params, fast, x) -> y, trace`, and
+`write(params, fast, trace, signal) -> fast, stats`, for one example and one layer.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from hope_jax.types import Array, PyTree
+
+Reduce = Callable[[PyTree], PyTree]
+"""Sums a tree over the examples that share a fast state; the identity when each has its own."""
+
+
+def own(tree: PyTree) -> PyTree:
+    """`Reduce` of a fast state that belongs to one example."""
+    return tree
+
+
+class WriteSignal(NamedTuple):
+    """The processed teach signal of one chunk, for one layer and one example.
+
+    block: [n, D] signal at the block's output.
+    own: memory name -> level name -> [n, D] signal at that level's own output (empty where not taken).
+    surprise_n: [n] surprise per token; counted_n: bool [n] tokens that it is averaged over.
+    active_n: bool [n] tokens with a teach signal (m_t of SPEC §2.1).
+    """
+
+    block: Array
+    own: dict[str, dict[str, Array]]
+    surprise_n: Array
+    counted_n: Array
+    active_n: Array
+
+
+class WriteStats(NamedTuple):
+    """Counts and sums over the writes of one level in one chunk, float32 [] each.
+
+    grad_norm: over applied writes, the sum over weights of |g|_2. periods: periods that ended.
+    chunk_tokens: unmasked tokens of the periods that ended. gate_hit: periods whose gate was open.
+    updates_applied: periods written. tokens_flushed: tokens of partial periods written at the end of
+    the stream. pending_tokens: tokens waiting for their period to end. surprise_value: sum over periods
+    of their mean surprise. write_clip_hits, delta_clip_hits: matrices whose bound was active.
+    """
+
+    grad_norm: Array
+    periods: Array
+    chunk_tokens: Array
+    gate_hit: Array
+    updates_applied: Array
+    tokens_flushed: Array
+    pending_tokens: Array
+    surprise_value: Array
+    write_clip_hits: Array
+    delta_clip_hits: Array
+
+
+def zero_stats() -> WriteStats:
+    """Statistics of no write."""
+    return WriteStats(*(jnp.zeros((), jnp.float32) for _ in WriteStats._fields))
+
+
+def add_stats(a: WriteStats, b: WriteStats) -> WriteStats:
+    """Sums, except `pending_tokens`, which is a level and not a flow: the later one counts."""
+    total = WriteStats(*(x + y for x, y in zip(a, b, strict=True)))
+    return total._replace(pending_tokens=b.pending_tokens)
+
+
+class Memory(Protocol):
+    """One memory of a block; implementations are frozen, hashable values."""
+
+    def init(self, params: PyTree) -> PyTree:
+        """The fast state of a context that has written nothing, for parameters of one layer."""
+        ...
+
+    def taps(self) -> tuple[str, ...]:
+        """Names of the outputs at which this memory wants its own teach signal."""
+        ...
+
+    def write(
+        self,
+        params: PyTree,
+        fast: PyTree,
+        trace: PyTree,
+        signal: WriteSignal,
+        *,
+        position: Array,
+        reduce: Reduce,
+        last: bool,
+    ) -> tuple[PyTree, dict[str, WriteStats]]:
+        """Writes one chunk, whose first token stands at `position`.
+
+        last: the stream ends with this chunk: partial periods are flushed or dropped.
+        """
+        ...
