@@ -67,7 +67,7 @@ class Cms:
 
     levels: tuple[LevelSpec, ...]
     chunk_size: int
-    gate: gate.GateRule = gate.GateRule()
+    gate_rule: gate.GateRule = gate.GateRule()
     bounds: Bounds = Bounds()
     own_output: bool = True
     output_clip: float | None = None
@@ -158,7 +158,7 @@ class _LevelWriter:
         position: Array,
         last: bool,
     ) -> tuple[LevelState, WriteStats]:
-        mask = gate.token_mask(self.cms.gate, signal.surprise_n, signal.active_n)
+        mask = gate.token_mask(self.cms.gate_rule, signal.surprise_n, signal.active_n)
         factors = mlp_memory.write_factors(
             self.params,
             state.delta,
@@ -237,7 +237,7 @@ class _LevelWriter:
 
     def _apply(self, delta: PyTree, opt: PyTree, period: Pending) -> tuple[tuple[PyTree, PyTree], WriteStats]:
         """theta_l <- theta_l - eta_l u, bounded, if the gate is open and a token is left."""
-        is_open = gate.is_open(self.cms.gate, period.surprise)
+        is_open = gate.is_open(self.cms.gate_rule, period.surprise)
         applied = is_open & (period.tokens > 0)
         context = period.context / jnp.maximum(period.tokens, 1)
         update, new_opt = self.optimizer.update(period.grad, opt, context=context)

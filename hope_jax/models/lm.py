@@ -1,0 +1,251 @@
+"""The language model: embedding, scanned blocks, tied head; reads and writes for a batch of contexts.
+
+The modules are written for one sequence; `HopeModel` maps them over the batch, so that a fast state per
+example is right by construction. Layouts: everything that belongs to a layer and an example (fast state,
+cache, trace, taps, signals) has axes [L, B, ...], layers first, which is what the scan over layers
+reads without a transpose.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hope_jax import trees
+from hope_jax.memory.state import Memory, Reduce, WriteSignal, WriteStats, own
+from hope_jax.models import layers
+from hope_jax.models.attention import Cache, ReadContext, init_cache
+from hope_jax.models.registry import VARIANTS
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import Array, PyTree
+
+EXAMPLES = "examples"
+"""Name of the mapped batch axis: the examples that share a fast state under scope="batch"."""
+
+NO_SEGMENT = -1
+"""Document number of a cache slot that holds no token."""
+
+
+class Carry(NamedTuple):
+    """What crosses the chunks of a stream besides the fast state.
+
+    position: int32 [] tokens read so far, the same for all examples of a call.
+    segments: int32 [B, capacity] document of each cached token. cache: leaves [L, B, ...].
+    """
+
+    position: Array
+    segments: Array
+    cache: Cache
+
+
+class ReadOutput(NamedTuple):
+    """logits [B, n, V]; pre_norm [B, n, D] input of the final norm; block_out [L, B, n, D];
+    trace: memory name -> what its write needs, leaves [L, B, n, ...]; carry: None without one."""
+
+    logits: Array
+    pre_norm: Array
+    block_out: Array
+    trace: dict[str, PyTree]
+    carry: Carry | None
+
+
+class Lm(nn.Module):
+    """One sequence: tokens [n] -> logits [n, V]."""
+
+    spec: ModelSpec
+    training: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_n: Array,
+        fast: dict[str, PyTree],
+        cache: Cache | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> tuple[Array, Array, Array, Cache | None, dict[str, PyTree]]:
+        spec = self.spec
+        embed = self.param("embed", layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
+        x_nd = embed[tokens_n].astype(spec.dtype)
+        read_blocks = nn.scan(
+            _read_block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, 0, nn.broadcast),
+            out_axes=0,
+            length=spec.num_layers,
+        )
+        block = VARIANTS[spec.block_variant](spec, self.training, name="blocks")
+        pre_norm, (cache, trace, block_out) = read_blocks(block, x_nd, fast, cache, taps, context)
+        hidden = layers.FinalNorm(spec, name="final_norm")(pre_norm)
+        logits = hidden @ embed.astype(spec.dtype).T
+        return logits, pre_norm, block_out, cache, trace
+
+
+def _read_block(
+    block: nn.Module,
+    x_nd: Array,
+    fast: PyTree,
+    cache: Cache | None,
+    taps: dict[str, Any],
+    context: ReadContext,
+) -> tuple[Array, tuple[Cache | None, dict[str, PyTree], Array]]:
+    """The body of the scan over layers: one block, then the tap at its output."""
+    x_nd, cache, trace = block(x_nd, fast, cache, taps, context)
+    if "block" in taps:
+        x_nd = x_nd + taps["block"].astype(x_nd.dtype)
+    return x_nd, (cache, trace, x_nd)
+
+
+@dataclass(frozen=True)
+class HopeModel:
+    """Reads and writes of one architecture over a batch; pure functions of parameters and states."""
+
+    spec: ModelSpec
+
+    @property
+    def _fast_axis(self) -> int | None:
+        return 1 if self.spec.scope == "example" else None
+
+    @property
+    def _reduce(self) -> Reduce:
+        return own if self.spec.scope == "example" else partial(jax.lax.psum, axis_name=EXAMPLES)
+
+    def memories(self, *, training: bool = False) -> Mapping[str, Memory]:
+        """The memories of a block, by name."""
+        return VARIANTS[self.spec.block_variant].memories(self.spec, training=training)
+
+    def init_params(self, key: Array) -> PyTree:
+        """Fresh meta parameters: {"embed", "blocks" (leaves [L, ...]), "final_norm"}."""
+        context = ReadContext(jnp.zeros((), jnp.int32), jnp.ones((1,), jnp.int32), None)
+        variables = Lm(self.spec).init(key, jnp.zeros((1,), jnp.int32), {}, None, {}, context)
+        return variables["params"]
+
+    def init_fast_state(self, params: PyTree, batch_size: int) -> dict[str, PyTree]:
+        """Fast state of contexts that have written nothing: leaves [L, B, ...] ([L, ...] under scope
+        "batch"), by memory name."""
+        fast = {
+            name: jax.vmap(memory.init)(params["blocks"][name]) for name, memory in self.memories().items()
+        }
+        if self.spec.scope == "batch":
+            return fast
+        return jax.tree.map(
+            lambda t: jnp.broadcast_to(t[:, None], (t.shape[0], batch_size, *t.shape[1:])), fast
+        )
+
+    def init_carry(self, batch_size: int, capacity: int) -> Carry:
+        """An empty carry that can hold `capacity` tokens of each context."""
+        layer = init_cache(self.spec, capacity)
+        stacked = jax.tree.map(
+            lambda t: jnp.zeros((self.spec.num_layers, batch_size, *t.shape), t.dtype), layer
+        )
+        segments = jnp.full((batch_size, capacity), NO_SEGMENT, jnp.int32)
+        return Carry(position=jnp.zeros((), jnp.int32), segments=segments, cache=stacked)
+
+    def init_taps(self, batch_size: int, tokens: int) -> dict[str, Any]:
+        """Zeros [L, B, n, D] at each block's output and at each output that a memory learns from."""
+        shape = (self.spec.num_layers, batch_size, tokens, self.spec.dim)
+        dtype = jnp.promote_types(self.spec.dtype, jnp.float32)
+        taps: dict[str, Any] = {"block": jnp.zeros(shape, dtype)}
+        for name, memory in self.memories().items():
+            taps[name] = {tap: jnp.zeros(shape, dtype) for tap in memory.taps()}
+        return taps
+
+    def read(
+        self,
+        params: PyTree,
+        fast: dict[str, PyTree],
+        carry: Carry | None,
+        tokens: Array,
+        segment_ids: Array,
+        taps: dict[str, Any] | None = None,
+        *,
+        training: bool = False,
+    ) -> ReadOutput:
+        """Reads n tokens of each context with the memories as they stand.
+
+        tokens, segment_ids: int32 [B, n]. carry None: a context that begins and ends with this call.
+        `fast` may be {}: the memories' slow weights alone.
+        """
+        module = Lm(self.spec, training)
+        if carry is None:
+            carry_axes, position, segments, cache = None, jnp.zeros((), jnp.int32), None, None
+        else:
+            position, cache = carry.position, carry.cache
+            segments = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, position, axis=1)
+            carry_axes = 0
+
+        def one(tokens_n: Array, fast: PyTree, cache: Any, taps: Any, segments_n: Array, seen: Any) -> Any:
+            context = ReadContext(position, segments_n, seen)
+            return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
+
+        logits, pre_norm, block_out, cache, trace = jax.vmap(
+            one,
+            in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes),
+            out_axes=(0, 0, 1, 1, 1),
+            axis_name=EXAMPLES,
+        )(tokens, fast, cache, taps or {}, segment_ids, segments)
+        if carry is not None:
+            carry = Carry(position + tokens.shape[1], segments, cache)
+        return ReadOutput(logits, pre_norm, block_out, trace, carry)
+
+    def write(
+        self,
+        params: PyTree,
+        fast: dict[str, PyTree],
+        trace: dict[str, PyTree],
+        signal: WriteSignal,
+        position: Array,
+        *,
+        last: bool = False,
+        training: bool = False,
+    ) -> tuple[dict[str, PyTree], dict[str, dict[str, WriteStats]]]:
+        """Writes one chunk into every memory of every layer.
+
+        params: the meta parameters that read the chunk. trace: of that read. signal: leaves [L, B, n, ...].
+        position: int32 [] of the chunk's first token. last: the stream ends here.
+        Returns the new fast state and, by memory and level, statistics with leaves [L, B].
+        """
+        memories = self.memories(training=training)
+        if not memories:
+            return fast, {}
+
+        def layer(_: None, xs: Any) -> tuple[None, Any]:
+            layer_params, layer_fast, layer_trace, layer_signal = xs
+            written = {
+                name: memory.write(
+                    layer_params[name],
+                    layer_fast[name],
+                    layer_trace[name],
+                    layer_signal,
+                    position=position,
+                    reduce=self._reduce,
+                    last=last,
+                )
+                for name, memory in memories.items()
+            }
+            return None, ({k: w[0] for k, w in written.items()}, {k: w[1] for k, w in written.items()})
+
+        block_params = {name: params["blocks"][name] for name in memories}
+
+        def one(fast: PyTree, trace: PyTree, signal: WriteSignal) -> Any:
+            return jax.lax.scan(layer, None, (block_params, fast, trace, signal))[1]
+
+        axis = self._fast_axis
+        return jax.vmap(one, in_axes=(axis, 1, 1), out_axes=(axis, 1), axis_name=EXAMPLES)(
+            fast, trace, signal
+        )
+
+
+def memory_params(params: PyTree, model: HopeModel) -> PyTree:
+    """The parameters of the model's memories: the initial states that contexts start from."""
+    return {name: params["blocks"][name] for name in model.memories()}
+
+
+def detach(fast: PyTree) -> PyTree:
+    """The fast state as a constant: gradients are cut at the writes that made it."""
+    return trees.stop_gradient(fast)

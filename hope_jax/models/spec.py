@@ -1,0 +1,55 @@
+"""The architecture as plain values: what the models floor knows of a configuration."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from hope_jax.memory.cms import Bounds
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.levels import LevelSpec
+
+
+class ModelSpec(NamedTuple):
+    """Everything that shapes parameters, reads and writes; hashable.
+
+    style: `modern` (pre-norm, RoPE, qk-norm, no biases) or `reference` (the published post-norm one).
+    qk_norm: none | l2 | rms. sliding_window, local_conv_window: tokens; 0: off.
+    cms_levels: in chain order. chunk_size: tokens of an online chunk (N).
+    own_output: CMS levels learn from their own output's cotangent, not the block's.
+    scope: whose memory a fast state is: `example` or `batch`.
+    read_clip: bound on each CMS level's residual branch while training; None: off.
+    dtype: of activations and matmuls. param_dtype: of parameters and fast state.
+    """
+
+    block_variant: str
+    style: str
+    vocab_size: int
+    dim: int
+    num_layers: int
+    heads: int
+    mlp_hidden: int
+    cms_hidden: int
+    cms_levels: tuple[LevelSpec, ...]
+    chunk_size: int
+    qk_norm: str = "rms"
+    rope_theta: float = 10000.0
+    sliding_window: int = 0
+    local_conv_window: int = 0
+    own_output: bool = True
+    gate: GateRule = GateRule()
+    bounds: Bounds = Bounds()
+    flush_partial_at_end: bool = False
+    scope: str = "example"
+    read_clip: float | None = None
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+
+    @property
+    def modern(self) -> bool:
+        """True for the `modern` style."""
+        return self.style == "modern"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.dim // self.heads

@@ -1,0 +1,1 @@
+"""Kernels: one folder an operation, with its oracle (`naive`), its production form and its test."""

@@ -1,0 +1,21 @@
+"""Production form: one shifted multiply-add per tap, which XLA fuses into a single pass."""
+
+import jax
+import jax.numpy as jnp
+
+
+def causal_conv(
+    x_td: jax.Array, taps_wd: jax.Array, history_hd: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """y_t = sum_i taps_i * x_{t - (W - 1) + i}: the last tap meets the current token.
+
+    x_td: [T, D]. taps_wd: [W, D]. history_hd: [W - 1, D], the tokens before x; None: zeros.
+    Returns y [T, D] in x's dtype and the history [W - 1, D] for the tokens that follow.
+    """
+    window, tokens = taps_wd.shape[0], x_td.shape[0]
+    if history_hd is None:
+        history_hd = jnp.zeros((window - 1, x_td.shape[1]), x_td.dtype)
+    padded = jnp.concatenate([history_hd.astype(x_td.dtype), x_td])
+    taps = taps_wd.astype(x_td.dtype)
+    y = sum(taps[i] * padded[i : i + tokens] for i in range(window))
+    return jnp.asarray(y), padded[tokens:]
