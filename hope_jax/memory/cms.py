@@ -73,9 +73,13 @@ class Cms:
     output_clip: float | None = None
     flush_partial_at_end: bool = False
 
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, in chain order."""
+        return tuple(spec.name for spec in self.levels)
+
     def taps(self) -> tuple[str, ...]:
         """Levels whose own output cotangent is wanted."""
-        return tuple(spec.name for spec in self.levels) if self.own_output else ()
+        return self.level_names() if self.own_output else ()
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""

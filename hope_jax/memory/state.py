@@ -76,6 +76,10 @@ class Memory(Protocol):
         """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
 
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, in the order in which they are read."""
+        ...
+
     def taps(self) -> tuple[str, ...]:
         """Names of the outputs at which this memory wants its own teach signal."""
         ...

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax import trees
 from hope_jax.memory.state import Memory, Reduce, WriteSignal, WriteStats, own
 from hope_jax.models import layers
 from hope_jax.models.attention import Cache, ReadContext, init_cache
@@ -193,6 +192,10 @@ class HopeModel:
             carry = Carry(position + tokens.shape[1], segments, cache)
         return ReadOutput(logits, pre_norm, block_out, trace, carry)
 
+    def final_norm(self, params: PyTree, x: Array) -> Array:
+        """The norm before the head, of [..., D]."""
+        return layers.FinalNorm(self.spec).apply({"params": params["final_norm"]}, x)
+
     def write(
         self,
         params: PyTree,
@@ -239,13 +242,3 @@ class HopeModel:
         return jax.vmap(one, in_axes=(axis, 1, 1), out_axes=(axis, 1), axis_name=EXAMPLES)(
             fast, trace, signal
         )
-
-
-def memory_params(params: PyTree, model: HopeModel) -> PyTree:
-    """The parameters of the model's memories: the initial states that contexts start from."""
-    return {name: params["blocks"][name] for name in model.memories()}
-
-
-def detach(fast: PyTree) -> PyTree:
-    """The fast state as a constant: gradients are cut at the writes that made it."""
-    return trees.stop_gradient(fast)

@@ -1,0 +1,309 @@
+"""The chunk scan: read, take the teach signal, write; with the outer gradient on the way (SPEC §4).
+
+A stream is read in online chunks of N tokens. Attention and the memories read chunk c with what chunks
+before c wrote; its teach signal is taken in the same backward pass as the outer gradient; its write runs
+at the start of chunk c + 1, inside the differentiated function, with everything that it reads held
+constant. Gradients through the attention cache are cut every K tokens (K = N: at every chunk).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import trees
+from hope_jax.learning import teach
+from hope_jax.learning.loss import token_loss
+from hope_jax.learning.teach import TeachRule
+from hope_jax.memory.state import WriteSignal, WriteStats, add_stats, zero_stats
+from hope_jax.models.lm import Carry, HopeModel, ReadOutput
+from hope_jax.types import Array, Batch, PyTree
+
+
+class OnlineRule(NamedTuple):
+    """chunk_size: N tokens. truncate: K tokens, a multiple of N. teach: how signals are made."""
+
+    chunk_size: int
+    truncate: int
+    teach: TeachRule
+
+
+class Sums(NamedTuple):
+    """Over a stream and its batch, float [] each: `loss` in nats and `tokens` supervised; `teach_norm`
+    and `teach_tokens`: sum of |delta_t| over layers and active tokens, and their number."""
+
+    loss: Array
+    tokens: Array
+    teach_norm: Array
+    teach_tokens: Array
+
+
+class PendingWrite(NamedTuple):
+    """A chunk that has been read and not yet written. position: int32 [] of its first token."""
+
+    trace: PyTree
+    signal: WriteSignal
+    position: Array
+
+
+class StreamState(NamedTuple):
+    """What crosses chunks. `stats`: memory -> level -> `WriteStats` with leaves [L, B].
+    pending_exists: bool [], False before the first chunk."""
+
+    fast: PyTree
+    carry: Carry
+    pending: PendingWrite
+    pending_exists: Array
+    stats: PyTree
+    sums: Sums
+
+
+class StreamResult(NamedTuple):
+    """fast: after the last write. stats: leaves [L, B]. sums: over the stream."""
+
+    fast: PyTree
+    stats: PyTree
+    sums: Sums
+
+
+def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tokens: int) -> StreamState:
+    """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`."""
+    taps = model.init_taps(batch_size, rule.chunk_size)
+    trace = jax.eval_shape(
+        lambda: model.read(
+            model.init_params(jax.random.key(0)),
+            {},
+            None,
+            *[jnp.zeros((batch_size, rule.chunk_size), jnp.int32)] * 2,
+        ).trace
+    )
+    pending = PendingWrite(
+        trace=jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), trace),
+        signal=teach.zero_signal(taps),
+        position=jnp.zeros((), jnp.int32),
+    )
+    zero = jnp.zeros((), taps["block"].dtype)
+    return StreamState(
+        fast=fast,
+        carry=model.init_carry(batch_size, tokens),
+        pending=pending,
+        pending_exists=jnp.zeros((), bool),
+        stats=zero_write_stats(model, batch_size),
+        sums=Sums(zero, zero, zero, zero),
+    )
+
+
+def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
+    """Statistics of no write, for every memory and level: leaves [L, B]."""
+    shape = (model.spec.num_layers, batch_size)
+    return {
+        name: {
+            level: jax.tree.map(lambda t: jnp.broadcast_to(t, shape), zero_stats())
+            for level in memory.level_names()
+        }
+        for name, memory in model.memories().items()
+    }
+
+
+def online_gradients(
+    model: HopeModel, rule: OnlineRule, params: PyTree, fast: PyTree, batch: Batch, schedule: Array
+) -> tuple[PyTree, StreamResult]:
+    """The outer gradient of the *sum* of cross-entropies over the batch's streams, and what they wrote.
+
+    batch: [B, T], T >= N. schedule: [] multiplier on the teach signal. Each supervised token weighs the
+    same; divide by `sums.tokens` for the mean. A last chunk shorter than N is read and written as it is.
+    """
+    chunks_per_cut = rule.truncate // rule.chunk_size
+    state = begin(model, rule, fast, *batch.tokens.shape)
+    gradient = trees.zeros_like(params)
+
+    def body(
+        carried: tuple[StreamState, PyTree], chunks: Batch
+    ) -> tuple[tuple[StreamState, PyTree], None]:
+        state, gradient = carried
+        state, g = _cut(model, rule, params, state, chunks, schedule)
+        return (state, trees.add(gradient, g)), None
+
+    whole, rest = _split(batch, rule.truncate)
+    carried, _ = jax.lax.scan(body, (state, gradient), _chunks(whole, chunks_per_cut, rule.chunk_size))
+    if rest.tokens.shape[1]:
+        whole, rest = _split(rest, rule.chunk_size)
+        middle = whole.tokens.shape[1] // rule.chunk_size
+        if middle:
+            chunks = jax.tree.map(lambda t: t[0], _chunks(whole, middle, rule.chunk_size))
+            carried, _ = body(carried, chunks)
+        if rest.tokens.shape[1]:
+            carried, _ = body(carried, jax.tree.map(lambda t: t[None], rest))
+    state, gradient = carried
+    return gradient, finish(model, params, state)
+
+
+def stream_loss(
+    model: HopeModel, rule: OnlineRule, params: PyTree, fast: PyTree, batch: Batch
+) -> StreamResult:
+    """Reads and writes the batch's streams without an outer gradient (teach schedule 1: inference)."""
+    state = begin(model, rule, fast, *batch.tokens.shape)
+    schedule = jnp.ones(())
+
+    def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
+        return _read_and_teach(model, rule, params, state, chunk, schedule), None
+
+    whole, rest = _split(batch, rule.chunk_size)
+    chunks = jax.tree.map(lambda t: t[:, 0], _chunks(whole, 1, rule.chunk_size))
+    state, _ = jax.lax.scan(body, state, chunks)
+    if rest.tokens.shape[1]:
+        state, _ = body(state, rest)
+    return finish(model, params, state)
+
+
+def finish(model: HopeModel, params: PyTree, state: StreamState) -> StreamResult:
+    """Writes the last chunk, and flushes or drops partial periods."""
+    fast, stats = model.write(params, state.fast, *state.pending, last=True)
+    return StreamResult(fast, _add_stats(state.stats, stats), state.sums)
+
+
+def _split(batch: Batch, multiple: int) -> tuple[Batch, Batch]:
+    """The longest part whose length is a multiple of `multiple`, and the rest."""
+    whole = batch.tokens.shape[1] // multiple * multiple
+    return Batch(*(t[:, :whole] for t in batch)), Batch(*(t[:, whole:] for t in batch))
+
+
+def _chunks(batch: Batch, chunks_per_cut: int, chunk_size: int) -> Batch:
+    """[B, T] -> [cuts, chunks per cut, B, N]."""
+
+    def cut(t: Array) -> Array:
+        return t.reshape(t.shape[0], -1, chunks_per_cut, chunk_size).transpose(1, 2, 0, 3)
+
+    return jax.tree.map(cut, batch)
+
+
+def _cut(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunks: Batch, schedule: Array
+) -> tuple[StreamState, PyTree]:
+    """Chunks [m, B, n] between two cuts of the gradient: the state after them and their outer gradient."""
+    if chunks.tokens.shape[0] == 1:
+        chunk = jax.tree.map(lambda t: t[0], chunks)
+        return _cut_of_one_chunk(model, rule, params, state, chunk, schedule)
+
+    def loss(params: PyTree) -> tuple[Array, StreamState]:
+        def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
+            held = trees.stop_gradient(state)
+            # The teach signal is the chunk's own: later chunks of the cut do not reach into it, so it is
+            # taken in a backward pass of its own, at the same memories.
+            taught = _read_and_teach(model, rule, trees.stop_gradient(params), held, chunk, schedule)
+            taught = trees.stop_gradient(taught)
+            out, sums = _read(model, params, taught.fast, state.carry, chunk, None)
+            sums = state.sums._replace(
+                loss=state.sums.loss + sums.loss, tokens=state.sums.tokens + sums.tokens
+            )._replace(teach_norm=taught.sums.teach_norm, teach_tokens=taught.sums.teach_tokens)
+            return taught._replace(carry=out.carry, sums=sums), None
+
+        end, _ = jax.lax.scan(jax.checkpoint(body), state, chunks)
+        return end.sums.loss - state.sums.loss, end
+
+    gradient, end = jax.grad(loss, has_aux=True)(params)
+    return end, gradient
+
+
+def _cut_of_one_chunk(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
+) -> tuple[StreamState, PyTree]:
+    """K = N: one backward pass gives the outer gradient and the teach signal."""
+
+    def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
+        fast, stats = _write_pending(model, trees.stop_gradient(params), state)
+        out, sums = _read(model, params, fast, state.carry, chunk, taps)
+        return sums.loss, (out, sums, fast, stats)
+
+    taps = model.init_taps(*chunk.tokens.shape)
+    (gradient, raw), (out, sums, fast, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
+    state = state._replace(fast=fast, stats=stats)
+    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), gradient
+
+
+def _read_and_teach(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
+) -> StreamState:
+    """One chunk without an outer gradient: write what is pending, read, take the teach signal."""
+    fast, stats = _write_pending(model, params, state)
+
+    def loss(taps: Any) -> tuple[Array, Any]:
+        out, sums = _read(model, params, fast, state.carry, chunk, taps)
+        return sums.loss, (out, sums)
+
+    raw, (out, sums) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
+    state = state._replace(fast=fast, stats=stats)
+    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule)
+
+
+def _read(
+    model: HopeModel, params: PyTree, fast: PyTree, carry: Carry, chunk: Batch, taps: Any
+) -> tuple[ReadOutput, Sums]:
+    out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=True)
+    losses = token_loss(out.logits, chunk.targets)
+    zero = jnp.zeros((), losses.loss.dtype)
+    sums = Sums(losses.loss.sum(), losses.supervised.sum().astype(zero.dtype), zero, zero)
+    return out, sums
+
+
+def _write_pending(model: HopeModel, params: PyTree, state: StreamState) -> tuple[PyTree, PyTree]:
+    """The memories after the pending chunk's write, and the statistics with it."""
+
+    def write(_: None) -> tuple[PyTree, PyTree]:
+        fast, stats = model.write(params, state.fast, *state.pending)
+        return fast, _add_stats(state.stats, stats)
+
+    return jax.lax.cond(state.pending_exists, write, lambda _: (state.fast, state.stats), None)
+
+
+def _after_read(
+    model: HopeModel,
+    rule: OnlineRule,
+    params: PyTree,
+    state: StreamState,
+    chunk: Batch,
+    out: ReadOutput,
+    sums: Sums,
+    raw: PyTree,
+    schedule: Array,
+) -> StreamState:
+    """The state with this chunk's write pending."""
+    signal = make_signal(model, rule.teach, params, chunk, out, raw, schedule)
+    norms = jnp.linalg.norm(signal.block, axis=-1)
+    sums = sums._replace(
+        teach_norm=norms.sum().astype(sums.loss.dtype),
+        teach_tokens=signal.active_n.sum().astype(sums.loss.dtype),
+    )
+    assert out.carry is not None
+    return state._replace(
+        carry=trees.stop_gradient(out.carry),
+        pending=trees.stop_gradient(PendingWrite(out.trace, signal, state.carry.position)),
+        pending_exists=jnp.ones((), bool),
+        sums=trees.add(state.sums, sums),
+    )
+
+
+def make_signal(
+    model: HopeModel,
+    rule: TeachRule,
+    params: PyTree,
+    chunk: Batch,
+    out: ReadOutput,
+    raw: PyTree,
+    schedule: Array,
+) -> WriteSignal:
+    """The write signal of a chunk that was read as `out`; raw: gradient of its summed loss at the taps."""
+    if rule.source == "global":
+        signal = teach.global_signal(
+            out.logits,
+            chunk.targets,
+            params["embed"],
+            out.pre_norm,
+            lambda x: model.final_norm(params, x),
+        )
+        raw = {"block": jnp.broadcast_to(signal, raw["block"].shape)}
+    return teach.process(rule, raw, out.logits, chunk.targets, schedule)
+
+
+def _add_stats(total: PyTree, new: PyTree) -> PyTree:
+    return jax.tree.map(add_stats, total, new, is_leaf=lambda t: isinstance(t, WriteStats))
