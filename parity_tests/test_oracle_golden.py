@@ -1,0 +1,197 @@
+"""The naive oracles reproduce the published code's recorded numbers, every one of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parity_tests import convert
+from parity_tests.golden_file import Golden, GoldenMismatch, golden
+from tests.oracle import model as oracle
+from tests.oracle import reference
+from tests.oracle.inner import Level
+
+
+def test_every_golden_output_must_be_compared() -> None:
+    g = golden("teach_plain")
+    g.compare("n_active", g.outputs["n_active"])
+    with pytest.raises(GoldenMismatch, match="never compared: teach_signal"):
+        g.finish()
+    with pytest.raises(GoldenMismatch, match="largest difference"):
+        g.compare("teach_signal", g.outputs["teach_signal"] + 1e-7)
+
+
+def attention_arch(g: Golden) -> oracle.Arch:
+    qk_norm = "l2" if g.config["qk_l2_norm"] else "none"
+    return oracle.Arch(heads=g.config["heads"], style="reference", qk_norm=qk_norm)
+
+
+def attend_pieces(
+    g: Golden, p: dict[str, np.ndarray], row: np.ndarray, cuts: list[int]
+) -> tuple[list[np.ndarray], oracle.Past]:
+    past, pieces = oracle.Past(), []
+    for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
+        out, past = oracle.attention(
+            p, attention_arch(g), list(row[start:stop]), past, [1] * len(row), len(row)
+        )
+        pieces.append(np.stack(out))
+    return pieces, past
+
+
+@pytest.mark.parametrize("name", ["attention_plain", "attention_qknorm_conv"])
+def test_attention_with_and_without_cache(name: str) -> None:
+    g = golden(name)
+    p, cuts = convert.attention(g.weights), g.config["cache_cut_points"]
+    rows = g.inputs["x"]
+    g.compare("y", np.stack([attend_pieces(g, p, row, [])[0][0] for row in rows]))
+    if cuts:
+        cached = [attend_pieces(g, p, row, cuts) for row in rows]
+        for i in range(len(cuts) + 1):
+            g.compare(f"cached_pieces.{i}", np.stack([pieces[i] for pieces, _ in cached]))
+        for key, field in (("key", "keys"), ("value", "values")):
+            stacked = [np.stack(getattr(past, field)).transpose(1, 0, 2) for _, past in cached]
+            g.compare(f"final_cache.{key}", np.stack(stacked))
+    g.finish()
+
+
+def cms_chain(levels: dict[str, Any], x: Any, read_clip: float) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    ins, outs = {}, {}
+    for name, p in levels.items():
+        ins[name] = x
+        x = outs[name] = oracle.level_read(p, x, read_clip)
+    return x, ins, outs
+
+
+@pytest.mark.parametrize("name", ["cms_forward_ln", "cms_forward_noln"])
+def test_cms_forward_and_train_gradients(name: str) -> None:
+    g = golden(name)
+    names = [level["name"] for level in g.config["cms_levels"]]
+    levels, x = convert.cms(g.weights, names), g.inputs["x"]
+    for mode, read_clip in (("eval", 0.0), ("train", g.config["grad_clip"])):
+        y, ins, outs = cms_chain(levels, x, read_clip)
+        g.compare(f"{mode}.y", y)
+        for level in names:
+            g.compare(f"{mode}.level_in.{level}", ins[level])
+            g.compare(f"{mode}.level_out.{level}", outs[level])
+            if mode == "train":
+                branch = oracle.level_read(levels[level], ins[level]) - ins[level]
+                clipped = np.mean(np.linalg.norm(branch, axis=-1) > read_clip)
+                assert clipped == pytest.approx(g.config["fraction_of_tokens_clipped_in_train"][level])
+
+    def paired(tree: Any, inputs: Any) -> Any:
+        return jnp.sum(cms_chain(tree, inputs, g.config["grad_clip"])[0] * g.inputs["train_grad_cotangent"])
+
+    by_level, by_x = jax.grad(paired, argnums=(0, 1))(levels, x)
+    g.compare("train_grad.x", by_x)
+    for level in names:
+        for torch_name, ours in convert.LEVEL_NAMES.items():
+            if ours in by_level[level]:
+                grad = by_level[level][ours]
+                g.compare(f"train_grad.blocks.{level}.{torch_name}", grad.T if grad.ndim == 2 else grad)
+    g.finish()
+
+
+UPDATES = ["dmgd", "l2_objective", "momentum", "muon", "nl_l2_precond", "preconditioned"]
+
+
+def torch_layout(value: np.ndarray) -> np.ndarray:
+    return value.T if value.ndim == 2 else value
+
+
+@pytest.mark.parametrize("variant", UPDATES)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_cms_update_under_the_published_rule(variant: str, reduction: str) -> None:
+    g = golden(f"cms_update_{variant}")
+    p, optimizer = convert.level(g.weights), g.config["optimizer"]
+    level = Level("level", period=4, lr=optimizer["lr"], optimizer=optimizer["params"]["variant"])
+    delta: dict[str, Any] = {name: np.zeros_like(w) for name, w in p.items()}
+    state = None
+    for i in range(g.config["n_updates"]):
+        result = reference.update(
+            level, p, delta, state, g.inputs[f"x.{i}"], g.inputs[f"teach.{i}"], reduction
+        )
+        delta, state = result["delta"], result["state"]
+        step = f"{reduction}.step.{i}"
+        g.compare(f"{step}.loss", result["loss"])
+        g.compare(f"{step}.magnitude", result["magnitude"])
+        g.compare(f"{step}.stats_metrics", result["stats"])
+        for torch_name, ours in convert.LEVEL_NAMES.items():
+            g.compare(f"{step}.grad.{torch_name}", torch_layout(result["grads"][ours]))
+            g.compare(f"{step}.delta.{torch_name}", torch_layout(delta[ours]))
+    assert state is not None
+    for torch_name, ours in convert.LEVEL_NAMES.items():
+        for slot, moment in state[ours].items():
+            recorded = {"v": "grad_avg", "s": "sq_avg"}[slot]
+            g.compare(f"{reduction}.optimizer_state.{torch_name}.{recorded}", torch_layout(moment))
+    other = "mean" if reduction == "sum" else "sum"
+    for rest in [k for k in g.pending if k.startswith(f"{other}.")]:
+        g.leave_out(rest, "compared by the other case of this test's parameter `reduction`")
+    g.finish()
+
+
+def next_targets(g: Golden) -> np.ndarray:
+    """Targets of every position, -1 where there is none or it is ignored."""
+    tokens = g.inputs["tokens"]
+    last = np.full((len(tokens), 1), -1)
+    if "next_tokens" in g.inputs:
+        last = g.inputs["next_tokens"].reshape(-1, 1)
+    targets = np.concatenate([tokens[:, 1:], last], axis=1)
+    ignored = g.config["ignore_index"]
+    return targets if ignored is None else np.where(targets == ignored, -1, targets)
+
+
+@pytest.mark.parametrize("name", ["teach_plain", "teach_next", "teach_ignore"])
+def test_teach_signal_of_the_mean_loss(name: str) -> None:
+    g = golden(name)
+    targets = next_targets(g)
+    g.compare("n_active", np.sum(targets >= 0))
+    g.compare(
+        "teach_signal",
+        reference.mean_loss_signal(g.inputs["logits"], targets, g.weights["lm_head.weight"]),
+    )
+    g.finish()
+
+
+def model_and_arch(g: Golden) -> tuple[Any, oracle.Arch]:
+    config = g.config["model"]
+    levels = ()
+    if config["block_variant"] == "hope_attention":
+        levels = tuple(level["name"] for level in config["cms_levels"])
+    params = jax.tree.map(jnp.asarray, convert.model(g.weights, config["num_layers"], levels))
+    return params, oracle.Arch(config["heads"], style="reference", levels=levels, qk_norm="none")
+
+
+def read_rows(params: Any, arch: oracle.Arch, rows: np.ndarray, cuts: list[int]) -> list[list[oracle.Read]]:
+    """Reads of every row in pieces, keys and values carried."""
+    results = []
+    for row in rows:
+        past, reads = oracle.no_past(params), []
+        for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
+            read = oracle.read_chunk(params, arch, list(row[start:stop]), past, [1] * len(row), len(row))
+            past = read.past
+            reads.append(read)
+        results.append(reads)
+    return results
+
+
+@pytest.mark.parametrize("name", ["model_transformer", "model_hope_attention"])
+def test_model_forward(name: str) -> None:
+    g = golden(name)
+    params, arch = model_and_arch(g)
+    tokens = g.inputs["tokens"]
+    targets = np.concatenate([tokens[:, 1:], np.full((len(tokens), 1), -1)], axis=1)
+    for mode, read_clip in (("eval", 0.0), ("train", 1.0)):
+        reads = read_rows(params, oracle.Arch(**{**arch.__dict__, "read_clip": read_clip}), tokens, [])
+        g.compare(f"{mode}.logits", np.stack([r[0].logits for r in reads]))
+        g.compare(f"{mode}.pre_norm", np.stack([r[0].pre_norm for r in reads]))
+        for i in range(g.config["model"]["num_layers"]):
+            g.compare(f"{mode}.block_out.{i}", np.stack([r[0].block_out[i] for r in reads]))
+        losses = [oracle.cross_entropy(r[0].logits, list(t)) for r, t in zip(reads, targets, strict=True)]
+        g.compare(f"{mode}.loss", np.sum(losses) / np.sum(targets >= 0))
+    cached = read_rows(params, arch, tokens, [5, 6, 17])
+    logits = np.stack([np.concatenate([r.logits for r in row]) for row in cached])
+    equal = np.max(np.abs(logits - g.outputs["eval.logits"])) < 1e-10
+    g.compare("cached_equals_full", int(equal))
+    g.finish()

@@ -1,0 +1,81 @@
+"""The published code's own rules where they differ from ours, for replaying its golden files.
+
+Names are production's; a level's parameters here all learn, LayerNorm included.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tests.oracle.inner import Arrays, Level, fresh_state, inner_step, level_gradient
+from tests.oracle.teach import head_signal
+
+
+def mean_loss_signal(logits: np.ndarray, targets: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """Signal of the mean loss over the batch: ours divided by the number of supervised positions."""
+    active = max(int(np.sum(targets >= 0)), 1)
+    return (
+        np.stack([head_signal(row, list(t), head) for row, t in zip(logits, targets, strict=True)]) / active
+    )
+
+
+def squared_loss(signal: np.ndarray, mask: np.ndarray, reduction: str) -> tuple[float, float]:
+    """Value of the squared surrogate (sum of masked signal squared) and the factor on its gradient."""
+    divisor = max(float(mask.sum()), 1.0) if reduction == "mean" else 1.0
+    return float(np.sum(mask[..., None] * signal**2) / divisor), 2.0 / divisor
+
+
+def context_projection(grads: Arrays, context: np.ndarray, eps: float) -> tuple[Arrays, dict[str, Any]]:
+    """Its `nl_l2_precond`: project every tensor whose torch last axis has the model's width.
+
+    The last axis of a torch matrix [out, in] is the input axis, the first of ours. Statistics are those of
+    the last parameter in its order (b_down).
+    """
+    width, length = context.shape[0], float(np.linalg.norm(context))
+    e = context / (length + eps)
+    projected = {}
+    for name, g in grads.items():
+        if length > 0 and g.shape[0] == width:
+            projected[name] = g - (np.outer(e, e @ g) if g.ndim == 2 else e * (e @ g))
+        else:
+            projected[name] = g
+    last = "b_down"
+    return projected, {
+        "ctx_norm": length,
+        "proj_norm": float(np.linalg.norm(projected[last])),
+        "proj_skipped": float(projected[last] is grads[last]),
+    }
+
+
+def update(
+    level: Level,
+    p: Arrays,
+    delta: Arrays,
+    state: dict[str, Arrays] | None,
+    x: np.ndarray,
+    signal: np.ndarray,
+    reduction: str,
+    read_clip: float = 0.0,
+) -> dict[str, Any]:
+    """One update of one level from x, signal [B, L, D]: gradient, magnitude, next delta and optimizer state."""
+    state = fresh_state(level, {n: np.shape(w) for n, w in p.items()}) if state is None else state
+    mask = (np.abs(signal).sum(-1) > 0).astype(float)
+    loss, factor = squared_loss(signal, mask, reduction)
+    weights = {n: p[n] + delta[n] for n in p}
+    width = x.shape[-1]
+    grads = level_gradient(
+        weights, x.reshape(-1, width), factor * signal.reshape(-1, width), mask.reshape(-1), read_clip
+    )
+    stats: dict[str, Any] = {}
+    directions = grads
+    if level.optimizer == "nl_l2_precond":
+        directions, stats = context_projection(grads, x.reshape(-1, width).mean(0), level.eps)
+    u, state = inner_step(level, directions, state, None)
+    return {
+        "grads": grads,
+        "loss": loss,
+        "magnitude": float(sum(np.linalg.norm(g) for g in grads.values())),
+        "delta": {n: delta[n] - level.lr * u[n] for n in p},
+        "state": state,
+        "stats": stats,
+    }
