@@ -1,0 +1,148 @@
+"""Documents: the embedded corpus or a folder of text files, and their split into training and held-out.
+
+A file holds one document, or several separated by lines that hold only a form feed.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from hope_jax.errors import DataError
+from hope_jax.types import NO_TARGET
+
+EMBEDDED = "embedded"
+HOLDOUT_FRACTION = 0.09
+# A constant of the split. This value holds out 8-10 % of the embedded corpus and of each of its sources.
+SPLIT_SALT = "hope_jax.split.515"
+
+_SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text that belongs together: never cut by the split, its tokens end with EOS.
+
+    source: name of the file it comes from, relative to the corpus folder.
+    index: position in that file, from 0.
+    """
+
+    text: str
+    source: str
+    index: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the text. Documents of equal text are one document to the split."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+
+def load_documents(source: str) -> list[Document]:
+    """Reads a corpus in a fixed order (file name, then position in the file).
+
+    Args:
+        source: "embedded", or a folder that holds UTF-8 `.txt` files (at any depth).
+
+    Raises:
+        DataError: the folder is missing, holds no text, or holds a file that is not UTF-8.
+    """
+    if source == EMBEDDED:
+        assets = resources.files("hope_jax.data") / "assets"
+        files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if f.name.endswith(".txt"))
+    else:
+        files = _read_folder(Path(source))
+    documents = [d for name, raw in files for d in _split_file(name, _decode(name, raw))]
+    if not documents:
+        raise DataError(f"data.source={source!r}: the .txt files there are empty; put text in them")
+    return documents
+
+
+def split_documents(
+    documents: Sequence[Document], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
+) -> tuple[list[Document], list[Document]]:
+    """Splits documents into (training, held-out), each in the given order.
+
+    A document's side depends on its text alone: it does not move when files are renamed, reordered or
+    added, and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
+
+    Args:
+        documents: at least two that differ.
+        holdout: expected share of documents held out, in (0, 1).
+        salt: makes another split of the same corpus.
+
+    Raises:
+        DataError: holdout is out of range, or there are fewer than two different documents.
+    """
+    if not 0.0 < holdout < 1.0:
+        raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
+    score = {d.digest: _unit_hash(salt, d.digest) for d in documents}
+    if len(score) < 2:
+        raise DataError(
+            f"data.source: {len(documents)} document(s), {len(score)} of them different, so nothing can be held "
+            "out; add files, or separate the documents of a file with lines that hold only a form feed"
+        )
+    ranked = sorted(score, key=score.__getitem__)
+    below = sum(score[digest] < holdout for digest in ranked)
+    held_digests = set(ranked[: min(max(below, 1), len(ranked) - 1)])
+    train = [d for d in documents if d.digest not in held_digests]
+    held = [d for d in documents if d.digest in held_digests]
+    return train, held
+
+
+def unigram_entropy(targets: np.ndarray | Iterable[np.ndarray]) -> float:
+    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none.
+
+    The least loss of a model that ignores context, fitted to these very tokens.
+
+    Args:
+        targets: int arrays of any shape; `NO_TARGET` entries are left out.
+    """
+    arrays = [targets] if isinstance(targets, np.ndarray) else list(targets)
+    flat = np.concatenate([np.ravel(a) for a in arrays]) if arrays else np.zeros(0, np.int32)
+    counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
+    if counts.size == 0:
+        return 0.0
+    p = counts / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
+    if not folder.is_dir():
+        raise DataError(
+            f"data.source={str(folder)!r}: no such folder; give {EMBEDDED!r} or a folder of .txt files"
+        )
+    paths = sorted(p for p in folder.rglob("*.txt") if p.is_file())
+    if not paths:
+        raise DataError(f"data.source={str(folder)!r}: no .txt file in it; text files must end in .txt")
+    try:
+        return [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in paths]
+    except OSError as error:
+        raise DataError(
+            f"data.source={str(folder)!r}: cannot read {error.filename}: {error.strerror}"
+        ) from None
+
+
+def _decode(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data.source: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
+            "convert it, for example with iconv, or take it out of the folder"
+        ) from None
+
+
+def _split_file(name: str, text: str) -> list[Document]:
+    texts = (part.strip("\r\n") for part in _SEPARATOR.split(text))
+    return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
+
+
+def _unit_hash(salt: str, digest: str) -> float:
+    """A number in [0, 1) that depends on both strings alone."""
+    raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
+    return int.from_bytes(raw[:6], "big") / 2**48

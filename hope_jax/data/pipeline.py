@@ -1,0 +1,197 @@
+"""Documents to batches: packed rows, shuffled, sharded over processes, prefetched and resumable (grain).
+
+The documents of a split, each as BOS + tokens + EOS, form one stream. Row r reads its tokens
+[r T, (r+1) T) and, shifted by one, the targets that follow them, so every pair of neighbouring tokens of a
+document is supervised exactly once. Any row is at hand without reading those before it. Therefore the whole
+state of the training input is one number, the next batch, and a relaunch starts anywhere at no cost; grain's
+own packers are iterators that would have to be replayed.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import grain
+import numpy as np
+
+from hope_jax.data.corpus import Document
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import CheckpointError, DataError
+from hope_jax.types import NO_TARGET, Array, Batch
+
+
+class PackedRows:
+    """Rows of a token stream, by number: a grain random-access source of one-row batches.
+
+    tokens: int32 [N] the stream. documents: int32 [N] non-decreasing number of each token's document.
+    A last row that the stream does not fill is padded (`keep_partial`) or left out.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, documents: np.ndarray, *, seq_len: int, pad_id: int, keep_partial: bool
+    ) -> None:
+        pairs = max(len(tokens) - 1, 0)
+        self._rows = -(-pairs // seq_len) if keep_partial else pairs // seq_len
+        self._seq_len = seq_len
+        missing = max(self._rows * seq_len + 1 - len(tokens), 0)
+        self._tokens = np.pad(tokens, (0, missing), constant_values=pad_id)
+        self._documents = np.pad(documents, (0, missing), constant_values=-1)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> Batch:
+        """Row `row` as a Batch of int32 [T] arrays."""
+        start = row * self._seq_len
+        window = slice(start, start + self._seq_len)
+        shifted = slice(start + 1, start + self._seq_len + 1)
+        document, following = self._documents[window], self._documents[shifted]
+        supervised = (document == following) & (document >= 0)
+        return _batch(
+            tokens=self._tokens[window],
+            targets=np.where(supervised, self._tokens[shifted], NO_TARGET).astype(np.int32),
+            segment_ids=np.where(document >= 0, document - document[0] + 1, 0).astype(np.int32),
+        )
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Endless training batches whose position is a small JSON-able state.
+
+    The state names the next batch and a digest of the stream it counts in. All processes of a run have the
+    same state, and it may be restored under another number of processes.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator, stream_digest: str, start_batch: int) -> None:
+        super().__init__(batches)
+        self._batches = batches
+        self._stream_digest = stream_digest
+        self._batches.set_state({"next_index": start_batch})
+
+    def __next__(self) -> Batch:
+        """The process's share of the next global batch: int32 [batch_size / process_count, T] arrays."""
+        return cast(Batch, next(self._batches))
+
+    def get_state(self) -> dict[str, Any]:
+        """{"next_batch": number of the batch that `next` returns, "stream": digest}; prefetch does not count."""
+        return {"next_batch": int(self._batches.get_state()["next_index"]), "stream": self._stream_digest}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from a state of `get_state`.
+
+        Raises:
+            CheckpointError: the state is not one, or counts in another stream.
+        """
+        following = state.get("next_batch")
+        if not isinstance(following, int) or following < 0:
+            raise CheckpointError(
+                f"data cursor: next_batch={following!r} is not a batch number; restore another step"
+            )
+        if state.get("stream") != self._stream_digest:
+            raise CheckpointError(
+                "data cursor: the checkpoint was written with another training stream (text, tokenizer, "
+                "data.seq_len, data.batch_size or train.seed differ); restore these, or start in a new workdir"
+            )
+        self._batches.set_state({"next_index": following})
+
+
+def make_train_iterator(
+    *,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+    start_batch: int = 0,
+) -> TrainIterator:
+    """Endless shuffled batches; every epoch visits every row once, in an order of its own.
+
+    Args:
+        documents: the training split.
+        seq_len: T, tokens per row.
+        batch_size: rows of the global batch; process p gets its rows [p B/P, (p+1) B/P).
+        seed: of the order.
+        prefetch: batches prepared ahead by a background thread; 0: none, no thread.
+        start_batch: number of the first batch, as if those before it had been read.
+
+    Raises:
+        DataError: sizes that do not fit each other, or less text than one batch.
+    """
+    _check_sizes(seq_len, batch_size)
+    if batch_size % process_count:
+        raise DataError(
+            f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
+            f"try {-(-batch_size // process_count) * process_count}"
+        )
+    if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0:
+        raise ValueError(f"{process_index=}, {process_count=}, {prefetch=}, {start_batch=}: out of range")
+    tokens, numbers = tokenize_documents(documents, tokenizer)
+    rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=False)
+    if len(rows) < batch_size:
+        raise DataError(
+            f"data.source: the training text has {len(tokens)} tokens, one batch needs {seq_len * batch_size + 1} "
+            f"(data.seq_len={seq_len} x data.batch_size={batch_size}, and one); lower these or add text"
+        )
+    shuffled = grain.MapDataset.source(rows).shuffle(seed=_digest_int(seed)).repeat()
+    # Batches of a share's size, every process_count-th of them: together exactly the global batches.
+    shares = shuffled.batch(batch_size // process_count)[process_index::process_count]
+    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    digest = hashlib.sha256(f"{seq_len},{batch_size},{seed}".encode() + tokens.tobytes() + numbers.tobytes())
+    return TrainIterator(iter(shares.to_iter_dataset(options)), digest.hexdigest(), start_batch)
+
+
+def make_eval_batches(
+    *, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, batch_size: int, max_batches: int
+) -> list[Batch]:
+    """The held-out split as batches of int32 [B, T] arrays, the same on every call and process.
+
+    The last batch is filled with padding rows (segment 0, `NO_TARGET`). Where `max_batches` (0: all) does not
+    reach, its rows are spread evenly over the split, so that every source is among them.
+
+    Raises:
+        DataError: a size below its least, or no pair of tokens to predict.
+    """
+    _check_sizes(seq_len, batch_size)
+    tokens, numbers = tokenize_documents(documents, tokenizer)
+    rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=True)
+    if not len(rows):
+        raise DataError("data.source: the held-out split is empty; add documents")
+    chosen: Iterable[int] = range(len(rows))
+    if 0 < max_batches * batch_size < len(rows):
+        chosen = np.arange(max_batches * batch_size) * len(rows) // (max_batches * batch_size)
+    picked = [rows[int(row)] for row in chosen]
+    padding = _batch(
+        tokens=np.full(seq_len, tokenizer.pad_id, np.int32),
+        targets=np.full(seq_len, NO_TARGET, np.int32),
+        segment_ids=np.zeros(seq_len, np.int32),
+    )
+    picked += [padding] * (-len(picked) % batch_size)
+    groups = (picked[i : i + batch_size] for i in range(0, len(picked), batch_size))
+    return [_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
+
+
+def tokenize_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, numbers), both int32 [N]: BOS + tokens + EOS of each document, and its number from 0."""
+    bos, eos = (np.array([i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    parts = [np.concatenate([bos, tokenizer.encode(d.text), eos]) for d in documents]
+    if not parts:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
+    return np.concatenate(parts), numbers
+
+
+def _batch(tokens: np.ndarray, targets: np.ndarray, segment_ids: np.ndarray) -> Batch:
+    """A Batch of host arrays: `Batch` is annotated for the device side, where the step receives it."""
+    return Batch(cast(Array, tokens), cast(Array, targets), cast(Array, segment_ids))
+
+
+def _check_sizes(seq_len: int, batch_size: int) -> None:
+    if seq_len < 1 or batch_size < 1:
+        raise DataError(f"data.seq_len={seq_len}, data.batch_size={batch_size}: both must be at least 1")
+
+
+def _digest_int(seed: int) -> int:
+    """32 bits of the seed's hash: grain's epoch e uses seed + e, so plain seeds would share epochs."""
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")

@@ -1,0 +1,123 @@
+"""Text to token ids and back: a sentencepiece model, the embedded one or any other."""
+
+import hashlib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from hope_jax.errors import DataError
+
+EMBEDDED = "embedded"
+EMBEDDED_MODEL = "unigram_1024.model"
+
+# Sentencepiece writes a space as this character and reads it back as a space, so the character itself has to
+# go around it to survive.
+_SPACE_MARK = "▁"
+_REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """A sentencepiece model with fixed special ids; made by `Tokenizer.load`.
+
+    With the embedded model `decode(encode(text)) == text` for every text: what the vocabulary lacks is spelt
+    in bytes. BOS and EOS are never produced from text; the pipeline puts them around documents.
+    """
+
+    def __init__(self, model: bytes, name: str) -> None:
+        """Args: the serialized sentencepiece model, and the name to use in errors. Raises: DataError."""
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = self._processor.LoadFromSerializedProto(model) if model else False
+        except (RuntimeError, OSError):
+            loaded = False
+        if not loaded:
+            raise DataError(
+                f"data.tokenizer={name!r}: not a sentencepiece model ({len(model)} bytes); {_REMEDY}"
+            )
+        for role, token in (("BOS", self.bos_id), ("EOS", self.eos_id)):
+            if token < 0:
+                raise DataError(f"data.tokenizer={name!r}: the model has no {role} token; train it with one")
+        self.name = name
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        mark = (self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode())
+        known = [i for i in mark if self._processor.is_byte(i)]
+        self._space_mark_ids = known if len(known) == len(_SPACE_MARK.encode()) else None
+
+    @classmethod
+    def load(cls, source: str = EMBEDDED) -> "Tokenizer":
+        """Reads a tokenizer.
+
+        Args:
+            source: "embedded", or the path of a sentencepiece `.model` file.
+
+        Raises:
+            DataError: the file is missing, is not a sentencepiece model, or lacks BOS or EOS.
+        """
+        if source == EMBEDDED:
+            return cls((resources.files("hope_jax.data") / "assets" / EMBEDDED_MODEL).read_bytes(), source)
+        try:
+            model = Path(source).read_bytes()
+        except OSError as error:
+            raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
+        return cls(model, source)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids int32 [n] of a text, without BOS and EOS.
+
+        Raises:
+            DataError: the text holds a lone surrogate, which no UTF-8 text can.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text: character {error.start} is a lone surrogate; give valid Unicode"
+            ) from None
+        if self._space_mark_ids is None or _SPACE_MARK not in text:
+            return np.asarray(self._processor.encode(text), np.int32)
+        first, *rest = self._processor.encode(text.split(_SPACE_MARK))
+        ids = list(first)
+        for piece in rest:
+            ids += self._space_mark_ids + piece
+        return np.asarray(ids, np.int32)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of token ids [n].
+
+        Special ids are left out. Bytes that are not UTF-8 and ids beyond the vocabulary (which a model with
+        a larger head can sample) become U+FFFD.
+        """
+        runs: list[list[int]] = [[]]
+        for token in ids:
+            if 0 <= (i := int(token)) < self.vocab_size:
+                runs[-1].append(i)
+            else:
+                runs.append([])
+        return _REPLACEMENT.join(self._processor.decode(run) if run else "" for run in runs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: 0 to vocab_size - 1."""
+        return int(self._processor.get_piece_size())
+
+    @property
+    def bos_id(self) -> int:
+        """Id put before every document."""
+        return int(self._processor.bos_id())
+
+    @property
+    def eos_id(self) -> int:
+        """Id put after every document."""
+        return int(self._processor.eos_id())
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows; EOS where the model has none (segment ids mark padding, not this)."""
+        pad = int(self._processor.pad_id())
+        return pad if pad >= 0 else self.eos_id
+
+
+_REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"
