@@ -21,11 +21,15 @@ from hope_jax.types import Array, Batch, PyTree
 
 
 class OnlineRule(NamedTuple):
-    """chunk_size: N tokens. truncate: K tokens, a multiple of N. teach: how signals are made."""
+    """chunk_size: N tokens. truncate: K tokens, a multiple of N. teach: how signals are made.
+
+    training: reads and writes as the style does while it trains (the reference bounds its residuals).
+    """
 
     chunk_size: int
     truncate: int
     teach: TeachRule
+    training: bool = True
 
 
 class Sums(NamedTuple):
@@ -70,12 +74,14 @@ def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tok
     """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`."""
     taps = model.init_taps(batch_size, rule.chunk_size)
     trace = jax.eval_shape(
-        lambda: model.read(
-            model.init_params(jax.random.key(0)),
-            {},
-            None,
-            *[jnp.zeros((batch_size, rule.chunk_size), jnp.int32)] * 2,
-        ).trace
+        lambda: (
+            model.read(
+                model.init_params(jax.random.key(0)),
+                {},
+                None,
+                *[jnp.zeros((batch_size, rule.chunk_size), jnp.int32)] * 2,
+            ).trace
+        )
     )
     pending = PendingWrite(
         trace=jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), trace),
@@ -117,9 +123,7 @@ def online_gradients(
     state = begin(model, rule, fast, *batch.tokens.shape)
     gradient = trees.zeros_like(params)
 
-    def body(
-        carried: tuple[StreamState, PyTree], chunks: Batch
-    ) -> tuple[tuple[StreamState, PyTree], None]:
+    def body(carried: tuple[StreamState, PyTree], chunks: Batch) -> tuple[tuple[StreamState, PyTree], None]:
         state, gradient = carried
         state, g = _cut(model, rule, params, state, chunks, schedule)
         return (state, trees.add(gradient, g)), None
@@ -135,7 +139,7 @@ def online_gradients(
         if rest.tokens.shape[1]:
             carried, _ = body(carried, jax.tree.map(lambda t: t[None], rest))
     state, gradient = carried
-    return gradient, finish(model, params, state)
+    return gradient, finish(model, rule, params, state)
 
 
 def stream_loss(
@@ -146,19 +150,19 @@ def stream_loss(
     schedule = jnp.ones(())
 
     def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
-        return _read_and_teach(model, rule, params, state, chunk, schedule), None
+        return read_and_teach(model, rule, params, state, chunk, schedule), None
 
     whole, rest = _split(batch, rule.chunk_size)
     chunks = jax.tree.map(lambda t: t[:, 0], _chunks(whole, 1, rule.chunk_size))
     state, _ = jax.lax.scan(body, state, chunks)
     if rest.tokens.shape[1]:
         state, _ = body(state, rest)
-    return finish(model, params, state)
+    return finish(model, rule, params, state)
 
 
-def finish(model: HopeModel, params: PyTree, state: StreamState) -> StreamResult:
+def finish(model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState) -> StreamResult:
     """Writes the last chunk, and flushes or drops partial periods."""
-    fast, stats = model.write(params, state.fast, *state.pending, last=True)
+    fast, stats = model.write(params, state.fast, *state.pending, last=True, training=rule.training)
     return StreamResult(fast, _add_stats(state.stats, stats), state.sums)
 
 
@@ -190,9 +194,9 @@ def _cut(
             held = trees.stop_gradient(state)
             # The teach signal is the chunk's own: later chunks of the cut do not reach into it, so it is
             # taken in a backward pass of its own, at the same memories.
-            taught = _read_and_teach(model, rule, trees.stop_gradient(params), held, chunk, schedule)
+            taught = read_and_teach(model, rule, trees.stop_gradient(params), held, chunk, schedule)
             taught = trees.stop_gradient(taught)
-            out, sums = _read(model, params, taught.fast, state.carry, chunk, None)
+            out, sums = _read(model, rule, params, taught.fast, state.carry, chunk, None)
             sums = state.sums._replace(
                 loss=state.sums.loss + sums.loss, tokens=state.sums.tokens + sums.tokens
             )._replace(teach_norm=taught.sums.teach_norm, teach_tokens=taught.sums.teach_tokens)
@@ -211,8 +215,8 @@ def _cut_of_one_chunk(
     """K = N: one backward pass gives the outer gradient and the teach signal."""
 
     def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
-        fast, stats = _write_pending(model, trees.stop_gradient(params), state)
-        out, sums = _read(model, params, fast, state.carry, chunk, taps)
+        fast, stats = write_pending(model, rule, trees.stop_gradient(params), state)
+        out, sums = _read(model, rule, params, fast, state.carry, chunk, taps)
         return sums.loss, (out, sums, fast, stats)
 
     taps = model.init_taps(*chunk.tokens.shape)
@@ -221,14 +225,14 @@ def _cut_of_one_chunk(
     return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), gradient
 
 
-def _read_and_teach(
+def read_and_teach(
     model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
 ) -> StreamState:
     """One chunk without an outer gradient: write what is pending, read, take the teach signal."""
-    fast, stats = _write_pending(model, params, state)
+    fast, stats = write_pending(model, rule, params, state)
 
     def loss(taps: Any) -> tuple[Array, Any]:
-        out, sums = _read(model, params, fast, state.carry, chunk, taps)
+        out, sums = _read(model, rule, params, fast, state.carry, chunk, taps)
         return sums.loss, (out, sums)
 
     raw, (out, sums) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
@@ -237,20 +241,28 @@ def _read_and_teach(
 
 
 def _read(
-    model: HopeModel, params: PyTree, fast: PyTree, carry: Carry, chunk: Batch, taps: Any
+    model: HopeModel,
+    rule: OnlineRule,
+    params: PyTree,
+    fast: PyTree,
+    carry: Carry,
+    chunk: Batch,
+    taps: Any,
 ) -> tuple[ReadOutput, Sums]:
-    out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=True)
+    out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
     losses = token_loss(out.logits, chunk.targets)
     zero = jnp.zeros((), losses.loss.dtype)
     sums = Sums(losses.loss.sum(), losses.supervised.sum().astype(zero.dtype), zero, zero)
     return out, sums
 
 
-def _write_pending(model: HopeModel, params: PyTree, state: StreamState) -> tuple[PyTree, PyTree]:
+def write_pending(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState
+) -> tuple[PyTree, PyTree]:
     """The memories after the pending chunk's write, and the statistics with it."""
 
     def write(_: None) -> tuple[PyTree, PyTree]:
-        fast, stats = model.write(params, state.fast, *state.pending)
+        fast, stats = model.write(params, state.fast, *state.pending, training=rule.training)
         return fast, _add_stats(state.stats, stats)
 
     return jax.lax.cond(state.pending_exists, write, lambda _: (state.fast, state.stats), None)

@@ -102,9 +102,7 @@ class Attention(nn.Module):
         """Query, key, value [n, heads, K], normalised and rotated as the style says."""
         spec = self.spec
         shape = (inputs_nd.shape[0], spec.heads, spec.head_dim)
-        query, key, value = (
-            self._project(name, inputs_nd).reshape(shape) for name in ("w_q", "w_k", "w_v")
-        )
+        query, key, value = (self._project(name, inputs_nd).reshape(shape) for name in ("w_q", "w_k", "w_v"))
         if spec.qk_norm == "l2":
             query, key = layers.unit_norm(query), layers.unit_norm(key)
         elif spec.qk_norm == "rms":

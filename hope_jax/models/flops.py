@@ -1,0 +1,23 @@
+"""Useful floating-point operations per token, for the share of a machine's peak (recomputation not counted)."""
+
+from hope_jax.models.spec import ModelSpec
+
+
+def train_flops_per_token(spec: ModelSpec, context_tokens: int) -> float:
+    """Of a train step: forward, backward, and the memory writes.
+
+    A product with an m x n matrix costs 2mn forward and 4mn backward. Attention reads half of
+    `context_tokens` on average. A CMS write pulls the signal back through W_down and adds an outer
+    product per matrix; reading the context's own deltas repeats the forward product and its input's
+    gradient.
+    """
+    dim = spec.dim
+    attention = 4 * dim * dim + 2 * dim * min(context_tokens / 2, spec.sliding_window or context_tokens / 2)
+    if spec.block_variant == "transformer":
+        mlp, memory = 2 * dim * spec.mlp_hidden, 0.0
+    else:
+        level = 2 * dim * spec.cms_hidden
+        mlp = level * len(spec.cms_levels)
+        memory = len(spec.cms_levels) * (4 * level + 3 * level)
+    head = dim * spec.vocab_size
+    return 6 * (spec.num_layers * (attention + mlp) + head) + spec.num_layers * memory

@@ -1,0 +1,101 @@
+"""From the configuration to the plain values that the lower floors take."""
+
+import jax.numpy as jnp
+
+from hope_jax.config import ExperimentConfig, LevelConfig
+from hope_jax.config_check import online_chunk, truncate
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.optim import OptimRule
+from hope_jax.learning.teach import TeachRule, TeachSchedule
+from hope_jax.memory.cms import Bounds
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.models.spec import ModelSpec
+
+REFERENCE_READ_CLIP = 1.0
+"""The reference bounds each CMS level's residual branch by this norm while training."""
+
+
+def model_spec(config: ExperimentConfig) -> ModelSpec:
+    """The architecture that a configuration describes."""
+    model, dtype = config.model, jnp.dtype(config.train.compute_dtype)
+    reference = model.style == "reference"
+    qk_norm = {"style": "none" if reference else "rms"}.get(model.qk_norm, model.qk_norm)
+    return ModelSpec(
+        block_variant=model.block_variant,
+        style=model.style,
+        vocab_size=model.vocab_size,
+        dim=model.dim,
+        num_layers=model.num_layers,
+        heads=model.heads,
+        mlp_hidden=model.mlp_multiplier * model.dim,
+        cms_hidden=model.cms_hidden_multiplier * model.dim,
+        cms_levels=tuple(_level(name, level, model.self_mod_lr) for name, level in model.cms_levels.items()),
+        chunk_size=online_chunk(config),
+        qk_norm=qk_norm,
+        rope_theta=model.rope_theta,
+        sliding_window=model.sliding_window,
+        local_conv_window=model.local_conv_window,
+        # The head's signal is one for all outputs: there is no level's own.
+        own_output=config.cms.delta_at == "own_output" and config.teach.source == "per_layer",
+        gate=GateRule(model.surprise_metric, model.surprise_threshold),
+        bounds=Bounds(config.memory.write_clip, config.memory.delta_clip),
+        flush_partial_at_end=model.cms_flush_partial_at_end,
+        scope=config.memory.scope,
+        read_clip=REFERENCE_READ_CLIP if reference else None,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(dtype, jnp.float32),
+    )
+
+
+def _level(name: str, level: LevelConfig, default_lr: float) -> LevelSpec:
+    return LevelSpec(
+        name=name,
+        update_period=level.update_period,
+        lr=default_lr if level.lr is None else level.lr,
+        optimizer=level.optimizer,
+        beta=level.beta,
+        beta2=level.beta2,
+        eps=level.eps,
+    )
+
+
+def online_rule(config: ExperimentConfig) -> OnlineRule:
+    """Chunking and teach signals of the stream."""
+    model = config.model
+    teach = TeachRule(
+        scale=model.teach_scale,
+        clip=model.teach_clip,
+        metric=model.surprise_metric,
+        batch_mean=config.teach.normalize == "batch_mean",
+        source=config.teach.source,
+    )
+    return OnlineRule(chunk_size=online_chunk(config), truncate=truncate(config), teach=teach)
+
+
+def teach_schedule(config: ExperimentConfig) -> TeachSchedule:
+    """The teach signal's multiplier over outer steps."""
+    schedule = config.model.teach_schedule
+    return TeachSchedule(schedule.warmup_steps, schedule.decay_start, schedule.decay_duration)
+
+
+def optim_rule(config: ExperimentConfig) -> OptimRule:
+    """The outer optimizer."""
+    optim, train = config.optim, config.train
+    return OptimRule(
+        name=optim.name,
+        lr=optim.lr,
+        adam_lr=optim.lr if optim.adam_lr is None else optim.adam_lr,
+        total_steps=train.steps,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        schedule=optim.schedule,
+        warmup_steps=optim.warmup_steps,
+        cooldown_steps=optim.cooldown_steps,
+        final_lr_fraction=optim.final_lr_fraction,
+        grad_clip=optim.grad_clip,
+        step_offset=train.step_offset,
+    )

@@ -1,0 +1,174 @@
+"""The compiled pieces of a run: initial state, train step, evaluation, sampling."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.errors import ConfigError
+from hope_jax.learning import optim
+from hope_jax.learning.generate import make_generate
+from hope_jax.learning.loss import token_loss
+from hope_jax.learning.online import OnlineRule, Sums, online_gradients, stream_loss
+from hope_jax.learning.two_pass import read_pass
+from hope_jax.memory.state import WriteStats
+from hope_jax.models.flops import train_flops_per_token
+from hope_jax.models.lm import HopeModel
+from hope_jax.training import assemble
+from hope_jax.training.program import TrainProgram, TrainState
+from hope_jax.training.sharding import make_mesh, replicated, shard_batch
+from hope_jax.types import Array, Batch, PyTree
+
+Metrics = dict[str, PyTree]
+
+
+class Step:
+    """The pure step functions of one configuration."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+        self.model = HopeModel(assemble.model_spec(config))
+        self.rule: OnlineRule = assemble.online_rule(config)
+        self.schedule = assemble.teach_schedule(config)
+        self.optim_rule = assemble.optim_rule(config)
+        self.optimizer = optim.make_optimizer(self.optim_rule)
+        self.persistent = config.memory.lifetime == "persistent"
+        self.online = config.train.algorithm_mode == "online"
+
+    def init(self) -> TrainState:
+        """The state before the first step; deterministic in `train.seed`."""
+        init_key, run_key = jax.random.split(jax.random.key(self.config.train.seed))
+        params = self.model.init_params(init_key)
+        return TrainState(
+            step=jnp.asarray(self.config.train.step_offset, jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            fast=self.model.init_fast_state(params, 1) if self.persistent else (),
+            rng=jax.random.key_data(run_key),
+        )
+
+    def _start(self, state: TrainState, batch: Batch) -> PyTree:
+        if self.persistent:
+            return state.fast
+        return self.model.init_fast_state(state.params, batch.tokens.shape[0])
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One outer step."""
+        mode = self._train_online if self.online else self._train_two_pass
+        return mode(state, batch, self.schedule(state.step))
+
+    def _train_online(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
+        fast = self._start(state, batch)
+        gradient, result = online_gradients(self.model, self.rule, state.params, fast, batch, schedule)
+        new_state, grad_norm = self._outer_step(state, gradient, result.sums)
+        return new_state, self._metrics(state, result.sums, grad_norm, result.stats)
+
+    def _train_two_pass(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
+        fast = self._start(state, batch)
+        seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
+        gradient, pending, sums = read_pass(
+            self.model, self.rule, state.params, fast, batch, schedule, seen * batch.tokens.shape[1]
+        )
+        new_state, grad_norm = self._outer_step(state, gradient, sums)
+        fast, stats = self.model.write(
+            state.params, fast, *pending, last=not self.persistent, training=self.rule.training
+        )
+        if self.persistent:
+            new_state = new_state._replace(fast=fast)
+        return new_state, self._metrics(state, sums, grad_norm, stats)
+
+    def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
+        """Steps the meta parameters along the mean gradient per supervised token; also its norm."""
+        mean = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1).astype(g.dtype), gradient)
+        updates, opt_state = self.optimizer.update(mean, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return new_state, optax.global_norm(mean)
+
+    def _metrics(self, state: TrainState, sums: Sums, grad_norm: Array, stats: PyTree) -> Metrics:
+        scalars = {
+            "loss": sums.loss / jnp.maximum(sums.tokens, 1),
+            "tokens": sums.tokens,
+            "grad_norm": grad_norm,
+            "lr": self.optim_rule.lr * optim.lr_fraction(self.optim_rule)(state.step),
+            "teach_signal_norm": sums.teach_norm / jnp.maximum(sums.teach_tokens, 1),
+        }
+        metrics: Metrics = {name: value.astype(jnp.float32) for name, value in scalars.items()}
+        metrics["writes"] = {
+            level: describe_writes(level_stats)
+            for levels in stats.values()
+            for level, level_stats in levels.items()
+        }
+        return metrics
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Summed held-out loss with the memories writing, and with their slow weights alone."""
+        rule = self.rule._replace(training=False)
+        fast = self._start(state, batch)
+        plain = self._read_loss(state.params, {}, batch)
+        if not self.model.memories():
+            with_writes = plain
+        elif self.online:
+            with_writes = stream_loss(self.model, rule, state.params, fast, batch).sums.loss
+        else:
+            with_writes = self._read_loss(state.params, fast, batch)
+        supervised = token_loss_count(batch)
+        return {"loss_sum": with_writes, "loss_sum_no_writes": plain, "tokens": supervised}
+
+    def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> Array:
+        out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
+        return token_loss(out.logits, batch.targets).loss.sum()
+
+
+def token_loss_count(batch: Batch) -> Array:
+    """Supervised tokens of a batch, float32 []."""
+    return (batch.targets >= 0).sum().astype(jnp.float32)
+
+
+def describe_writes(stats: WriteStats) -> Mapping[str, Array]:
+    """Per layer [L]: counts a context, `grad_norm` an applied write, `surprise_value` a period."""
+    total = jax.tree.map(lambda t: t.mean(1), stats)
+    described = total._asdict()
+    described["grad_norm"] = total.grad_norm / jnp.maximum(total.updates_applied, 1e-9)
+    described["surprise_value"] = total.surprise_value / jnp.maximum(total.periods, 1e-9)
+    return described
+
+
+def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
+    """Compiles (lazily) the pieces that the training loop drives.
+
+    vocab_size: of the tokenizer.
+
+    Raises:
+      ConfigError: the tokenizer has more tokens than `model.vocab_size`.
+    """
+    if vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {vocab_size} "
+            f"tokens; set --config.model.vocab_size={vocab_size} or larger"
+        )
+    step = Step(config)
+    mesh = make_mesh()
+    everywhere = replicated(mesh)
+    init = jax.jit(step.init, out_shardings=everywhere)
+    train = jax.jit(step.train, donate_argnums=0, out_shardings=everywhere)
+    evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
+    sample = make_generate(step.model, step.rule)
+
+    def generate(
+        state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
+    ) -> np.ndarray:
+        return sample(state.params, prompt, max_tokens, temperature, seed)
+
+    shapes = jax.eval_shape(step.init)
+    return TrainProgram(
+        init=init,
+        train_step=lambda state, batch: train(state, shard_batch(mesh, batch)),
+        eval_step=lambda state, batch: evaluate(state, shard_batch(mesh, batch)),
+        generate=generate,
+        notes=(optim.describe_groups(step.optim_rule, shapes.params),),
+        flops_per_token=train_flops_per_token(step.model.spec, config.data.seq_len),
+    )
