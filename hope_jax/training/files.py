@@ -1,0 +1,109 @@
+"""Plain text files of a workdir: written whole or not at all, and readable without this package."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+CHECKPOINT_DIR = "checkpoints"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` with `text` (UTF-8); a crash leaves the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses and mappings as dicts, sequences as lists, recursively; other values unchanged."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [as_plain(item) for item in value]
+    return value
+
+
+def to_json(value: Any) -> Any:
+    """`value` with arrays as nested lists and non-finite numbers as None, so that it is valid JSON.
+
+    A float32 becomes the shortest decimal that reads back as the same float32.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):  # np.float64 included
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    array = np.asarray(value)
+    if array.ndim:
+        return [to_json(item) for item in array]
+    if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
+        return array.item()
+    return float(str(array[()])) if np.isfinite(array) else None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """The resolved configuration as plain YAML."""
+    write_atomic(workdir / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
+    """The run's summary as JSON: with `metrics.jsonl`, all that the report is made from."""
+    write_atomic(workdir / SUMMARY_FILE, json.dumps(to_json(summary), indent=1, allow_nan=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, up to the first line that a crash cut short; [] without a file."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def dump_row(row: Mapping[str, Any]) -> str:
+    """One line of `metrics.jsonl`."""
+    return json.dumps(to_json(row), allow_nan=False) + "\n"
+
+
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the rows after `step` (atomically) and return those that stay."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    if path.exists():
+        write_atomic(path, "".join(dump_row(row) for row in rows))
+    return rows

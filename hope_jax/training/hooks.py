@@ -1,0 +1,146 @@
+"""What happens between steps: small objects that the loop calls after each step."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from hope_jax.data.corpus import unigram_entropy
+from hope_jax.errors import DivergenceError
+from hope_jax.training.checkpoint import Checkpointer, first_non_finite
+from hope_jax.training.metrics import Recorder
+from hope_jax.training.program import TrainProgram, TrainState
+from hope_jax.types import Batch
+
+logger = logging.getLogger("hope_jax.training")
+
+_PROFILE_SKIP = 2
+_PROFILE_STEPS = 3
+
+
+class StepEvent(NamedTuple):
+    """A step has been dispatched.
+
+    step: number of steps done, this one included. state: after it. last: it is the run's last.
+    stopping: a signal asked to stop after it.
+    """
+
+    step: int
+    state: TrainState
+    last: bool
+    stopping: bool
+
+
+class Hook(Protocol):
+    """Called after each step, in the order in which the loop lists the hooks."""
+
+    def __call__(self, event: StepEvent) -> None:
+        """Do what is due at `event.step`."""
+
+
+def evaluate(program: TrainProgram, state: TrainState, batches: Sequence[Batch]) -> dict[str, float | None]:
+    """Mean held-out loss over all supervised tokens of `batches`, in nats; all None without tokens.
+
+    Returns: `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (of the same tokens).
+    """
+    sums = jax.device_get([dict(program.eval_step(state, batch)) for batch in batches])
+    tokens = math.fsum(float(s["tokens"]) for s in sums)
+    if tokens == 0:
+        return dict.fromkeys(("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy"))
+    loss = math.fsum(float(s["loss_sum"]) for s in sums) / tokens
+    return {
+        "eval_loss": loss,
+        "eval_loss_no_writes": math.fsum(float(s["loss_sum_no_writes"]) for s in sums) / tokens,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "unigram_entropy": unigram_entropy([np.asarray(batch.targets) for batch in batches]),
+    }
+
+
+class EvalHook:
+    """Held-out loss every `every` steps (0: never) and at the end; not when stopping early."""
+
+    def __init__(
+        self, every: int, program: TrainProgram, batches: Sequence[Batch], recorder: Recorder
+    ) -> None:
+        self._every = every
+        self._program = program
+        self._batches = batches
+        self._recorder = recorder
+
+    def __call__(self, event: StepEvent) -> None:
+        if not self._batches or not (event.last or (self._every and event.step % self._every == 0)):
+            return
+        if event.stopping and not event.last:
+            return
+        with self._recorder.paused():
+            results = evaluate(self._program, event.state, self._batches)
+        self._recorder.annotate(event.step, dict(results))
+
+
+class LogHook:
+    """A row every `every` steps, at the run's first and last step, and wherever something was evaluated."""
+
+    def __init__(self, every: int, first_step: int, recorder: Recorder) -> None:
+        self._every = every
+        self._first_step = first_step
+        self._recorder = recorder
+
+    def __call__(self, event: StepEvent) -> None:
+        due = event.step % self._every == 0 or event.last or event.step == self._first_step
+        if due or self._recorder.annotated(event.step):
+            self._recorder.log(event.step)
+
+
+class CheckpointHook:
+    """A checkpoint every `every` steps, at the end and when stopping; never one that is not finite.
+
+    Raises: DivergenceError instead of saving a state that holds a NaN or an infinity.
+    """
+
+    def __init__(
+        self, every: int, checkpointer: Checkpointer, recorder: Recorder, data_state: Callable[[], Any]
+    ) -> None:
+        self._every = every
+        self._checkpointer = checkpointer
+        self._recorder = recorder
+        self._data_state = data_state
+
+    def __call__(self, event: StepEvent) -> None:
+        if not (event.last or event.stopping or (self._every and event.step % self._every == 0)):
+            return
+        with self._recorder.paused():
+            bad = first_non_finite(event.state)
+            if bad:
+                good = self._checkpointer.latest_path() or "none"
+                raise DivergenceError(
+                    f"{bad} is not finite after step {event.step}, though the losses were; not saved. Last "
+                    f"good checkpoint: {good}. Lower optim.lr, or model.self_mod_lr where the name is in fast."
+                )
+            progress = self._recorder.progress()._asdict()
+            self._checkpointer.save(event.step, event.state, self._data_state(), progress)
+
+
+class ProfileHook:
+    """A `jax.profiler` trace of a few steps, from the third one of this start, into `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen = 0
+        self._tracing = False
+
+    def __call__(self, event: StepEvent) -> None:
+        self._seen += 1
+        ending = event.last or event.stopping
+        if self._seen == _PROFILE_SKIP and not ending:
+            jax.block_until_ready(event.state)
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+        elif self._tracing and (ending or self._seen == _PROFILE_SKIP + _PROFILE_STEPS):
+            jax.block_until_ready(event.state)
+            jax.profiler.stop_trace()
+            self._tracing = False
+            logger.info("profile of %d steps in %s", self._seen - _PROFILE_SKIP, self._folder)

@@ -1,0 +1,337 @@
+"""The training loop: start or resume, step, call the hooks, sum up. It knows a run only as a program."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.data.corpus import load_documents, split_documents
+from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import ConfigError
+from hope_jax.training import files, telemetry
+from hope_jax.training.checkpoint import Checkpointer
+from hope_jax.training.diagnosis import explain_divergence
+from hope_jax.training.hooks import (
+    CheckpointHook,
+    EvalHook,
+    Hook,
+    LogHook,
+    ProfileHook,
+    StepEvent,
+    evaluate,
+)
+from hope_jax.training.metrics import Progress, Recorder, Row
+from hope_jax.training.program import TrainProgram, TrainState
+from hope_jax.training.report import write_report
+from hope_jax.training.signals import StopSignals
+from hope_jax.training.writers import Writer, check_wandb, make_writers
+from hope_jax.types import Batch
+
+logger = logging.getLogger("hope_jax.training")
+
+_SAMPLES = 3
+_PROMPT_TOKENS = 32
+
+
+class TrainIterator(Protocol):
+    """Batches without end, with a JSON state that names the next one."""
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+
+    def get_state(self) -> Any:
+        """JSON value from which `set_state` continues after the last batch delivered."""
+
+    def set_state(self, state: Any) -> None:
+        """Continue from `state`."""
+
+
+class TextTokenizer(Protocol):
+    """What the loop needs of a tokenizer."""
+
+    sha256: str
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+
+
+class _Start(NamedTuple):
+    step: int
+    state: TrainState
+    progress: Progress
+
+
+def claim_workdir(workdir: Path, resume: str) -> None:
+    """Make `workdir`, or accept one that holds a run to resume.
+
+    Raises: ConfigError if it holds a run and `resume` is "never", or if it cannot be a folder.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be made a folder ({error.strerror})") from error
+    names = (files.CHECKPOINT_DIR, files.METRICS_FILE, files.CONFIG_FILE, files.SUMMARY_FILE)
+    found = [name for name in names if (workdir / name).exists()]
+    if found and resume == "never":
+        raise ConfigError(
+            f"train.resume=never, but {workdir} already holds a run ({', '.join(found)}); nothing was "
+            "changed. Choose another --workdir, or train.resume=auto to continue it."
+        )
+
+
+def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    """Train (or resume) the run of `config` in `workdir` on its own data; returns `train`'s summary."""
+    # the only place that needs the model: `train` drives any program
+    from hope_jax.training.step import build_program
+
+    logging.getLogger("hope_jax").setLevel(logging.INFO)
+    claim_workdir(workdir, config.train.resume)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    train_documents, held_out = split_documents(load_documents(config.data.source))
+    iterator = make_train_iterator(
+        documents=train_documents,
+        tokenizer=tokenizer,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        prefetch=config.data.prefetch,
+        start_batch=config.train.step_offset,
+    )
+    eval_batches = make_eval_batches(
+        documents=held_out,
+        tokenizer=tokenizer,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.batch_size,
+        max_batches=config.eval.batches,
+    )
+    program = build_program(config, tokenizer.vocab_size)
+    return train(program, config, workdir, iterator, eval_batches, tokenizer)
+
+
+def train(
+    program: TrainProgram,
+    config: ExperimentConfig,
+    workdir: Path,
+    train_iterator: TrainIterator,
+    eval_batches: Sequence[Batch],
+    tokenizer: TextTokenizer,
+) -> dict[str, Any]:
+    """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`.
+
+    SIGTERM or SIGINT ends it early after a step, with a checkpoint.
+
+    Args:
+        train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
+        eval_batches: held-out batches, all used at each evaluation.
+    Returns:
+        `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (nats per token of the same
+        tokens; None if none was evaluated), `loss`, `tokens`, `tokens_per_sec`, `train_seconds`,
+        `compile_seconds`, `steps` (number of the last step done), `interrupted`.
+    Raises: ConfigError, CheckpointError, DivergenceError.
+    """
+    workdir = workdir.absolute()
+    claim_workdir(workdir, config.train.resume)
+    check_wandb(config)
+    if config.train.steps <= config.train.step_offset:
+        raise ConfigError(
+            f"train.steps={config.train.steps} is the number of the last step and must be larger than "
+            f"train.step_offset={config.train.step_offset}, the number the run starts from"
+        )
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        meta = {"tokenizer_digest": tokenizer.sha256, "versions": telemetry.versions()}
+        folder = workdir / files.CHECKPOINT_DIR
+        checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
+        stack.enter_context(checkpointer)
+        start = _start(program, config, checkpointer, train_iterator)
+        if jax.process_index() == 0:
+            files.write_config(workdir, files.as_plain(config))
+            files.cut_back(workdir / files.METRICS_FILE, start.step)
+        peak = telemetry.measure_matmul_peak()
+        _announce(program, start.state)
+        writers = make_writers(
+            config, workdir, start.step, lambda rate: rate * program.flops_per_token / peak
+        )
+        for writer in writers:
+            stack.callback(writer.close)
+        recorder = Recorder(
+            start.progress,
+            lambda row: _write_all(writers, row),
+            lambda step, rows: explain_divergence(step, rows, config, checkpointer.latest_path()),
+        )
+        stack.callback(recorder.close)
+        hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer)
+        end = _steps(program, start, config, train_iterator, hooks, recorder, stop)
+        checkpointer.wait()
+        summary = _summary(program, config, workdir, end, recorder.progress(), eval_batches)
+        _write_results(program, config, workdir, end, summary, peak, eval_batches, tokenizer)
+        return summary
+
+
+def _start(
+    program: TrainProgram, config: ExperimentConfig, checkpointer: Checkpointer, iterator: TrainIterator
+) -> _Start:
+    """The newest checkpoint's state, or a fresh one."""
+    state = program.init()
+    restored = checkpointer.restore(state)
+    if restored is None:
+        offset = config.train.step_offset
+        # an addition keeps the placement that init chose: another one would compile the step twice
+        return _Start(offset, state._replace(step=state.step + offset), Progress())
+    iterator.set_state(restored.data)
+    logger.info("resuming at step %d", restored.step)
+    return _Start(restored.step, restored.state, Progress(**restored.meta["progress"]))
+
+
+def _announce(program: TrainProgram, state: TrainState) -> None:
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    logger.info("parameters:\n%s", table)
+    for note in program.notes:
+        logger.info(note)
+    logger.info("devices: %s", telemetry.device_description())
+
+
+def _write_all(writers: Sequence[Writer], row: Row) -> None:
+    for writer in writers:
+        writer.write(row)
+
+
+def _hooks(
+    program: TrainProgram,
+    config: ExperimentConfig,
+    workdir: Path,
+    iterator: TrainIterator,
+    eval_batches: Sequence[Batch],
+    recorder: Recorder,
+    checkpointer: Checkpointer,
+) -> list[Hook]:
+    """Evaluation before logging, so that its numbers join the step's row; both before the checkpoint, so
+    that the row is on disk when the checkpoint that it belongs to is."""
+    hooks: list[Hook] = [ProfileHook(workdir / "profile")] if config.train.profile else []
+    return [
+        *hooks,
+        EvalHook(config.eval.every, program, eval_batches, recorder),
+        LogHook(config.log.every, config.train.step_offset + 1, recorder),
+        CheckpointHook(config.checkpoint.every, checkpointer, recorder, iterator.get_state),
+    ]
+
+
+class _End(NamedTuple):
+    step: int
+    state: TrainState
+    interrupted: bool
+
+
+def _steps(
+    program: TrainProgram,
+    start: _Start,
+    config: ExperimentConfig,
+    iterator: TrainIterator,
+    hooks: Sequence[Callable[[StepEvent], None]],
+    recorder: Recorder,
+    stop: StopSignals,
+) -> _End:
+    step, state = start.step, start.state
+    while step < config.train.steps:
+        state, metrics = program.train_step(state, next(iterator))
+        step += 1
+        recorder.add(step, metrics)
+        if step == start.step + 1:
+            recorder.finish_first_step()
+        event = StepEvent(step, state, step == config.train.steps, stop.received is not None)
+        for hook in hooks:
+            hook(event)
+        if event.stopping and not event.last:
+            logger.warning("%s: stopped after step %d; the same command continues it", stop.received, step)
+            return _End(step, state, interrupted=True)
+    return _End(step, state, interrupted=False)
+
+
+def _summary(
+    program: TrainProgram,
+    config: ExperimentConfig,
+    workdir: Path,
+    end: _End,
+    progress: Progress,
+    eval_batches: Sequence[Batch],
+) -> dict[str, Any]:
+    """The run in numbers. The last row has the evaluation, unless a finished run lost it."""
+    rows = files.read_rows(workdir / files.METRICS_FILE)
+    last = rows[-1] if rows else {}
+    keys = ("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy")
+    evaluated: dict[str, Any] = {key: last.get(key) for key in keys}
+    if not end.interrupted and (last.get("step") != end.step or evaluated["eval_loss"] is None):
+        evaluated = dict(evaluate(program, end.state, eval_batches))
+    rate = progress.steady_tokens / progress.steady_seconds if progress.steady_seconds else None
+    summary = {
+        **evaluated,
+        "loss": last.get("loss"),
+        "tokens": int(progress.tokens),
+        "tokens_per_sec": rate,
+        "train_seconds": progress.train_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "steps": end.step,
+        "interrupted": end.interrupted,
+    }
+    return dict(files.to_json(summary))
+
+
+def _samples(
+    program: TrainProgram,
+    config: ExperimentConfig,
+    state: TrainState,
+    batches: Sequence[Batch],
+    tokenizer: TextTokenizer,
+) -> list[dict[str, str]]:
+    """Sampled continuations of the first held-out rows, as text."""
+    if not batches or not config.eval.generate_tokens:
+        return []
+    rows = np.asarray(batches[0].tokens)[:_SAMPLES, :_PROMPT_TOKENS]
+    out = []
+    for index, prompt in enumerate(rows):
+        ids = program.generate(state, prompt, config.eval.generate_tokens, 0.8, config.train.seed + index)
+        texts = (tokenizer.decode([int(i) for i in part]) for part in (prompt, np.asarray(ids)))
+        out.append(dict(zip(("prompt", "text"), texts, strict=True)))
+    return out
+
+
+def _write_results(
+    program: TrainProgram,
+    config: ExperimentConfig,
+    workdir: Path,
+    end: _End,
+    summary: dict[str, Any],
+    peak: float,
+    eval_batches: Sequence[Batch],
+    tokenizer: TextTokenizer,
+) -> None:
+    """`summary.json`, and the report made from it and `metrics.jsonl`."""
+    started = time.perf_counter()
+    samples = [] if end.interrupted else _samples(program, config, end.state, eval_batches, tokenizer)
+    if jax.process_index() != 0:
+        return
+    rate = summary["tokens_per_sec"]
+    details = {
+        "name": workdir.name,
+        "device": telemetry.device_description(),
+        "versions": telemetry.versions(),
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(end.state.params)),
+        "matmul_peak_flops": peak,
+        "share_of_peak": rate * program.flops_per_token / peak if rate else None,
+        "notes": program.notes,
+        "samples": samples,
+        "config": files.as_plain(config),
+    }
+    files.write_summary(workdir, {**summary, **details})
+    write_report(workdir)
+    logger.info("report written in %.1f s: %s", time.perf_counter() - started, workdir / "report.html")

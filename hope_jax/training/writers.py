@@ -1,0 +1,145 @@
+"""Where a row of metrics goes: `metrics.jsonl`, the log, TensorBoard, Weights & Biases."""
+
+import datetime
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import tensorboardX
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.errors import ConfigError
+from hope_jax.training.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
+
+logger = logging.getLogger("hope_jax.training")
+
+Row = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """Takes finished rows in step order."""
+
+    def write(self, row: Row) -> None:
+        """Take one row."""
+
+    def close(self) -> None:
+        """Flush and release."""
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The finite numbers of a row by slash-separated name; write statistics as means over the layers."""
+    out = {}
+    for key, value in flatten(to_json(row)).items():
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        if key != "step" and numbers:
+            out[key.replace(".", "/")] = float(np.mean(numbers))
+    return out
+
+
+class JsonlWriter:
+    """Appends rows to `<workdir>/metrics.jsonl`, each flushed at once."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        self._file.write(dump_row(row))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Scalars in `<workdir>/tb`; what an earlier start wrote after `step` is hidden."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._writer = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=step + 1)
+
+    def write(self, row: Row) -> None:
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbWriter:
+    """A Weights & Biases run that belongs to the workdir, continued on resume."""
+
+    def __init__(self, workdir: Path, config: ExperimentConfig) -> None:
+        check_wandb(config)
+        import wandb  # optional, and slow to import
+
+        identity = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project=config.log.wandb_project,
+            name=workdir.name,
+            id=identity,
+            resume="allow",
+            dir=str(workdir),
+            config=as_plain(config),
+        )
+
+    def write(self, row: Row) -> None:
+        self._run.log(scalars(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class ProgressWriter:
+    """One line a row in the log: step, loss, tokens/s, time left, share of the measured matmul peak.
+
+    Args:
+        steps: number of the run's last step.
+        share_of_peak: tokens per second -> share of the peak.
+    """
+
+    def __init__(self, steps: int, share_of_peak: Callable[[float], float]) -> None:
+        self._steps = steps
+        self._share_of_peak = share_of_peak
+
+    def write(self, row: Row) -> None:
+        parts = [f"step {row['step']}/{self._steps}", f"loss {float(row['loss']):.4f}"]
+        if row["tokens_per_sec"] is not None:
+            left = datetime.timedelta(seconds=round((self._steps - row["step"]) * row["step_time"]))
+            parts += [
+                f"{row['tokens_per_sec']:,.0f} tokens/s",
+                f"{left} left",
+                f"{self._share_of_peak(row['tokens_per_sec']):.1%} of matmul peak",
+            ]
+        if row.get("eval_loss") is not None:
+            parts.append(f"eval loss {row['eval_loss']:.4f} (unigram entropy {row['unigram_entropy']:.4f})")
+        logger.info("  ".join(parts))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def check_wandb(config: ExperimentConfig) -> None:
+    """Raise ConfigError where `log.wandb` asks for a package that is not there."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "log.wandb: true, but the package wandb is not installed; run `pip install wandb`, or set "
+            "--config.log.wandb=false"
+        )
+
+
+def make_writers(
+    config: ExperimentConfig, workdir: Path, step: int, share_of_peak: Callable[[float], float]
+) -> list[Writer]:
+    """The writers that the configuration asks for; none but on the first process."""
+    if jax.process_index() != 0:
+        return []
+    writers: list[Writer] = [JsonlWriter(workdir), ProgressWriter(config.train.steps, share_of_peak)]
+    if config.log.tensorboard:
+        writers.append(TensorBoardWriter(workdir, step))
+    if config.log.wandb:
+        writers.append(WandbWriter(workdir, config))
+    return writers
