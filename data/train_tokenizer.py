@@ -1,6 +1,6 @@
 """Trains the embedded tokenizer on the training documents of the embedded corpus.
 
-    python data/train_tokenizer.py [--vocab_size=1024] [--out=FILE] [--check]
+    python -m data.train_tokenizer [--vocab_size=1024] [--out=FILE] [--check]
 
 One thread, no sampling, no paths in the model: the same sentencepiece version gives the same bytes. `--check`
 writes nothing and fails if the shipped model differs. Why 1024: docs/data.md.

@@ -134,7 +134,9 @@ def make_train_iterator(
             f"data.source: the training text has {len(tokens)} tokens, one batch needs {seq_len * batch_size + 1} "
             f"(data.seq_len={seq_len} x data.batch_size={batch_size}, and one); lower these or add text"
         )
-    shuffled = grain.MapDataset.source(rows).shuffle(seed=_digest_int(seed)).repeat()
+    # Endless in effect. Grain's own endless length, sys.maxsize, overflows when batched one by one.
+    epochs = 2**52 // len(rows)
+    shuffled = grain.MapDataset.source(rows).shuffle(seed=_digest_int(seed)).repeat(epochs)
     # Batches of a share's size, every process_count-th of them: together exactly the global batches.
     shares = shuffled.batch(batch_size // process_count)[process_index::process_count]
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)

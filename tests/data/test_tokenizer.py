@@ -1,0 +1,79 @@
+"""Tokenizer: exact round trips, fixed ids, readable errors."""
+
+import hashlib
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hope_jax.data.corpus import load_documents
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import DataError
+
+TOKENIZER = Tokenizer.load("embedded")
+
+
+@given(st.text(max_size=200))
+@example("a\n\n b  c \n")
+@example("\u2581a \u2581\u2581 b\u2581")  # the character that sentencepiece uses for a space
+@example("\0\r\n\t<s></s><unk><0x0A>\ufeff\u2028\ufffd")
+@example("日本語 🎉 e\u0301")
+def test_any_unicode_text_survives_encode_and_decode(text):
+    ids = TOKENIZER.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert TOKENIZER.decode(ids) == text
+
+
+def test_the_whole_corpus_survives_encode_and_decode():
+    for document in load_documents("embedded"):
+        assert TOKENIZER.decode(TOKENIZER.encode(document.text)) == document.text
+
+
+def test_ids_and_size_are_the_shipped_models():
+    t = TOKENIZER
+    assert (t.pad_id, t.bos_id, t.eos_id, t.vocab_size) == (0, 1, 2, 1024)
+    raw = (resources.files("hope_jax.data") / "assets" / "unigram_1024.model").read_bytes()
+    assert t.sha256 == hashlib.sha256(raw).hexdigest()
+
+
+def test_text_never_yields_special_ids():
+    ids = TOKENIZER.encode("<s> </s> <pad> <unk> and more")
+    assert not set(ids.tolist()) & {0, 1, 2, 3}
+
+
+def test_special_ids_decode_to_nothing_and_foreign_ids_to_the_replacement_character():
+    t = TOKENIZER
+    ids = [t.bos_id, *t.encode("Lord"), t.eos_id]
+    assert t.decode(ids) == "Lord"
+    assert t.decode(np.array([*ids, 31999, *ids])) == "Lord\ufffdLord"
+    assert t.decode([]) == ""
+
+
+def test_a_model_file_loads_like_the_embedded_one(tmp_path):
+    raw = (resources.files("hope_jax.data") / "assets" / "unigram_1024.model").read_bytes()
+    (tmp_path / "copy.model").write_bytes(raw)
+    copy = Tokenizer.load(str(tmp_path / "copy.model"))
+    assert copy.sha256 == TOKENIZER.sha256
+    np.testing.assert_array_equal(copy.encode("the earth"), TOKENIZER.encode("the earth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 64])
+def test_a_corrupt_model_is_one_readable_error(tmp_path, content):
+    path = tmp_path / "bad.model"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.model.*not a sentencepiece model.*embedded"):
+        Tokenizer.load(str(path))
+
+
+def test_a_missing_model_and_a_folder_are_readable_errors(tmp_path):
+    with pytest.raises(DataError, match="none.model.*No such file.*embedded"):
+        Tokenizer.load(str(tmp_path / "none.model"))
+    with pytest.raises(DataError, match="data.tokenizer"):
+        Tokenizer.load(str(tmp_path))
+
+
+def test_a_lone_surrogate_is_refused_by_name():
+    with pytest.raises(DataError, match="character 1 .*surrogate"):
+        TOKENIZER.encode("a\ud800")
