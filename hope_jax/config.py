@@ -5,128 +5,166 @@ Config files call `base_config()`, change values, and return it; the front turns
 """
 
 import dataclasses
-import types as python_types
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
 
 from ml_collections import config_dict
+
+BlockVariant = Literal[
+    "transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan"
+]
+
+
+class Range(NamedTuple):
+    """Bounds of a number, `low` included and `high` included unless said otherwise."""
+
+    low: float
+    high: float = math.inf
+    above_low: bool = False
+    below_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """True if `value` is finite and within the bounds."""
+        low_ok = value > self.low if self.above_low else value >= self.low
+        high_ok = value < self.high if self.below_high else value <= self.high
+        return math.isfinite(value) and low_ok and high_ok
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above_low else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above_low=True)]
+Decay = Annotated[float, Range(0, 1, below_high=True)]
+Fraction = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
 class LevelConfig:
     """One memory with an update period (a CMS level, or the TITAN memory)."""
 
-    update_period: int = 16  # tokens between writes (C)
-    lr: float | None = None  # inner learning rate; None: model.self_mod_lr
+    update_period: Count = 16  # tokens between writes (C)
+    lr: NonNegative | None = None  # inner learning rate; None: model.self_mod_lr
     optimizer: str = "momentum"  # see hope_jax.memory.inner_optim.VARIANTS
-    beta: float = 0.9  # inner momentum (no bias correction)
-    beta2: float = 0.999  # second moment of `preconditioned` and `muon`
-    eps: float = 1e-8
+    beta: Decay = 0.9  # inner momentum (no bias correction)
+    beta2: Decay = 0.999  # second moment of `preconditioned` and `muon`
+    eps: Positive = 1e-8  # added to the root of the second moment
 
 
 @dataclass(frozen=True)
 class TeachScheduleConfig:
     """Multiplier on the teach signal over training steps; 0 switches a part off."""
 
-    warmup_steps: int = 0
-    decay_start: int = 0
-    decay_duration: int = 0
+    warmup_steps: Whole = 0  # linear rise from 0 to 1
+    decay_start: Whole = 0  # step at which the fall from 1 to 0 starts
+    decay_duration: Whole = 0  # steps that it takes
 
 
 @dataclass(frozen=True)
 class SelfModConfig:
     """The SelfModifier of the TITAN memory (`selfmod_off` ablates it)."""
 
-    enabled: bool = True
+    enabled: bool = True  # False: a write is a step along the teach signal alone
 
 
 @dataclass(frozen=True)
 class SelfModifyingTitansConfig:
     """Self-modifying Titans (Eqs. 83-93), the first memory of `hope_selfmod`."""
 
-    chunk_size: int = 8  # tokens between writes of the generators
-    chunk_size_memory: int = 64  # tokens between writes of M_memory
-    projection_skip: bool = True
-    adaptive_q: bool = False
-    local_conv_window: int = 4  # 0: off
-    objective: str = "l2"  # l2 | dot
-    stopgrad_vhat: bool = True
-    rank1_precondition: bool = True
-    use_alpha: bool = True
-    momentum: float = 0.0
+    chunk_size: Count = 8  # tokens between writes of the generators
+    chunk_size_memory: Count = 64  # tokens between writes of M_memory
+    projection_skip: bool = True  # residual connection of the generators' MLPs
+    adaptive_q: bool = False  # queries from a memory M_q instead of a fixed projection
+    local_conv_window: Whole = 4  # causal depthwise convolution before it, tokens; 0: off
+    objective: Literal["l2", "dot"] = "l2"  # inner loss of its memories
+    stopgrad_vhat: bool = True  # cut the gradient at the self-generated targets
+    rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write
+    use_alpha: bool = True  # data-dependent retention; False: 1
+    momentum: Decay = 0.0  # of its writes
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture, memories and their local learning."""
 
-    block_variant: str = "hope_attention"
-    style: str = "modern"  # modern | reference
-    vocab_size: int = 32000
-    dim: int = 512
-    num_layers: int = 12
-    heads: int = 8
-    mlp_multiplier: int = 4  # hidden width of the transformer's MLP over dim
-    qk_norm: str = "style"  # style (modern: rms, reference: none) | none | l2 | rms
-    rope_theta: float = 10000.0
-    sliding_window: int = 0  # tokens that attention sees; 0: all
-    local_conv_window: int = 0  # causal depthwise convolution before attention; 0: off
-    cms_levels: Mapping[str, LevelConfig] = field(
+    block_variant: BlockVariant = "hope_attention"  # what a block is made of
+    style: Literal["modern", "reference"] = "modern"  # pre-norm, RoPE, qk-norm | the published post-norm
+    vocab_size: Annotated[int, Range(2)] = 32000  # embedding rows; at least the tokenizer's ids
+    dim: Count = 512  # width of the residual stream
+    num_layers: Count = 12  # blocks
+    heads: Count = 8  # attention heads; dim / heads is even
+    mlp_multiplier: Count = 4  # hidden width of the transformer's MLP over dim
+    qk_norm: Literal["style", "none", "l2", "rms"] = "style"  # style: rms if modern, none if reference
+    rope_theta: Positive = 10000.0  # RoPE's base (modern style)
+    sliding_window: Whole = 0  # tokens that attention sees; 0: all
+    local_conv_window: Whole = 0  # causal depthwise convolution before attention; 0: off
+    cms_levels: Mapping[str, LevelConfig] = field(  # by name, in the order of the chain
         default_factory=lambda: {"cms_fast": LevelConfig(update_period=16)}
     )
-    cms_hidden_multiplier: int = 4
-    cms_flush_partial_at_end: bool = False
-    titan_level: LevelConfig = LevelConfig(update_period=8)
+    cms_hidden_multiplier: Count = 4  # hidden width of a CMS level over dim
+    cms_flush_partial_at_end: bool = False  # write a period that the stream's end cuts short
+    titan_level: LevelConfig = LevelConfig(update_period=8)  # TITAN memory (hope_hybrid, titan)
     self_mod: SelfModConfig = SelfModConfig()
-    self_mod_lr: float = 1e-3  # inner learning rate of levels that name none
+    self_mod_lr: NonNegative = (
+        1e-3  # inner learning rate of levels that name none; eta's scale in hope_selfmod
+    )
     self_modifying: SelfModifyingTitansConfig = SelfModifyingTitansConfig()
-    teach_scale: float = 0.1
-    teach_clip: float = 0.0  # per-token L2 bound on the teach signal; 0: off
+    teach_scale: NonNegative = 0.1  # multiplier on the teach signal
+    teach_clip: NonNegative = 0.0  # per-token L2 bound on the teach signal; 0: off
     teach_schedule: TeachScheduleConfig = TeachScheduleConfig()
-    surprise_threshold: float | None = None
-    surprise_metric: str = "l2"  # l2 | loss | logit_entropy
+    surprise_threshold: NonNegative | None = (
+        None  # smallest mean surprise at which a period is written; None: all
+    )
+    surprise_metric: Literal["l2", "loss", "logit_entropy"] = "l2"  # l2: norm of the scaled teach signal
 
 
 @dataclass(frozen=True)
 class TeachConfig:
     """Where the teach signal comes from."""
 
-    source: str = "per_layer"  # per_layer: dL/d(block output) | global: dL/dh at the LM head
-    normalize: str = "token"  # token: of the summed loss | batch_mean: divided by supervised tokens
+    source: Literal["per_layer", "global"] = "per_layer"  # dL/d(block output) | dL/dh at the LM head
+    normalize: Literal["token", "batch_mean"] = "token"  # of the summed loss | over the supervised tokens
 
 
 @dataclass(frozen=True)
 class CmsConfig:
     """How the Continuum Memory System learns."""
 
-    delta_at: str = "own_output"  # own_output | block_output
+    delta_at: Literal["own_output", "block_output"] = "own_output"  # the output whose gradient writes a level
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """Whose memory a fast state is, how long it lives, and its bounds."""
 
-    scope: str = "example"  # example | batch
-    lifetime: str = "context"  # context | persistent (two_pass with scope=batch only)
-    reset_at_document: bool = False
-    write_clip: float = 0.02  # bound on one write: |eta u|_F <= write_clip |theta|_F; 0: off
-    delta_clip: float = 0.5  # bound on all writes: |Delta|_F <= delta_clip |theta|_F; 0: off
+    scope: Literal["example", "batch"] = "example"  # one fast state per example, or one for the batch
+    lifetime: Literal["context", "persistent"] = "context"  # persistent: over steps, two_pass and scope=batch
+    reset_at_document: bool = False  # start afresh at each document of a packed row
+    write_clip: NonNegative = 0.02  # bound on one write: |eta u|_F <= write_clip |theta|_F; 0: off
+    delta_clip: NonNegative = 0.5  # bound on all writes: |Delta|_F <= delta_clip |theta|_F; 0: off
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The outer loop."""
 
-    algorithm_mode: str = "online"  # online | two_pass | through_writes
-    online_chunk_size: int = 0  # N; 0: max(16, smallest CMS period)
-    truncate_tokens: int = 0  # K, a multiple of N; 0: N
-    steps: int = 1000
-    step_offset: int = 0  # first step's number, for relaunches: schedules and the data cursor start there
-    seed: int = 0
-    resume: str = "auto"  # auto: continue a workdir's run | never: refuse a workdir that holds one
-    compute_dtype: str = "float32"  # float32 | bfloat16 | float64
-    param_policy: str = "all"  # all | memories_frozen | backbone_frozen
+    algorithm_mode: Literal["online", "two_pass", "through_writes"] = "online"  # when memories write
+    online_chunk_size: Whole = 0  # N; 0: max(16, smallest CMS period)
+    truncate_tokens: Whole = 0  # K, a multiple of N; 0: N
+    steps: Count = 1000  # number of the last step
+    step_offset: Whole = 0  # steps that count as done, for relaunches: schedules and data start after them
+    seed: Whole = 0  # of initialisation, data order and sampling
+    resume: Literal["auto", "never"] = "auto"  # continue a workdir's run | refuse a workdir that holds one
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matmuls
+    param_policy: Literal["all", "memories_frozen", "backbone_frozen"] = "all"  # which parameters train
     profile: bool = False  # write a trace of a few steps to <workdir>/profile
 
 
@@ -134,19 +172,19 @@ class TrainConfig:
 class OptimConfig:
     """The outer optimizer."""
 
-    name: str = "muon_hybrid"  # adamw | muon_hybrid
-    lr: float = 2.5e-4
-    adam_lr: float | None = None  # of the AdamW part of muon_hybrid; None: lr
-    weight_decay: float = 0.02
-    momentum: float = 0.95  # Muon
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    schedule: str = "cosine"  # cosine | constant (with cool-down)
-    warmup_steps: int = 0
-    cooldown_steps: int = 0  # linear, at the end of `constant`
-    final_lr_fraction: float = 0.1
-    grad_clip: float = 1.0  # global norm; 0: off
+    name: Literal["adamw", "muon_hybrid"] = "muon_hybrid"  # hybrid: Muon for matrices, AdamW for the rest
+    lr: NonNegative = 2.5e-4  # peak
+    adam_lr: NonNegative | None = None  # of the AdamW part of muon_hybrid; None: lr
+    weight_decay: NonNegative = 0.02  # decoupled; matrices only
+    momentum: Decay = 0.95  # Muon
+    b1: Decay = 0.9  # AdamW
+    b2: Decay = 0.999  # AdamW
+    eps: Positive = 1e-8  # AdamW
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: Whole = 0  # linear, from 0 to lr
+    cooldown_steps: Whole = 0  # linear, at the end of `constant`
+    final_lr_fraction: Fraction = 0.1  # of lr, where the schedule ends
+    grad_clip: NonNegative = 1.0  # global norm; 0: off
 
 
 @dataclass(frozen=True)
@@ -154,39 +192,39 @@ class DataConfig:
     """Training text. `batch_size` is global: all devices and processes together."""
 
     source: str = "embedded"  # embedded | a folder of text files
-    seq_len: int = 2048
-    batch_size: int = 6
+    seq_len: Annotated[int, Range(2)] = 2048  # tokens a row
+    batch_size: Count = 6  # rows a step, all devices and processes together
     tokenizer: str = "embedded"  # embedded | path of a sentencepiece model
-    prefetch: int = 4  # batches prepared ahead
-    mixture: Mapping[str, float] = field(default_factory=dict)  # weights by source, for mixed shards
+    prefetch: Whole = 4  # batches prepared ahead
+    mixture: Mapping[str, Positive] = field(default_factory=dict)  # weights by source, for mixed shards
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Periodic held-out loss."""
 
-    every: int = 500  # steps; 0: only at the end
-    batches: int = 16  # at most; 0: the whole held-out split
-    generate_tokens: int = 64  # length of each sample in the report; 0: none
+    every: Whole = 500  # steps; 0: only at the end
+    batches: Whole = 16  # at most; 0: the whole held-out split
+    generate_tokens: Whole = 64  # length of each sample in the report; 0: none
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When a checkpoint is written and which are kept."""
 
-    every: int = 1000  # steps; one is always written at the end
-    keep_last: int = 3
-    keep_every: int = 0  # steps between checkpoints that are kept for good; 0: none
+    every: Whole = 1000  # steps; one is always written at the end
+    keep_last: Count = 3
+    keep_every: Whole = 0  # steps between checkpoints that are kept for good; 0: none
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """What is written while training."""
 
-    every: int = 10  # steps
-    tensorboard: bool = True
-    wandb: bool = False
-    wandb_project: str = "hope_jax"
+    every: Count = 10  # steps between logged rows
+    tensorboard: bool = True  # event files in <workdir>/tb
+    wandb: bool = False  # Weights & Biases; needs its package
+    wandb_project: str = "hope_jax"  # project name there
 
 
 @dataclass(frozen=True)
@@ -205,20 +243,33 @@ class ExperimentConfig:
     log: LogConfig = LogConfig()
 
 
-def to_config_dict(value: object) -> config_dict.ConfigDict:
+class OrderedConfig(config_dict.ConfigDict):
+    """A ConfigDict that keeps the order of its keys, also of plain dicts assigned in place of its fields:
+    the order of `model.cms_levels` is that of the chain."""
+
+    def __init__(
+        self,
+        initial_dictionary: Mapping[str, Any] | None = None,
+        type_safe: bool = True,
+        convert_dict: bool = True,
+    ) -> None:
+        super().__init__(initial_dictionary, type_safe, convert_dict, sort_keys=False)
+
+
+def to_config_dict(value: object) -> OrderedConfig:
     """A dataclass instance as a ConfigDict: nested, key order kept, None as a typed placeholder."""
-    out = config_dict.ConfigDict(sort_keys=False)
+    out = OrderedConfig()
     hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(value):  # type: ignore[arg-type]
         item = getattr(value, f.name)
         if dataclasses.is_dataclass(item):
             out[f.name] = to_config_dict(item)
         elif isinstance(item, Mapping):
-            nested = config_dict.ConfigDict(sort_keys=False)
+            nested = OrderedConfig()
             for key, entry in item.items():
                 nested[key] = to_config_dict(entry) if dataclasses.is_dataclass(entry) else entry
             out[f.name] = nested
-        elif isinstance(hints[f.name], python_types.UnionType):
+        elif type(None) in typing.get_args(hints[f.name]):
             kind = next(t for t in typing.get_args(hints[f.name]) if t is not type(None))
             out[f.name] = config_dict.placeholder(kind)
             if item is not None:
@@ -228,11 +279,11 @@ def to_config_dict(value: object) -> config_dict.ConfigDict:
     return out
 
 
-def base_config() -> config_dict.ConfigDict:
+def base_config() -> OrderedConfig:
     """The default configuration as a ConfigDict for config files to change and return."""
     return to_config_dict(ExperimentConfig())
 
 
-def level(**values: object) -> config_dict.ConfigDict:
+def level(**values: Any) -> OrderedConfig:
     """One CMS level for `config.model.cms_levels`, e.g. `level(update_period=4, lr=3e-4)`."""
-    return to_config_dict(LevelConfig(**values))  # type: ignore[arg-type]
+    return to_config_dict(LevelConfig(**values))

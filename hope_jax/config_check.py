@@ -1,0 +1,209 @@
+"""The configuration as a whole: combinations that cannot run, found before anything compiles."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from hope_jax.config import ExperimentConfig, LevelConfig
+from hope_jax.config_schema import as_error, resolve
+
+__all__ = ["NOT_BUILT_YET", "online_chunk", "resolve", "truncate", "validate", "warnings"]
+
+CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
+TITAN_VARIANTS = ("hope_hybrid", "titan")
+
+NOT_BUILT_YET: Mapping[str, Mapping[Any, str]] = {
+    "train.algorithm_mode": {"through_writes": "use online or two_pass"},
+    "train.param_policy": {"memories_frozen": "use all", "backbone_frozen": "use all"},
+    "memory.reset_at_document": {True: "use false"},
+}
+"""Values that the schema knows and the code does not, by key, with what to use instead."""
+
+_MIN_CHUNK = 16
+_SELFMOD_CUT = 256
+
+
+def online_chunk(config: ExperimentConfig) -> int:
+    """N, the tokens that one loss pass reads before its writes.
+
+    The sequence in `two_pass`, and for variants without memories unless a chunk size is set.
+    """
+    chunk, variant = config.train.online_chunk_size, config.model.block_variant
+    if config.train.algorithm_mode == "two_pass":
+        return config.data.seq_len
+    if chunk:
+        return chunk
+    if variant not in CMS_VARIANTS + TITAN_VARIANTS:
+        return config.data.seq_len
+    levels = config.model.cms_levels.values() if variant in CMS_VARIANTS else ()
+    return max(_MIN_CHUNK, min((level.update_period for level in levels), default=_MIN_CHUNK))
+
+
+def truncate(config: ExperimentConfig) -> int:
+    """K, the tokens after which outer gradients are cut; a multiple of N."""
+    chunk = online_chunk(config)
+    if config.train.algorithm_mode == "two_pass":
+        return chunk
+    if config.train.truncate_tokens:
+        return config.train.truncate_tokens
+    if config.model.block_variant != "hope_selfmod":
+        return chunk
+    return chunk * math.ceil(max(_SELFMOD_CUT, _shortest_selfmod_cut(config)) / chunk)
+
+
+def _shortest_selfmod_cut(config: ExperimentConfig) -> int:
+    """Below two periods of M_memory its generators would receive no gradient."""
+    return 2 * config.model.self_modifying.chunk_size_memory
+
+
+def validate(
+    config: ExperimentConfig,
+    *,
+    device_count: int | None = None,
+    built_variants: Collection[str] | None = None,
+    inner_optimizers: Collection[str] | None = None,
+) -> None:
+    """Checks what no single key shows. What is not known yet (None) is not checked.
+
+    device_count: over all processes. built_variants, inner_optimizers: names that the models and memory
+        floors offer, handed down by the front.
+
+    Raises: ConfigError with every problem, one line each.
+    """
+    problems = [
+        *_not_built(config, built_variants),
+        *_model_problems(config),
+        *_memory_problems(config, inner_optimizers),
+        *_train_problems(config),
+        *_batch_problems(config, device_count),
+    ]
+    if problems:
+        raise as_error(problems)
+
+
+def warnings(config: ExperimentConfig) -> list[str]:
+    """What runs, but perhaps not as meant; a line each."""
+    found = []
+    mode, chunk = config.train.algorithm_mode, online_chunk(config)
+    late = [
+        f"{name} ({level.update_period})" for name, level in _levels(config) if level.update_period < chunk
+    ]
+    if late and mode != "two_pass":
+        found.append(
+            f"writes of {', '.join(late)} are read only from the next chunk of {chunk} tokens on, their periods "
+            "being shorter (train.online_chunk_size sets the chunk)"
+        )
+    if mode == "two_pass" and config.memory.lifetime == "context" and _levels(config):
+        found.append(
+            "train.algorithm_mode=two_pass with memory.lifetime=context: memory writes feed nothing but "
+            "statistics; memory.lifetime=persistent keeps them over steps"
+        )
+    if config.cms.delta_at == "own_output" and config.teach.source == "global" and _levels(config):
+        found.append(
+            "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
+            "signal at the LM head"
+        )
+    if config.data.mixture and config.data.source == "embedded":
+        found.append("data.mixture has no effect under data.source=embedded")
+    return found
+
+
+def _levels(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
+    """The variant's memories that are written by teach signals, by key below `model`."""
+    model = config.model
+    levels = []
+    if model.block_variant in TITAN_VARIANTS:
+        levels.append(("titan_level", model.titan_level))
+    if model.block_variant in CMS_VARIANTS:
+        levels += [(f"cms_levels.{name}", level) for name, level in model.cms_levels.items()]
+    return levels
+
+
+def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
+    for path, values in NOT_BUILT_YET.items():
+        group, key = path.split(".")
+        value = getattr(getattr(config, group), key)
+        if value in values:
+            yield f"{path}={value}: not built yet; {values[value]}"
+    variant = config.model.block_variant
+    if built_variants is not None and variant not in built_variants:
+        yield f"model.block_variant={variant}: not built yet; use {' or '.join(built_variants)}"
+    if config.data.mixture and config.data.source != "embedded":
+        yield "data.mixture: mixing sources is not built yet; leave it empty"
+
+
+def _model_problems(config: ExperimentConfig) -> Iterator[str]:
+    model = config.model
+    if model.dim % model.heads:
+        yield f"model.heads={model.heads} does not divide model.dim={model.dim}"
+    elif model.style == "modern" and (model.dim // model.heads) % 2:
+        yield (
+            f"model.dim={model.dim} over model.heads={model.heads} is {model.dim // model.heads}: RoPE turns "
+            "pairs, so the width of a head must be even"
+        )
+    if model.block_variant in CMS_VARIANTS and not model.cms_levels:
+        yield f"model.cms_levels is empty: block_variant={model.block_variant} needs at least one level"
+
+
+def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
+    model, memory, chunk = config.model, config.memory, online_chunk(config)
+    periods = {f"model.{name}.update_period": level.update_period for name, level in _levels(config)}
+    if model.block_variant == "hope_selfmod":
+        own = model.self_modifying
+        periods["model.self_modifying.chunk_size"] = own.chunk_size
+        periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
+    name = "data.seq_len" if config.train.algorithm_mode == "two_pass" else "the online chunk"
+    for path, period in periods.items():
+        if chunk % period and period % chunk:
+            yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
+    for path, level in _levels(config):
+        if inner_optimizers is not None and level.optimizer not in inner_optimizers:
+            known = ", ".join(inner_optimizers)
+            yield f"model.{path}.optimizer={level.optimizer!r}: unknown; known: {known}"
+    if memory.lifetime == "persistent":
+        if config.train.algorithm_mode != "two_pass":
+            yield (
+                f"memory.lifetime=persistent needs train.algorithm_mode=two_pass, not "
+                f"{config.train.algorithm_mode}; use memory.lifetime=context"
+            )
+        if memory.scope != "batch":
+            yield (
+                "memory.lifetime=persistent needs memory.scope=batch: a memory that outlives its examples "
+                "belongs to none of them"
+            )
+
+
+def _train_problems(config: ExperimentConfig) -> Iterator[str]:
+    train, optim, chunk = config.train, config.optim, online_chunk(config)
+    if train.algorithm_mode != "two_pass":
+        if chunk > config.data.seq_len:
+            yield (
+                f"the online chunk of {chunk} tokens (train.online_chunk_size, or its default) is larger than "
+                f"data.seq_len={config.data.seq_len}"
+            )
+        if train.truncate_tokens % chunk:
+            yield f"train.truncate_tokens={train.truncate_tokens} is no multiple of the online chunk ({chunk})"
+        shortest = _shortest_selfmod_cut(config)
+        if config.model.block_variant == "hope_selfmod" and truncate(config) < shortest:
+            yield (
+                f"train.truncate_tokens={train.truncate_tokens} is below {shortest}, two periods of "
+                "model.self_modifying.chunk_size_memory"
+            )
+    if train.step_offset >= train.steps:
+        yield (
+            f"train.steps={train.steps} is the number of the last step and must be larger than "
+            f"train.step_offset={train.step_offset}"
+        )
+    if optim.warmup_steps + optim.cooldown_steps > train.steps:
+        yield (
+            f"optim.warmup_steps={optim.warmup_steps} and optim.cooldown_steps={optim.cooldown_steps} together "
+            f"are more than train.steps={train.steps}"
+        )
+    if optim.cooldown_steps and optim.schedule == "cosine":
+        yield "optim.cooldown_steps has no place in optim.schedule=cosine; set it to 0 or use constant"
+
+
+def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:
+    batch = config.data.batch_size
+    if device_count is not None and batch % device_count:
+        yield f"data.batch_size={batch} is not divisible by the {device_count} devices"
