@@ -7,6 +7,7 @@ purpose; a test of production code compares with it on small cases.
 * `model`: reads. Norms, attention over explicit token lists, CMS, both variants and both styles.
 * `inner`: one write. Gradient of a level, inner optimizers, bounds.
 * `teach`: teach signals, their processing, surprise.
+* `periods`: what a level gathers over a period, the gate, the write at its end.
 * `stream`: the online chunk loop, with the outer gradient; `two_pass` reads as its one-chunk case.
 * `reference`: the published code's own rules where they differ (for its golden files only).
 """

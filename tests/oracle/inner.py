@@ -1,6 +1,7 @@
 """One write: gradient of a level, inner optimizer, bounds. Float64 numpy but for the gradient itself."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,19 +29,21 @@ class Level:
     eps: float = 1e-8
 
 
+@partial(jax.jit, static_argnames="read_clip")
+def token_gradient(p: Arrays, token: Any, direction: Any, read_clip: float) -> Arrays:
+    """Gradient of <direction, y> for one token [D] with respect to every parameter of the level."""
+    return jax.grad(lambda weights: jnp.sum(direction * level_read(weights, token, read_clip)))(p)
+
+
 def level_gradient(p: Arrays, x: Any, signal: Any, mask: Any, read_clip: float = 0.0) -> Arrays:
     """Gradient of sum_t mask_t <signal_t, y_t> with respect to every parameter of the level, token by token.
 
     p: the level's weights, deltas included. x, signal: [tokens, D]; mask: [tokens].
     """
-
-    def paired(weights: Arrays, token: Any, direction: Any) -> Any:
-        return jnp.sum(direction * level_read(weights, token, read_clip))
-
     total = {k: np.zeros(np.shape(w)) for k, w in p.items()}
-    for token, direction, m in zip(np.asarray(x), np.asarray(signal), np.asarray(mask), strict=True):
+    for token, wanted, m in zip(np.asarray(x), np.asarray(signal), np.asarray(mask), strict=True):
         if m != 0:
-            grad = jax.grad(paired)(p, token, direction)
+            grad = token_gradient(p, token, wanted, read_clip)
             total = {k: total[k] + m * np.asarray(grad[k]) for k in total}
     return total
 

@@ -4,7 +4,7 @@ Parameter trees are production's (matrices [in, out], every leaf of `blocks` wit
 `deltas[layer][level][name]` are the fast weights' offsets; a missing entry means zero.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -37,15 +37,18 @@ class Arch:
     read_clip: float = 0.0
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Past:
-    """What one attention layer remembers: per token a key and a value [heads, Dh], and its conv inputs [D]."""
+    """What one attention layer remembers of the tokens before: keys and values [tokens, heads, Dh] as they
+    were used, and the inputs of its convolution [tokens, D], all of them."""
 
-    keys: tuple[Any, ...] = ()
-    values: tuple[Any, ...] = ()
-    conv_inputs: tuple[Any, ...] = ()
+    keys: Any
+    values: Any
+    conv_inputs: Any
 
 
+@jax.tree_util.register_dataclass
 @dataclass
 class Read:
     """All that a read of one chunk shows. Lists are indexed by layer; arrays are [tokens, ...]."""
@@ -85,10 +88,11 @@ def norm(arch: Arch, scale: Any, bias: Any, x: Any) -> Any:
     return rms_norm(x, scale) if arch.style == "modern" else layer_norm(x, scale, bias)
 
 
-def rope(x: Any, position: int, theta: float) -> Any:
-    """Rotate one token's heads [heads, Dh]: coordinates i and i + Dh/2 form a pair of frequency theta^(-2i/Dh)."""
+def rope(x: Any, start: int, theta: float) -> Any:
+    """Rotate heads [tokens, heads, Dh]: coordinates i and i + Dh/2 are a pair of frequency theta^(-2i/Dh)."""
     half = x.shape[-1] // 2
-    angle = position * theta ** (-2.0 * np.arange(half) / x.shape[-1])
+    position = start + np.arange(x.shape[0])
+    angle = position[:, None, None] * theta ** (-2.0 * np.arange(half) / x.shape[-1])
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate(
         [first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)],
@@ -96,72 +100,63 @@ def rope(x: Any, position: int, theta: float) -> Any:
     )
 
 
-def heads_of(x: Any, heads: int) -> Any:
-    """One token's [D] as [heads, Dh], heads contiguous."""
-    return x.reshape(heads, -1)
+def convolve(taps: Any, history: Any, tokens: int) -> Any:
+    """Causal depthwise convolution at the last `tokens` rows of `history`; taps [W, D], the last one meets
+    the current token; zeros before the first row."""
+    rows = []
+    for t in range(history.shape[0] - tokens, history.shape[0]):
+        total = jnp.zeros_like(history[t])
+        for back in range(min(taps.shape[0], t + 1)):
+            total = total + taps[taps.shape[0] - 1 - back] * history[t - back]
+        rows.append(total)
+    return jnp.stack(rows)
 
 
-def convolve(taps: Any, history: list[Any]) -> Any:
-    """Causal depthwise convolution at the last token of `history`; taps [W, D], last tap = that token."""
-    width = taps.shape[0]
-    total = jnp.zeros_like(history[-1])
-    for back in range(min(width, len(history))):
-        total = total + taps[width - 1 - back] * history[-1 - back]
-    return total
-
-
-def query_key_value(p: Tree, arch: Arch, x: Any, position: int) -> tuple[Any, Any, Any]:
-    """q, k, v of one token, each [heads, Dh], normed and rotated as the style says."""
-    q, k, v = (heads_of(x @ p[name], arch.heads) for name in ("w_q", "w_k", "w_v"))
+def query_key_value(p: Tree, arch: Arch, x: Any, start: int) -> tuple[Any, Any, Any]:
+    """q, k, v of consecutive tokens, [tokens, heads, Dh], heads contiguous, normed and rotated by style."""
+    q, k, v = ((x @ p[name]).reshape(x.shape[0], arch.heads, -1) for name in ("w_q", "w_k", "w_v"))
     if arch.qk_norm == "rms":
         q, k = rms_norm(q, p["q_scale"]), rms_norm(k, p["k_scale"])
     elif arch.qk_norm == "l2":
         q, k = unit(q), unit(k)
     if arch.style == "modern":
-        q, k = rope(q, position, arch.rope_theta), rope(k, position, arch.rope_theta)
+        q, k = rope(q, start, arch.rope_theta), rope(k, start, arch.rope_theta)
     return q, k, v
 
 
-def attend(query: Any, keys: Any, values: Any, visible: np.ndarray) -> Any:
-    """One query [heads, Dh] over keys and values [slots, heads, Dh], `visible` bool [slots]. Returns [D]."""
-    outputs = []
-    for h in range(query.shape[0]):
-        scores = keys[:, h] @ query[h] / np.sqrt(query.shape[-1])
-        weights = jnp.where(visible, jnp.exp(scores - jnp.max(jnp.where(visible, scores, -np.inf))), 0.0)
-        outputs.append((weights / jnp.sum(weights)) @ values[:, h])
-    return jnp.concatenate(outputs)
-
-
-def attention(
-    p: Tree, arch: Arch, xs: list[Any], past: Past, segments: list[int], slots: int
-) -> tuple[list[Any], Past]:
-    """Attention sublayer on consecutive tokens `xs` that follow `past`; residual (and post-norm) included.
-
-    segments: document of every token of the context, past ones first. slots: length that keys are padded
-    to, so that every query has the same shapes. Past entries are used as they are given.
-    """
-    start = len(past.keys)
-    keys, values, inputs = list(past.keys), list(past.values), list(past.conv_inputs)
-    queries = []
-    for offset, x in enumerate(xs):
-        entry = rms_norm(x, p["norm_scale"]) if arch.style == "modern" else x
-        inputs.append(entry)
-        mixed = convolve(p["conv"], inputs) if "conv" in p else entry
-        q, k, v = query_key_value(p, arch, mixed, start + offset)
-        queries.append(q)
-        keys.append(k)
-        values.append(v)
-    blank = [jnp.zeros_like(keys[0])] * (slots - len(keys))
-    all_keys, all_values = jnp.stack(keys + blank), jnp.stack(values + blank)
-    outputs = []
-    for offset, x in enumerate(xs):
-        i = start + offset
-        visible = np.zeros(slots, bool)
+def visible(arch: Arch, segments: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    """bool [stop - start, stop]: which keys each query of [start, stop) sees, pair by pair."""
+    mask = np.zeros((stop - start, stop), bool)
+    for i in range(start, stop):
         for j in range(i + 1):
-            visible[j] = segments[j] == segments[i] and (arch.window == 0 or i - j < arch.window)
-        y = x + attend(queries[offset], all_keys, all_values, visible) @ p["w_out"]
-        outputs.append(y if arch.style == "modern" else layer_norm(y, p["norm_scale"], p["norm_bias"]))
-    return outputs, Past(tuple(keys), tuple(values), tuple(inputs))
+            near = arch.window == 0 or i - j < arch.window
+            mask[i - start, j] = near and segments[i] == segments[j]
+    return mask
+
+
+def attention(p: Tree, arch: Arch, x: Any, past: Past | None, segments: tuple[int, ...]) -> tuple[Any, Past]:
+    """Attention sublayer on consecutive tokens x [n, D] after `past`; residual (and post-norm) included.
+
+    segments: document of every token of the context so far. Past entries are used as they are given.
+    """
+    tokens = x.shape[0]
+    start = 0 if past is None else past.keys.shape[0]
+    entries = rms_norm(x, p["norm_scale"]) if arch.style == "modern" else x
+    inputs = entries if past is None else jnp.concatenate([past.conv_inputs, entries])
+    mixed = convolve(p["conv"], inputs, tokens) if "conv" in p else entries
+    queries, keys, values = query_key_value(p, arch, mixed, start)
+    if past is not None:
+        keys, values = jnp.concatenate([past.keys, keys]), jnp.concatenate([past.values, values])
+    mask = visible(arch, segments, start, start + tokens)
+    heads = []
+    for h in range(arch.heads):
+        scores = jnp.where(mask, queries[:, h] @ keys[:, h].T / np.sqrt(queries.shape[-1]), -np.inf)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        heads.append(weights / jnp.sum(weights, axis=-1, keepdims=True) @ values[:, h])
+    y = x + jnp.concatenate(heads, axis=-1) @ p["w_out"]
+    if arch.style == "reference":
+        y = layer_norm(y, p["norm_scale"], p["norm_bias"])
+    return y, Past(keys, values, inputs)
 
 
 def level_normed(p: Tree, x: Any) -> Any:
@@ -205,24 +200,22 @@ def layer_count(params: Tree) -> int:
 def read_chunk(
     params: Tree,
     arch: Arch,
-    tokens: list[int],
-    past: list[Past],
-    segments: list[int],
-    slots: int,
+    tokens: Any,
+    past: list[Past] | None,
+    segments: tuple[int, ...],
     deltas: Deltas | None = None,
     taps: list[dict[str, Any]] | None = None,
 ) -> Read:
-    """Read consecutive tokens after `past`.
+    """Read consecutive tokens after `past`. segments: documents of the context's tokens from the first on.
 
     taps[layer] maps each level's name, and "block", to zeros [tokens, D] that are added to that level's
     output and to the block's output: their gradients are the teach signals.
     """
     result = Read(logits=None, pre_norm=None)
-    x = [params["embed"][token] for token in tokens]
+    y = params["embed"][jnp.asarray(tokens)]
     for layer in range(layer_count(params)):
         p = layer_of(params, layer)
-        attended, kept = attention(p["attn"], arch, x, past[layer], segments, slots)
-        y = jnp.stack(attended)
+        y, kept = attention(p["attn"], arch, y, past[layer] if past else None, segments)
         result.past.append(kept)
         result.level_in.append({})
         result.level_out.append({})
@@ -237,8 +230,7 @@ def read_chunk(
             result.level_out[layer][name] = y
         y = y + taps[layer]["block"] if taps else y
         result.block_out.append(y)
-        x = list(y)
-    result.pre_norm = jnp.stack(x)
+    result.pre_norm = y
     result.logits = logits_of(params, arch, result.pre_norm)
     return result
 
@@ -249,39 +241,20 @@ def logits_of(params: Tree, arch: Arch, hidden: Any) -> Any:
     return norm(arch, final["scale"], final.get("bias"), hidden) @ params["embed"].T
 
 
-def no_past(params: Tree) -> list[Past]:
-    """The memory of attention before the first token."""
-    return [Past() for _ in range(layer_count(params))]
-
-
-def cut(past: list[Past]) -> list[Past]:
-    """The same memory with no gradient through it."""
-    return [
-        replace(
-            p,
-            keys=tuple(jax.lax.stop_gradient(k) for k in p.keys),
-            values=tuple(jax.lax.stop_gradient(v) for v in p.values),
-            conv_inputs=tuple(jax.lax.stop_gradient(c) for c in p.conv_inputs),
-        )
-        for p in past
-    ]
-
-
 def forward(
     params: Tree,
     arch: Arch,
     tokens: list[int],
-    segments: list[int] | None = None,
+    segments: tuple[int, ...] | None = None,
     deltas: Deltas | None = None,
 ) -> Read:
     """Read a whole example at once."""
-    segments = [1] * len(tokens) if segments is None else segments
-    return read_chunk(params, arch, tokens, no_past(params), segments, len(tokens), deltas)
+    segments = (1,) * len(tokens) if segments is None else segments
+    return read_chunk(params, arch, tokens, None, segments, deltas)
 
 
-def cross_entropy(logits: Any, targets: list[int]) -> list[Any]:
-    """Per token -log softmax(logits)[target]; 0 where the target is negative."""
-    losses = []
-    for row, target in zip(logits, targets, strict=True):
-        losses.append(jax.scipy.special.logsumexp(row) - row[target] if target >= 0 else jnp.zeros(()))
-    return losses
+def cross_entropy(logits: Any, targets: Any) -> Any:
+    """Per token -log softmax(logits)[target]; 0 where the target is negative. [n]."""
+    targets = jnp.asarray(targets)
+    chosen = logits[np.arange(logits.shape[0]), jnp.maximum(targets, 0)]
+    return jnp.where(targets >= 0, jax.scipy.special.logsumexp(logits, axis=-1) - chosen, 0.0)

@@ -14,9 +14,7 @@ from tests.oracle.teach import head_signal
 def mean_loss_signal(logits: np.ndarray, targets: np.ndarray, head: np.ndarray) -> np.ndarray:
     """Signal of the mean loss over the batch: ours divided by the number of supervised positions."""
     active = max(int(np.sum(targets >= 0)), 1)
-    return (
-        np.stack([head_signal(row, list(t), head) for row, t in zip(logits, targets, strict=True)]) / active
-    )
+    return np.stack([head_signal(row, t, head) for row, t in zip(logits, targets, strict=True)]) / active
 
 
 def squared_loss(signal: np.ndarray, mask: np.ndarray, reduction: str) -> tuple[float, float]:

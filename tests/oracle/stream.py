@@ -3,7 +3,8 @@
 `examples` share one fast state (`memory.scope="batch"`); one example alone is the per-example case.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.oracle import teach
-from tests.oracle.inner import FAST, Arrays, Level, fresh_state, level_gradient, write_once
 from tests.oracle.model import (
     Arch,
     Deltas,
@@ -19,77 +19,37 @@ from tests.oracle.model import (
     Read,
     Tree,
     cross_entropy,
-    cut,
     layer_count,
     layer_of,
-    level_normed,
-    no_past,
     read_chunk,
-    with_delta,
 )
+from tests.oracle.periods import Learning, Memory, Token, Write, accumulate, close_period, fresh_memories
 
-
-@dataclass(frozen=True)
-class Learning:
-    """How memories are written. chunk: N tokens. schedule: the teach schedule's factor at this step."""
-
-    levels: tuple[Level, ...] = ()
-    chunk: int = 16
-    teach_scale: float = 1.0
-    schedule: float = 1.0
-    teach_clip: float = 0.0
-    source: str = "per_layer"
-    delta_at: str = "own_output"
-    metric: str = "l2"
-    threshold: float | None = None
-    write_clip: float = 0.0
-    delta_clip: float = 0.0
-    flush: bool = False
+QUICK = {"xla_backend_optimization_level": 0}
+"""Long loops compile slowly; nothing here needs to run fast."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One context: token ids, targets (negative: none), document numbers."""
 
-    tokens: list[int]
-    targets: list[int]
-    segments: list[int]
+    tokens: tuple[int, ...]
+    targets: tuple[int, ...]
+    segments: tuple[int, ...]
 
-
-@dataclass
-class Memory:
-    """Fast state of one level of one layer, and the accumulator of its unfinished period."""
-
-    delta: Arrays
-    optimizer: dict[str, Arrays]
-    grads: Arrays = field(default_factory=dict)
-    tokens: int = 0
-    active: int = 0
-    written: int = 0
-    surprise: float = 0.0
-    context: Any = 0.0
-
-    def clear(self) -> None:
-        """Forget the unfinished period."""
-        self.grads = {k: np.zeros_like(v) for k, v in self.delta.items()}
-        self.tokens, self.active, self.written, self.surprise, self.context = 0, 0, 0, 0.0, 0.0
+    def part(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets of [start, stop)."""
+        return np.array(self.tokens[start:stop]), np.array(self.targets[start:stop])
 
 
 @dataclass(frozen=True)
-class Write:
-    """One period that came to its end, whether written or not. surprise: mean over its active tokens."""
+class Cut:
+    """Where the outer gradient was cut last: attention's memory there, and the deltas that read each chunk
+    since."""
 
-    layer: int
-    level: str
-    end: int
-    tokens: int
-    active: int
-    surprise: float
-    gate_hit: bool
-    applied: bool
-    grad_norm: float
-    write_clip_hits: int = 0
-    delta_clip_hits: int = 0
+    start: int
+    pasts: list[list[Past] | None]
+    deltas: list[Deltas]
 
 
 @dataclass
@@ -109,56 +69,57 @@ class Stream:
         return [{name: m.delta for name, m in layer.items()} for layer in self.memories]
 
 
-def fresh_memories(params: Tree, learning: Learning) -> list[dict[str, Memory]]:
-    """Zero deltas, zero optimizer state, empty accumulators."""
-    memories: list[dict[str, Memory]] = []
-    for layer in range(layer_count(params)):
-        p = layer_of(params, layer)
-        memories.append({})
-        for level in learning.levels:
-            shapes = {n: np.shape(p["cms"][level.name][n]) for n in FAST if n in p["cms"][level.name]}
-            memory = Memory({n: np.zeros(s) for n, s in shapes.items()}, fresh_state(level, shapes))
-            memory.clear()
-            memories[layer][level.name] = memory
-    return memories
-
-
 def zero_taps(params: Tree, arch: Arch, tokens: int) -> list[dict[str, Any]]:
     """Zeros to add to each level's output and each block's output."""
     zeros = jnp.zeros((tokens, params["embed"].shape[1]))
     return [{name: zeros for name in (*arch.levels, "block")} for _ in range(layer_count(params))]
 
 
+@partial(jax.jit, static_argnames=("arch", "segments"), compiler_options=QUICK)
 def chunk_pass(
-    params: Tree, arch: Arch, example: Example, start: int, stop: int, past: list[Past], deltas: Deltas
-) -> tuple[Read, list[Any], Tree, list[dict[str, Any]]]:
-    """Read [start, stop), per-token losses, gradient of their sum in the parameters and at the taps."""
+    params: Tree,
+    arch: Arch,
+    segments: tuple[int, ...],
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    past: list[Past] | None,
+    deltas: Deltas,
+) -> tuple[Read, Any, Tree, list[dict[str, Any]]]:
+    """Read one chunk after `past`, its losses, the gradient of their sum in the parameters and at the taps."""
 
-    def loss(theta: Tree, taps: list[dict[str, Any]]) -> tuple[Any, tuple[Any, Any]]:
-        read = read_chunk(
-            theta,
-            arch,
-            example.tokens[start:stop],
-            cut(past),
-            example.segments,
-            len(example.tokens),
-            deltas,
-            taps,
-        )
-        losses = cross_entropy(read.logits, example.targets[start:stop])
-        kept = (
-            read.logits,
-            read.pre_norm,
-            read.level_in,
-            [(p.keys, p.values, p.conv_inputs) for p in read.past],
-        )
-        return jnp.sum(jnp.stack(losses)), (kept, losses)
+    def loss(theta: Tree, taps: list[dict[str, Any]]) -> tuple[Any, tuple[Read, Any]]:
+        read = read_chunk(theta, arch, tokens, past, segments, deltas, taps)
+        losses = cross_entropy(read.logits, targets)
+        return jnp.sum(losses), (read, losses)
 
-    taps = zero_taps(params, arch, stop - start)
-    (outer, cotangents), (kept, losses) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
-    logits, pre_norm, level_in, layers = kept
-    read = Read(logits=logits, pre_norm=pre_norm, level_in=level_in, past=[Past(*entry) for entry in layers])
+    taps = zero_taps(params, arch, tokens.shape[0])
+    (outer, cotangents), (read, losses) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
     return read, losses, outer, cotangents
+
+
+@partial(jax.jit, static_argnames=("arch", "segments"), compiler_options=QUICK)
+def cut_gradient(
+    params: Tree,
+    arch: Arch,
+    segments: tuple[int, ...],
+    chunks: list[tuple[np.ndarray, np.ndarray]],
+    past: list[Past] | None,
+    deltas: list[Deltas],
+) -> Tree:
+    """Gradient of the summed loss of the chunks between two cuts, attention's memory not cut between them.
+
+    chunks: tokens and targets of each. past: before the first. deltas: those that read each chunk.
+    """
+
+    def loss(theta: Tree) -> Any:
+        total, seen = jnp.zeros(()), past
+        for (tokens, targets), read_with in zip(chunks, deltas, strict=True):
+            read = read_chunk(theta, arch, tokens, seen, segments, read_with)
+            total = total + jnp.sum(cross_entropy(read.logits, targets))
+            seen = read.past
+        return total
+
+    return jax.grad(loss)(params)
 
 
 def chunk_signals(
@@ -181,53 +142,29 @@ def chunk_signals(
     return layers
 
 
-def accumulate(
-    memory: Memory,
-    p: Arrays,
-    read_delta: Arrays,
-    x: np.ndarray,
-    level_signal: np.ndarray,
-    active: bool,
-    surprise: float,
-    learning: Learning,
-    read_clip: float,
-) -> None:
-    """Add one token to a level's unfinished period, its gradient taken at the weights that read it."""
-    memory.tokens += 1
-    if not active:
-        return
-    memory.active += 1
-    memory.surprise += surprise
-    if learning.metric == "l2" and learning.threshold is not None and surprise < learning.threshold:
-        return
-    memory.written += 1
-    weights = with_delta(p, read_delta)
-    grads = level_gradient(weights, x[None], level_signal[None], np.ones(1), read_clip)
-    memory.grads = {n: memory.grads[n] + grads[n] for n in memory.grads}
-    memory.context = memory.context + np.asarray(level_normed(weights, x))
+def signal_scale(learning: Learning, examples: list[Example], span: tuple[int, int]) -> float:
+    """What multiplies a raw signal before its surprise is measured."""
+    if not learning.batch_mean:
+        return learning.teach_scale
+    supervised = sum(target >= 0 for e in examples for target in e.targets[span[0] : span[1]])
+    return learning.teach_scale / max(supervised, 1)
 
 
-def close_period(memory: Memory, p: Arrays, level: Level, learning: Learning, layer: int, end: int) -> Write:
-    """Write the finished period, or drop it if the gate blocks it; the accumulator is empty afterwards."""
-    mean = memory.surprise / memory.active if memory.active else 0.0
-    gate_hit = memory.active > 0 and (learning.threshold is None or mean >= learning.threshold)
-    applied = gate_hit and memory.written > 0
-    hits: dict[str, int] = {}
-    size = float(np.sqrt(sum(np.sum(g**2) for g in memory.grads.values())))
-    event = (layer, level.name, end, memory.tokens, memory.active, mean, gate_hit, applied, size)
-    if applied:
-        memory.delta, memory.optimizer, hits = write_once(
-            level,
-            p,
-            memory.delta,
-            memory.optimizer,
-            memory.grads,
-            memory.context / memory.written,
-            learning.write_clip,
-            learning.delta_clip,
-        )
-    memory.clear()
-    return Write(*event, **hits)
+def token_of(
+    arch: Arch, learning: Learning, scale: float, read: Read, loss: Any, target: int, by_layer: Any, at: Any
+) -> Token:
+    """The token at (layer, level, index in the chunk) with its signal processed and its surprise measured."""
+    layer, level, t = at
+    block = by_layer[layer]["block"][t : t + 1]
+    amount = teach.surprise(learning.metric, block * scale, loss[t : t + 1], read.logits[t : t + 1])
+    process = partial(teach.process, scale=scale, schedule=learning.schedule, limit=learning.teach_clip)
+    return Token(
+        x=np.asarray(read.level_in[layer][level][t]),
+        signal=process(by_layer[layer][level][t : t + 1])[0],
+        active=bool(np.any(process(block) != 0)),
+        surprise=float(amount[0]),
+        counted=bool(np.any(block != 0)) if learning.metric == "l2" else target >= 0,
+    )
 
 
 def write_chunk(
@@ -236,36 +173,26 @@ def write_chunk(
     learning: Learning,
     memories: list[dict[str, Memory]],
     span: tuple[int, int],
+    examples: list[Example],
     reads: list[Read],
-    losses: list[list[Any]],
+    losses: list[np.ndarray],
     signals: list[list[dict[str, np.ndarray]]],
 ) -> list[Write]:
     """All writes due at the end of a chunk: in token order, gradients at the chunk-start weights."""
     start, stop = span
+    scale = signal_scale(learning, examples, span)
     events = []
     for layer in range(layer_count(params)):
-        weights = layer_of(params, layer)["cms"]
+        weights = layer_of(params, layer)["cms"] if learning.levels else {}
         for level in learning.levels:
             memory = memories[layer][level.name]
             read_delta = memory.delta
             for t in range(stop - start):
-                for read, loss, by_layer in zip(reads, losses, signals, strict=True):
-                    block = by_layer[layer]["block"] * learning.teach_scale
-                    amount = teach.surprise(
-                        learning.metric, block[t : t + 1], loss[t : t + 1], read.logits[t : t + 1]
-                    )
-                    args = (learning.teach_scale, learning.schedule, learning.teach_clip)
-                    accumulate(
-                        memory,
-                        weights[level.name],
-                        read_delta,
-                        np.asarray(read.level_in[layer][level.name][t]),
-                        teach.process(by_layer[layer][level.name][t : t + 1], *args)[0],
-                        bool(np.any(teach.process(by_layer[layer]["block"][t : t + 1], *args) != 0)),
-                        float(amount[0]),
-                        learning,
-                        arch.read_clip,
-                    )
+                for example, read, loss, by_layer in zip(examples, reads, losses, signals, strict=True):
+                    at = (layer, level.name, t)
+                    target = example.targets[start + t]
+                    token = token_of(arch, learning, scale, read, loss, target, by_layer, at)
+                    accumulate(memory, weights[level.name], read_delta, token, learning, arch.read_clip)
                 if (start + t + 1) % level.period == 0:
                     events.append(
                         close_period(memory, weights[level.name], level, learning, layer, start + t + 1)
@@ -281,38 +208,66 @@ def online(
     memories: list[dict[str, Memory]] | None = None,
 ) -> Stream:
     """Stream examples that share one fast state. The outer gradient is that of the summed cross-entropy over
-    the number of supervised tokens, cut at every chunk."""
+    the number of supervised tokens, cut at every chunk, or at every `truncate` tokens."""
     memories = fresh_memories(params, learning) if memories is None else memories
     total = len(examples[0].tokens)
-    pasts = [no_past(params) for _ in examples]
-    gradient = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
-    out = Stream([], [], memories, None, [], [])
-    logits: list[list[Any]] = [[] for _ in examples]
-    losses: list[list[Any]] = [[] for _ in examples]
+    pasts: list[list[Past] | None] = [None for _ in examples]
+    out = Stream([], [], memories, jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params), [], [])
+    reads_of: list[list[Read]] = [[] for _ in examples]
+    losses_of: list[list[np.ndarray]] = [[] for _ in examples]
+    cut = Cut(0, pasts, [])
     for start in range(0, total, learning.chunk):
         stop = min(start + learning.chunk, total)
-        reads, chunk_losses, signals = [], [], []
-        deltas = [{name: m.delta for name, m in layer.items()} for layer in memories]
-        for b, example in enumerate(examples):
-            read, loss, outer, taps = chunk_pass(params, arch, example, start, stop, pasts[b], deltas)
-            gradient = jax.tree.map(lambda a, g: a + np.asarray(g), gradient, outer)
-            signals.append(chunk_signals(params, arch, learning, read, example.targets[start:stop], taps))
-            pasts[b] = read.past
-            reads.append(read)
-            chunk_losses.append(loss)
-            logits[b].append(np.asarray(read.logits))
-            losses[b].append(np.array([float(x) for x in loss]))
+        reads, losses, signals = [], [], []
+        deltas = [{name: dict(m.delta) for name, m in layer.items()} for layer in memories]
+        cut.deltas.append(deltas)
+        for example, past in zip(examples, pasts, strict=True):
+            tokens, targets = example.part(start, stop)
+            read, loss, outer, taps = chunk_pass(
+                params, arch, example.segments, tokens, targets, past, deltas
+            )
+            if not learning.truncate:
+                out.outer_gradient = add(out.outer_gradient, outer)
+            reads.append(jax.tree.map(np.asarray, read))
+            losses.append(np.asarray(loss))
+            signals.append(chunk_signals(params, arch, learning, read, targets, taps))
+        for b, read in enumerate(reads):
+            reads_of[b].append(read)
+            losses_of[b].append(losses[b])
+        pasts = [read.past for read in reads]
         out.signals.append(signals)
         out.writes += write_chunk(
-            params, arch, learning, memories, (start, stop), reads, chunk_losses, signals
+            params, arch, learning, memories, (start, stop), examples, reads, losses, signals
         )
+        if learning.truncate and (stop % learning.truncate == 0 or stop == total):
+            out.outer_gradient = add(
+                out.outer_gradient, gradient_of_cut(params, arch, learning, examples, cut, stop)
+            )
+            cut = Cut(stop, pasts, [])
     if learning.flush:
         out.writes += flush(params, learning, memories, total)
     supervised = sum(target >= 0 for example in examples for target in example.targets)
-    out.outer_gradient = jax.tree.map(lambda g: g / max(supervised, 1), gradient)
-    out.logits = [np.concatenate(rows) for rows in logits]
-    out.losses = [np.concatenate(rows) for rows in losses]
+    out.outer_gradient = jax.tree.map(lambda g: g / max(supervised, 1), out.outer_gradient)
+    out.logits = [np.concatenate([read.logits for read in reads]) for reads in reads_of]
+    out.losses = [np.concatenate(rows) for rows in losses_of]
     return out
+
+
+def gradient_of_cut(
+    params: Tree, arch: Arch, learning: Learning, examples: list[Example], cut: Cut, end: int
+) -> Tree:
+    """Outer gradient of all examples from the last cut to `end`."""
+    total: Tree = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params)
+    starts = range(cut.start, end, learning.chunk)
+    for example, past in zip(examples, cut.pasts, strict=True):
+        chunks = [example.part(start, min(start + learning.chunk, end)) for start in starts]
+        total = add(total, cut_gradient(params, arch, example.segments, chunks, past, cut.deltas))
+    return total
+
+
+def add(total: Tree, new: Tree) -> Tree:
+    """Sum of two trees."""
+    return jax.tree.map(lambda a, b: a + np.asarray(b), total, new)
 
 
 def flush(params: Tree, learning: Learning, memories: list[dict[str, Memory]], end: int) -> list[Write]:
@@ -326,16 +281,12 @@ def flush(params: Tree, learning: Learning, memories: list[dict[str, Memory]], e
     return events
 
 
-def online_stream(
-    params: Tree, arch: Arch, learning: Learning, tokens: list[int], targets: list[int], segments: list[int]
-) -> Stream:
+def online_stream(params: Tree, arch: Arch, learning: Learning, example: Example) -> Stream:
     """One example with its own fast state."""
-    return online(params, arch, learning, [Example(tokens, targets, segments)])
+    return online(params, arch, learning, [example])
 
 
-def two_pass(
-    params: Tree, arch: Arch, learning: Learning, tokens: list[int], targets: list[int], segments: list[int]
-) -> Stream:
+def two_pass(params: Tree, arch: Arch, learning: Learning, example: Example) -> Stream:
     """The whole sequence as one chunk: every read and every gradient at the weights of the start."""
-    whole = Learning(**{**learning.__dict__, "chunk": len(tokens)})
-    return online_stream(params, arch, whole, tokens, targets, segments)
+    whole = replace(learning, chunk=len(example.tokens))
+    return online_stream(params, arch, whole, example)

@@ -9,7 +9,7 @@ import numpy as np
 from tests.oracle.model import Arch, Tree, norm
 
 
-def head_signal(logits: np.ndarray, targets: list[int], embed: np.ndarray) -> np.ndarray:
+def head_signal(logits: np.ndarray, targets: Any, embed: np.ndarray) -> np.ndarray:
     """Closed form of dCE_t / d(vector entering the head): (softmax - onehot) @ embed, zero where unsupervised."""
     rows = []
     for row, target in zip(np.asarray(logits), targets, strict=True):
@@ -22,7 +22,7 @@ def head_signal(logits: np.ndarray, targets: list[int], embed: np.ndarray) -> np
 
 
 def global_signal(
-    params: Tree, arch: Arch, pre_norm: np.ndarray, logits: np.ndarray, targets: list[int]
+    params: Tree, arch: Arch, pre_norm: np.ndarray, logits: np.ndarray, targets: Any
 ) -> np.ndarray:
     """The head's signal pulled back through the final norm at each token's last hidden state."""
     final = params["final_norm"]
