@@ -236,7 +236,8 @@ class Checkpointer:
         remedy = "Go back to the old values, or start a new run with another --workdir."
         there, here = _leaves(saved), _leaves(like._asdict())
         if there != here:
-            name = next(n for n in {**here, **there} if here.get(n) != there.get(n))
+            differing = [n for n in {**here, **there} if here.get(n) != there.get(n)]
+            name = next((n for n in differing if n.startswith("params.")), differing[0])
             raise CheckpointError(
                 f"{path} does not fit this configuration: {name} is {there.get(name, 'absent')} there and "
                 f"{here.get(name, 'absent')} here. Changed since it was written: {_listed(changes)}. {remedy}"

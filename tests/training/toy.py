@@ -1,10 +1,23 @@
-"""A tiny linear model behind the `TrainProgram` interface, and a JSON-able iterator for it."""
+"""A tiny linear model behind the `TrainProgram` interface, an iterator for it, and how to train it."""
+
+import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hope_jax.config import (
+    CheckpointConfig,
+    EvalConfig,
+    ExperimentConfig,
+    LogConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from hope_jax.training.files import METRICS_FILE, read_rows
+from hope_jax.training.loop import train
 from hope_jax.training.program import TrainProgram, TrainState
 from hope_jax.types import NO_TARGET, Batch
 
@@ -44,8 +57,67 @@ def toy_batch(number):
     return Batch(tokens, targets, np.ones_like(tokens))
 
 
-def toy_program(*, width=6, bad_step=None, bad_state_step=None, memories=True, step_hook=None, layers=2):
-    """`bad_step`: loss and gradient are NaN there. `bad_state_step`: only the new parameters are."""
+class Interrupt(Exception):
+    """Stands for a crash."""
+
+
+def toy_config(steps=20, **changes):
+    """Logs every 4 steps, evaluates every 10, saves every 8; `changes` replace whole sections."""
+    config = ExperimentConfig(
+        model=ModelConfig(dim=6),
+        train=TrainConfig(steps=steps),
+        eval=EvalConfig(every=10, generate_tokens=4),
+        checkpoint=CheckpointConfig(every=8),
+        log=LogConfig(every=4, tensorboard=False),
+    )
+    return replace(config, **changes)
+
+
+def toy_train(workdir, config=None, program=None, on_step=None):
+    """`train` on toy data; `on_step(number)` is called before each step of this start."""
+    config, program = config or toy_config(), program or toy_program()
+    if on_step:
+        program = with_hook(program, on_step)
+    held_out = [toy_batch(1000), toy_batch(1001)]
+    iterator = ToyIterator(config.train.step_offset)
+    return train(program, config, workdir, iterator, held_out, ToyTokenizer())
+
+
+def with_hook(program, on_step):
+    count = iter(range(1, 10**9))
+
+    def train_step(state, batch):
+        on_step(next(count))
+        return program.train_step(state, batch)
+
+    return program._replace(train_step=train_step)
+
+
+def rows_of(workdir):
+    """The rows without what a clock decides."""
+    timed = ("tokens_per_sec", "step_time")
+    return [{k: v for k, v in row.items() if k not in timed} for row in read_rows(workdir / METRICS_FILE)]
+
+
+def poisoned(program, *, loss_at=0, params_at=0):
+    """The program with a NaN in place of the loss, or in the new parameters, of one step."""
+    count = iter(range(1, 10**9))
+
+    def train_step(state, batch):
+        number = next(count)
+        state, metrics = program.train_step(state, batch)
+        if number == loss_at:
+            metrics = {**metrics, "loss": metrics["loss"] * jnp.nan}
+        if number == params_at:
+            state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+        return state, metrics
+
+    return program._replace(train_step=train_step)
+
+
+@functools.cache
+def toy_program(*, width=6, memories=True, layers=2):
+    """Memories grow without bound after step 4, on paper: `grad_norm` of `cms_fast` does."""
     optimizer = optax.adam(1e-1)
 
     def fresh():
@@ -72,11 +144,9 @@ def toy_program(*, width=6, bad_step=None, bad_state_step=None, memories=True, s
         step = state.step + 1
         rng = jax.random.key_data(jax.random.split(jax.random.wrap_key_data(state.rng))[0])
         noise = 1e-3 * jax.random.normal(jax.random.wrap_key_data(rng), ())
-        loss = jnp.where(step == (bad_step or -1), jnp.nan, loss)
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = jax.tree.map(lambda p, u: p + u * (1 + noise), state.params, updates)
-        params = jax.tree.map(lambda p: jnp.where(step == (bad_state_step or -1), jnp.nan, p), params)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         growing = jnp.exp(jnp.maximum(step - 4, 0).astype(jnp.float32)) * jnp.ones(layers)
         writes = {
             "cms_fast": {"grad_norm": growing, "gate_hit": jnp.ones(layers), "surprise_value": jnp.full(layers, jnp.nan)},
@@ -94,12 +164,7 @@ def toy_program(*, width=6, bad_step=None, bad_state_step=None, memories=True, s
 
     compiled = jax.jit(train_step, donate_argnums=0)
 
-    def hooked(state, batch):
-        if step_hook:
-            step_hook()
-        return compiled(state, batch)
-
     def generate(state, prompt, max_tokens, temperature, seed):
         return (np.arange(max_tokens) % VOCAB).astype(np.int32)
 
-    return TrainProgram(jax.jit(fresh), hooked, jax.jit(eval_step), generate, ("toy <note>",), 96.0)
+    return TrainProgram(jax.jit(fresh), compiled, jax.jit(eval_step), generate, ("toy <note>",), 96.0)
