@@ -4,6 +4,7 @@
 (the data iterator's state) and `meta` (configuration, tokenizer digest, versions, totals of the run).
 """
 
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from hope_jax.config import CheckpointConfig
@@ -21,6 +21,8 @@ from hope_jax.errors import CheckpointError
 from hope_jax.training.files import CHECKPOINT_DIR, flatten
 from hope_jax.training.program import TrainState
 from hope_jax.types import Array, PyTree
+
+logger = logging.getLogger("hope_jax.training")
 
 Meta = dict[str, Any]
 
@@ -31,7 +33,7 @@ _CURSOR_KEYS = (
 """What gives the data iterator's state its meaning: a run cannot go on from it under other values."""
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError)
-"""What Orbax and TensorStore raise for a folder that is unfinished or damaged."""
+"""What Orbax and TensorStore raise for a folder that is unfinished, damaged or cannot be written."""
 
 
 class Restored(NamedTuple):
@@ -72,8 +74,8 @@ def _leaves(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def _abstract(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state."""
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of a state, without its arrays."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
 
 
@@ -120,7 +122,7 @@ class Checkpointer:
         self._config = config
         self._meta = meta
         for path in sorted(directory.glob("*tmp*")) if directory.exists() else ():
-            logging.warning("%s: an unfinished checkpoint, removed; the one before it counts", path)
+            logger.warning("%s: an unfinished checkpoint, removed; the one before it counts", path)
         policies: list[checkpoint_managers.PreservationPolicy]
         policies = [checkpoint_managers.LatestN(settings.keep_last)]
         if settings.keep_every:
@@ -144,8 +146,17 @@ class Checkpointer:
         self._manager.close()
 
     def wait(self) -> None:
-        """Wait until every checkpoint asked for is complete on disk."""
-        self._manager.wait_until_finished()
+        """Wait until every checkpoint asked for is complete on disk.
+
+        Raises: CheckpointError if one could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except _DAMAGE as error:
+            raise CheckpointError(
+                f"a checkpoint in {self._directory} could not be written ({type(error).__name__}: {error}); "
+                "make room or check the permissions, and run the same command again"
+            ) from error
 
     def latest_path(self) -> Path | None:
         """Folder of the newest complete checkpoint."""
@@ -169,11 +180,14 @@ class Checkpointer:
         )
         try:
             self._manager.save(step, args=items, force=True)
-        except OSError as error:
-            raise CheckpointError(f"{self._directory / str(step)} cannot be written: {error}") from error
+        except _DAMAGE as error:  # also of the save before, which runs in the background
+            raise CheckpointError(
+                f"{self._directory / str(step)} or the checkpoint before it cannot be written "
+                f"({type(error).__name__}: {error}); make room or check the permissions"
+            ) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that can be read, placed as `like`; None where there is no checkpoint.
+        """The newest checkpoint that can be read, placed as `like` (see `abstract`); None where there is none.
 
         A checkpoint that cannot be read is set aside (`unreadable-<step>`) with a warning.
 
@@ -211,14 +225,14 @@ class Checkpointer:
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like)._asdict()), data=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(like._asdict()), data=ocp.args.JsonRestore()
             ),
         )
         return Restored(step, TrainState(**items.state), items.data, meta)
 
     def _report(self, path: Path, error: Exception) -> str:
         problem = f"{path} is unfinished or damaged ({type(error).__name__}: {str(error)[:200]})."
-        logging.error("%s Trying the checkpoint before it.", problem)
+        logger.error("%s Trying the checkpoint before it.", problem)
         return problem
 
     def _set_aside(self, folders: list[Path]) -> None:
@@ -254,7 +268,7 @@ class Checkpointer:
                 f"{self._meta.get('tokenizer_digest')}): restore the tokenizer that data.tokenizer named then."
             )
         if changes:
-            logging.warning("Resuming %s with changed configuration: %s", path, _listed(changes))
+            logger.warning("Resuming %s with changed configuration: %s", path, _listed(changes))
 
 
 def _resolve(path: Path) -> tuple[Path, int]:

@@ -173,11 +173,12 @@ def writes_figure(rows: Sequence[Row]) -> Figure | None:
                 layers = max(layers, values.shape[1])
                 colors = layer_colors(values.shape[1])
                 for layer, color in enumerate(colors):
-                    _line(axes, steps, values[:, layer], color=color, linewidth=1.1)
+                    _line(axes, steps, values[:, layer], color=color, linewidth=0.9)
                 _finish_panel(axes, values)
             row_axes[0].set_ylabel(level, color=INK, fontsize=8.5)
         for name, axes in zip(names, grid[0], strict=True):
             axes.set_title(_STATISTICS[name], loc="left", fontsize=8)
+        figure.align_ylabels(grid[:, 0])
         if layers > 1:
             scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, layers - 1), layer_map())
             bar = figure.colorbar(scale, ax=grid, location="bottom", aspect=60, shrink=0.35, pad=0.03)

@@ -17,7 +17,7 @@ from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.training import files, telemetry
-from hope_jax.training.checkpoint import Checkpointer
+from hope_jax.training.checkpoint import Checkpointer, abstract
 from hope_jax.training.diagnosis import explain_divergence
 from hope_jax.training.hooks import (
     CheckpointHook,
@@ -182,10 +182,10 @@ def _start(
     program: TrainProgram, config: ExperimentConfig, checkpointer: Checkpointer, iterator: TrainIterator
 ) -> _Start:
     """The newest checkpoint's state, or a fresh one."""
-    state = program.init()
-    restored = checkpointer.restore(state)
+    # the fresh arrays are dropped before the saved ones are read: both need not fit at once
+    restored = checkpointer.restore(abstract(program.init())) if checkpointer.latest_path() else None
     if restored is None:
-        offset = config.train.step_offset
+        state, offset = program.init(), config.train.step_offset
         # an addition keeps the placement that init chose: another one would compile the step twice
         return _Start(offset, state._replace(step=state.step + offset), Progress())
     iterator.set_state(restored.data)

@@ -34,6 +34,7 @@ h2 { font-size: 17px; margin: 36px 0 10px; }
 .card { padding: 16px 18px; overflow-x: auto; }
 .card img { width: 100%; display: block; }
 .note { color: #66737e; font-size: 13px; margin: 8px 2px 0; max-width: 75ch; }
+.note + .card { margin-top: 14px; }
 .warn { background: #fdf3e7; border: 1px solid #f0d9b8; border-radius: 8px; padding: 10px 14px; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid #eef1f3; vertical-align: top; }

@@ -140,6 +140,13 @@ def test_step_offset_numbers_the_first_step_and_the_state(tmp_path):
     assert loaded.state["step"] == 105 and loaded.data == {"next_batch": 105}
 
 
+def test_step_is_compiled_once(tmp_path):
+    step = jax.jit(toy_program().train_step, donate_argnums=0)
+    program = toy_program()._replace(train_step=step)
+    toy_train(tmp_path, toy_config(train=TrainConfig(steps=6, step_offset=2)), program)
+    assert step._cache_size() == 1
+
+
 def test_steps_not_beyond_the_offset_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="train.step_offset=7"):
         toy_train(tmp_path, toy_config(train=TrainConfig(steps=7, step_offset=7)))

@@ -10,7 +10,7 @@ from hope_jax.config import EvalConfig
 from hope_jax.errors import DataError
 from hope_jax.training.files import METRICS_FILE, SUMMARY_FILE, dump_row
 from hope_jax.training.report import render, write_report
-from tests.training.toy import toy_config, toy_program, toy_train
+from tests.training.toy import toy_config, toy_program, toy_train, without_memories
 
 
 def row(step, **values):
@@ -74,7 +74,9 @@ def test_folder_without_a_summary_is_an_error(tmp_path):
 def test_program_without_memories_trains(tmp_path, needs_report):
     config = toy_config(steps=2)
     toy_train(
-        tmp_path, replace(config, eval=EvalConfig(every=0, generate_tokens=0)), toy_program(memories=False)
+        tmp_path,
+        replace(config, eval=EvalConfig(every=0, generate_tokens=0)),
+        without_memories(toy_program()),
     )
     assert json.loads((tmp_path / SUMMARY_FILE).read_text())["samples"] == []
     assert "no memories" in (tmp_path / "report.html").read_text()

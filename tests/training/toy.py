@@ -99,6 +99,16 @@ def rows_of(workdir):
     return [{k: v for k, v in row.items() if k not in timed} for row in read_rows(workdir / METRICS_FILE)]
 
 
+def without_memories(program):
+    """The program with no write statistics."""
+
+    def train_step(state, batch):
+        state, metrics = program.train_step(state, batch)
+        return state, {**metrics, "writes": {}}
+
+    return program._replace(train_step=train_step)
+
+
 def poisoned(program, *, loss_at=0, params_at=0):
     """The program with a NaN in place of the loss, or in the new parameters, of one step."""
     count = iter(range(1, 10**9))
@@ -116,7 +126,7 @@ def poisoned(program, *, loss_at=0, params_at=0):
 
 
 @functools.cache
-def toy_program(*, width=6, memories=True, layers=2):
+def toy_program(*, width=6, layers=2):
     """Memories grow without bound after step 4, on paper: `grad_norm` of `cms_fast` does."""
     optimizer = optax.adam(1e-1)
 
@@ -154,7 +164,7 @@ def toy_program(*, width=6, memories=True, layers=2):
         }  # fmt: skip
         metrics = {
             "loss": loss, "tokens": tokens, "grad_norm": norm, "lr": jnp.float32(0.1), "teach_signal_norm": norm,
-            "writes": writes if memories else {},
+            "writes": writes,
         }  # fmt: skip
         return TrainState(step, params, opt_state, (), rng), metrics
 
