@@ -187,7 +187,7 @@ class Checkpointer:
             ) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that can be read, placed as `like` (see `abstract`); None where there is none.
+        """The newest checkpoint that can be read, placed as `like` (an `abstract` state); None without one.
 
         A checkpoint that cannot be read is set aside (`unreadable-<step>`) with a warning.
 
@@ -265,7 +265,7 @@ class Checkpointer:
         if meta.get("tokenizer_digest") != self._meta.get("tokenizer_digest"):
             raise CheckpointError(
                 f"{path} was trained with another tokenizer (digest {meta.get('tokenizer_digest')}, here "
-                f"{self._meta.get('tokenizer_digest')}): restore the tokenizer that data.tokenizer named then."
+                f"{self._meta.get('tokenizer_digest')}): bring back the one that data.tokenizer named."
             )
         if changes:
             logger.warning("Resuming %s with changed configuration: %s", path, _listed(changes))
@@ -309,8 +309,8 @@ def load_checkpoint(path: Path, fields: Collection[str] = TrainState._fields) ->
             state = manager.restore(step, args=ocp.args.Composite(state=arrays)).state
     except _DAMAGE as error:
         raise CheckpointError(
-            f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, damaged, "
-            "or not a checkpoint of this package; name another checkpoints/<step>"
+            f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
+            "damaged, or not a checkpoint of this package; name another checkpoints/<step>"
         ) from error
     meta = described.meta
     return LoadedCheckpoint(where, step, state, meta["config"], described.data, meta)

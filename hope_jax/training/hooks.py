@@ -72,6 +72,7 @@ class EvalHook:
         self._recorder = recorder
 
     def __call__(self, event: StepEvent) -> None:
+        """Evaluate if due, and leave the numbers for the row."""
         if not self._batches or not (event.last or (self._every and event.step % self._every == 0)):
             return
         if event.stopping and not event.last:
@@ -90,6 +91,7 @@ class LogHook:
         self._recorder = recorder
 
     def __call__(self, event: StepEvent) -> None:
+        """Have a row written if due."""
         due = event.step % self._every == 0 or event.last or event.step == self._first_step
         if due or self._recorder.annotated(event.step):
             self._recorder.log(event.step)
@@ -110,6 +112,7 @@ class CheckpointHook:
         self._data_state = data_state
 
     def __call__(self, event: StepEvent) -> None:
+        """Save if due."""
         if not (event.last or event.stopping or (self._every and event.step % self._every == 0)):
             return
         with self._recorder.paused():
@@ -117,8 +120,8 @@ class CheckpointHook:
             if bad:
                 good = self._checkpointer.latest_path() or "none"
                 raise DivergenceError(
-                    f"{bad} is not finite after step {event.step}, though the losses were; not saved. Last "
-                    f"good checkpoint: {good}. Lower optim.lr, or model.self_mod_lr where the name is in fast."
+                    f"{bad} is not finite after step {event.step}, though the losses were; not saved. "
+                    f"Last good checkpoint: {good}. Lower optim.lr, or model.self_mod_lr if it is in fast."
                 )
             progress = self._recorder.progress()._asdict()
             self._checkpointer.save(event.step, event.state, self._data_state(), progress)
@@ -133,6 +136,7 @@ class ProfileHook:
         self._tracing = False
 
     def __call__(self, event: StepEvent) -> None:
+        """Start or stop the trace if due."""
         self._seen += 1
         ending = event.last or event.stopping
         if self._seen == _PROFILE_SKIP and not ending:

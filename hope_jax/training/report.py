@@ -35,7 +35,8 @@ h2 { font-size: 17px; margin: 36px 0 10px; }
 .card img { width: 100%; display: block; }
 .note { color: #66737e; font-size: 13px; margin: 8px 2px 0; max-width: 75ch; }
 .note + .card { margin-top: 14px; }
-.warn { background: #fdf3e7; border: 1px solid #f0d9b8; border-radius: 8px; padding: 10px 14px; margin: 14px 0; }
+.warn { background: #fdf3e7; border: 1px solid #f0d9b8; border-radius: 8px;
+  padding: 10px 14px; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid #eef1f3; vertical-align: top; }
 th { font-weight: 500; color: #66737e; }
@@ -120,11 +121,12 @@ def _loss_section(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>Loss</h2>"
         + _figure(as_data_uri(loss_figure(rows)), "Training and held-out loss over steps")
-        + '<p class="note">Training loss is of the logged batch (faint) and smoothed (bold). Held-out loss is '
-        "over the same documents each time, which are never trained on. The unigram entropy is that of the "
-        "held-out targets themselves: a model that knew only the token frequencies of exactly this text would "
-        f"score it. The dotted line is {GOAL} of it. Lower shows use of context; it is no measure of the quality "
-        "of the text.</p>" + _figure(as_data_uri(health_figure(rows)), "Learning rate, norms and throughput")
+        + '<p class="note">Training loss is of the logged batch (faint) and smoothed (bold). Held-out loss '
+        "is over the same documents each time, which are never trained on. The unigram entropy is that of "
+        "the held-out targets themselves: a model that knew only the token frequencies of exactly this text "
+        f"would score it. The dotted line is {GOAL} of it. Lower shows use of context; it is no measure of "
+        "the quality of the text.</p>"
+        + _figure(as_data_uri(health_figure(rows)), "Learning rate, norms and throughput")
     )
 
 
@@ -151,9 +153,9 @@ def _writes_section(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>Memory updates</h2>"
         + _figure(as_data_uri(figure), f"Write statistics of {', '.join(write_levels(rows))}")
-        + '<p class="note">What each level wrote in the logged steps, one line a layer. A level whose updates stay '
-        "at zero has learned nothing at test time; clip hits say that the bounds, not the optimizer, set the size "
-        "of a write.</p>"
+        + '<p class="note">What each level wrote in the logged steps, one line a layer. A level whose '
+        "updates stay at zero has learned nothing at test time; clip hits say that the bounds, not the optimizer, "
+        "set the size of a write.</p>"
         f"<details><summary>All statistics at the last logged step (mean over layers)</summary>"
         f'<div class="card">{_last_writes_table(rows)}</div></details>'
     )
@@ -164,9 +166,9 @@ def _samples_section(samples: Sequence[Mapping[str, str]]) -> str:
         return ""
     quotes = (f"<blockquote><i>{escape(s['prompt'])}</i>{escape(s['text'])}</blockquote>" for s in samples)
     return (
-        f'<h2>Generated lines</h2><div class="card">{"".join(quotes)}</div><p class="note">Grey: prompts from the '
-        "start of held-out rows. Black: the model's continuation at temperature 0.8, the first draw, not "
-        "selected.</p>"
+        f'<h2>Generated lines</h2><div class="card">{"".join(quotes)}</div><p class="note">Grey: prompts '
+        "from the start of held-out rows. Black: the model's continuation at temperature 0.8, the first draw, "
+        "not selected.</p>"
     )
 
 
@@ -184,8 +186,8 @@ def render(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     warning = ""
     if summary.get("interrupted"):
         warning = (
-            f'<div class="warn">Interrupted after step {summary.get("steps")}; the same command continues the run. '
-            "There is no final evaluation yet.</div>"
+            f'<div class="warn">Interrupted after step {summary.get("steps")}; the same command continues '
+            "the run. There is no final evaluation yet.</div>"
         )
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in summary.get("notes", ()))
     settings = "\n".join(f"{k}: {v}" for k, v in flatten(config).items())

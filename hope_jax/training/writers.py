@@ -48,10 +48,12 @@ class JsonlWriter:
         self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
+        """Append the row."""
         self._file.write(dump_row(row))
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -62,10 +64,12 @@ class TensorBoardWriter:
         self._writer = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=step + 1)
 
     def write(self, row: Row) -> None:
+        """Add its scalars."""
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
+        """Close the event file."""
         self._writer.close()
 
 
@@ -87,9 +91,11 @@ class WandbWriter:
         )
 
     def write(self, row: Row) -> None:
+        """Log its scalars."""
         self._run.log(scalars(row), step=row["step"])
 
     def close(self) -> None:
+        """End the W&B session."""
         self._run.finish()
 
 
@@ -106,6 +112,7 @@ class ProgressWriter:
         self._share_of_peak = share_of_peak
 
     def write(self, row: Row) -> None:
+        """Log its line."""
         parts = [f"step {row['step']}/{self._steps}", f"loss {float(row['loss']):.4f}"]
         if row["tokens_per_sec"] is not None:
             left = datetime.timedelta(seconds=round((self._steps - row["step"]) * row["step_time"]))

@@ -19,7 +19,8 @@ def row(step, **values):
 
 
 SUMMARY = {
-    "name": "a<b>", "steps": 2, "eval_loss": 1.5, "unigram_entropy": 2.0, "perplexity": 4.48, "interrupted": False,
+    "name": "a<b>", "steps": 2, "eval_loss": 1.5, "unigram_entropy": 2.0, "perplexity": 4.48,
+    "interrupted": False,
     "samples": [{"prompt": "<script>x</script>", "text": "1 < 2 & 3"}], "config": {"model": {"dim": 8}},
 }  # fmt: skip
 

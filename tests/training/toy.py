@@ -159,13 +159,11 @@ def toy_program(*, width=6, layers=2):
         norm = optax.tree.norm(grads)
         growing = jnp.exp(jnp.maximum(step - 4, 0).astype(jnp.float32)) * jnp.ones(layers)
         writes = {
-            "cms_fast": {"grad_norm": growing, "gate_hit": jnp.ones(layers), "surprise_value": jnp.full(layers, jnp.nan)},
+            "cms_fast": {"grad_norm": growing, "surprise_value": jnp.full(layers, jnp.nan)},
             "cms_slow": {"grad_norm": jnp.ones(layers), "updates_applied": 3 * jnp.ones(layers)},
-        }  # fmt: skip
-        metrics = {
-            "loss": loss, "tokens": tokens, "grad_norm": norm, "lr": jnp.float32(0.1), "teach_signal_norm": norm,
-            "writes": writes,
-        }  # fmt: skip
+        }
+        metrics = {"loss": loss, "tokens": tokens, "grad_norm": norm, "lr": jnp.float32(0.1)}
+        metrics |= {"teach_signal_norm": norm, "writes": writes}
         return TrainState(step, params, opt_state, (), rng), metrics
 
     def eval_step(state, batch):
