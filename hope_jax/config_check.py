@@ -90,8 +90,8 @@ def warnings(config: ExperimentConfig) -> list[str]:
     ]
     if late and mode != "two_pass":
         found.append(
-            f"writes of {', '.join(late)} are read only from the next chunk of {chunk} tokens on, their periods "
-            "being shorter (train.online_chunk_size sets the chunk)"
+            f"writes of {', '.join(late)} are read only from the next chunk of {chunk} tokens on: their "
+            "periods are shorter (train.online_chunk_size sets the chunk)"
         )
     if mode == "two_pass" and config.memory.lifetime == "context" and _levels(config):
         found.append(
@@ -178,11 +178,11 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
     if train.algorithm_mode != "two_pass":
         if chunk > config.data.seq_len:
             yield (
-                f"the online chunk of {chunk} tokens (train.online_chunk_size, or its default) is larger than "
-                f"data.seq_len={config.data.seq_len}"
+                f"the online chunk of {chunk} tokens (train.online_chunk_size, or its default) is larger "
+                f"than data.seq_len={config.data.seq_len}"
             )
         if train.truncate_tokens % chunk:
-            yield f"train.truncate_tokens={train.truncate_tokens} is no multiple of the online chunk ({chunk})"
+            yield f"train.truncate_tokens={train.truncate_tokens}: no multiple of the online chunk ({chunk})"
         shortest = _shortest_selfmod_cut(config)
         if config.model.block_variant == "hope_selfmod" and truncate(config) < shortest:
             yield (
@@ -196,8 +196,8 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         )
     if optim.warmup_steps + optim.cooldown_steps > train.steps:
         yield (
-            f"optim.warmup_steps={optim.warmup_steps} and optim.cooldown_steps={optim.cooldown_steps} together "
-            f"are more than train.steps={train.steps}"
+            f"optim.warmup_steps={optim.warmup_steps} and optim.cooldown_steps={optim.cooldown_steps} "
+            f"together are more than train.steps={train.steps}"
         )
     if optim.cooldown_steps and optim.schedule == "cosine":
         yield "optim.cooldown_steps has no place in optim.schedule=cosine; set it to 0 or use constant"

@@ -1,0 +1,185 @@
+"""What all commands share: flags, a configuration from a file and overrides, errors as one paragraph.
+
+absl defines and parses the flags. `--config.KEY=VALUE` is taken out first and typed by the schema: absl's
+own config flag knows neither None nor a level that the file lacks, and reports errors as tracebacks.
+"""
+
+import logging
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, cast
+
+from absl import flags
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, set_override
+from hope_jax.errors import ConfigError, UserError
+
+FLAGS = flags.FLAGS
+
+_CONFIG = "config"
+_OVERRIDES = "config_override"
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+_HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def define_config() -> None:
+    """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key."""
+    flags.DEFINE_string(
+        _CONFIG,
+        None,
+        "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
+        "--config.train.steps=20 or --config.model.cms_levels.cms_slow.update_period=64.",
+    )
+    flags.DEFINE_multi_string(_OVERRIDES, [], "KEY=VALUE; what --config.KEY=VALUE is short for.")
+
+
+def config_path() -> Path:
+    """The file that `--config` names. Raises: ConfigError if it names none."""
+    path = FLAGS[_CONFIG].value
+    if not path:
+        raise ConfigError(
+            "--config is missing; want a config file, for example --config=configs/pilot_smoke.py"
+        )
+    return Path(str(path))
+
+
+def load_config() -> ExperimentConfig:
+    """The configuration of `--config` with its overrides. Raises: ConfigError."""
+    return read_config(config_path(), FLAGS[_OVERRIDES].value or ())
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Runs `get_config()` of a Python file, applies `KEY=VALUE` overrides in order, and resolves.
+
+    Raises: ConfigError for a file that is missing or fails, and for unknown keys and values.
+    """
+    values = as_plain_dict(_run_config_file(path))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        set_override(values, key, text)
+    return resolve(values)
+
+
+def _run_config_file(path: Path) -> Config:
+    if not path.is_file():
+        known = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f"; in that folder: {', '.join(known)}" if known else ""
+        raise ConfigError(f"--config={path}: no such file{hint}")
+    namespace = {"__name__": "config_file", "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        get_config = namespace.get("get_config")
+        if not callable(get_config):
+            raise ConfigError(f"--config={path}: the file has no function get_config()")
+        config = get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise ConfigError(f"--config={path}: {where}{type(error).__name__}: {error}") from error
+    if not hasattr(config, "items"):
+        raise ConfigError(f"--config={path}: get_config() returned {config!r}; want the ConfigDict it made")
+    return cast(Config, config)
+
+
+def split_overrides(argv: Sequence[str]) -> list[str]:
+    """argv with each `--config.KEY=VALUE` written as `--config_override=KEY=VALUE`.
+
+    A flag without value is true (`--config.log.wandb`), with `no` before it false, if the key takes
+    true or false; else the next argument is its value, as absl does.
+
+    Raises: ConfigError for an unknown key or a value that is missing.
+    """
+    out: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            return [*out, token, *rest]
+        match = _OVERRIDE.fullmatch(token)
+        if match is None:
+            out.append(token)
+            continue
+        negated, key, value = match.groups()
+        switch = key_type(key) is bool
+        if negated and not (switch and value is None):
+            raise ConfigError(f"{token}: the form --noconfig.KEY is for keys that are true or false")
+        if value is None and switch:
+            value = "false" if negated else "true"
+        elif value is None:
+            if not rest:
+                raise ConfigError(f"{token}: the value is missing; write {token}=VALUE")
+            value = rest.pop(0)
+        out.append(f"--{_OVERRIDES}={key}={value}")
+    return out
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Parses flags, runs `main(remaining arguments)`, and exits with its code, or 0 for None.
+
+    An error becomes one paragraph on stderr and an exit code (a UserError's own, 2 for a wrong flag, 1
+    for anything else); its traceback is shown under `--debug`. `--help` exits with 0.
+    """
+    arguments = list(sys.argv if argv is None else argv)
+    debug = "--debug" in arguments
+    _log_to_stderr()
+    try:
+        if _HELP.intersection(arguments[1:]):
+            print(_help(main))
+            sys.exit(0)
+        if _OVERRIDES in FLAGS:
+            arguments = split_overrides(arguments)
+        remaining = FLAGS(arguments)
+        sys.exit(main(remaining[1:]) or 0)
+    except UserError as error:
+        _fail(error, str(error), error.exit_code, debug)
+    except flags.Error as error:
+        _fail(error, f"{error} (--help lists the flags)", ConfigError.exit_code, debug)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        _fail(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", 1, debug)
+
+
+def _log_to_stderr() -> None:
+    """Progress of this package as it is; of other packages only what they warn of."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    ours, handler = logging.getLogger("hope_jax"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _help(main: Callable[[list[str]], int | None]) -> str:
+    text = sys.modules[main.__module__].__doc__ or ""
+    shown = [FLAGS[name] for name in FLAGS if name != _OVERRIDES and _ours(name)]
+    width = max(len(flag.name) for flag in shown)
+    lines = [
+        textwrap.fill(f"--{f.name:<{width}}  {f.help}", 100, subsequent_indent=" " * (width + 4))
+        for f in shown
+    ]
+    return "\n".join([text.strip(), "", *lines])
+
+
+def _ours(name: str) -> bool:
+    module = FLAGS.find_module_defining_flag(name) or ""
+    return not module.startswith("absl")
