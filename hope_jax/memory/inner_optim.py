@@ -99,7 +99,7 @@ def make_inner_optimizer(
     """
     if spec.optimizer not in VARIANTS:
         raise ValueError(f"{spec.name}.optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
-    parts = _preconditioner(spec, context_axes)
+    parts = [optax.identity(), *_preconditioner(spec, context_axes)]
     if spec.optimizer != "sgd" and spec.beta > 0:
         parts.append(optax.ema(spec.beta, debias=False))
     return optax.with_extra_args_support(optax.chain(*parts))

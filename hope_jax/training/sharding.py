@@ -1,7 +1,7 @@
 """Where arrays live: batches split over the `data` axis, everything else on every device."""
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hope_jax.types import Batch
 
@@ -10,7 +10,7 @@ DATA_AXIS = "data"
 
 def make_mesh() -> Mesh:
     """All devices of all processes, along one data axis."""
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,))
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
