@@ -1,0 +1,19 @@
+"""The pilot without the SelfModifier: a TITAN write is a step along the teach signal.
+
+Command:  python -m hope_jax.launch --config=configs/ablations/selfmod_off.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   Published at 5 000 steps (as self_mod_lr 0): cross-entropy 45. The launcher answers 'not built
+          yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_config
+
+
+def get_config() -> OrderedConfig:
+    config = pilot_config()
+    config.model.block_variant = "hope_hybrid"
+    config.model.self_mod.enabled = False
+    config.train.steps = 5_000
+    return config

@@ -1,0 +1,17 @@
+"""The pilot with teach_scale 0.05, 25 000 steps.
+
+Command:  python -m hope_jax.launch --config=configs/ablations/teach05_long.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   Compare with the pilot's loss at the same step.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_config
+
+
+def get_config() -> OrderedConfig:
+    config = pilot_config()
+    config.model.teach_scale = 0.05
+    config.train.steps = 25_000
+    return config

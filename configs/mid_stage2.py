@@ -1,0 +1,14 @@
+"""The stage-2 run: 18 layers of width 768, 100 steps.
+
+Command:  python -m hope_jax.launch --config=configs/mid_stage2.py
+Hardware: two RTX 6000 Ada, as published
+Time:     unrun here
+Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import mid_stage2_config
+
+
+def get_config() -> OrderedConfig:
+    return mid_stage2_config()

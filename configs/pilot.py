@@ -1,0 +1,16 @@
+"""The pilot: 12 layers of width 512 on 3.03 billion tokens.
+
+Command:  python -m hope_jax.launch --config=configs/pilot.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   Published at step 230 000 (hope_hybrid): cross-entropy 7.7-8.1 on four corpora. Runs with
+          hope_attention until hope_hybrid is built. Two steps on a CPU: --config.data.batch_size=1
+          --config.data.seq_len=256 --config.train.steps=2.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_config
+
+
+def get_config() -> OrderedConfig:
+    return pilot_config()

@@ -1,0 +1,15 @@
+"""The pilot as near to the published run as the options go: its style, signals and persistent batch memory.
+
+Command:  python -m hope_jax.launch --config=configs/pilot_reference.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   Cross-entropy near 8 at step 230 000 if the published numbers hold. The launcher answers 'not
+          built yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_reference_config
+
+
+def get_config() -> OrderedConfig:
+    return pilot_reference_config()

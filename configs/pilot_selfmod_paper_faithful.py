@@ -1,0 +1,14 @@
+"""The paper's HOPE at the pilot's size: self-modifying Titans (chunks of 8 and 64), then CMS.
+
+Command:  python -m hope_jax.launch --config=configs/pilot_selfmod_paper_faithful.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   No published figure. The launcher answers 'not built yet' until hope_selfmod exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_selfmod_paper_faithful_config
+
+
+def get_config() -> OrderedConfig:
+    return pilot_selfmod_paper_faithful_config()

@@ -1,0 +1,15 @@
+"""The pilot in small, on the embedded corpus.
+
+Command:  python -m hope_jax.launch --config=configs/pilot_smoke.py
+Hardware: 2 CPU cores
+Time:     under 6 minutes
+Expect:   Held-out loss at most 0.85 times the corpus's unigram entropy, which is printed beside it. Runs
+          with hope_attention until hope_hybrid is built.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_smoke_config
+
+
+def get_config() -> OrderedConfig:
+    return pilot_smoke_config()

@@ -1,0 +1,16 @@
+"""mid_stage2 with the pilot's surprise gate.
+
+Command:  python -m hope_jax.launch --config=configs/sweeps/mid_stage2_surprise.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import mid_stage2_config
+
+
+def get_config() -> OrderedConfig:
+    config = mid_stage2_config()
+    config.model.surprise_threshold = 0.02
+    return config

@@ -1,0 +1,18 @@
+"""Teach-scale sweep on mid_stage2: scale 0.10, clip 5, 40 steps.
+
+Command:  python -m hope_jax.launch --config=configs/sweeps/mid_stage2_teach10_40.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import mid_stage2_config, set_teaching
+
+
+def get_config() -> OrderedConfig:
+    config = mid_stage2_config()
+    set_teaching(config, scale=0.10, clip=5.0, schedule=(20, 80, 40))
+    config.data.batch_size = 4
+    config.train.steps = 40
+    return config

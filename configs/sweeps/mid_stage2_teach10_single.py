@@ -1,0 +1,19 @@
+"""mid_stage2 on a single device: teach scale 0.10 with warm-up and decay, lr 1.5e-5, 220 steps.
+
+Command:  python -m hope_jax.launch --config=configs/sweeps/mid_stage2_teach10_single.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import mid_stage2_config, set_teaching
+
+
+def get_config() -> OrderedConfig:
+    config = mid_stage2_config()
+    set_teaching(config, scale=0.10, clip=5.0, schedule=(60, 140, 80))
+    config.data.batch_size = 4
+    config.optim.lr = 1.5e-5
+    config.train.steps = 220
+    return config

@@ -1,0 +1,16 @@
+"""The pilot relaunched at step 231 000: schedules and data go on from there.
+
+Command:  python -m hope_jax.launch --config=configs/sweeps/pilot_relaunch.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   Runs with hope_attention until hope_hybrid is built.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import pilot_config
+
+
+def get_config() -> OrderedConfig:
+    config = pilot_config()
+    config.train.step_offset = 231_000
+    return config

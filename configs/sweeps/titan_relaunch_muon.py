@@ -1,0 +1,17 @@
+"""The TITAN baseline relaunched at step 7 000 with the pilot's Muon hybrid.
+
+Command:  python -m hope_jax.launch --config=configs/sweeps/titan_relaunch_muon.py
+Hardware: one RTX 6000 Ada (48 GB), as published
+Time:     unrun here
+Expect:   The launcher answers 'not built yet' until titan exists.
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import mid_titan_baseline_config, set_muon
+
+
+def get_config() -> OrderedConfig:
+    config = mid_titan_baseline_config()
+    config.train.step_offset = 7_000
+    set_muon(config)
+    return config

@@ -1,0 +1,163 @@
+"""The published runs as configurations, and ours beside them; config files build on these.
+
+Values are those of the published configuration files. Where a run's own docstring does not say otherwise,
+the memory semantics are ours: `online` with per-layer signals and one memory an example.
+"""
+
+from hope_jax.config import OrderedConfig, base_config, level
+
+_MIXTURE = {"refinedweb": 0.4, "wikipedia": 0.2, "c4": 0.15, "redpajama": 0.15, "code": 0.1}
+_PERIODS = {"cms_fast": 1, "cms_mid": 4, "cms_slow": 32, "cms_ultra": 128}
+
+
+def set_levels(config: OrderedConfig, periods: dict[str, int], lr: float, optimizer: str) -> None:
+    """Replace the CMS levels by one for each name and period, in the given order."""
+    config.model.cms_levels = {
+        name: level(update_period=period, lr=lr, optimizer=optimizer) for name, period in periods.items()
+    }
+
+
+def set_size(config: OrderedConfig, dim: int, num_layers: int, heads: int) -> None:
+    """Set width, depth and attention heads."""
+    config.model.update({"dim": dim, "num_layers": num_layers, "heads": heads})
+
+
+def set_teaching(
+    config: OrderedConfig, scale: float, clip: float, schedule: tuple[int, int, int] = (0, 0, 0)
+) -> None:
+    """Set the teach signal's scale, clip, and (warm-up, start of decay, its duration) in steps."""
+    config.model.update({"teach_scale": scale, "teach_clip": clip})
+    names = ("warmup_steps", "decay_start", "decay_duration")
+    config.model.teach_schedule.update(dict(zip(names, schedule, strict=True)))
+
+
+def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> OrderedConfig:
+    """What the published runs share: vocabulary, sequence, mixture, bfloat16, inner optimizer's family."""
+    config = base_config()
+    config.model.vocab_size = 32000
+    config.model.self_mod_lr = 1e-3
+    config.model.titan_level = level(update_period=titan_period, lr=titan_lr, optimizer=optimizer)
+    config.data.seq_len = 2048
+    config.data.mixture = _MIXTURE
+    config.train.compute_dtype = "bfloat16"
+    return config
+
+
+def pilot_config() -> OrderedConfig:
+    """The pilot run. Its block is hope_attention as long as hope_hybrid is not built."""
+    config = _published_base(titan_period=8, titan_lr=6e-4, optimizer="nl_l2_precond")
+    config.model.block_variant = "hope_attention"
+    set_size(config, dim=512, num_layers=12, heads=8)
+    set_levels(config, _PERIODS, lr=3e-4, optimizer="nl_l2_precond")
+    set_teaching(config, scale=0.10, clip=5.0, schedule=(2000, 120_000, 20_000))
+    config.model.surprise_threshold = 0.02
+    config.train.update({"steps": 246_667, "online_chunk_size": 32})
+    config.data.batch_size = 6
+    set_muon(config)
+    config.checkpoint.every = 1000
+    return config
+
+
+def set_muon(config: OrderedConfig) -> None:
+    """The pilot's outer optimizer."""
+    config.optim.update(
+        {"name": "muon_hybrid", "lr": 2.5e-4, "weight_decay": 0.02, "momentum": 0.95, "b1": 0.9, "b2": 0.999}
+    )
+
+
+def pilot_smoke_config() -> OrderedConfig:
+    """The pilot's mechanisms at a size that trains in minutes on two CPU cores."""
+    config = pilot_config()
+    set_size(config, dim=128, num_layers=3, heads=4)
+    set_levels(config, {"cms_fast": 4, "cms_mid": 16, "cms_slow": 64}, lr=3e-4, optimizer="nl_l2_precond")
+    set_teaching(config, scale=0.10, clip=5.0, schedule=(20, 0, 0))
+    config.model.vocab_size = 1024
+    config.data.update({"seq_len": 256, "batch_size": 8})
+    config.data.mixture = {}
+    config.train.update({"steps": 400, "online_chunk_size": 16, "compute_dtype": "float32"})
+    config.optim.update({"lr": 0.01, "adam_lr": 3e-3, "warmup_steps": 20})
+    config.eval.update({"every": 100, "batches": 8})
+    config.checkpoint.every = 100
+    return config
+
+
+def pilot_reference_config() -> OrderedConfig:
+    """As near to the published pilot as the options go."""
+    config = pilot_config()
+    config.model.style = "reference"
+    config.model.block_variant = "hope_hybrid"
+    config.teach.normalize = "batch_mean"
+    config.cms.delta_at = "block_output"
+    config.memory.update({"scope": "batch", "lifetime": "persistent"})
+    config.train.update({"algorithm_mode": "two_pass", "online_chunk_size": 0})
+    return config
+
+
+def pilot_paper_faithful_config() -> OrderedConfig:
+    """The pilot under the paper's semantics: attention and CMS, every period written, partial ones too."""
+    config = pilot_config()
+    config.model.block_variant = "hope_attention"
+    config.model.surprise_threshold = None
+    config.model.cms_flush_partial_at_end = True
+    config.memory.update({"scope": "example", "lifetime": "context"})
+    config.train.param_policy = "all"
+    return config
+
+
+def pilot_selfmod_paper_faithful_config() -> OrderedConfig:
+    """The paper's HOPE: self-modifying Titans in place of attention, under the paper's semantics."""
+    config = pilot_paper_faithful_config()
+    config.model.block_variant = "hope_selfmod"
+    config.model.self_modifying.update(
+        {
+            "chunk_size": 8,
+            "chunk_size_memory": 64,
+            "projection_skip": False,
+            "adaptive_q": False,
+            "local_conv_window": 4,
+        }
+    )
+    return config
+
+
+def mid_stage2_config() -> OrderedConfig:
+    """The stage-2 run at middle size."""
+    config = _published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
+    config.model.block_variant = "hope_hybrid"
+    set_size(config, dim=768, num_layers=18, heads=12)
+    set_levels(config, _PERIODS, lr=4e-4, optimizer="preconditioned")
+    set_teaching(config, scale=0.05, clip=5.0, schedule=(20, 80, 40))
+    config.train.steps = 100
+    config.data.batch_size = 8
+    config.optim.update({"name": "adamw", "lr": 3e-5})
+    config.checkpoint.every = 100
+    return config
+
+
+def mid_stage2_smoke_config() -> OrderedConfig:
+    """The stage-2 run's rehearsal."""
+    config = _published_base(titan_period=16, titan_lr=6e-4, optimizer="preconditioned")
+    config.model.block_variant = "hope_hybrid"
+    set_size(config, dim=512, num_layers=12, heads=8)
+    set_levels(config, {"cms_fast": 1, "cms_mid": 4, "cms_slow": 16}, lr=3e-4, optimizer="preconditioned")
+    set_teaching(config, scale=0.2, clip=2.0)
+    config.train.steps = 60
+    config.data.batch_size = 8
+    config.optim.update({"name": "adamw", "lr": 1e-4})
+    config.checkpoint.every = 0
+    return config
+
+
+def mid_titan_baseline_config() -> OrderedConfig:
+    """The TITAN baseline at middle size: no CMS."""
+    config = _published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
+    config.model.block_variant = "titan"
+    config.model.cms_levels = {}
+    set_size(config, dim=768, num_layers=18, heads=12)
+    set_teaching(config, scale=0.10, clip=4.0, schedule=(60, 140, 80))
+    config.model.surprise_threshold = 0.02
+    config.train.steps = 25_000
+    config.data.batch_size = 4
+    config.optim.update({"name": "adamw", "lr": 1e-5})
+    config.checkpoint.every = 1000
+    return config
