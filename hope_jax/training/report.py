@@ -154,8 +154,8 @@ def _writes_section(rows: Sequence[Mapping[str, Any]]) -> str:
         "<h2>Memory updates</h2>"
         + _figure(as_data_uri(figure), f"Write statistics of {', '.join(write_levels(rows))}")
         + '<p class="note">What each level wrote in the logged steps, one line a layer. A level whose '
-        "updates stay at zero has learned nothing at test time; clip hits say that the bounds, not the optimizer, "
-        "set the size of a write.</p>"
+        "updates stay at zero has learned nothing at test time; clip hits say that the bounds, not the "
+        "optimizer, set the size of a write.</p>"
         f"<details><summary>All statistics at the last logged step (mean over layers)</summary>"
         f'<div class="card">{_last_writes_table(rows)}</div></details>'
     )
@@ -167,8 +167,8 @@ def _samples_section(samples: Sequence[Mapping[str, str]]) -> str:
     quotes = (f"<blockquote><i>{escape(s['prompt'])}</i>{escape(s['text'])}</blockquote>" for s in samples)
     return (
         f'<h2>Generated lines</h2><div class="card">{"".join(quotes)}</div><p class="note">Grey: prompts '
-        "from the start of held-out rows. Black: the model's continuation at temperature 0.8, the first draw, "
-        "not selected.</p>"
+        "from the start of held-out rows. Black: the model's continuation at temperature 0.8, the first "
+        "draw, not selected.</p>"
     )
 
 
