@@ -9,6 +9,7 @@ import pytest
 
 from parity_tests import convert
 from parity_tests.golden_file import Golden, GoldenMismatch, golden
+from parity_tests.targets import next_targets
 from tests.oracle import model as oracle
 from tests.oracle import reference
 from tests.oracle.inner import Level
@@ -33,7 +34,9 @@ def attend_pieces(
 ) -> tuple[list[np.ndarray], oracle.Past]:
     past, pieces = None, []
     for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
-        out, past = oracle.attention(p, attention_arch(g), row[start:stop], past, (1,) * len(row))
+        out, past = oracle.attention(
+            p, attention_arch(g), row[start:stop], past, oracle.visible(0, (1,) * len(row), start, stop)
+        )
         pieces.append(np.asarray(out))
     assert past is not None
     return pieces, past
@@ -82,7 +85,7 @@ def test_cms_forward_and_train_gradients(name: str) -> None:
     def paired(tree: Any, inputs: Any) -> Any:
         return jnp.sum(cms_chain(tree, inputs, g.config["grad_clip"])[0] * g.inputs["train_grad_cotangent"])
 
-    by_level, by_x = jax.grad(paired, argnums=(0, 1))(levels, x)
+    by_level, by_x = jax.jit(jax.grad(paired, argnums=(0, 1)))(levels, x)
     g.compare("train_grad.x", by_x)
     for level in names:
         for torch_name, ours in convert.LEVEL_NAMES.items():
@@ -130,17 +133,6 @@ def test_cms_update_under_the_published_rule(variant: str, reduction: str) -> No
     g.finish()
 
 
-def next_targets(g: Golden) -> np.ndarray:
-    """Targets of every position, -1 where there is none or it is ignored."""
-    tokens = g.inputs["tokens"]
-    last = np.full((len(tokens), 1), -1)
-    if "next_tokens" in g.inputs:
-        last = g.inputs["next_tokens"].reshape(-1, 1)
-    targets = np.concatenate([tokens[:, 1:], last], axis=1)
-    ignored = g.config["ignore_index"]
-    return targets if ignored is None else np.where(targets == ignored, -1, targets)
-
-
 @pytest.mark.parametrize("name", ["teach_plain", "teach_next", "teach_ignore"])
 def test_teach_signal_of_the_mean_loss(name: str) -> None:
     g = golden(name)
@@ -153,9 +145,11 @@ def test_teach_signal_of_the_mean_loss(name: str) -> None:
     g.finish()
 
 
+QUICK = {"xla_backend_optimization_level": 0}
 READ = jax.jit(
-    lambda params, tokens, past, arch, segments: oracle.read_chunk(params, arch, tokens, past, segments),
-    static_argnames=("arch", "segments"),
+    lambda params, tokens, past, arch, mask: oracle.read_chunk(params, arch, tokens, past, mask),
+    static_argnames="arch",
+    compiler_options=QUICK,
 )
 
 
@@ -174,7 +168,7 @@ def read_rows(params: Any, arch: oracle.Arch, rows: np.ndarray, cuts: list[int])
     for row in rows:
         past, reads = None, []
         for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
-            read = READ(params, row[start:stop], past, arch, (1,) * len(row))
+            read = READ(params, row[start:stop], past, arch, oracle.visible(0, (1,) * len(row), start, stop))
             past = read.past
             reads.append(read)
         results.append(reads)

@@ -83,7 +83,7 @@ def fresh_state(level: Level, names_shapes: dict[str, tuple[int, ...]]) -> dict[
 def inner_step(
     level: Level, grads: Arrays, state: dict[str, Arrays], context: np.ndarray | None
 ) -> tuple[Arrays, dict[str, Arrays]]:
-    """The optimizer's u for each tensor and its next state: v <- beta v + (1 - beta) u0, u = v, no bias correction."""
+    """Each tensor's u and next state: v <- beta v + (1 - beta) u0, u = v, no bias correction."""
     updates, following = {}, {}
     for name, g in grads.items():
         slot = dict(state[name])
@@ -100,7 +100,7 @@ def group_norm(tensors: Arrays, group: tuple[str, ...]) -> float:
 
 
 def bound(tensors: Arrays, p: Arrays, limit: float) -> tuple[Arrays, int]:
-    """Each group rescaled to at most `limit` times its slow weights' norm (0: off), and how many groups were."""
+    """Each group rescaled to at most `limit` (0: off) times its slow weights' norm; how many were."""
     bounded, hits = dict(tensors), 0
     for group in GROUPS if limit > 0 else ():
         size, allowed = group_norm(tensors, group), limit * group_norm(p, group)

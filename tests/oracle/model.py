@@ -124,20 +124,20 @@ def query_key_value(p: Tree, arch: Arch, x: Any, start: int) -> tuple[Any, Any, 
     return q, k, v
 
 
-def visible(arch: Arch, segments: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+def visible(window: int, segments: tuple[int, ...], start: int, stop: int) -> np.ndarray:
     """bool [stop - start, stop]: which keys each query of [start, stop) sees, pair by pair."""
     mask = np.zeros((stop - start, stop), bool)
     for i in range(start, stop):
         for j in range(i + 1):
-            near = arch.window == 0 or i - j < arch.window
+            near = window == 0 or i - j < window
             mask[i - start, j] = near and segments[i] == segments[j]
     return mask
 
 
-def attention(p: Tree, arch: Arch, x: Any, past: Past | None, segments: tuple[int, ...]) -> tuple[Any, Past]:
+def attention(p: Tree, arch: Arch, x: Any, past: Past | None, mask: Any) -> tuple[Any, Past]:
     """Attention sublayer on consecutive tokens x [n, D] after `past`; residual (and post-norm) included.
 
-    segments: document of every token of the context so far. Past entries are used as they are given.
+    mask: of `visible`. Past entries are used as they are given.
     """
     tokens = x.shape[0]
     start = 0 if past is None else past.keys.shape[0]
@@ -147,7 +147,6 @@ def attention(p: Tree, arch: Arch, x: Any, past: Past | None, segments: tuple[in
     queries, keys, values = query_key_value(p, arch, mixed, start)
     if past is not None:
         keys, values = jnp.concatenate([past.keys, keys]), jnp.concatenate([past.values, values])
-    mask = visible(arch, segments, start, start + tokens)
     heads = []
     for h in range(arch.heads):
         scores = jnp.where(mask, queries[:, h] @ keys[:, h].T / np.sqrt(queries.shape[-1]), -np.inf)
@@ -202,11 +201,11 @@ def read_chunk(
     arch: Arch,
     tokens: Any,
     past: list[Past] | None,
-    segments: tuple[int, ...],
+    mask: Any,
     deltas: Deltas | None = None,
     taps: list[dict[str, Any]] | None = None,
 ) -> Read:
-    """Read consecutive tokens after `past`. segments: documents of the context's tokens from the first on.
+    """Read consecutive tokens after `past`. mask: of `visible`.
 
     taps[layer] maps each level's name, and "block", to zeros [tokens, D] that are added to that level's
     output and to the block's output: their gradients are the teach signals.
@@ -215,7 +214,7 @@ def read_chunk(
     y = params["embed"][jnp.asarray(tokens)]
     for layer in range(layer_count(params)):
         p = layer_of(params, layer)
-        y, kept = attention(p["attn"], arch, y, past[layer] if past else None, segments)
+        y, kept = attention(p["attn"], arch, y, past[layer] if past else None, mask)
         result.past.append(kept)
         result.level_in.append({})
         result.level_out.append({})
@@ -250,7 +249,8 @@ def forward(
 ) -> Read:
     """Read a whole example at once."""
     segments = (1,) * len(tokens) if segments is None else segments
-    return read_chunk(params, arch, tokens, None, segments, deltas)
+    mask = visible(arch.window, segments, 0, len(tokens))
+    return read_chunk(params, arch, tokens, None, mask, deltas)
 
 
 def cross_entropy(logits: Any, targets: Any) -> Any:

@@ -55,7 +55,7 @@ def update(
     reduction: str,
     read_clip: float = 0.0,
 ) -> dict[str, Any]:
-    """One update of one level from x, signal [B, L, D]: gradient, magnitude, next delta and optimizer state."""
+    """One update of one level from x, signal [B, L, D]: gradient, magnitude, next delta and state."""
     state = fresh_state(level, {n: np.shape(w) for n, w in p.items()}) if state is None else state
     mask = (np.abs(signal).sum(-1) > 0).astype(float)
     loss, factor = squared_loss(signal, mask, reduction)

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,20 @@ from tests.oracle.model import (
     layer_count,
     layer_of,
     read_chunk,
+    visible,
 )
 from tests.oracle.periods import Learning, Memory, Token, Write, accumulate, close_period, fresh_memories
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Long loops compile slowly; nothing here needs to run fast."""
+
+
+class Part(NamedTuple):
+    """Consecutive tokens of a context: tokens and targets int [n], mask of `model.visible`."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,10 @@ class Example:
     targets: tuple[int, ...]
     segments: tuple[int, ...]
 
-    def part(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and targets of [start, stop)."""
-        return np.array(self.tokens[start:stop]), np.array(self.targets[start:stop])
+    def part(self, arch: Arch, start: int, stop: int) -> Part:
+        """Its tokens [start, stop)."""
+        mask = visible(arch.window, self.segments, start, stop)
+        return Part(np.array(self.tokens[start:stop]), np.array(self.targets[start:stop]), mask)
 
 
 @dataclass(frozen=True)
@@ -72,50 +82,47 @@ class Stream:
 def zero_taps(params: Tree, arch: Arch, tokens: int) -> list[dict[str, Any]]:
     """Zeros to add to each level's output and each block's output."""
     zeros = jnp.zeros((tokens, params["embed"].shape[1]))
-    return [{name: zeros for name in (*arch.levels, "block")} for _ in range(layer_count(params))]
+    return [dict.fromkeys((*arch.levels, "block"), zeros) for _ in range(layer_count(params))]
 
 
-@partial(jax.jit, static_argnames=("arch", "segments"), compiler_options=QUICK)
+@partial(jax.jit, static_argnames="arch", compiler_options=QUICK)
 def chunk_pass(
     params: Tree,
     arch: Arch,
-    segments: tuple[int, ...],
-    tokens: np.ndarray,
-    targets: np.ndarray,
+    part: Part,
     past: list[Past] | None,
     deltas: Deltas,
 ) -> tuple[Read, Any, Tree, list[dict[str, Any]]]:
-    """Read one chunk after `past`, its losses, the gradient of their sum in the parameters and at the taps."""
+    """Read one chunk after `past`; gradient of its summed loss in the parameters and at the taps."""
 
     def loss(theta: Tree, taps: list[dict[str, Any]]) -> tuple[Any, tuple[Read, Any]]:
-        read = read_chunk(theta, arch, tokens, past, segments, deltas, taps)
-        losses = cross_entropy(read.logits, targets)
+        read = read_chunk(theta, arch, part.tokens, past, part.mask, deltas, taps)
+        losses = cross_entropy(read.logits, part.targets)
         return jnp.sum(losses), (read, losses)
 
-    taps = zero_taps(params, arch, tokens.shape[0])
+    taps = zero_taps(params, arch, part.tokens.shape[0])
     (outer, cotangents), (read, losses) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
     return read, losses, outer, cotangents
 
 
-@partial(jax.jit, static_argnames=("arch", "segments"), compiler_options=QUICK)
+@partial(jax.jit, static_argnames="arch", compiler_options=QUICK)
 def cut_gradient(
     params: Tree,
     arch: Arch,
-    segments: tuple[int, ...],
-    chunks: list[tuple[np.ndarray, np.ndarray]],
+    parts: list[Part],
     past: list[Past] | None,
     deltas: list[Deltas],
 ) -> Tree:
     """Gradient of the summed loss of the chunks between two cuts, attention's memory not cut between them.
 
-    chunks: tokens and targets of each. past: before the first. deltas: those that read each chunk.
+    past: before the first. deltas: those that read each chunk.
     """
 
     def loss(theta: Tree) -> Any:
         total, seen = jnp.zeros(()), past
-        for (tokens, targets), read_with in zip(chunks, deltas, strict=True):
-            read = read_chunk(theta, arch, tokens, seen, segments, read_with)
-            total = total + jnp.sum(cross_entropy(read.logits, targets))
+        for part, read_with in zip(parts, deltas, strict=True):
+            read = read_chunk(theta, arch, part.tokens, seen, part.mask, read_with)
+            total = total + jnp.sum(cross_entropy(read.logits, part.targets))
             seen = read.past
         return total
 
@@ -136,9 +143,9 @@ def chunk_signals(
         shared = teach.global_signal(
             params, arch, np.asarray(read.pre_norm), np.asarray(read.logits), targets
         )
-        layers = [{name: shared for name in layer} for layer in layers]
+        layers = [dict.fromkeys(layer, shared) for layer in layers]
     if learning.delta_at == "block_output":
-        layers = [{name: layer["block"] for name in layer} for layer in layers]
+        layers = [dict.fromkeys(layer, layer["block"]) for layer in layers]
     return layers
 
 
@@ -222,15 +229,13 @@ def online(
         deltas = [{name: dict(m.delta) for name, m in layer.items()} for layer in memories]
         cut.deltas.append(deltas)
         for example, past in zip(examples, pasts, strict=True):
-            tokens, targets = example.part(start, stop)
-            read, loss, outer, taps = chunk_pass(
-                params, arch, example.segments, tokens, targets, past, deltas
-            )
+            part = example.part(arch, start, stop)
+            read, loss, outer, taps = chunk_pass(params, arch, part, past, deltas)
             if not learning.truncate:
                 out.outer_gradient = add(out.outer_gradient, outer)
             reads.append(jax.tree.map(np.asarray, read))
             losses.append(np.asarray(loss))
-            signals.append(chunk_signals(params, arch, learning, read, targets, taps))
+            signals.append(chunk_signals(params, arch, learning, read, part.targets, taps))
         for b, read in enumerate(reads):
             reads_of[b].append(read)
             losses_of[b].append(losses[b])
@@ -260,8 +265,8 @@ def gradient_of_cut(
     total: Tree = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params)
     starts = range(cut.start, end, learning.chunk)
     for example, past in zip(examples, cut.pasts, strict=True):
-        chunks = [example.part(start, min(start + learning.chunk, end)) for start in starts]
-        total = add(total, cut_gradient(params, arch, example.segments, chunks, past, cut.deltas))
+        parts = [example.part(arch, start, min(start + learning.chunk, end)) for start in starts]
+        total = add(total, cut_gradient(params, arch, parts, past, cut.deltas))
     return total
 
 

@@ -10,7 +10,7 @@ from tests.oracle.model import Arch, Tree, norm
 
 
 def head_signal(logits: np.ndarray, targets: Any, embed: np.ndarray) -> np.ndarray:
-    """Closed form of dCE_t / d(vector entering the head): (softmax - onehot) @ embed, zero where unsupervised."""
+    """dCE_t / d(vector entering the head): (softmax - onehot) @ embed, zero where unsupervised."""
     rows = []
     for row, target in zip(np.asarray(logits), targets, strict=True):
         p = np.exp(row - row.max())
@@ -50,7 +50,7 @@ def process(signal: np.ndarray, scale: float, schedule: float, limit: float) -> 
 
 
 def schedule_factor(step: int, warmup_steps: int, decay_start: int, decay_duration: int) -> float:
-    """Linear warm-up to 1 at the last warm-up step, then 1, then a linear decay to 0; 0 switches a part off."""
+    """Linear warm-up to 1 at the last warm-up step, then a linear decay to 0; 0 switches a part off."""
     factor = 1.0
     if warmup_steps > 0:
         factor *= min(1.0, (step + 1) / warmup_steps)
