@@ -113,16 +113,12 @@ class ModelConfig:
     cms_flush_partial_at_end: bool = False  # write a period that the stream's end cuts short
     titan_level: LevelConfig = LevelConfig(update_period=8)  # TITAN memory (hope_hybrid, titan)
     self_mod: SelfModConfig = SelfModConfig()
-    self_mod_lr: NonNegative = (
-        1e-3  # inner learning rate of levels that name none; eta's scale in hope_selfmod
-    )
+    self_mod_lr: NonNegative = 1e-3  # inner rate of levels that name none; scale of eta in hope_selfmod
     self_modifying: SelfModifyingTitansConfig = SelfModifyingTitansConfig()
     teach_scale: NonNegative = 0.1  # multiplier on the teach signal
     teach_clip: NonNegative = 0.0  # per-token L2 bound on the teach signal; 0: off
     teach_schedule: TeachScheduleConfig = TeachScheduleConfig()
-    surprise_threshold: NonNegative | None = (
-        None  # smallest mean surprise at which a period is written; None: all
-    )
+    surprise_threshold: NonNegative | None = None  # smallest mean surprise that is written; None: all
     surprise_metric: Literal["l2", "loss", "logit_entropy"] = "l2"  # l2: norm of the scaled teach signal
 
 
@@ -213,7 +209,7 @@ class CheckpointConfig:
     """When a checkpoint is written and which are kept."""
 
     every: Whole = 1000  # steps; one is always written at the end
-    keep_last: Count = 3
+    keep_last: Count = 3  # newest checkpoints that are kept
     keep_every: Whole = 0  # steps between checkpoints that are kept for good; 0: none
 
 

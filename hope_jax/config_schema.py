@@ -155,9 +155,12 @@ def _group(group: type, values: Any, path: str, problems: list[str]) -> Any:
 
 
 def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
-    inner, entry = _optional(kind), _mapping_entry(kind)
+    wanted, inner = describe(kind), _optional(kind)
     if inner is not None:
-        return None if value is None else _value(inner, value, path, problems)
+        if value is None:
+            return None
+        kind = inner
+    entry = _mapping_entry(kind)
     if dataclasses.is_dataclass(kind):
         return _group(typing.cast(type, kind), value, path, problems)
     if entry is not None:
@@ -170,9 +173,9 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         if value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"{path}: want {describe(kind)}; got {value!r}{hint}")
+            problems.append(f"{path}: want {wanted}; got {value!r}{hint}")
     elif type(value) is not base or not _in_range(value, bounds):
-        problems.append(f"{path}: want {describe(kind)}; got {value!r}")
+        problems.append(f"{path}: want {wanted}; got {value!r}")
     return value
 
 

@@ -1,0 +1,102 @@
+"""Writes docs/config.md from the schema: keys, types and defaults, and the comments of hope_jax/config.py.
+
+python docs/make_config_reference.py
+"""
+
+import ast
+import dataclasses
+import inspect
+import io
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hope_jax import config
+from hope_jax.config_schema import describe, key_paths
+
+HEAD = """# Configuration keys
+
+Made by `python docs/make_config_reference.py` from `hope_jax/config.py`; do not edit.
+
+A config file has a `get_config()` that starts from `hope_jax.config.base_config()` (or one of
+`hope_jax.presets`), changes values and returns it. On the command line `--config.KEY=VALUE` changes any key:
+
+```
+python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=20 \\
+    --config.model.surprise_threshold=None --config.model.cms_levels.cms_slow.update_period=32
+```
+
+A level that the file does not have is added at the end of the chain; `--config.model.cms_levels="{'a':
+{'update_period': 8}}"` replaces them all. Keys that are true or false may stand alone (`--config.log.wandb`,
+`--noconfig.log.tensorboard`).
+
+What does not fit is refused before anything compiles, with exit code 2: unknown keys (with the nearest known
+one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide
+the width, or heads of odd width under RoPE; a period, or a chunk of the self-modifying memories, that neither
+divides the online chunk nor is a multiple of it; an online chunk longer than the sequence; a
+`truncate_tokens` that is no multiple of it; a persistent memory outside `two_pass` with `scope=batch`; a batch
+that the devices do not divide; schedules longer than the run; and what is not built yet
+(`NOT_BUILT_YET` in `hope_jax/config_check.py`).
+"""
+
+
+def field_comments() -> dict[tuple[str, str], str]:
+    """(class, field) -> the comment at the end of the field's first line."""
+    source = inspect.getsource(config)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    return {
+        (group.name, item.target.id): by_line.get(item.lineno, "")
+        for group in ast.parse(source).body
+        if isinstance(group, ast.ClassDef)
+        for item in group.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+
+
+def owners() -> Iterator[tuple[str, type, Any]]:
+    """(dotted key, its dataclass, default) in the order of the schema; levels under NAME."""
+    yield from _owners(config.ExperimentConfig(), "")
+
+
+def _owners(group: Any, prefix: str) -> Iterator[tuple[str, type, Any]]:
+    nested = []
+    for f in dataclasses.fields(group):
+        value = getattr(group, f.name)
+        if dataclasses.is_dataclass(value):
+            nested.append((value, f"{prefix}{f.name}."))
+            continue
+        yield prefix + f.name, type(group), value
+        if isinstance(value, Mapping) and value:
+            nested.append((config.LevelConfig(), f"{prefix}{f.name}.NAME."))
+    for value, path in nested:
+        yield from _owners(value, path)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} ({level.update_period})" for name, level in value.items()) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render() -> str:
+    """The whole page."""
+    comments, kinds = field_comments(), {path: describe(kind) for path, kind, _ in key_paths()}
+    lines, section = [HEAD], ""
+    for path, owner, default in owners():
+        group, key = path.rsplit(".", 1)
+        if group != section:
+            section = group
+            lines += [
+                f"\n## {group}\n{inspect.getdoc(owner)}\n",
+                "| key | takes | default | meaning |",
+                "|---|---|---|---|",
+            ]
+        meaning = comments[owner.__name__, key].replace("|", r"\|")
+        lines.append(f"| `{key}` | {kinds[path]} | {_default(default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("config.md").write_text(render(), encoding="utf-8")

@@ -1,0 +1,27 @@
+# Sourced by the scripts beside it: the repository's folder, a Python that is new enough, the environment.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable.
+# All chatter goes to stderr.
+set_up() {
+    local venv="${VENV:-.venv}" python="${PYTHON:-python3}" wanted installed
+    if ! command -v "$python" >/dev/null; then
+        echo "error: $python not found; set PYTHON to a Python 3.11 or newer" >&2
+        exit 2
+    fi
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: $("$python" --version) is too old; set PYTHON to a Python 3.11 or newer" >&2
+        exit 2
+    fi
+    wanted=$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
+    installed=$("$venv/bin/python" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null || true)
+    if [ "$installed" != "$wanted" ]; then
+        if [ -e "$venv" ]; then echo "remaking $venv, which is not of Python $wanted" >&2; fi
+        "$python" -m venv --clear "$venv" >&2
+    fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$1" -e ".$2" >&2
+    # shellcheck disable=SC1091
+    . "$venv/bin/activate"
+}

@@ -1,0 +1,126 @@
+"""Imports run down the floors, never up or round, and the middle floors touch neither files nor flags."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"kernels": 1, "memory": 2, "models": 3, "learning": 4, "data": 5, "training": 6, "evals": 7}
+CORE = {"types", "errors", "trees", "config", "config_schema", "config_check", "presets", ""}
+FRONT_WITHIN = {"data.build", "evals.suite"}
+FORBIDDEN = (
+    "absl",
+    "ml_collections",
+    "pathlib",
+    "os",
+    "io",
+    "shutil",
+    "time",
+    "hope_jax.config",
+    "hope_jax.presets",
+)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below hope_jax -> file, `hope_jax.kernels` from its folder at the top."""
+    found = {}
+    for folder, prefix in ((ROOT / "hope_jax", ()), (ROOT / "kernels", ("kernels",))):
+        for path in folder.rglob("*.py"):
+            if path.name.startswith("test_") or path.name in ("bench.py", "conftest.py"):
+                continue
+            parts = [*prefix, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def floor(module: str) -> int:
+    if module in CORE:
+        return 0
+    if module in FRONT_WITHIN:
+        return 8
+    return FLOORS.get(module.split(".")[0], 8)
+
+
+def imported_names(module: str, source: str, is_package: bool) -> Iterator[str]:
+    """Every dotted name that the source imports, `from a import b` as a.b."""
+    package = ["hope_jax", *module.split(".")] if module else ["hope_jax"]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + is_package] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def local_imports(module: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    path, found = MODULES[module], set()
+    for name in imported_names(module, path.read_text(), path.name == "__init__.py"):
+        parts = name.split(".")
+        if parts[0] != "hope_jax":
+            continue
+        below = ".".join(parts[1:])
+        found.add(below if below in MODULES else ".".join(parts[1:-1]))
+    return found - {module}
+
+
+def upward(module: str, imports: set[str]) -> set[str]:
+    return {name for name in imports if floor(name) > floor(module)}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names along a circle of imports; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for below in sorted(graph.get(name, ())):
+            if found := visit(below, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_import_runs_upward(module: str) -> None:
+    assert not upward(module, local_imports(module))
+
+
+def test_no_import_runs_round() -> None:
+    assert not circle({module: local_imports(module) for module in MODULES})
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if 1 <= floor(m) <= 4))
+def test_middle_floors_touch_neither_files_nor_flags(module: str) -> None:
+    path = MODULES[module]
+    source = path.read_text()
+    names = set(imported_names(module, source, path.name == "__init__.py"))
+    assert not {n for n in names for f in FORBIDDEN if n == f or n.startswith(f + ".")}
+    opened = [
+        n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
+    assert "open" not in {n.func.id for n in opened if isinstance(n.func, ast.Name)}
+
+
+def test_every_floor_is_seen() -> None:
+    assert {0, 1, 2, 3, 4, 5, 6, 8} <= {floor(module) for module in MODULES}
+
+
+def test_the_checks_find_what_they_look_for() -> None:
+    assert upward("memory.cms", {"models.lm", "kernels", "types"}) == {"models.lm"}
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    source = "from ..models import lm\nfrom . import gate\nimport hope_jax.config"
+    names = set(imported_names("memory.cms", source, is_package=False))
+    assert names == {"hope_jax.models.lm", "hope_jax.memory.gate", "hope_jax.config"}

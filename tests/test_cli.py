@@ -1,0 +1,164 @@
+"""The command line: config files, overrides, one paragraph an error, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from hope_jax import cli
+from hope_jax.errors import ConfigError, DataError
+
+GOOD = """
+from hope_jax.config import base_config
+def get_config():
+    config = base_config()
+    config.model.update(dict(vocab_size=1024, dim=32, num_layers=1, heads=2))
+    config.data.update(dict(seq_len=32, batch_size=2))
+    config.train.steps = 2
+    config.eval.update(dict(batches=1, generate_tokens=2))
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.py"
+    path.write_text(GOOD)
+    return path
+
+
+def launch(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hope_jax.launch", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_read_config_applies_overrides_in_order(config_file: Path) -> None:
+    config = cli.read_config(config_file, ["model.dim=64", "model.dim=96", "data.source=a=b"])
+    assert (config.model.dim, config.data.source) == (96, "a=b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "line 1: invalid syntax"),
+        ("x = 1\n", "no function get_config"),
+        ("def get_config():\n    return None\n", "returned None"),
+        ("import missing_module_x\n", "line 1: ModuleNotFoundError: No module named 'missing_module_x'"),
+        (GOOD.replace("config.train.steps = 2", "config.train.steps = 'x'"), "line 7: TypeError"),
+        (GOOD.replace("config.train.steps", "config.train.stepps"), "did you mean train.steps?"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        cli.read_config(path)
+    assert message in str(caught.value)
+
+
+def test_missing_config_file_names_the_ones_beside_it(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; in that folder: small.py"):
+        cli.read_config(config_file.with_name("smal.py"))
+
+
+def test_config_file_leaves_nothing_beside_it(config_file: Path) -> None:
+    cli.read_config(config_file)
+    assert list(config_file.parent.iterdir()) == [config_file]
+
+
+def test_overrides_are_taken_out_of_the_arguments() -> None:
+    taken = cli.split_overrides(
+        ["x", "--config=f.py", "--config.model.dim=3", "-config.model.heads", "4", "--config.log.wandb"]
+        + ["--noconfig.log.tensorboard", "--workdir=w", "--", "--config.model.dim=5"]
+    )
+    assert taken == [
+        *("x", "--config=f.py", "--config_override=model.dim=3", "--config_override=model.heads=4"),
+        *("--config_override=log.wandb=true", "--config_override=log.tensorboard=false"),
+        *("--workdir=w", "--", "--config.model.dim=5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.dimm=3", "did you mean model.dim?"),
+        ("--config.model.dim", "the value is missing"),
+        ("--noconfig.model.dim", "true or false"),
+    ],
+)
+def test_bad_override_flags(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cli.split_overrides(["x", argument])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("bad key"), 2),
+        (DataError("bad text"), 1),
+        (flags.Error("bad flag"), 2),
+        (OSError("disk"), 1),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_errors_become_one_paragraph(
+    error: Exception, code: int, debug: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: list[str]) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(main, ["x", *(["--debug"] if debug else [])])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (code, "")
+    assert str(error) in err and err.splitlines()[-1].startswith("error: ")
+    assert ("Traceback" in err) == debug
+    assert debug or len(err.splitlines()) == 1
+
+
+def test_unknown_flag_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(lambda argv: None, ["x", "--debugg"])
+    assert caught.value.code == 2
+    assert "Did you mean: debug" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_exit_code_is_that_of_main(code: int | None) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(lambda argv: code, ["x"])
+    assert caught.value.code == (code or 0)
+
+
+def test_launch_help_and_usage_errors(config_file: Path) -> None:
+    helped = launch("--help", cwd=config_file.parent)
+    assert helped.returncode == 0 and "--workdir" in helped.stdout and not helped.stderr
+    missing = launch(cwd=config_file.parent)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr.startswith("error: --config is missing")
+
+
+def test_launch_refuses_before_anything_is_written(config_file: Path) -> None:
+    refused = launch(
+        f"--config={config_file}", "--config.model.dim=30", "--config.model.heads=4", cwd=config_file.parent
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "error: model.heads=4 does not divide model.dim=30\n"
+    unbuilt = launch(
+        f"--config={config_file}", "--config.train.algorithm_mode=through_writes", cwd=config_file.parent
+    )
+    assert unbuilt.returncode == 2 and "not built yet" in unbuilt.stderr
+    assert list(config_file.parent.iterdir()) == [config_file]
+
+
+@pytest.mark.nightly
+def test_launch_trains_into_the_default_workdir(config_file: Path) -> None:
+    run = launch(f"--config={config_file}", "--config.log.tensorboard=false", cwd=config_file.parent)
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout.splitlines()[-1])
+    assert set(summary) == {"eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds"}
+    assert (config_file.parent / "runs" / "small" / "metrics.jsonl").is_file()

@@ -1,0 +1,162 @@
+"""The schema: base configuration, resolving, overrides by path."""
+
+import dataclasses
+
+import pytest
+from ml_collections import config_dict
+
+from hope_jax.config import ExperimentConfig, LevelConfig, base_config, level
+from hope_jax.config_schema import as_plain_dict, key_paths, resolve, set_override
+from hope_jax.errors import ConfigError
+
+
+def overridden(*overrides: tuple[str, str]) -> ExperimentConfig:
+    values = as_plain_dict(base_config())
+    for key, text in overrides:
+        set_override(values, key, text)
+    return resolve(values)
+
+
+def test_base_config_resolves_to_the_defaults() -> None:
+    assert resolve(base_config()) == ExperimentConfig()
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert resolve({"model": {"cms_levels": {"a": {"lr": 1}}}}).model.cms_levels == {"a": LevelConfig(lr=1.0)}
+
+
+def test_level_order_is_kept_from_plain_dicts_and_config_dicts() -> None:
+    config = base_config()
+    config.model.cms_levels = {"zeta": level(update_period=4), "alpha": {"update_period": 8}}
+    assert list(resolve(config).model.cms_levels) == ["zeta", "alpha"]
+    config.model.cms_levels.beta = level()
+    assert list(resolve(config).model.cms_levels) == ["zeta", "alpha", "beta"]
+
+
+def test_field_references_are_resolved() -> None:
+    config = base_config()
+    config.optim.warmup_steps = config.get_ref("train").get().get_ref("steps") // 10
+    config.train.steps = 500
+    assert resolve(config).optim.warmup_steps == 50
+
+
+def test_result_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolve(base_config()).model.dim = 1  # type: ignore[misc]
+
+
+def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
+    config = resolve({"model": {"teach_scale": 1}})
+    assert isinstance(config.model.teach_scale, float)
+    for bad in ({"dim": 64.0}, {"dim": True}, {"dim": "64"}, {"cms_flush_partial_at_end": 1}, {"dim": None}):
+        with pytest.raises(ConfigError, match="want"):
+            resolve({"model": bad})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"dimm": 3}}, "model.dimm: unknown key; did you mean model.dim?"),
+        ({"model": {"batch_size": 3}}, "did you mean data.batch_size?"),
+        ({"modl": {}}, "modl: unknown key; did you mean model?"),
+        ({"model": 3}, "model: want a group of keys, got 3"),
+        ({"model": {"style": "moderne"}}, "got 'moderne'; did you mean modern?"),
+        (
+            {"model": {"cms_levels": {"a": {"update_period": 0}}}},
+            "a.update_period: want .* at least 1; got 0",
+        ),
+        ({"model": {"cms_levels": {"a": {"period": 4}}}}, "did you mean model.cms_levels.a.update_period?"),
+        ({"model": {"cms_levels": {"a-b": {}}}}, "'a-b' is no name"),
+        ({"model": {"cms_levels": [1]}}, "want a group of keys"),
+        ({"model": {"surprise_threshold": -0.1}}, "at least 0, or None; got -0.1"),
+        ({"model": {"vocab_size": 1}}, "at least 2; got 1"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr: .* got nan"),
+        ({"optim": {"lr": float("inf")}}, "optim.lr: .* got inf"),
+        ({"optim": {"b1": 1.0}}, "at least 0 and below 1; got 1.0"),
+        ({"optim": {"eps": 0}}, "above 0; got 0"),
+        ({"train": {"steps": 0}}, "train.steps: .* at least 1; got 0"),
+        ({"data": {"batch_size": -2}}, "data.batch_size"),
+        ({"data": {"mixture": {"wikipedia": "much"}}}, "data.mixture.wikipedia"),
+    ],
+)
+def test_refused_by_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(values)
+
+
+def test_all_problems_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"model": {"dim": 0, "heads": "x"}, "train": {"stepps": 1}})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert [line.split(":")[0] for line in lines[1:]] == ["- model.dim", "- model.heads", "- train.stepps"]
+
+
+def test_every_key_has_an_override() -> None:
+    """Each key, set to the text of its default, gives the default configuration again."""
+    checked = 0
+    for path, _, _ in key_paths():
+        path = path.replace(".NAME.", ".cms_fast.")
+        value: object = ExperimentConfig()
+        for name in path.split("."):
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        if isinstance(value, dict):
+            continue
+        assert overridden((path, str(value))) == ExperimentConfig(), path
+        checked += 1
+    assert checked > 80
+
+
+def test_overrides_by_type() -> None:
+    config = overridden(
+        ("model.surprise_threshold", "0.05"),
+        ("model.titan_level.lr", "none"),
+        ("log.tensorboard", "False"),
+        ("model.cms_levels.cms_fast.update_period", "64"),
+        ("model.cms_levels.cms_ultra.update_period", "256"),
+        ("data.mixture.wikipedia", "0.5"),
+        ("data.source", "True"),
+        ("optim.lr", "1e-3"),
+    )
+    assert config.model.surprise_threshold == 0.05
+    assert config.model.titan_level.lr is None
+    assert not config.log.tensorboard
+    assert config.model.cms_levels == {
+        "cms_fast": LevelConfig(update_period=64),
+        "cms_ultra": LevelConfig(update_period=256),
+    }
+    assert config.data.mixture == {"wikipedia": 0.5}
+    assert config.data.source == "True"
+    assert config.optim.lr == 1e-3
+    later = overridden(("model.surprise_threshold", "0.05"), ("model.surprise_threshold", "None"))
+    assert later.model.surprise_threshold is None
+
+
+def test_override_of_all_levels_replaces_them() -> None:
+    config = overridden(("model.cms_levels", "{'b': {'update_period': 8}, 'a': {'update_period': 4}}"))
+    assert [(n, v.update_period) for n, v in config.model.cms_levels.items()] == [("b", 8), ("a", 4)]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("model.dim", "abc", "model.dim: want a whole number, at least 1; got 'abc'"),
+        ("train.steps", "1e3", "train.steps: want a whole number"),
+        ("log.wandb", "maybe", "log.wandb: want true or false"),
+        ("model.dimm", "1", "did you mean model.dim?"),
+        ("model.cms_levels.a.perod", "1", "known here: update_period"),
+        ("model.dim.x", "1", "model.dim has no keys of its own"),
+        ("model.cms_levels", "{a", "want a group of keys"),
+        ("model", "3", "model: want a group of keys, got 3"),
+    ],
+)
+def test_refused_overrides(key: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        overridden((key, text))
+    assert message in str(caught.value)
+
+
+def test_plain_dict_holds_no_config_dict() -> None:
+    plain = as_plain_dict(base_config())
+    assert type(plain["model"]["cms_levels"]["cms_fast"]) is dict
+    assert isinstance(base_config(), config_dict.ConfigDict)

@@ -1,0 +1,133 @@
+"""Combinations that cannot run are refused; N and K; warnings."""
+
+from typing import Any
+
+import pytest
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.config_check import NOT_BUILT_YET, online_chunk, resolve, truncate, validate, warnings
+from hope_jax.errors import ConfigError
+
+LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
+TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}
+
+
+def make(model: dict[str, Any] | None = None, **groups: dict[str, Any]) -> ExperimentConfig:
+    return resolve({"model": {"cms_levels": LEVELS, **(model or {})}, **groups})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (make({"dim": 100, "heads": 8}), "model.heads=8 does not divide model.dim=100"),
+        (make({"dim": 24, "heads": 8}), "is 3: RoPE"),
+        (make({"cms_levels": {}}), "needs at least one level"),
+        (make({"cms_levels": {"a": {"update_period": 24}}}, train={"online_chunk_size": 16}), "24 neither"),
+        (
+            make({"cms_levels": {"a": {"update_period": 24}}}, data={"seq_len": 256}, **TWO_PASS),
+            "data.seq_len",
+        ),
+        (
+            make({"block_variant": "titan", "titan_level": {"update_period": 5}}),
+            "model.titan_level.update_period=5",
+        ),
+        (
+            make({"block_variant": "hope_selfmod", "self_modifying": {"chunk_size": 3}}),
+            "chunk_size=3 neither",
+        ),
+        (
+            make(train={"online_chunk_size": 64}, data={"seq_len": 32}),
+            "64 tokens .* larger than data.seq_len=32",
+        ),
+        (make(data={"seq_len": 8}), "the online chunk of 16 tokens"),
+        (make(train={"online_chunk_size": 16, "truncate_tokens": 24}), "truncate_tokens=24: no multiple"),
+        (
+            make({"block_variant": "hope_selfmod"}, train={"truncate_tokens": 64}),
+            "truncate_tokens=64 is below 128",
+        ),
+        (make(memory={"lifetime": "persistent", "scope": "batch"}), "needs train.algorithm_mode=two_pass"),
+        (make(memory={"lifetime": "persistent"}, **TWO_PASS), "needs memory.scope=batch"),
+        (make(train={"steps": 10, "step_offset": 10}), "train.steps=10"),
+        (make(train={"steps": 10}, optim={"warmup_steps": 11}), "optim.warmup_steps=11"),
+        (
+            make(train={"steps": 10}, optim={"warmup_steps": 6, "cooldown_steps": 6, "schedule": "constant"}),
+            "optim.cooldown_steps=6",
+        ),
+        (make(optim={"cooldown_steps": 5}), "optim.schedule=cosine"),
+        (make(data={"source": "texts", "mixture": {"a": 1.0}}), "not built yet"),
+    ],
+)
+def test_refused_combinations(config: ExperimentConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_what_the_front_knows_is_checked_when_given() -> None:
+    config = make({"block_variant": "titan", "titan_level": {"optimizer": "adam"}}, data={"batch_size": 6})
+    validate(config)
+    with pytest.raises(ConfigError) as caught:
+        validate(config, device_count=4, built_variants=["transformer"], inner_optimizers=["sgd", "muon"])
+    text = str(caught.value)
+    assert "block_variant=titan: not built yet; use transformer" in text
+    assert "model.titan_level.optimizer='adam': unknown; known: sgd, muon" in text
+    assert "data.batch_size=6 is not divisible by the 4 devices" in text
+    assert len(text.splitlines()) == 4
+    validate(config, device_count=3, built_variants=["titan"], inner_optimizers=["adam"])
+
+
+def test_optimizers_of_memories_that_the_variant_lacks_do_not_matter() -> None:
+    validate(make({"titan_level": {"optimizer": "adam", "update_period": 7}}), inner_optimizers=["momentum"])
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in NOT_BUILT_YET.items() for v in values])
+def test_what_is_not_built_is_refused(key: str, value: Any) -> None:
+    group, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"{key}={value}: not built yet"):
+        validate(make(**{group: {name: value}}))
+
+
+def test_accepted_where_the_rule_does_not_apply() -> None:
+    validate(make({"dim": 24, "heads": 8, "style": "reference"}))
+    validate(make({"block_variant": "transformer", "cms_levels": {}}))
+    validate(make(memory={"lifetime": "persistent", "scope": "batch"}, **TWO_PASS))
+    validate(make({"cms_levels": {"a": {"update_period": 64}}}, train={"online_chunk_size": 16}))
+
+
+@pytest.mark.parametrize(
+    ("config", "chunk", "cut"),
+    [
+        (make(), 16, 16),
+        (make({"cms_levels": {"a": {"update_period": 64}, "b": {"update_period": 128}}}), 64, 64),
+        (make(train={"online_chunk_size": 32, "truncate_tokens": 96}), 32, 96),
+        (
+            make(data={"seq_len": 512}, train={"algorithm_mode": "two_pass", "online_chunk_size": 32}),
+            512,
+            512,
+        ),
+        (make({"block_variant": "transformer"}, data={"seq_len": 512}), 512, 512),
+        (make({"block_variant": "titan", "cms_levels": {"a": {"update_period": 64}}}), 16, 16),
+        (make({"block_variant": "hope_selfmod"}), 16, 256),
+        (make({"block_variant": "hope_selfmod"}, train={"online_chunk_size": 96}), 96, 288),
+        (make({"block_variant": "hope_selfmod", "self_modifying": {"chunk_size_memory": 256}}), 16, 512),
+    ],
+)
+def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
+    assert (online_chunk(config), truncate(config)) == (chunk, cut)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (make(), "cms_levels.cms_fast (4)"),
+        (make(**TWO_PASS), "nothing but statistics"),
+        (make(teach={"source": "global"}), "cms.delta_at=own_output has no effect"),
+        (make(data={"mixture": {"a": 1.0}}), "data.mixture has no effect"),
+    ],
+)
+def test_warnings_name_what_may_not_be_meant(config: ExperimentConfig, message: str) -> None:
+    assert any(message in line for line in warnings(config))
+
+
+def test_no_warning_without_reason() -> None:
+    assert not warnings(make(train={"online_chunk_size": 4}))
+    assert not warnings(make({"block_variant": "transformer"}, **TWO_PASS))

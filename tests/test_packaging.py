@@ -1,0 +1,94 @@
+"""What a wheel holds, and that metadata and pinned sets agree."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Names in a wheel built, without network, from a copy that has the other top-level folders too."""
+    work = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "build", "runs", "*.egg-info")
+    shutil.copytree(ROOT, work / "source", ignore=ignore)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        + ["--wheel-dir", str(work), str(work / "source")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+        return wheel.namelist()
+
+
+def test_wheel_installs_one_top_level_package(wheel_files: list[str]) -> None:
+    tops = {name.split("/")[0] for name in wheel_files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"hope_jax"}
+
+
+def test_wheel_holds_every_module_and_asset(wheel_files: list[str]) -> None:
+    held = set(wheel_files)
+    assert set(package_files()) <= held
+    assets = [p for p in (ROOT / "hope_jax/data/assets").iterdir() if p.is_file()]
+    assert assets and {f"hope_jax/data/assets/{p.name}" for p in assets} <= held
+
+
+def package_files() -> Iterator[str]:
+    for folder, target in (("hope_jax", "hope_jax"), ("kernels", "hope_jax/kernels")):
+        for path in (ROOT / folder).rglob("*.py"):
+            if not path.name.startswith("test_") and path.name != "bench.py":
+                yield f"{target}/{path.relative_to(ROOT / folder)}"
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = {str(Path(name).parent).replace("/", ".") for name in package_files()}
+    assert sorted(folders) == sorted(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / "requirements" / name).read_text().splitlines() if line[:1] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines), "only NAME==VERSION"
+    return {key.lower().replace("_", "-"): version for key, version in (line.split("==") for line in lines)}
+
+
+def test_pinned_sets_agree_and_only_dev_has_torch() -> None:
+    cpu, dev = pins("cpu.txt"), pins("dev.txt")
+    assert "torch" not in cpu and dev["torch"] == "2.13.0"
+    assert cpu.items() <= dev.items()
+    assert not [name for name in cpu if name.startswith("nvidia")]
+
+
+def test_every_dependency_is_pinned() -> None:
+    names = [re.split(r"[\[>=<~! ]", d)[0] for d in PROJECT["project"]["dependencies"]]
+    assert {name.lower().replace("_", "-") for name in names} <= set(pins("cpu.txt"))
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "check.sh"])
+def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path) -> None:
+    path = ROOT / "launch" / script
+    shown = subprocess.run([path, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("Usage: ./launch/") and "PYTHON" in shown.stdout
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_scripts_refuse_an_old_python(tmp_path: Path) -> None:
+    old = tmp_path / "old_python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.10.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(old), "VENV": str(tmp_path / "venv")}
+    result = subprocess.run(
+        [ROOT / "launch/quickstart.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2 and "Python 3.10.1 is too old" in result.stderr
+    assert not (tmp_path / "venv").exists()
