@@ -294,23 +294,19 @@ def load_checkpoint(path: Path, fields: Collection[str] = TrainState._fields) ->
     """
     folder, step = _resolve(path.absolute())
     where = folder / str(step)
-    json_items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
     try:
-        with ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(read_only=True),
-            item_handlers=_handlers(ocp.PyTreeCheckpointHandler()),
-        ) as manager:
-            described = manager.restore(step, args=json_items)
-            tree = manager.item_metadata(step)["state"].tree
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta, data = reader.restore(where / "meta"), reader.restore(where / "data")
+        handler = ocp.PyTreeCheckpointHandler()
+        tree = handler.metadata(where / "state").tree
+        with ocp.Checkpointer(handler) as reader:
             wanted = {name: tree[name] for name in fields}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             arrays = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = manager.restore(step, args=ocp.args.Composite(state=arrays)).state
+            state = reader.restore(where / "state", args=arrays)
     except _DAMAGE as error:
         raise CheckpointError(
             f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
             "damaged, or not a checkpoint of this package; name another checkpoints/<step>"
         ) from error
-    meta = described.meta
-    return LoadedCheckpoint(where, step, state, meta["config"], described.data, meta)
+    return LoadedCheckpoint(where, step, state, meta["config"], data, meta)
