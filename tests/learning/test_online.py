@@ -1,0 +1,143 @@
+"""The chunk scan against the naive stream: loss, outer gradient, memories, optimizer states, statistics."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hope_jax.learning.online import online_gradients
+from hope_jax.memory.cms import LevelState
+from tests.oracle import bridge, cases
+from tests.oracle.inner import Level
+from tests.oracle.model import Arch
+from tests.oracle.periods import Learning
+from tests.oracle.stream import Stream, online
+
+MODERN = Arch(cases.HEADS, levels=("fast", "slow"))
+REFERENCE = replace(MODERN, style="reference", qk_norm="l2", read_clip=1.0)
+TWO_LEVELS = (Level("fast", 4, lr=0.2), Level("slow", 16, lr=0.1, beta=0.5))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stream setting. tokens: of each example; batches share one fast state under scope "batch"."""
+
+    learning: Learning
+    arch: Arch = MODERN
+    conv: int = 0
+    scope: str = "example"
+    tokens: int = 20
+    extra: str = ""
+
+
+def learn(**values: object) -> Learning:
+    return Learning(**{"levels": TWO_LEVELS, "chunk": 8, **values})  # type: ignore[arg-type]
+
+
+CASES = {
+    "own_output": Case(learn()),
+    "flush_clip_schedule_bounds": Case(
+        learn(flush=True, teach_scale=0.5, schedule=0.7, teach_clip=0.4, write_clip=0.01, delta_clip=0.015)
+    ),
+    "block_output_l2_gate": Case(
+        learn(
+            levels=(Level("fast", 4, optimizer="nl_l2_precond"), Level("slow", 16, 0.01, "preconditioned")),
+            delta_at="block_output",
+            threshold=0.6,
+            flush=True,
+        )
+    ),
+    "global_loss_gate_batch_scope": Case(
+        learn(
+            levels=(Level("fast", 8, 0.05, "muon"), Level("slow", 16, 0.05, "nl_l2_precond")),
+            source="global",
+            metric="loss",
+            threshold=2.5,
+            flush=True,
+        ),
+        scope="batch",
+    ),
+    "reference_entropy_gate": Case(
+        learn(
+            levels=(Level("fast", 2, 0.1, "dmgd"), Level("slow", 8, 0.1, "l2_objective")),
+            metric="logit_entropy",
+            threshold=2.2,
+            teach_scale=0.3,
+        ),
+        arch=REFERENCE,
+    ),
+    "batch_mean_batch_scope": Case(learn(batch_mean=True, teach_scale=5.0), scope="batch"),
+    "window_conv_truncate": Case(
+        learn(levels=(Level("fast", 8, 0.1, "sgd"), Level("slow", 16)), truncate=16),
+        arch=replace(MODERN, window=5),
+        conv=3,
+    ),
+    "conv_history_cut": Case(learn(), arch=replace(MODERN, window=5), conv=3),
+    "one_token_period": Case(learn(levels=(Level("fast", 1, optimizer="nl_l2_precond"), Level("slow", 2)))),
+    "whole_sequence_one_chunk": Case(learn(chunk=16), tokens=16),
+}
+
+
+def oracle_streams(case: Case) -> list[Stream]:
+    """One stream for each fast state."""
+    params = cases.model_params(case.arch, conv=case.conv)
+    rows = cases.examples(2, case.tokens)
+    groups = [rows] if case.scope == "batch" else [[row] for row in rows]
+    return [online(params, case.arch, case.learning, group) for group in groups]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_online_matches_naive_stream(name: str) -> None:
+    case = CASES[name]
+    params = jax.tree.map(jnp.asarray, cases.model_params(case.arch, conv=case.conv))
+    model = bridge.hope_model(case.arch, case.learning, case.conv, case.scope)
+    rows = cases.examples(2, case.tokens)
+    fast = model.init_fast_state(params, len(rows))
+    run = jax.jit(partial(online_gradients, model, bridge.online_rule(case.learning)))
+    gradient, result = run(params, fast, bridge.batch_of(rows), jnp.asarray(case.learning.schedule))
+    streams = oracle_streams(case)
+    supervised = sum(target >= 0 for row in rows for target in row.targets)
+    total = sum(loss.sum() for stream in streams for loss in stream.losses)
+    assert int(result.sums.tokens) == supervised
+    bridge.assert_close(result.sums.loss, total, "loss")
+    compare_gradients(gradient, streams, rows)
+    for b, stream in enumerate(streams):
+        compare_memories(case, result, stream, b)
+
+
+def compare_gradients(gradient: object, streams: list[Stream], rows: list) -> None:
+    """Sum of cross-entropies: the naive streams give means over their own supervised tokens."""
+    weights = [sum(t >= 0 for t in row.targets) for row in rows]
+    weights = [sum(weights)] if len(streams) == 1 else weights
+    wanted = jax.tree.map(
+        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)),
+        *[stream.outer_gradient for stream in streams],
+    )
+    bridge.assert_close(gradient, wanted, "outer gradient")
+
+
+def compare_memories(case: Case, result: object, stream: Stream, b: int) -> None:
+    for layer, by_level in enumerate(stream.memories):
+        for level in case.learning.levels:
+            where = (layer,) if case.scope == "batch" else (layer, b)
+            what = f"layer {layer} example {b} {level.name}"
+            state: LevelState = bridge.at(result.fast["cms"][level.name], *where)  # type: ignore[attr-defined]
+            bridge.assert_close(dict(state.delta), by_level[level.name].delta, f"{what} delta")
+            bridge.assert_same_optimizer(level, state.opt, by_level[level.name].optimizer, what)
+            stats = bridge.at(result.stats["cms"][level.name], layer, b)  # type: ignore[attr-defined]
+            bridge.assert_stats(stats, bridge.expected_stats(stream.writes, layer, level.name), what)
+
+
+def test_cases_exercise_what_they_name() -> None:
+    """The naive writes show that gates block and pass, and that both bounds bite."""
+    gated = [w for s in oracle_streams(CASES["block_output_l2_gate"]) for w in s.writes]
+    assert {w.applied for w in gated} == {True, False}
+    assert any(0 < w.written < w.tokens for w in gated)
+    for name in ("global_loss_gate_batch_scope", "reference_entropy_gate"):
+        assert {w.gate_hit for s in oracle_streams(CASES[name]) for w in s.writes} == {True, False}
+    bounded = [w for s in oracle_streams(CASES["flush_clip_schedule_bounds"]) for w in s.writes]
+    assert any(w.write_clip_hits for w in bounded)
+    assert any(w.delta_clip_hits for w in bounded)
+    assert any(w.tokens < 16 for w in bounded if w.level == "slow")

@@ -1,0 +1,143 @@
+"""The oracles' settings as production's, and production's states as the oracles'. The only module here that
+imports production code."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.teach import TeachRule
+from hope_jax.memory.cms import Bounds
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import Batch
+from tests.oracle.cases import DIM, HIDDEN, LAYERS, VOCAB
+from tests.oracle.inner import Level
+from tests.oracle.model import Arch
+from tests.oracle.periods import Learning, Write
+from tests.oracle.stream import Example
+
+DOUBLE = jnp.dtype("float64")
+
+
+def level_spec(level: Level) -> LevelSpec:
+    """One level's constants."""
+    return LevelSpec(level.name, level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
+
+
+def hope_model(
+    arch: Arch, learning: Learning | None = None, conv: int = 0, scope: str = "example"
+) -> HopeModel:
+    """The production model of an oracle's architecture, in float64."""
+    learning = Learning() if learning is None else learning
+    return HopeModel(
+        ModelSpec(
+            block_variant="hope_attention" if arch.levels else "transformer",
+            style=arch.style,
+            vocab_size=VOCAB,
+            dim=DIM,
+            num_layers=LAYERS,
+            heads=arch.heads,
+            mlp_hidden=HIDDEN,
+            cms_hidden=HIDDEN,
+            cms_levels=tuple(level_spec(level) for level in learning.levels),
+            chunk_size=learning.chunk,
+            qk_norm=arch.qk_norm,
+            rope_theta=arch.rope_theta,
+            sliding_window=arch.window,
+            local_conv_window=conv,
+            own_output=learning.source == "per_layer" and learning.delta_at == "own_output",
+            gate=GateRule(learning.metric, learning.threshold),
+            bounds=Bounds(learning.write_clip, learning.delta_clip),
+            flush_partial_at_end=learning.flush,
+            scope=scope,
+            read_clip=arch.read_clip or None,
+            dtype=DOUBLE,
+            param_dtype=DOUBLE,
+        )
+    )
+
+
+def online_rule(learning: Learning) -> OnlineRule:
+    """The production rule of an oracle's learning settings."""
+    teach = TeachRule(
+        scale=learning.teach_scale,
+        clip=learning.teach_clip,
+        metric=learning.metric,
+        batch_mean=learning.batch_mean,
+        source=learning.source,
+    )
+    return OnlineRule(learning.chunk, learning.truncate or learning.chunk, teach)
+
+
+def batch_of(rows: list[Example]) -> Batch:
+    """Examples as a production batch."""
+    return Batch(
+        *(
+            jnp.asarray([getattr(row, field) for row in rows], jnp.int32)
+            for field in ("tokens", "targets", "segments")
+        )
+    )
+
+
+def moments(opt_state: Any) -> dict[str, Any]:
+    """First (`v`) and second (`s`) moments in an inner optimizer's state."""
+    found = {}
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda t: hasattr(t, "ema") or hasattr(t, "nu")):
+        if hasattr(part, "ema"):
+            found["v"] = part.ema
+        elif hasattr(part, "nu"):
+            found["s"] = part.nu
+    return found
+
+
+def at(tree: Any, *index: int) -> Any:
+    """Leaves at leading indices."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-9) -> None:
+    """Same tree, leaves within `tolerance` times max(1, largest magnitude), in double precision."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted), what
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        name = f"{what}{jax.tree_util.keystr(path)}"
+        assert np.asarray(a).dtype == np.float64, f"{name}: computed in {np.asarray(a).dtype}"
+        bound = tolerance * max(1.0, float(np.max(np.abs(b), initial=0.0)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
+
+
+def assert_same_optimizer(level: Level, opt_state: Any, wanted: dict[str, Any], what: str) -> None:
+    """Moments of production's inner-optimizer state against the oracle's."""
+    slots = moments(opt_state)
+    keys = {key for by_tensor in wanted.values() for key in by_tensor}
+    if level.beta == 0:
+        keys.discard("v")
+    assert set(slots) == keys, what
+    for key in keys:
+        assert_close(dict(slots[key]), {name: slot[key] for name, slot in wanted.items()}, f"{what}.{key}")
+
+
+def expected_stats(writes: list[Write], layer: int, level: str) -> dict[str, float]:
+    """Production's statistics of one level of one layer, from the oracle's writes."""
+    mine = [w for w in writes if (w.layer, w.level) == (layer, level)]
+    applied = [w for w in mine if w.applied]
+    return {
+        "grad_norm": sum(w.grad_norm for w in applied),
+        "periods": len(mine),
+        "chunk_tokens": sum(w.written for w in mine),
+        "gate_hit": sum(w.gate_hit for w in mine),
+        "updates_applied": len(applied),
+        "surprise_value": sum(w.surprise for w in mine),
+        "write_clip_hits": sum(w.write_clip_hits for w in applied),
+        "delta_clip_hits": sum(w.delta_clip_hits for w in applied),
+    }
+
+
+def assert_stats(got: Any, wanted: dict[str, float], what: str) -> None:
+    """Float32 statistics against the oracle's."""
+    for name, value in wanted.items():
+        np.testing.assert_allclose(getattr(got, name), value, rtol=2e-6, atol=1e-6, err_msg=f"{what}.{name}")
