@@ -1,0 +1,1 @@
+"""Learning: losses, teach signals, the chunk scan, the outer optimizer."""

@@ -32,9 +32,9 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
 
     @jax.jit
     def write_chunk(params: PyTree, state: StreamState, chunk: Batch) -> StreamState:
-        taught = online.read_and_teach(model, rule, params, state, chunk, jnp.ones(()))
-        fast, stats = online.write_pending(model, rule, params, taught)
-        return taught._replace(fast=fast, stats=stats, pending_exists=jnp.zeros((), bool))
+        taught = online.read_chunk(model, rule, params, state, chunk, jnp.ones(()))
+        fast, _ = model.write(params, taught.fast, *taught.pending)
+        return taught._replace(fast=fast)
 
     @jax.jit
     def read_token(params: PyTree, fast: PyTree, carry: Carry, token: Array) -> tuple[Array, Carry]:

@@ -73,15 +73,10 @@ class StreamResult(NamedTuple):
 def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tokens: int) -> StreamState:
     """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`."""
     taps = model.init_taps(batch_size, rule.chunk_size)
+    tokens_bn = jnp.zeros((batch_size, rule.chunk_size), jnp.int32)
     trace = jax.eval_shape(
-        lambda: (
-            model.read(
-                model.init_params(jax.random.key(0)),
-                {},
-                None,
-                *[jnp.zeros((batch_size, rule.chunk_size), jnp.int32)] * 2,
-            ).trace
-        )
+        lambda key: model.read(model.init_params(key), {}, None, tokens_bn, tokens_bn).trace,
+        jax.random.key(0),
     )
     pending = PendingWrite(
         trace=jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), trace),
@@ -147,17 +142,36 @@ def stream_loss(
 ) -> StreamResult:
     """Reads and writes the batch's streams without an outer gradient (teach schedule 1: inference)."""
     state = begin(model, rule, fast, *batch.tokens.shape)
-    schedule = jnp.ones(())
+    whole, rest = _split(batch, rule.chunk_size)
+    state = advance(model, rule, params, state, whole)
+    if rest.tokens.shape[1]:
+        state = read_and_teach(model, rule, params, state, rest, jnp.ones(()))
+    return finish(model, rule, params, state)
+
+
+def advance(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, segment: Batch
+) -> StreamState:
+    """Reads and writes the next segment of the streams: a document in one call or in several is the same.
+
+    segment: [B, T'], T' a multiple of the chunk size. Its last chunk's write is left pending, as its
+    last target may not have been known.
+
+    Raises:
+      ValueError: T' is not a multiple of the chunk size.
+    """
+    if segment.tokens.shape[1] % rule.chunk_size:
+        raise ValueError(
+            f"segment: want a multiple of the online chunk ({rule.chunk_size} tokens), "
+            f"got {segment.tokens.shape[1]}; cut segments on the chunk grid"
+        )
 
     def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
-        return read_and_teach(model, rule, params, state, chunk, schedule), None
+        return read_and_teach(model, rule, params, state, chunk, jnp.ones(())), None
 
-    whole, rest = _split(batch, rule.chunk_size)
-    chunks = jax.tree.map(lambda t: t[:, 0], _chunks(whole, 1, rule.chunk_size))
+    chunks = jax.tree.map(lambda t: t[:, 0], _chunks(segment, 1, rule.chunk_size))
     state, _ = jax.lax.scan(body, state, chunks)
-    if rest.tokens.shape[1]:
-        state, _ = body(state, rest)
-    return finish(model, rule, params, state)
+    return state
 
 
 def finish(model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState) -> StreamResult:
@@ -230,13 +244,19 @@ def read_and_teach(
 ) -> StreamState:
     """One chunk without an outer gradient: write what is pending, read, take the teach signal."""
     fast, stats = write_pending(model, rule, params, state)
+    return read_chunk(model, rule, params, state._replace(fast=fast, stats=stats), chunk, schedule)
+
+
+def read_chunk(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
+) -> StreamState:
+    """Reads a chunk with the memories as they stand and takes its teach signal; its write is pending."""
 
     def loss(taps: Any) -> tuple[Array, Any]:
-        out, sums = _read(model, rule, params, fast, state.carry, chunk, taps)
+        out, sums = _read(model, rule, params, state.fast, state.carry, chunk, taps)
         return sums.loss, (out, sums)
 
     raw, (out, sums) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
-    state = state._replace(fast=fast, stats=stats)
     return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule)
 
 

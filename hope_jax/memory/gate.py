@@ -19,11 +19,11 @@ class GateRule(NamedTuple):
 class Surprise(NamedTuple):
     """Sums over the tokens of a period, from which its mean surprise follows.
 
-    total: [] sum of the surprise of the active tokens; count: [] their number.
+    total: [] sum of the surprise of the counted tokens; tokens: [] their number.
     """
 
     total: Array
-    count: Array
+    tokens: Array
 
 
 def token_mask(rule: GateRule, surprise_n: Array, active_n: Array) -> Array:
@@ -33,15 +33,15 @@ def token_mask(rule: GateRule, surprise_n: Array, active_n: Array) -> Array:
     return active_n & (surprise_n >= rule.threshold)
 
 
-def measure(surprise_n: Array, active_n: Array) -> Surprise:
-    """Surprise sums over the last axis. Inactive tokens (no teach signal) do not count."""
-    active = active_n.astype(surprise_n.dtype)
-    return Surprise(total=(surprise_n * active).sum(-1), count=active.sum(-1))
+def measure(surprise_n: Array, counted_n: Array) -> Surprise:
+    """Surprise sums over the last axis; tokens that are not counted leave the mean as it is."""
+    counted = counted_n.astype(surprise_n.dtype)
+    return Surprise(total=(surprise_n * counted).sum(-1), tokens=counted.sum(-1))
 
 
 def mean_surprise(surprise: Surprise) -> Array:
-    """[]: mean surprise per active token, 0 for a period without any."""
-    return surprise.total / jnp.maximum(surprise.count, 1)
+    """[]: mean surprise per counted token, 0 for a period without any."""
+    return surprise.total / jnp.maximum(surprise.tokens, 1)
 
 
 def is_open(rule: GateRule, surprise: Surprise) -> Array:

@@ -75,6 +75,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_nd: Array, context: ReadContext, cache: Cache | None) -> tuple[Array, Cache | None]:
+        """x [n, D] -> [n, D], and the cache with these tokens entered."""
         spec = self.spec
         inputs = layers.norm(self, spec, x_nd) if spec.modern else x_nd
         conv = jnp.zeros((0, spec.dim), x_nd.dtype)

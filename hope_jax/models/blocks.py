@@ -38,6 +38,7 @@ class CmsParams(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
+        """The level's parameters."""
         spec, dtype = self.spec, self.spec.param_dtype
         up, down = (spec.dim, spec.cms_hidden), (spec.cms_hidden, spec.dim)
         params = {
@@ -60,44 +61,59 @@ class CmsChain(nn.Module):
 
     @nn.compact
     def __call__(self, x_nd: Array, fast: PyTree, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """See `Cms.read`."""
         params = {level.name: CmsParams(self.spec, name=level.name)() for level in self.spec.cms_levels}
         return make_cms(self.spec, training=self.training).read(params, fast, x_nd, taps)
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then an MLP: the baseline, without memories."""
+class Block(nn.Module):
+    """What every variant keeps: its fields, its call, and the memories that it is made of."""
 
     spec: ModelSpec
     training: bool = False
 
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """None."""
+        """Its memories, under the names of their parameters; the baselines have none."""
+        del spec, training
         return {}
+
+    def __call__(
+        self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
+    ) -> BlockOutput:
+        """x [n, D] -> x [n, D], the cache with these tokens entered, and what each memory's write needs.
+
+        fast: memory name -> fast state of this layer ({}: slow weights alone). taps: memory name -> tap
+        name -> zeros [n, D] added at that output.
+        """
+        raise NotImplementedError
+
+
+class TransformerBlock(Block):
+    """Attention, then an MLP: the baseline, without memories."""
 
     @nn.compact
     def __call__(
         self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
     ) -> BlockOutput:
+        """See `Block`."""
         x_nd, cache = Attention(self.spec, name="attn")(x_nd, context, cache)
         return layers.Mlp(self.spec, name="mlp")(x_nd), cache, {}
 
 
-class HopeAttentionBlock(nn.Module):
+class HopeAttentionBlock(Block):
     """Attention, then the CMS in the MLP's place (HOPE-attention)."""
-
-    spec: ModelSpec
-    training: bool = False
 
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """The CMS, under the name of its parameters."""
+        """The CMS."""
         return {"cms": make_cms(spec, training=training)}
 
     @nn.compact
     def __call__(
         self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
     ) -> BlockOutput:
+        """See `Block`."""
         x_nd, cache = Attention(self.spec, name="attn")(x_nd, context, cache)
         cms = CmsChain(self.spec, self.training, name="cms")
         y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))

@@ -1,10 +1,10 @@
-"""Useful floating-point operations per token, for the share of a machine's peak (recomputation not counted)."""
+"""Useful floating-point operations per token, for the share of a machine's peak."""
 
 from hope_jax.models.spec import ModelSpec
 
 
 def train_flops_per_token(spec: ModelSpec, context_tokens: int) -> float:
-    """Of a train step: forward, backward, and the memory writes.
+    """Of a train step: forward, backward, and the memory writes; recomputation is not counted.
 
     A product with an m x n matrix costs 2mn forward and 4mn backward. Attention reads half of
     `context_tokens` on average. A CMS write pulls the signal back through W_down and adds an outer

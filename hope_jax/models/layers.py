@@ -1,20 +1,24 @@
 """Layers without memory: norms, rotary positions, the MLP, and the two styles' initialisers."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import Initializer
 
 from hope_jax.memory.mlp_memory import layer_norm
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
+
+Init = Callable[..., Array]
+"""(key, shape, dtype) -> array."""
 
 RMS_NORM_EPS = 1e-6
 L2_NORM_EPS = 1e-6
 EMBED_STD = 0.02
 
 
-def matrix_init(spec: ModelSpec, *, residual: bool = False) -> Initializer:
+def matrix_init(spec: ModelSpec, *, residual: bool = False) -> Init:
     """Of a [in, out] matrix: uniform +-1/sqrt(fan_in) in the reference; normal of that scale in modern,
     smaller by sqrt(2 * layers) where the output is added to the residual stream."""
     if not spec.modern:
@@ -23,7 +27,7 @@ def matrix_init(spec: ModelSpec, *, residual: bool = False) -> Initializer:
     return jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")
 
 
-def bias_init(fan_in: int) -> Initializer:
+def bias_init(fan_in: int) -> Init:
     """The reference's bias: uniform +-1/sqrt(fan_in) of the matrix that it belongs to."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
@@ -32,7 +36,7 @@ def bias_init(fan_in: int) -> Initializer:
     return init
 
 
-def conv_init(spec: ModelSpec) -> Initializer:
+def conv_init(spec: ModelSpec) -> Init:
     """Of the depthwise convolution [window, D]: torch's uniform in the reference, identity in modern."""
     if not spec.modern:
         return bias_init(spec.local_conv_window)
@@ -44,7 +48,7 @@ def conv_init(spec: ModelSpec) -> Initializer:
     return identity
 
 
-def embed_init(spec: ModelSpec) -> Initializer:
+def embed_init(spec: ModelSpec) -> Init:
     """Of the tied embedding: unit normal in the reference, std 0.02 in modern."""
     return jax.nn.initializers.normal(EMBED_STD if spec.modern else 1.0)
 
@@ -94,6 +98,7 @@ class FinalNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """The style's norm of [..., D]."""
         return norm(self, self.spec, x, prefix="")
 
 
@@ -104,6 +109,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_nd: Array) -> Array:
+        """x [n, D] -> [n, D]."""
         spec = self.spec
         up_shape, down_shape = (spec.dim, spec.mlp_hidden), (spec.mlp_hidden, spec.dim)
         w_up = self.param("w_up", matrix_init(spec), up_shape, spec.param_dtype)

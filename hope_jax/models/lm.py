@@ -67,6 +67,7 @@ class Lm(nn.Module):
         taps: dict[str, Any],
         context: ReadContext,
     ) -> tuple[Array, Array, Array, Cache | None, dict[str, PyTree]]:
+        """Logits, input of the final norm, outputs of the blocks [L, n, D], cache, and traces."""
         spec = self.spec
         embed = self.param("embed", layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
         x_nd = embed[tokens_n].astype(spec.dtype)
@@ -172,14 +173,15 @@ class HopeModel:
         """
         module = Lm(self.spec, training)
         if carry is None:
-            carry_axes, position, segments, cache = None, jnp.zeros((), jnp.int32), None, None
+            carry_axes = None
+            position, segments, cache = jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.int32), None
         else:
             position, cache = carry.position, carry.cache
             segments = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, position, axis=1)
             carry_axes = 0
 
         def one(tokens_n: Array, fast: PyTree, cache: Any, taps: Any, segments_n: Array, seen: Any) -> Any:
-            context = ReadContext(position, segments_n, seen)
+            context = ReadContext(position, segments_n, None if carry is None else seen)
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
 
         logits, pre_norm, block_out, cache, trace = jax.vmap(
@@ -194,7 +196,7 @@ class HopeModel:
 
     def final_norm(self, params: PyTree, x: Array) -> Array:
         """The norm before the head, of [..., D]."""
-        return layers.FinalNorm(self.spec).apply({"params": params["final_norm"]}, x)
+        return jnp.asarray(layers.FinalNorm(self.spec).apply({"params": params["final_norm"]}, x))
 
     def write(
         self,

@@ -1,5 +1,5 @@
 """Block variants by the name that a configuration uses."""
 
-from hope_jax.models.blocks import HopeAttentionBlock, TransformerBlock
+from hope_jax.models.blocks import Block, HopeAttentionBlock, TransformerBlock
 
-VARIANTS = {"transformer": TransformerBlock, "hope_attention": HopeAttentionBlock}
+VARIANTS: dict[str, type[Block]] = {"transformer": TransformerBlock, "hope_attention": HopeAttentionBlock}

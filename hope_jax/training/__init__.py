@@ -1,0 +1,1 @@
+"""Training: the compiled step, and the loop around it."""

@@ -1,11 +1,10 @@
 """The shifted form against the oracle, in one call and in pieces, with gradients."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from hope_jax.kernels.causal_conv import causal_conv, naive
+from jax.test_util import check_grads
 
 
 def case(tokens: int, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,4 +32,4 @@ def test_pieces_with_carried_history_equal_one_call() -> None:
 
 def test_gradients_match_finite_differences() -> None:
     x, taps = case(6, 3)
-    jax.test_util.check_grads(lambda a, b: causal_conv(a, b)[0], (x, taps), order=1, modes=["rev"])
+    check_grads(lambda a, b: causal_conv(a, b)[0], (x, taps), order=1, modes=["rev"])
