@@ -88,11 +88,8 @@ def render() -> str:
         group, key = path.rsplit(".", 1)
         if group != section:
             section = group
-            lines += [
-                f"\n## {group}\n{inspect.getdoc(owner)}\n",
-                "| key | takes | default | meaning |",
-                "|---|---|---|---|",
-            ]
+            lines += [f"\n## {group}\n{inspect.getdoc(owner)}\n"]
+            lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
         meaning = comments[owner.__name__, key].replace("|", r"\|")
         lines.append(f"| `{key}` | {kinds[path]} | {_default(default)} | {meaning} |")
     return "\n".join(lines) + "\n"
