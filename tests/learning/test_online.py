@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from hope_jax.learning.online import online_gradients
@@ -28,8 +29,7 @@ class Case:
     arch: Arch = MODERN
     conv: int = 0
     scope: str = "example"
-    tokens: int = 20
-    extra: str = ""
+    tokens: int = 24
 
 
 def learn(**values: object) -> Learning:
@@ -37,7 +37,7 @@ def learn(**values: object) -> Learning:
 
 
 CASES = {
-    "own_output": Case(learn()),
+    "own_output_ragged": Case(learn(), tokens=20),
     "flush_clip_schedule_bounds": Case(
         learn(flush=True, teach_scale=0.5, schedule=0.7, teach_clip=0.4, write_clip=0.01, delta_clip=0.015)
     ),
@@ -54,7 +54,7 @@ CASES = {
             levels=(Level("fast", 8, 0.05, "muon"), Level("slow", 16, 0.05, "nl_l2_precond")),
             source="global",
             metric="loss",
-            threshold=2.5,
+            threshold=3.26,
             flush=True,
         ),
         scope="batch",
@@ -63,7 +63,7 @@ CASES = {
         learn(
             levels=(Level("fast", 2, 0.1, "dmgd"), Level("slow", 8, 0.1, "l2_objective")),
             metric="logit_entropy",
-            threshold=2.2,
+            threshold=1.57,
             teach_scale=0.3,
         ),
         arch=REFERENCE,
@@ -80,6 +80,16 @@ CASES = {
 }
 
 
+QUICK = (
+    "own_output_ragged",
+    "flush_clip_schedule_bounds",
+    "global_loss_gate_batch_scope",
+    "reference_entropy_gate",
+)
+NIGHTLY = pytest.mark.nightly
+COMPILE = {"xla_backend_optimization_level": 0}
+
+
 def oracle_streams(case: Case) -> list[Stream]:
     """One stream for each fast state."""
     params = cases.model_params(case.arch, conv=case.conv)
@@ -88,14 +98,16 @@ def oracle_streams(case: Case) -> list[Stream]:
     return [online(params, case.arch, case.learning, group) for group in groups]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else NIGHTLY) for n in CASES])
 def test_online_matches_naive_stream(name: str) -> None:
     case = CASES[name]
     params = jax.tree.map(jnp.asarray, cases.model_params(case.arch, conv=case.conv))
     model = bridge.hope_model(case.arch, case.learning, case.conv, case.scope)
     rows = cases.examples(2, case.tokens)
     fast = model.init_fast_state(params, len(rows))
-    run = jax.jit(partial(online_gradients, model, bridge.online_rule(case.learning)))
+    run = jax.jit(
+        partial(online_gradients, model, bridge.online_rule(case.learning)), compiler_options=COMPILE
+    )
     gradient, result = run(params, fast, bridge.batch_of(rows), jnp.asarray(case.learning.schedule))
     streams = oracle_streams(case)
     supervised = sum(target >= 0 for row in rows for target in row.targets)
@@ -135,6 +147,9 @@ def test_cases_exercise_what_they_name() -> None:
     gated = [w for s in oracle_streams(CASES["block_output_l2_gate"]) for w in s.writes]
     assert {w.applied for w in gated} == {True, False}
     assert any(0 < w.written < w.tokens for w in gated)
+    reads = [pair for s in oracle_streams(CASES["reference_entropy_gate"]) for pair in s.reads]
+    clipped = [np.linalg.norm(r.level_out[0]["fast"] - r.level_in[0]["fast"], axis=-1) > 0.999 for r in reads]
+    assert 0 < np.mean(clipped) < 1
     for name in ("global_loss_gate_batch_scope", "reference_entropy_gate"):
         assert {w.gate_hit for s in oracle_streams(CASES[name]) for w in s.writes} == {True, False}
     bounded = [w for s in oracle_streams(CASES["flush_clip_schedule_bounds"]) for w in s.writes]

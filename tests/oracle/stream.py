@@ -64,7 +64,10 @@ class Cut:
 
 @dataclass
 class Stream:
-    """What a stream leaves. Per example: logits [T, V], losses [T], raw and processed signals by chunk."""
+    """What a stream leaves. Per example: logits [T, V], losses [T].
+
+    signals: unprocessed, by chunk, example, layer and tap. reads: of the first example, by chunk.
+    """
 
     logits: list[np.ndarray]
     losses: list[np.ndarray]
@@ -72,6 +75,7 @@ class Stream:
     outer_gradient: Tree
     writes: list[Write]
     signals: list[list[list[dict[str, np.ndarray]]]]
+    reads: list[Read]
 
     @property
     def deltas(self) -> Deltas:
@@ -219,7 +223,7 @@ def online(
     memories = fresh_memories(params, learning) if memories is None else memories
     total = len(examples[0].tokens)
     pasts: list[list[Past] | None] = [None for _ in examples]
-    out = Stream([], [], memories, jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params), [], [])
+    out = Stream([], [], memories, jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params), [], [], [])
     reads_of: list[list[Read]] = [[] for _ in examples]
     losses_of: list[list[np.ndarray]] = [[] for _ in examples]
     cut = Cut(0, pasts, [])
@@ -254,6 +258,7 @@ def online(
     supervised = sum(target >= 0 for example in examples for target in example.targets)
     out.outer_gradient = jax.tree.map(lambda g: g / max(supervised, 1), out.outer_gradient)
     out.logits = [np.concatenate([read.logits for read in reads]) for reads in reads_of]
+    out.reads = reads_of[0]
     out.losses = [np.concatenate(rows) for rows in losses_of]
     return out
 
