@@ -1,0 +1,1 @@
+"""Data: text, tokenizer, and the batches that training reads."""

@@ -83,7 +83,7 @@ def split_documents(
     score = {d.digest: _unit_hash(salt, d.digest) for d in documents}
     if len(score) < 2:
         raise DataError(
-            f"data.source: {len(documents)} document(s), {len(score)} of them different, so nothing can be held "
+            f"data.source: {len(documents)} document(s), {len(score)} of them different: nothing can be held "
             "out; add files, or separate the documents of a file with lines that hold only a form feed"
         )
     ranked = sorted(score, key=score.__getitem__)

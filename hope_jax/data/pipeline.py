@@ -72,7 +72,7 @@ class TrainIterator(grain.DatasetIterator):
         return cast(Batch, next(self._batches))
 
     def get_state(self) -> dict[str, Any]:
-        """{"next_batch": number of the batch that `next` returns, "stream": digest}; prefetch does not count."""
+        """{"next_batch": number of the batch that `next` returns, "stream": digest}; prefetch or not."""
         return {"next_batch": int(self._batches.get_state()["next_index"]), "stream": self._stream_digest}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class TrainIterator(grain.DatasetIterator):
         if state.get("stream") != self._stream_digest:
             raise CheckpointError(
                 "data cursor: the checkpoint was written with another training stream (text, tokenizer, "
-                "data.seq_len, data.batch_size or train.seed differ); restore these, or start in a new workdir"
+                "data.seq_len, data.batch_size or train.seed differ); restore them, or use a new workdir"
             )
         self._batches.set_state({"next_index": following})
 
@@ -131,7 +131,7 @@ def make_train_iterator(
     rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=False)
     if len(rows) < batch_size:
         raise DataError(
-            f"data.source: the training text has {len(tokens)} tokens, one batch needs {seq_len * batch_size + 1} "
+            f"data.source: {len(tokens)} tokens, one batch needs {seq_len * batch_size + 1} "
             f"(data.seq_len={seq_len} x data.batch_size={batch_size}, and one); lower these or add text"
         )
     # Endless in effect. Grain's own endless length, sys.maxsize, overflows when batched one by one.

@@ -49,7 +49,10 @@ def test_derivation_refuses_a_source_of_another_hash(tmp_path):
 
 def test_derivation_cuts_at_chapters_and_joins_wrapped_lines():
     derive = script("make_embedded_corpus")
-    novel = "PRIDE AND PREJUDICE\n\nBy\n\nChapter 1\n\n\nIt is\na truth\n\nHowever\n\nChapter 2\n\nMr.\n\nSENSE AND SENSIBILITY"
+    novel = (
+        "PRIDE AND PREJUDICE\n\nBy\n\nChapter 1\n\n\nIt is\na truth\n\nHowever\n\n"
+        "Chapter 2\n\nMr.\n\nSENSE AND SENSIBILITY"
+    )
     assert derive.austen_documents(novel) == ["Chapter 1\nIt is a truth\nHowever", "Chapter 2\nMr."]
     verses = [f"verse {i}" for i in range(3000)]
     chapters = derive.kjv_documents("\n".join(verses))
