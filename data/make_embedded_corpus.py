@@ -2,9 +2,9 @@
 
     python data/make_embedded_corpus.py --source=FOLDER [--out=hope_jax/data/assets] [--check]
 
-FOLDER holds kjv.txt, austen.txt and sotu.txt; hope_jax/data/assets/PROVENANCE.md says where they come from
-and how each is made. Their hashes are checked first, so the output is the same bytes everywhere. `--check` writes
-nothing and fails if a shipped file differs from what the sources give.
+FOLDER holds kjv.txt, austen.txt and sotu.txt; hope_jax/data/assets/PROVENANCE.md says where they come
+from and how each is made. Their hashes are checked first, so the output is the same bytes everywhere.
+`--check` writes nothing and fails if a shipped file differs from what the sources give.
 
 Each output is one contiguous slice of its source, cut into documents (a chapter, a novel's chapter, an
 address). Words are untouched; only white space changes: one paragraph a line, no blank lines.
