@@ -1,0 +1,109 @@
+"""What streaming must not change: how a document is cut into calls, whose batch it is in, when it is read."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.learning.online import StreamResult, advance, begin, finish, online_gradients, stream_loss
+from hope_jax.learning.two_pass import read_pass
+from hope_jax.types import Batch
+from tests.oracle import bridge, cases
+from tests.oracle.inner import Level
+from tests.oracle.model import Arch
+from tests.oracle.periods import Learning
+from tests.oracle.stream import two_pass
+
+ARCH = Arch(cases.HEADS, levels=("fast", "slow"))
+LEARNING = Learning(
+    levels=(Level("fast", 4, lr=0.2), Level("slow", 16, lr=0.1)), chunk=8, threshold=0.5, flush=True
+)
+TOKENS = 24
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def setup(learning: Learning, tokens: int = TOKENS) -> tuple[Any, Any, Any, list, Batch]:
+    params = jax.tree.map(jnp.asarray, cases.model_params(ARCH))
+    model, rows = bridge.hope_model(ARCH, learning), cases.examples(2, tokens)
+    return model, bridge.online_rule(learning), params, rows, bridge.batch_of(rows)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(*(t[:, start:stop] for t in batch))
+
+
+@pytest.fixture(scope="module")
+def whole() -> Callable[[Batch], StreamResult]:
+    """A batch's streams read in one call."""
+    model, rule, params, _, _ = setup(LEARNING)
+    run = jax.jit(partial(stream_loss, model, rule), compiler_options=QUICK)
+    return lambda batch: run(params, model.init_fast_state(params, 2), batch)
+
+
+def test_two_segments_equal_one_long_stream(whole: Callable[[Batch], StreamResult]) -> None:
+    """A level that spans chunks is unfinished at the cut, and a write is pending."""
+    model, rule, params, _, batch = setup(LEARNING)
+
+    def in_segments(fast: Any, batch: Batch) -> StreamResult:
+        state = begin(model, rule, fast, 2, TOKENS)
+        state = advance(model, rule, params, state, part(batch, 0, 8))
+        state = advance(model, rule, params, state, part(batch, 8, 24))
+        return finish(model, rule, params, state)
+
+    pieces = jax.jit(in_segments, compiler_options=QUICK)(model.init_fast_state(params, 2), batch)
+    at_once = whole(batch)
+    bridge.assert_close(pieces.sums, jax.tree.map(np.asarray, at_once.sums), "sums", 1e-11)
+    for got, wanted in zip(jax.tree.leaves(pieces.fast), jax.tree.leaves(at_once.fast), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)
+    for got, wanted in zip(jax.tree.leaves(pieces.stats), jax.tree.leaves(at_once.stats), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_segment_off_the_grid_is_refused() -> None:
+    model, rule, params, _, batch = setup(LEARNING)
+    state = begin(model, rule, model.init_fast_state(params, 2), 2, TOKENS)
+    with pytest.raises(ValueError, match=r"segment: want a multiple of the online chunk \(8 tokens\), got 5"):
+        advance(model, rule, params, state, part(batch, 0, 5))
+
+
+def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], StreamResult]) -> None:
+    batch = bridge.batch_of(cases.examples(2, TOKENS))
+    both, swapped = whole(batch), whole(Batch(*(t[::-1] for t in batch)))
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(both.fast))
+    for a, b in zip(jax.tree.leaves(both.fast), jax.tree.leaves(swapped.fast), strict=True):
+        np.testing.assert_allclose(a, b[:, ::-1], rtol=0, atol=1e-12)
+
+
+def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:
+    learning = replace(LEARNING, chunk=16)
+    model, rule, params, rows, batch = setup(learning, 16)
+    fast = model.init_fast_state(params, 2)
+
+    def passes(params: Any, fast: Any, batch: Batch) -> Any:
+        gradient, pending, sums = read_pass(model, rule, params, fast, batch, jnp.ones(()), jnp.int32(0))
+        fast, _ = model.write(params, fast, *pending, last=True, training=rule.training)
+        return gradient, sums, fast
+
+    gradient, sums, written = jax.jit(passes, compiler_options=QUICK)(params, fast, batch)
+    streams = [two_pass(params, ARCH, learning, row) for row in rows]
+    counts = [sum(t >= 0 for t in row.targets) for row in rows]
+    bridge.assert_close(sums.loss, sum(s.losses[0].sum() for s in streams), "loss")
+    wanted = jax.tree.map(
+        lambda *g: sum(n * leaf for n, leaf in zip(counts, g, strict=True)),
+        *[s.outer_gradient for s in streams],
+    )
+    bridge.assert_close(gradient, wanted, "outer gradient")
+    for b, stream in enumerate(streams):
+        for layer, by_level in enumerate(stream.memories):
+            for name, memory in by_level.items():
+                state = bridge.at(written["cms"][name], layer, b)
+                bridge.assert_close(dict(state.delta), memory.delta, f"{layer} {b} {name}")
+    run = jax.jit(partial(online_gradients, model, rule), compiler_options=QUICK)
+    one_chunk, result = run(params, fast, batch, jnp.ones(()))
+    bridge.assert_close(result.sums.loss, np.asarray(sums.loss), "one chunk", 1e-11)
+    bridge.assert_close(one_chunk, jax.tree.map(np.asarray, gradient), "one chunk", 1e-11)

@@ -1,0 +1,106 @@
+"""Reads of whole models against the naive forward pass, in one call and in pieces."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracle import bridge, cases
+from tests.oracle.inner import FAST, Level
+from tests.oracle.model import Arch, forward
+from tests.oracle.periods import Learning
+
+TOKENS = 12
+LEVELS = ("fast", "slow")
+LEARNING = Learning(levels=(Level("fast", 4), Level("slow", 8)), chunk=4)
+HOPE = Arch(cases.HEADS, levels=LEVELS)
+ARCHS = {
+    "hope_modern": (HOPE, 0),
+    "hope_reference": (replace(HOPE, style="reference", qk_norm="none"), 0),
+    "hope_window_conv_l2": (replace(HOPE, window=4, qk_norm="l2"), 3),
+    "transformer_modern": (Arch(cases.HEADS), 0),
+    "transformer_reference_conv": (Arch(cases.HEADS, style="reference", qk_norm="l2"), 4),
+}
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def deltas(params: dict, examples: int) -> list:
+    """Random fast weights: per example and layer, by level and tensor."""
+    rng = np.random.default_rng(4)
+    return [
+        [
+            {
+                name: {n: 0.1 * rng.normal(size=w.shape[1:]) for n, w in level.items() if n in FAST}
+                for name, level in params["blocks"].get("cms", {}).items()
+            }
+            for _ in range(cases.LAYERS)
+        ]
+        for _ in range(examples)
+    ]
+
+
+def with_deltas(fast: dict, by_example: list) -> dict:
+    """Production's fast state holding the given deltas."""
+    for name, state in fast.get("cms", {}).items():
+        delta = {
+            n: jnp.stack(
+                [jnp.stack([d[layer][name][n] for d in by_example]) for layer in range(cases.LAYERS)]
+            )
+            for n in state.delta
+        }
+        fast["cms"][name] = state._replace(delta=delta)
+    return fast
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_reads_match_naive_forward_whole_and_in_pieces(name: str) -> None:
+    arch, conv = ARCHS[name]
+    learning = LEARNING if arch.levels else Learning(chunk=4)
+    model, rows = bridge.hope_model(arch, learning, conv), cases.examples(2, TOKENS)
+    params, batch = cases.model_params(arch, conv=conv), bridge.batch_of(rows)
+    by_example = deltas(params, len(rows))
+    params = jax.tree.map(jnp.asarray, params)
+    fast = with_deltas(model.init_fast_state(params, len(rows)), by_example)
+    read = jax.jit(model.read, compiler_options=QUICK)
+    out = read(params, fast, None, batch.tokens, batch.segment_ids)
+    naive = jax.jit(forward, static_argnums=(1, 3), compiler_options=QUICK)
+    for b, row in enumerate(rows):
+        wanted = naive(params, arch, jnp.array(row.tokens), row.segments, by_example[b])
+        bridge.assert_close(out.logits[b], np.asarray(wanted.logits), "logits")
+        bridge.assert_close(out.pre_norm[b], np.asarray(wanted.pre_norm), "pre_norm")
+        for layer in range(cases.LAYERS):
+            bridge.assert_close(out.block_out[layer, b], np.asarray(wanted.block_out[layer]), "block_out")
+            for level in arch.levels:
+                recorded = out.trace["cms"][level][layer, b]
+                bridge.assert_close(recorded, np.asarray(wanted.level_in[layer][level]), level)
+    carry, pieces = model.init_carry(len(rows), TOKENS), []
+    for start in range(0, TOKENS, 4):
+        at = slice(start, start + 4)
+        piece = read(params, fast, carry, batch.tokens[:, at], batch.segment_ids[:, at])
+        carry = piece.carry
+        pieces.append(piece.logits)
+    bridge.assert_close(jnp.concatenate(pieces, axis=1), np.asarray(out.logits), "pieces", 1e-10)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_parameters_have_the_documented_tree(name: str) -> None:
+    arch, conv = ARCHS[name]
+    learning = LEARNING if arch.levels else Learning(chunk=4)
+    model = bridge.hope_model(arch, learning, conv)
+    made = jax.eval_shape(model.init_params, jax.random.key(0))
+    wanted = cases.model_params(arch, conv=conv)
+    assert jax.tree.map(lambda t: t.shape, made) == jax.tree.map(np.shape, wanted)
+
+
+def test_later_tokens_do_not_reach_earlier_ones() -> None:
+    model = bridge.hope_model(HOPE, LEARNING)
+    params = jax.tree.map(jnp.asarray, cases.model_params(HOPE))
+    tokens = jnp.arange(TOKENS)[None] % cases.VOCAB
+    changed = tokens.at[0, 7].set(0)
+    ones = jnp.ones_like(tokens)
+    read = jax.jit(lambda t: model.read(params, {}, None, t, ones).logits[0], compiler_options=QUICK)
+    a, b = read(tokens), read(changed)
+    np.testing.assert_array_equal(a[:7], b[:7])
+    assert (np.abs(a[7:] - b[7:]).max(-1) > 1e-6).all()
