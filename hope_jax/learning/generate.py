@@ -6,6 +6,7 @@ targets, so teach-driven memories learn from the prompt alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,18 @@ Generate = Callable[[PyTree, np.ndarray, int, float, int], np.ndarray]
 def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
     """(params, prompt int32 [P], max_tokens, temperature, seed) -> int32 [max_tokens].
 
-    temperature 0 takes the likeliest token. Compiles once per total length, rounded up to whole chunks.
+    temperature 0 takes the likeliest token. Compiles once per capacity: the total length, rounded up to a
+    power of two times the chunk.
 
     Raises (the returned function):
       ValueError: an empty prompt.
     """
     rule = rule._replace(training=False)
     size = rule.chunk_size
+
+    @partial(jax.jit, static_argnums=1)
+    def begin(params: PyTree, capacity: int) -> StreamState:
+        return online.begin(model, rule, model.init_fast_state(params, 1), 1, capacity)
 
     @jax.jit
     def write_chunk(params: PyTree, state: StreamState, chunk: Batch) -> StreamState:
@@ -53,8 +59,8 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
         if not len(prompt):
             raise ValueError("prompt: want at least one token, got none")
         known, tokens, key = len(prompt), [int(t) for t in prompt], jax.random.key(seed)
-        capacity = -(-(known + max_tokens) // size) * size
-        state = online.begin(model, rule, model.init_fast_state(params, 1), 1, capacity)
+        chunks = -(-(known + max_tokens) // size)
+        state = begin(params, size * 2 ** (chunks - 1).bit_length())
         carry = state.carry
         for at in range(known + max_tokens - 1):
             logits, carry = read_token(params, state.fast, carry, jnp.asarray(tokens[at]))

@@ -161,7 +161,9 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     def generate(
         state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
     ) -> np.ndarray:
-        return sample(state.params, prompt, max_tokens, temperature, seed)
+        # One device samples: its own copy of the replicated parameters, without the mesh.
+        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params)
+        return sample(params, prompt, max_tokens, temperature, seed)
 
     shapes = jax.eval_shape(step.init)
     return TrainProgram(
