@@ -333,7 +333,7 @@ def make_signal(
             out.pre_norm,
             lambda x: model.final_norm(params, x),
         )
-        raw = {"block": jnp.broadcast_to(signal, raw["block"].shape)}
+        raw = {**raw, "block": jnp.broadcast_to(signal, raw["block"].shape)}
     return teach.process(rule, raw, out.logits, chunk.targets, schedule)
 
 

@@ -89,7 +89,7 @@ class Cms:
         weights = mlp_memory.fast_weights(params)
         pending: Pending | tuple[()] = ()
         if levels.spans_chunks(spec.update_period, self.chunk_size):
-            pending = _nothing_pending(weights, params["ln_scale"])
+            pending = _nothing_pending(weights)
         return LevelState(
             delta=trees.zeros_like(weights), opt=make_inner_optimizer(spec).init(weights), pending=pending
         )
@@ -133,11 +133,12 @@ class Cms:
         return new_fast, stats
 
 
-def _nothing_pending(weights: PyTree, like: Array) -> Pending:
-    zero = jnp.zeros((), like.dtype)
+def _nothing_pending(weights: mlp_memory.Weights) -> Pending:
+    w_up = weights["w_up"]
+    zero = jnp.zeros((), w_up.dtype)
     return Pending(
         grad=trees.zeros_like(weights),
-        context=jnp.zeros_like(like),
+        context=jnp.zeros(w_up.shape[0], w_up.dtype),
         tokens=zero,
         seen=zero,
         surprise=gate.Surprise(zero, zero),

@@ -1,7 +1,7 @@
 """One residual MLP memory: y = x + W_down gelu(W_up LN(x)), read with deltas and differentiated for a write.
 
-A level's parameters are a dict: `ln_scale`, `ln_bias` [D] (slow), `w_up` [D, H], `w_down` [H, D] and, where
-the style has them, `b_up` [H], `b_down` [D]. Its *fast weights* are the matrices and their biases; `delta`
+A level's parameters are a dict: `w_up` [D, H], `w_down` [H, D] and, where there are any, `ln_scale`,
+`ln_bias` [D] (slow), `b_up` [H], `b_down` [D]. Its *fast weights* are the matrices and their biases; `delta`
 holds what a context has added to them. Everything here is for one example; rows are tokens.
 """
 
@@ -50,6 +50,13 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float = LAYER_NORM_EPS)
     return normed.astype(x.dtype)
 
 
+def normalise(params: Weights, x: Array) -> Array:
+    """LN(x), or x for a level without LayerNorm."""
+    if "ln_scale" not in params:
+        return x
+    return layer_norm(x, params["ln_scale"], params["ln_bias"])
+
+
 def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> Array:
     """x (W + dW) + b + db in x's dtype.
 
@@ -76,7 +83,7 @@ def read(params: Weights, delta: Weights | None, x: Array, *, output_clip: float
 
     output_clip bounds each token's residual branch (the reference's train mode has 1.0; None: off).
     """
-    z = layer_norm(x, params["ln_scale"], params["ln_bias"])
+    z = normalise(params, x)
     a = jax.nn.gelu(affine(z, params, delta, "w_up", "b_up"), approximate=False)
     o = affine(a, params, delta, "w_down", "b_down")
     if output_clip is not None:
@@ -92,7 +99,7 @@ def write_factors(
     x: [n, D] inputs as the read pass saw them; teach: [n, D], zero where a token is masked. The gradient
     is taken at params + delta, which must be the weights that read x.
     """
-    z = layer_norm(x, params["ln_scale"], params["ln_bias"])
+    z = normalise(params, x)
     h = affine(z, params, delta, "w_up", "b_up")
     a, gelu_vjp = jax.vjp(lambda pre: jax.nn.gelu(pre, approximate=False), h)
     g_o = teach.astype(x.dtype)

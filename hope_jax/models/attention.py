@@ -63,6 +63,19 @@ def visible(spec: ModelSpec, context: ReadContext) -> Array:
     return mask
 
 
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    """softmax(q k^T / sqrt(K)) v over the visible keys.
+
+    query: [n, heads, K]; key, value: [keys, heads, K]; mask: bool [n, keys]. Returns [n, heads, K].
+    """
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask[None])
+    # The library takes the softmax in float32 whatever the inputs are; parity needs it in float64.
+    logits = jnp.einsum("nhk,mhk->hnm", query, key) / jnp.sqrt(jnp.asarray(query.shape[-1], query.dtype))
+    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+    return jnp.einsum("hnm,mhk->nhk", weights, value)
+
+
 def _enter(buffer: Array, new: Array, position: Array) -> Array:
     """The buffer with `new` [n, heads, K] at `position`."""
     return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), position, axis=0)
@@ -89,7 +102,7 @@ class Attention(nn.Module):
             key = _enter(cache.key, key, context.position)
             value = _enter(cache.value, value, context.position)
             cache = Cache(key=key, value=value, conv=conv)
-        out = jax.nn.dot_product_attention(query, key, value, mask=visible(spec, context)[None])
+        out = attend(query, key, value, visible(spec, context))
         out = self._project("w_out", out.reshape(x_nd.shape), residual=True)
         y_nd = x_nd + out
         return (y_nd if spec.modern else layers.norm(self, spec, y_nd)), cache

@@ -1,0 +1,55 @@
+"""Does a write help what it was written from? Each chunk's loss before its write, and read again after it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import trees
+from hope_jax.learning.loss import token_loss
+from hope_jax.learning.online import OnlineRule, make_signal
+from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.types import Array, Batch, PyTree
+
+
+class Reread(NamedTuple):
+    """For each chunk and example [M, B]: summed cross-entropy at the memories that read it, the same at the
+    memories that it wrote, and by level, bool, whether it was written in any layer."""
+
+    before: Array
+    after: Array
+    written: dict[str, Array]
+
+
+def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> Reread:
+    """Streams the batch from empty memories, reading every chunk a second time after its write.
+
+    batch: [B, M * N]. The attention cache is the same in both readings.
+    """
+    rule = rule._replace(training=False)
+    size = batch.tokens.shape[0]
+
+    def chunk_loss(fast: PyTree, carry: Carry, chunk: Batch, taps: Any) -> tuple[Array, Any]:
+        out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps)
+        per_example = token_loss(out.logits, chunk.targets).loss.sum(-1)
+        return per_example.sum(), (per_example, out)
+
+    def body(state: tuple[PyTree, Carry], chunk: Batch) -> tuple[tuple[PyTree, Carry], Reread]:
+        fast, carry = state
+        taps = model.init_taps(*chunk.tokens.shape)
+        raw, (before, out) = jax.grad(chunk_loss, argnums=3, has_aux=True)(fast, carry, chunk, taps)
+        signal = make_signal(model, rule.teach, params, chunk, out, raw, jnp.ones(()))
+        fast, stats = model.write(params, fast, out.trace, signal, carry.position)
+        written = {
+            name: level.updates_applied.sum(0) > 0
+            for levels in stats.values()
+            for name, level in levels.items()
+        }
+        _, (after, _) = chunk_loss(fast, carry, chunk, None)
+        return (fast, trees.stop_gradient(out.carry)), Reread(before, after, written)
+
+    def cut(t: Array) -> Array:
+        return t.reshape(size, -1, rule.chunk_size).swapaxes(0, 1)
+
+    start = (model.init_fast_state(params, size), model.init_carry(size, batch.tokens.shape[1]))
+    return jax.lax.scan(body, start, jax.tree.map(cut, batch))[1]
