@@ -68,16 +68,22 @@ def set_muon(config: OrderedConfig) -> None:
 def pilot_smoke_config() -> OrderedConfig:
     """The pilot's mechanisms at a size that trains in minutes on two CPU cores."""
     config = pilot_config()
-    set_size(config, dim=128, num_layers=3, heads=4)
-    set_levels(config, {"cms_fast": 4, "cms_mid": 16, "cms_slow": 64}, lr=3e-4, optimizer="nl_l2_precond")
-    set_teaching(config, scale=0.10, clip=5.0, schedule=(20, 0, 0))
+    set_size(config, dim=128, num_layers=2, heads=4)
+    config.model.cms_hidden_multiplier = 1
+    # Inner rates as measured with hope_jax.calibrate; docs/memory.md has the table.
+    config.model.cms_levels = {
+        "cms_fast": level(update_period=4, lr=0.03, optimizer="nl_l2_precond"),
+        "cms_mid": level(update_period=16, lr=0.03, optimizer="nl_l2_precond"),
+        "cms_slow": level(update_period=64, lr=0.03, optimizer="nl_l2_precond", beta=0.0),
+    }
+    set_teaching(config, scale=0.10, clip=5.0, schedule=(10, 0, 0))
     config.model.vocab_size = 1024
     config.data.update({"seq_len": 256, "batch_size": 8})
     config.data.mixture = {}
-    config.train.update({"steps": 400, "online_chunk_size": 16, "compute_dtype": "float32"})
-    config.optim.update({"lr": 0.01, "adam_lr": 3e-3, "warmup_steps": 20})
-    config.eval.update({"every": 100, "batches": 8})
-    config.checkpoint.every = 100
+    config.train.update({"steps": 100, "online_chunk_size": 16, "compute_dtype": "float32"})
+    config.optim.update({"lr": 0.03, "adam_lr": 4e-3, "warmup_steps": 10})
+    config.eval.update({"every": 50, "batches": 8})
+    config.checkpoint.every = 50
     return config
 
 
