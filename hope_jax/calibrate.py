@@ -3,12 +3,13 @@
 python -m hope_jax.calibrate --config=FILE --checkpoint=WORKDIR [--rates=0.01,0.1,1] [--config.KEY=VALUE ...]
 
 For each CMS level alone (the others written with rate 0), and for all together, streams the held-out text
-and prints the share of written chunks whose loss falls when they are read again, and the mean change per
-token. A level of period C gets rate * min(1, 128 / C). The rule for choosing: the largest rate at which the
-loss falls in at least 95 % of writes (SPEC §2.5). CMS variants in mode `online` only.
+and prints the share of written chunks whose loss falls when they are read again, the mean change per token
+then, and what the writes change in the loss of the text as it is first read (held-out: negative is better).
+A level of period C gets rate * min(1, 128 / C). Mode `online` with CMS variants only.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from hope_jax.learning.reread import reread
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.checkpoint import load_checkpoint
-from hope_jax.types import Batch, PyTree
+from hope_jax.types import NO_TARGET, Batch, PyTree
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, or one checkpoints/<step>.")
 _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1", "0.3", "1"], "Rates to try.")
@@ -33,26 +34,38 @@ LONGEST_FULL_RATE = 128
 """Levels of longer periods gather more gradient, and get proportionally smaller rates."""
 
 
+class Outcome(NamedTuple):
+    """What writes at some rates did; losses in nats per token.
+
+    falls: share of written chunks whose loss is lower when read again. reread: their mean change.
+    writes: their number. streamed: loss of the text as it is first read.
+    """
+
+    falls: float
+    reread: float
+    writes: int
+    streamed: float
+
+
 def measure(
     config: ExperimentConfig, params: PyTree, batches: list[Batch], rates: dict[str, float]
-) -> tuple[float, float, int]:
-    """Share of written chunks whose loss falls, mean change in nats per supervised token, and their number.
-
-    rates: level name -> inner learning rate; levels without one are not written.
-    """
+) -> Outcome:
+    """Streams the batches with the given inner rates, by level name; levels without one are not written."""
     spec = assemble.model_spec(config)
     levels = tuple(level._replace(lr=rates.get(level.name, 0.0)) for level in spec.cms_levels)
     model = HopeModel(spec._replace(cms_levels=levels))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
-    falls, change, tokens, writes = 0, 0.0, 0, 0
+    falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
     for batch in batches:
         before, after, by_level = jax.tree.map(np.asarray, run(params, batch))
-        counted = np.any([by_level[name] for name in rates], axis=0)
+        counted = np.any([by_level[name] for name in rates] or [np.zeros_like(before, bool)], axis=0)
         falls += int((after < before)[counted].sum())
         writes += int(counted.sum())
         change += float((after - before)[counted].sum())
-        tokens += int(counted.sum()) * spec.chunk_size
-    return falls / max(writes, 1), change / max(tokens, 1), writes
+        streamed += float(before.sum())
+        tokens += int((np.asarray(batch.targets) != NO_TARGET).sum())
+    per_write = max(writes, 1)
+    return Outcome(falls / per_write, change / (per_write * spec.chunk_size), writes, streamed / tokens)
 
 
 def main(argv: list[str]) -> None:
@@ -75,13 +88,16 @@ def main(argv: list[str]) -> None:
         max_batches=config.eval.batches,
     )
     periods = {name: level.update_period for name, level in config.model.cms_levels.items()}
-    print(f"{'levels':12} {'rate':>8} {'falls':>7} {'nats/token':>11} {'writes':>7}")
+    idle = measure(config, params, batches, {}).streamed
+    print(f"held-out loss without writes: {idle:.5f} nats a token")
+    print(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
     for name in (*periods, "all"):
         for rate in map(float, _RATES.value):
             chosen = periods if name == "all" else {name: periods[name]}
             rates = {k: rate * min(1.0, LONGEST_FULL_RATE / c) for k, c in chosen.items()}
-            falls, change, writes = measure(config, params, batches, rates)
-            print(f"{name:12} {rate:8g} {falls:7.1%} {change:11.5f} {writes:7d}", flush=True)
+            got = measure(config, params, batches, rates)
+            row = f"{got.falls:7.1%} {got.reread:+9.5f} {got.writes:7d} {got.streamed - idle:+9.5f}"
+            print(f"{name:12} {rate:8g} {row}", flush=True)
 
 
 if __name__ == "__main__":
