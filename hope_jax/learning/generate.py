@@ -17,11 +17,13 @@ from hope_jax.learning.online import OnlineRule, StreamState
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import NO_TARGET, Array, Batch, PyTree
 
-Generate = Callable[[PyTree, np.ndarray, int, float, int], np.ndarray]
+Generate = Callable[[PyTree, PyTree | None, np.ndarray, int, float, int], np.ndarray]
 
 
 def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
-    """(params, prompt int32 [P], max_tokens, temperature, seed) -> int32 [max_tokens].
+    """(params, fast, prompt int32 [P], max_tokens, temperature, seed) -> int32 [max_tokens].
+
+    fast: memories to start from, of a batch of one; None: empty ones.
 
     temperature 0 takes the likeliest token. Compiles once per capacity: the total length, rounded up to a
     power of two times the chunk.
@@ -33,8 +35,9 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
     size = rule.chunk_size
 
     @partial(jax.jit, static_argnums=1)
-    def begin(params: PyTree, capacity: int) -> StreamState:
-        return online.begin(model, rule, model.init_fast_state(params, 1), 1, capacity)
+    def begin(params: PyTree, capacity: int, fast: PyTree | None) -> StreamState:
+        start = model.init_fast_state(params, 1) if fast is None else fast
+        return online.begin(model, rule, start, 1, capacity)
 
     @jax.jit
     def write_chunk(params: PyTree, state: StreamState, chunk: Batch) -> StreamState:
@@ -54,13 +57,18 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
         return jnp.where(temperature > 0, drawn, logits.argmax()).astype(jnp.int32)
 
     def generate(
-        params: PyTree, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
+        params: PyTree,
+        fast: PyTree | None,
+        prompt: np.ndarray,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
     ) -> np.ndarray:
         if not len(prompt):
             raise ValueError("prompt: want at least one token, got none")
         known, tokens, key = len(prompt), [int(t) for t in prompt], jax.random.key(seed)
         chunks = -(-(known + max_tokens) // size)
-        state = begin(params, size * 2 ** (chunks - 1).bit_length())
+        state = begin(params, size * 2 ** (chunks - 1).bit_length(), fast)
         carry = state.carry
         for at in range(known + max_tokens - 1):
             logits, carry = read_token(params, state.fast, carry, jnp.asarray(tokens[at]))

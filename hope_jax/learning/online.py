@@ -2,8 +2,9 @@
 
 A stream is read in online chunks of N tokens. Attention and the memories read chunk c with what chunks
 before c wrote; its teach signal is taken in the same backward pass as the outer gradient; its write runs
-at the start of chunk c + 1, inside the differentiated function, with everything that it reads held
-constant. Gradients through the attention cache are cut every K tokens (K = N: at every chunk).
+at the start of chunk c + 1, with everything that it reads held constant: no memory so far has parameters
+that act through writes alone. Gradients through the attention cache are cut every K tokens (K = N: at
+every chunk).
 """
 
 from typing import Any, NamedTuple
@@ -124,7 +125,9 @@ def online_gradients(
         return (state, trees.add(gradient, g)), None
 
     whole, rest = _split(batch, rule.truncate)
-    carried, _ = jax.lax.scan(body, (state, gradient), _chunks(whole, chunks_per_cut, rule.chunk_size))
+    carried = (state, gradient)
+    if whole.tokens.shape[1]:
+        carried, _ = jax.lax.scan(body, carried, _chunks(whole, chunks_per_cut, rule.chunk_size))
     if rest.tokens.shape[1]:
         whole, rest = _split(rest, rule.chunk_size)
         middle = whole.tokens.shape[1] // rule.chunk_size
@@ -176,8 +179,8 @@ def advance(
 
 def finish(model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState) -> StreamResult:
     """Writes the last chunk, and flushes or drops partial periods."""
-    fast, stats = model.write(params, state.fast, *state.pending, last=True, training=rule.training)
-    return StreamResult(fast, _add_stats(state.stats, stats), state.sums)
+    fast, stats = write_pending(model, rule, params, state, last=True)
+    return StreamResult(fast, stats, state.sums)
 
 
 def _split(batch: Batch, multiple: int) -> tuple[Batch, Batch]:
@@ -277,12 +280,13 @@ def _read(
 
 
 def write_pending(
-    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, *, last: bool = False
 ) -> tuple[PyTree, PyTree]:
-    """The memories after the pending chunk's write, and the statistics with it."""
+    """The memories after the pending chunk's write, and the statistics with it; both as they were if
+    nothing is pending. last: the stream ends here."""
 
     def write(_: None) -> tuple[PyTree, PyTree]:
-        fast, stats = model.write(params, state.fast, *state.pending, training=rule.training)
+        fast, stats = model.write(params, state.fast, *state.pending, last=last, training=rule.training)
         return fast, _add_stats(state.stats, stats)
 
     return jax.lax.cond(state.pending_exists, write, lambda _: (state.fast, state.stats), None)

@@ -24,7 +24,8 @@ class Reread(NamedTuple):
 def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> Reread:
     """Streams the batch from empty memories, reading every chunk a second time after its write.
 
-    batch: [B, M * N]. The attention cache is the same in both readings.
+    batch: [B, T]; tokens after the last whole chunk are left out. The attention cache is the same in both
+    readings. Of a period that spans chunks, the last chunk is read again.
     """
     rule = rule._replace(training=False)
     size = batch.tokens.shape[0]
@@ -49,7 +50,8 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
         return (fast, trees.stop_gradient(out.carry)), Reread(before, after, written)
 
     def cut(t: Array) -> Array:
-        return t.reshape(size, -1, rule.chunk_size).swapaxes(0, 1)
+        whole = t.shape[1] // rule.chunk_size * rule.chunk_size
+        return t[:, :whole].reshape(size, -1, rule.chunk_size).swapaxes(0, 1)
 
     start = (model.init_fast_state(params, size), model.init_carry(size, batch.tokens.shape[1]))
     return jax.lax.scan(body, start, jax.tree.map(cut, batch))[1]

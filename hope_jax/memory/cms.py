@@ -15,18 +15,25 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
+from hope_jax.kernels.cms_write import write_periods
 from hope_jax.memory import gate, levels, mlp_memory
-from hope_jax.memory.inner_optim import make_inner_optimizer
+from hope_jax.memory.inner_optim import (
+    is_linear,
+    make_inner_optimizer,
+    projects,
+    velocity,
+    with_velocity,
+)
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, add_stats, zero_stats
+from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, add_stats, own, zero_stats
 from hope_jax.types import Array, PyTree
 
 
 class Pending(NamedTuple):
     """What the unfinished period of a level has gathered, of all examples that share the fast state.
 
-    grad: summed gradient of the fast weights. context: [D] sum of LN(x) over unmasked tokens.
+    grad: summed gradient of the fast weights. context: [D] sum of LN(x).
     tokens: [] unmasked tokens. seen: [] tokens. surprise: sums over counted tokens.
     """
 
@@ -125,7 +132,7 @@ class Cms:
         """Writes every level with one chunk; see `Memory.write`."""
         new_fast, stats = {}, {}
         for spec in self.levels:
-            teach = signal.own["cms"][spec.name] if self.own_output else signal.block
+            teach = signal.own[spec.name] if self.own_output else signal.block
             writer = _LevelWriter(self, spec, params[spec.name], reduce)
             new_fast[spec.name], stats[spec.name] = writer.write(
                 fast[spec.name], trace[spec.name], teach, signal, position, last
@@ -189,13 +196,70 @@ class _LevelWriter:
             return self._apply(*carry, self._sums(*xs))
 
         by_period = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
-        (delta, opt), stats = jax.lax.scan(step, (state.delta, state.opt), by_period)
+        if whole > 1 and self._in_closed_form():
+            (delta, opt), stats = self._write_linear(state, *by_period)
+        else:
+            (delta, opt), stats = jax.lax.scan(step, (state.delta, state.opt), by_period)
         stats = jax.tree.map(lambda s: s.sum(0), stats)
         if rest and last and self.cms.flush_partial_at_end:
             tail = jax.tree.map(lambda t: t[whole * period :], tokens)
             (delta, opt), flushed = step((delta, opt), tail)
             stats = add_stats(stats, _flushed(flushed))
         return LevelState(delta, opt, ()), stats
+
+    def _in_closed_form(self) -> bool:
+        """Whether a chunk's periods can advance as coefficients: a linear optimizer, matrices without
+        biases, and one example a state."""
+        return is_linear(self.spec) and len(self.weights) == 2 and self.reduce is own
+
+    def _write_linear(
+        self, state: LevelState, factors: WriteFactors, mask: Array, surprise_n: Array, counted_n: Array
+    ) -> tuple[tuple[PyTree, PyTree], WriteStats]:
+        """All whole periods of a chunk at once (`hope_jax.kernels.cms_write`); inputs [P, C, ...]."""
+        dtype, spec, bounds = self.norms[0].dtype, self.spec, self.cms.bounds
+        surprise = gate.measure(surprise_n.astype(dtype), counted_n)
+        tokens = mask.sum(1).astype(jnp.float32)
+        is_open = jax.vmap(lambda s: gate.is_open(self.cms.gate_rule, s))(surprise)
+        applied = is_open & (tokens > 0)
+        z = factors.z.astype(dtype)
+        inputs = {"w_up": project_tokens(z, spec.eps) if projects(spec) else z, "w_down": factors.a}
+        outputs = {"w_up": factors.g_h, "w_down": factors.g_o}
+        before = velocity(state.opt)
+        written = {
+            name: write_periods(
+                inputs[name].reshape(-1, inputs[name].shape[-1]),
+                outputs[name].reshape(-1, outputs[name].shape[-1]),
+                state.delta[name],
+                None if before is None else before[name],
+                applied,
+                beta=spec.beta,
+                lr=spec.lr,
+                max_write=_limit(bounds.write, norm),
+                max_delta=_limit(bounds.delta, norm),
+            )
+            for name, norm in zip(("w_up", "w_down"), self.norms, strict=True)
+        }
+        norms = [_period_norms(factors.z, factors.g_h, dtype), _period_norms(factors.a, factors.g_o, dtype)]
+        on = applied.astype(jnp.float32)
+        nothing = jnp.zeros_like(on)
+        stats = WriteStats(
+            grad_norm=on * sum(norms),
+            periods=jnp.ones_like(on),
+            chunk_tokens=tokens,
+            gate_hit=is_open.astype(jnp.float32),
+            updates_applied=on,
+            tokens_flushed=nothing,
+            pending_tokens=nothing,
+            surprise_value=gate.mean_surprise(surprise).astype(jnp.float32),
+            write_clip_hits=on * sum(w.write_hits.astype(jnp.float32) for w in written.values()),
+            delta_clip_hits=on * sum(w.delta_hits.astype(jnp.float32) for w in written.values()),
+        )
+        stats = jax.tree.map(lambda s: jnp.asarray(s, jnp.float32), stats)
+        opt = state.opt
+        if before is not None:
+            ema = {name: w.velocity for name, w in written.items()}
+            opt = with_velocity(opt, ema, applied.sum())
+        return ({name: w.delta for name, w in written.items()}, opt), stats
 
     def _gather(
         self,
@@ -222,7 +286,8 @@ class _LevelWriter:
         if not last:
             return new_state, stats
         if not self.cms.flush_partial_at_end:
-            return new_state._replace(pending=trees.zeros_like(pending)), stats
+            dropped = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
+            return new_state._replace(pending=trees.zeros_like(pending)), dropped
         flushed_state, flushed = apply(None)
         return jax.lax.cond(due, lambda: (new_state, stats), lambda: (flushed_state, _flushed(flushed)))
 
@@ -233,7 +298,7 @@ class _LevelWriter:
         return self.reduce(
             Pending(
                 grad=mlp_memory.write_gradient(factors, self.weights),
-                context=(factors.z.astype(dtype) * active[:, None]).sum(0),
+                context=factors.z.astype(dtype).sum(0),
                 tokens=active.sum(),
                 seen=jnp.asarray(mask.shape[0], dtype),
                 surprise=gate.measure(surprise_n.astype(dtype), counted_n),
@@ -244,7 +309,7 @@ class _LevelWriter:
         """theta_l <- theta_l - eta_l u, bounded, if the gate is open and a token is left."""
         is_open = gate.is_open(self.cms.gate_rule, period.surprise)
         applied = is_open & (period.tokens > 0)
-        context = period.context / jnp.maximum(period.tokens, 1)
+        context = period.context / jnp.maximum(period.seen, 1)
         update, new_opt = self.optimizer.update(period.grad, opt, context=context)
         write, write_hits = _bounded(
             jax.tree.map(lambda u: -self.spec.lr * u, update), self.norms, self.cms.bounds.write
@@ -268,6 +333,26 @@ class _LevelWriter:
 
 def _flushed(stats: WriteStats) -> WriteStats:
     return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
+
+
+def project_tokens(z_pcd: Array, eps: float) -> Array:
+    """Tokens [P, C, D] without their component along their period's mean: the projection of
+    `inner_optim.project_out_context`, applied to the factors of the gradient."""
+    context = z_pcd.mean(1, keepdims=True)
+    norm = jnp.linalg.norm(context, axis=-1, keepdims=True)
+    unit = context / (norm + eps)
+    return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
+
+
+def _period_norms(x_pci: Array, g_pco: Array, dtype: jnp.dtype) -> Array:
+    """Frobenius norm [P] of each period's gradient sum_t x_t g_t^T, from its tokens' inner products."""
+    x, g = x_pci.astype(dtype), g_pco.astype(dtype)
+    square = jnp.einsum("pci,pdi->pcd", x, x) * jnp.einsum("pco,pdo->pcd", g, g)
+    return jnp.sqrt(jnp.maximum(square.sum((1, 2)), 0))
+
+
+def _limit(bound: float, norm: Array) -> Array | None:
+    return jnp.maximum(bound * norm, jnp.finfo(norm.dtype).tiny) if bound else None
 
 
 def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, Array]:

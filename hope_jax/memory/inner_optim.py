@@ -82,7 +82,7 @@ def _preconditioner(spec: LevelSpec, context_axes: Mapping[str, int]) -> list[op
         return [add_row_mean(L2_OBJECTIVE_WEIGHT)]
     if spec.optimizer == "nl_l2_precond":
         # A period of one token has a gradient along its own input only: projecting would erase the write.
-        return [project_out_context(spec.eps, context_axes)] if spec.update_period > 1 else []
+        return [project_out_context(spec.eps, context_axes)] if projects(spec) else []
     return []
 
 
@@ -103,3 +103,24 @@ def make_inner_optimizer(
     if spec.optimizer != "sgd" and spec.beta > 0:
         parts.append(optax.ema(spec.beta, debias=False))
     return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def is_linear(spec: LevelSpec) -> bool:
+    """True if the update is a fixed linear function of the gradients (and of the period's context)."""
+    return spec.optimizer in ("sgd", "momentum", "nl_l2_precond")
+
+
+def projects(spec: LevelSpec) -> bool:
+    """True if W_up's gradient loses its component along the period's context."""
+    return spec.optimizer == "nl_l2_precond" and spec.update_period > 1
+
+
+def velocity(state: PyTree) -> PyTree | None:
+    """The average v of an inner optimizer's state, by weight; None if it keeps none."""
+    last = state[-1]
+    return last.ema if isinstance(last, optax.EmaState) else None
+
+
+def with_velocity(state: PyTree, ema: PyTree, steps: Array) -> PyTree:
+    """The state with another average, `steps` steps later."""
+    return (*state[:-1], optax.EmaState(count=state[-1].count + steps.astype(jnp.int32), ema=ema))

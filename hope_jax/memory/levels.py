@@ -47,8 +47,3 @@ def spans_chunks(update_period: int, chunk_size: int) -> bool:
 def is_due(tokens_seen: Array | int, update_period: int) -> Array | bool:
     """True where a level is to be written: its token count is a multiple of its period."""
     return tokens_seen % update_period == 0
-
-
-def fits_grid(update_period: int, chunk_size: int) -> bool:
-    """True if the period divides the online chunk or is divided by it."""
-    return update_period % chunk_size == 0 or chunk_size % update_period == 0

@@ -1,11 +1,12 @@
 """What reads record and writes consume: the protocol that every memory keeps.
 
-A memory is `init(params) -> fast`, `read(params, fast, x) -> y, trace`, and
-`write(params, fast, trace, signal) -> fast, stats`, for one example and one layer.
+A memory is `init(params) -> fast`, `read(params, fast, x, ...) -> y, trace`, and
+`write(params, fast, trace, signal) -> fast, stats`, for one example and one layer. `Memory` names what the
+models floor calls on all of them; `read` is called by the block that knows its inputs.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
@@ -24,13 +25,14 @@ class WriteSignal(NamedTuple):
     """The processed teach signal of one chunk, for one layer and one example.
 
     block: [n, D] signal at the block's output.
-    own: memory name -> level name -> [n, D] signal at that level's own output (empty where not taken).
+    own: level name -> [n, D] signal at that level's own output (empty where not taken). On its way to
+        `HopeModel.write` it holds one such mapping for each memory, by name.
     surprise_n: [n] surprise per token; counted_n: bool [n] tokens that it is averaged over.
     active_n: bool [n] tokens with a teach signal (m_t of SPEC §2.1).
     """
 
     block: Array
-    own: dict[str, dict[str, Array]]
+    own: dict[str, Any]
     surprise_n: Array
     counted_n: Array
     active_n: Array

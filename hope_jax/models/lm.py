@@ -42,7 +42,7 @@ class Carry(NamedTuple):
 
 
 class ReadOutput(NamedTuple):
-    """logits [B, n, V]; pre_norm [B, n, D] input of the final norm; block_out [L, B, n, D];
+    """logits [B, n, V], float32 at least; pre_norm [B, n, D] input of the final norm; block_out [L, B, n, D];
     trace: memory name -> what its write needs, leaves [L, B, n, ...]; carry: None without one."""
 
     logits: Array
@@ -82,7 +82,9 @@ class Lm(nn.Module):
         block = VARIANTS[spec.block_variant](spec, self.training, name="blocks")
         pre_norm, (cache, trace, block_out) = read_blocks(block, x_nd, fast, cache, taps, context)
         hidden = layers.FinalNorm(spec, name="final_norm")(pre_norm)
-        logits = hidden @ embed.astype(spec.dtype).T
+        # The loss and the teach signal are differences of logits: these are not rounded to spec.dtype.
+        wide = jnp.promote_types(spec.dtype, jnp.float32)
+        logits = jnp.einsum("nd,vd->nv", hidden, embed.astype(spec.dtype), preferred_element_type=wide)
         return logits, pre_norm, block_out, cache, trace
 
 
@@ -99,6 +101,16 @@ def _read_block(
     if "block" in taps:
         x_nd = x_nd + taps["block"].astype(x_nd.dtype)
     return x_nd, (cache, trace, x_nd)
+
+
+def check_capacity(carry: Carry, tokens: int) -> None:
+    """Raises ValueError if `tokens` more do not fit into the carry, as far as its position is known."""
+    capacity = carry.segments.shape[1]
+    seen = 0 if isinstance(carry.position, jax.core.Tracer) else int(carry.position)
+    if seen + tokens > capacity:
+        raise ValueError(
+            f"carry: want room for {seen + tokens} tokens, got {capacity}; make it with a larger capacity"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,12 +182,17 @@ class HopeModel:
 
         tokens, segment_ids: int32 [B, n]. carry None: a context that begins and ends with this call.
         `fast` may be {}: the memories' slow weights alone.
+
+        Raises:
+          ValueError: the tokens do not fit into the carry. Inside `jit` the position is not known, and
+            only a call that is longer than the whole cache is found.
         """
         module = Lm(self.spec, training)
         if carry is None:
             carry_axes = None
             position, segments, cache = jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.int32), None
         else:
+            check_capacity(carry, tokens.shape[1])
             position, cache = carry.position, carry.cache
             segments = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, position, axis=1)
             carry_axes = 0
@@ -226,7 +243,7 @@ class HopeModel:
                     layer_params[name],
                     layer_fast[name],
                     layer_trace[name],
-                    layer_signal,
+                    layer_signal._replace(own=layer_signal.own.get(name, {})),
                     position=position,
                     reduce=self._reduce,
                     last=last,

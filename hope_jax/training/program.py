@@ -15,11 +15,11 @@ from hope_jax.types import Array, Batch, PyTree
 class TrainState(NamedTuple):
     """All that a step reads and writes; every leaf is an array.
 
-    step: int32 [] number of outer steps done (step_offset included).
+    step: int32 [] number of the last step done (0 from `init`; the loop adds `train.step_offset`).
     params: meta parameters.
     opt_state: state of the outer optimizer.
     fast: persistent fast state (memory.lifetime="persistent"), else an empty tuple.
-    rng: uint32 [2] key data of the run's random stream.
+    rng: uint32 [2] key data of the run's random stream, which no mechanism draws from so far.
     """
 
     step: Array

@@ -1,6 +1,7 @@
 """Where arrays live: batches split over the `data` axis, everything else on every device."""
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hope_jax.types import Batch
@@ -22,3 +23,13 @@ def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
     """This process's rows of a global batch as global arrays, split by example."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     return Batch(*(jax.make_array_from_process_local_data(sharding, t) for t in batch))
+
+
+def shard_whole_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """A global batch that every process holds whole, as global arrays split by example."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+    def split(t: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(t.shape, sharding, lambda index: t[index])
+
+    return Batch(*(split(np.asarray(t)) for t in batch))

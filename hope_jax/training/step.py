@@ -19,7 +19,7 @@ from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.training.sharding import make_mesh, replicated, shard_batch
+from hope_jax.training.sharding import make_mesh, replicated, shard_batch, shard_whole_batch
 from hope_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, PyTree]
@@ -39,11 +39,11 @@ class Step:
         self.online = config.train.algorithm_mode == "online"
 
     def init(self) -> TrainState:
-        """The state before the first step; deterministic in `train.seed`."""
+        """The state of step 0; deterministic in `train.seed`. A relaunch adds its offset to the step."""
         init_key, run_key = jax.random.split(jax.random.key(self.config.train.seed))
         params = self.model.init_params(init_key)
         return TrainState(
-            step=jnp.asarray(self.config.train.step_offset, jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=self.optimizer.init(params),
             fast=self.model.init_fast_state(params, 1) if self.persistent else (),
@@ -109,7 +109,8 @@ class Step:
         rule = self.rule._replace(training=False)
         fast = self._start(state, batch)
         plain = self._read_loss(state.params, {}, batch)
-        if not self.model.memories():
+        written = self.online or self.persistent
+        if not self.model.memories() or not written:
             with_writes = plain
         elif self.online:
             with_writes = stream_loss(self.model, rule, state.params, fast, batch).sums.loss
@@ -162,14 +163,14 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
         state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
     ) -> np.ndarray:
         # One device samples: its own copy of the replicated parameters, without the mesh.
-        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params)
-        return sample(params, prompt, max_tokens, temperature, seed)
+        params, fast = jax.tree.map(lambda leaf: leaf.addressable_data(0), (state.params, state.fast))
+        return sample(params, fast if step.persistent else None, prompt, max_tokens, temperature, seed)
 
     shapes = jax.eval_shape(step.init)
     return TrainProgram(
         init=init,
         train_step=lambda state, batch: train(state, shard_batch(mesh, batch)),
-        eval_step=lambda state, batch: evaluate(state, shard_batch(mesh, batch)),
+        eval_step=lambda state, batch: evaluate(state, shard_whole_batch(mesh, batch)),
         generate=generate,
         notes=(optim.describe_groups(step.optim_rule, shapes.params),),
         flops_per_token=train_flops_per_token(step.model.spec, config.data.seq_len),

@@ -126,7 +126,7 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
 
 def signal_of(chunk: dict[str, Any]) -> WriteSignal:
     active = (chunk["block"] != 0).any(-1)
-    return WriteSignal(chunk["block"], {"cms": chunk["own"]}, chunk["surprise"], active, active)
+    return WriteSignal(chunk["block"], chunk["own"], chunk["surprise"], active, active)
 
 
 @pytest.mark.parametrize("biases", [False, True])

@@ -108,6 +108,7 @@ def accumulate(
 ) -> None:
     """Add one token to a level's unfinished period, its gradient taken at the weights that read it."""
     memory.tokens += 1
+    memory.context = memory.context + np.asarray(level_normed(p, token.x))
     if token.counted:
         memory.counted += 1
         memory.surprise += token.surprise
@@ -118,7 +119,6 @@ def accumulate(
     weights = with_delta(p, read_delta)
     grads = level_gradient(weights, token.x[None], token.signal[None], np.ones(1), read_clip)
     memory.grads = {n: memory.grads[n] + grads[n] for n in memory.grads}
-    memory.context = memory.context + np.asarray(level_normed(weights, token.x))
 
 
 def close_period(memory: Memory, p: Arrays, level: Level, learning: Learning, layer: int, end: int) -> Write:
@@ -136,7 +136,7 @@ def close_period(memory: Memory, p: Arrays, level: Level, learning: Learning, la
             memory.delta,
             memory.optimizer,
             memory.grads,
-            memory.context / memory.written,
+            memory.context / memory.tokens,
             learning.write_clip,
             learning.delta_clip,
         )
