@@ -3,9 +3,10 @@
 python -m hope_jax.calibrate --config=FILE --checkpoint=WORKDIR [--rates=0.01,0.1,1] [--config.KEY=VALUE ...]
 
 For each CMS level alone (the others written with rate 0), and for all together, streams the held-out text
-and prints the share of written chunks whose loss falls when they are read again, the mean change per token
-then, and what the writes change in the loss of the text as it is first read (held-out: negative is better).
-A level of period C gets rate * min(1, 128 / C). Mode `online` with CMS variants only.
+and prints the share of written chunks whose loss falls when they are read again (of a level that spans
+chunks, its period's last chunk), the mean change per token then, and what the writes change in the loss of
+the text as it is first read (held-out: negative is better). A level of period C gets
+rate * min(1, 128 / C). Mode `online` with CMS variants only.
 """
 
 from pathlib import Path
@@ -17,10 +18,13 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
+from hope_jax.config_check import validate
 from hope_jax.data import corpus, pipeline
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
+from hope_jax.memory import inner_optim
+from hope_jax.models import registry
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.checkpoint import load_checkpoint
@@ -37,8 +41,8 @@ LONGEST_FULL_RATE = 128
 class Outcome(NamedTuple):
     """What writes at some rates did; losses in nats per token.
 
-    falls: share of written chunks whose loss is lower when read again. reread: their mean change.
-    writes: their number. streamed: loss of the text as it is first read.
+    falls: share of written chunks whose loss is lower when read again. reread: their mean change, per
+    token of the chunk. writes: their number. streamed: loss of the text as it is first read.
     """
 
     falls: float
@@ -72,7 +76,12 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     if argv or not _CHECKPOINT.value:
         raise ConfigError("want --checkpoint=WORKDIR and no other arguments (--help)")
+    try:
+        candidates = [float(rate) for rate in _RATES.value]
+    except ValueError as error:
+        raise ConfigError(f"--rates: want numbers, got {','.join(_RATES.value)}") from error
     config = cli.load_config()
+    validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
     if config.train.algorithm_mode != "online" or config.model.block_variant != "hope_attention":
         raise ConfigError(
             "calibrate: want train.algorithm_mode=online and model.block_variant=hope_attention"
@@ -92,7 +101,7 @@ def main(argv: list[str]) -> None:
     print(f"held-out loss without writes: {idle:.5f} nats a token")
     print(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
     for name in (*periods, "all"):
-        for rate in map(float, _RATES.value):
+        for rate in candidates:
             chosen = periods if name == "all" else {name: periods[name]}
             rates = {k: rate * min(1.0, LONGEST_FULL_RATE / c) for k, c in chosen.items()}
             got = measure(config, params, batches, rates)

@@ -157,7 +157,7 @@ class TrainConfig:
     truncate_tokens: Whole = 0  # K, a multiple of N; 0: N
     steps: Count = 1000  # number of the last step
     step_offset: Whole = 0  # steps that count as done, for relaunches: schedules and data start after them
-    seed: Whole = 0  # of initialisation, data order and sampling
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # of initialisation, data order and sampling
     resume: Literal["auto", "never"] = "auto"  # continue a workdir's run | refuse a workdir that holds one
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matmuls
     param_policy: Literal["all", "memories_frozen", "backbone_frozen"] = "all"  # which parameters train

@@ -103,6 +103,26 @@ def warnings(config: ExperimentConfig) -> list[str]:
             "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
             "signal at the LM head"
         )
+    never = [
+        f"{name} ({level.update_period})"
+        for name, level in _levels(config)
+        if level.update_period > config.data.seq_len and config.memory.lifetime == "context"
+    ]
+    if never:
+        found.append(
+            f"{', '.join(never)}: the period is longer than data.seq_len={config.data.seq_len}, so the level "
+            "is never written under memory.lifetime=context"
+        )
+    if mode == "two_pass" and (config.train.online_chunk_size or config.train.truncate_tokens):
+        found.append(
+            "train.online_chunk_size and train.truncate_tokens have no effect under two_pass, which reads the "
+            "whole sequence"
+        )
+    if mode == "online" and not _levels(config) and truncate(config) < config.data.seq_len:
+        found.append(
+            f"the gradient through attention is cut every {truncate(config)} tokens, which "
+            f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
+        )
     if config.data.mixture and config.data.source == "embedded":
         found.append("data.mixture has no effect under data.source=embedded")
     return found
@@ -193,6 +213,12 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"train.steps={train.steps} is the number of the last step and must be larger than "
             f"train.step_offset={train.step_offset}"
+        )
+    schedule = config.model.teach_schedule
+    if schedule.decay_start and not schedule.decay_duration:
+        yield (
+            f"model.teach_schedule.decay_start={schedule.decay_start} needs decay_duration, the steps that "
+            "the decay takes; set it to 1 or more"
         )
     if optim.warmup_steps + optim.cooldown_steps > train.steps:
         yield (

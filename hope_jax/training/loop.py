@@ -189,6 +189,11 @@ def _start(
         # an addition keeps the placement that init chose: another one would compile the step twice
         return _Start(offset, state._replace(step=state.step + offset), Progress())
     iterator.set_state(restored.data)
+    if restored.step > config.train.steps:
+        raise ConfigError(
+            f"train.steps={config.train.steps}: the workdir is at step {restored.step} already; set "
+            "train.steps to the number of the last step, or use another workdir"
+        )
     logger.info("resuming at step %d", restored.step)
     return _Start(restored.step, restored.state, Progress(**restored.meta["progress"]))
 

@@ -1,0 +1,86 @@
+"""The real program: relaunch offsets, logits' width, the parameter split, and the memory that persists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import config as c
+from hope_jax.errors import ConfigError
+from hope_jax.learning import optim
+from hope_jax.models.lm import HopeModel
+from hope_jax.training import assemble
+from hope_jax.training.program import TrainProgram
+from hope_jax.training.step import build_program
+from hope_jax.types import Batch
+
+LEVELS = {"fast": c.LevelConfig(update_period=4, lr=0.1), "slow": c.LevelConfig(update_period=32, lr=0.1)}
+MODEL = c.ModelConfig(
+    vocab_size=32, dim=16, num_layers=2, heads=2, cms_levels=LEVELS, cms_hidden_multiplier=1
+)
+OPTIM = c.OptimConfig(lr=0.01, warmup_steps=0, schedule="cosine")
+
+
+def settings(**train: object) -> c.ExperimentConfig:
+    memory = train.pop("memory", c.MemoryConfig())
+    return c.ExperimentConfig(
+        model=MODEL,
+        memory=memory,
+        optim=OPTIM,
+        data=c.DataConfig(seq_len=16, batch_size=2),
+        train=c.TrainConfig(online_chunk_size=8, **train),
+    )
+
+
+def rows(seed: int) -> Batch:
+    tokens = np.random.default_rng(seed).integers(0, 32, (2, 17)).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], np.ones((2, 16), np.int32))
+
+
+def test_a_relaunch_stands_where_its_schedules_say() -> None:
+    config = settings(steps=20, step_offset=10)
+    program = build_program(config, 32)
+    start = program.init()
+    assert int(start.step) == 0
+    state, metrics = program.train_step(start._replace(step=start.step + 10), rows(0))
+    assert int(state.step) == 11
+    expected = 0.01 * float(optim.lr_fraction(assemble.optim_rule(config))(10))
+    assert float(metrics["lr"]) == pytest.approx(expected) and expected < 0.009
+
+
+def test_logits_are_float32_under_bfloat16_compute() -> None:
+    model = HopeModel(assemble.model_spec(settings(compute_dtype="bfloat16")))
+    params = model.init_params(jax.random.key(0))
+    out = model.read(params, {}, None, *[jnp.ones((1, 4), jnp.int32)] * 2)
+    assert out.logits.dtype == jnp.float32 and out.pre_norm.dtype == jnp.bfloat16
+    assert params["embed"].dtype == jnp.float32
+
+
+def test_muon_takes_the_stacked_matrices_and_nothing_else() -> None:
+    params = HopeModel(assemble.model_spec(settings())).init_params(jax.random.key(0))
+    groups = optim.parameter_groups(params)
+    matrices = {name for name, group in groups["blocks"]["attn"].items() if group == optim.MATRIX}
+    assert matrices == {"w_q", "w_k", "w_v", "w_out"}
+    assert groups["embed"] == groups["final_norm"]["scale"] == optim.OTHER
+    assert groups["blocks"]["cms"]["fast"] == {
+        "ln_scale": optim.OTHER, "ln_bias": optim.OTHER, "w_up": optim.MATRIX, "w_down": optim.MATRIX
+    }  # fmt: skip
+    # attention 2 x 4 x 16 x 16, two levels of 2 x 2 x 16 x 16
+    assert "muon updates 4,096 parameters" in optim.describe_groups(assemble.optim_rule(settings()), params)
+
+
+def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> None:
+    memory = c.MemoryConfig(scope="batch", lifetime="persistent")
+    program: TrainProgram = build_program(settings(steps=9, algorithm_mode="two_pass", memory=memory), 32)
+    state, written = program.init(), []
+    for i in range(4):
+        state, metrics = program.train_step(state, rows(i))
+        written.append(float(metrics["writes"]["slow"]["updates_applied"][0]))
+    # A period of 32 tokens over sequences of 16: every second step.
+    assert written == [0, 1, 0, 1]
+    assert float(jnp.abs(state.fast["cms"]["slow"].delta["w_up"]).max()) > 0
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.vocab_size=32 .* set --config.model.vocab_size=33"):
+        build_program(settings(), 33)
