@@ -115,8 +115,8 @@ def warnings(config: ExperimentConfig) -> list[str]:
         )
     if mode == "two_pass" and (config.train.online_chunk_size or config.train.truncate_tokens):
         found.append(
-            "train.online_chunk_size and train.truncate_tokens have no effect under two_pass, which reads the "
-            "whole sequence"
+            "train.online_chunk_size and train.truncate_tokens have no effect under two_pass: it reads the "
+            "sequence as one chunk"
         )
     if mode == "online" and not _levels(config) and truncate(config) < config.data.seq_len:
         found.append(
