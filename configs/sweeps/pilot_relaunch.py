@@ -1,4 +1,4 @@
-"""The pilot relaunched at step 231 000: schedules and data go on from there.
+"""The pilot relaunched at step 231 000: schedules and data go on from there, with fresh weights.
 
 Command:  python -m hope_jax.launch --config=configs/sweeps/pilot_relaunch.py
 Hardware: one RTX 6000 Ada (48 GB), as published
