@@ -23,10 +23,8 @@ Generate = Callable[[PyTree, PyTree | None, np.ndarray, int, float, int], np.nda
 def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
     """(params, fast, prompt int32 [P], max_tokens, temperature, seed) -> int32 [max_tokens].
 
-    fast: memories to start from, of a batch of one; None: empty ones.
-
-    temperature 0 takes the likeliest token. Compiles once per capacity: the total length, rounded up to a
-    power of two times the chunk.
+    fast: memories to start from, of a batch of one; None: empty ones. temperature 0 takes the likeliest
+    token. Compiles once per capacity: the total length, rounded up to a power of two times the chunk.
 
     Raises (the returned function):
       ValueError: an empty prompt.

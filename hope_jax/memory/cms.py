@@ -240,21 +240,8 @@ class _LevelWriter:
             for name, norm in zip(("w_up", "w_down"), self.norms, strict=True)
         }
         norms = [_period_norms(factors.z, factors.g_h, dtype), _period_norms(factors.a, factors.g_o, dtype)]
-        on = applied.astype(jnp.float32)
-        nothing = jnp.zeros_like(on)
-        stats = WriteStats(
-            grad_norm=on * sum(norms),
-            periods=jnp.ones_like(on),
-            chunk_tokens=tokens,
-            gate_hit=is_open.astype(jnp.float32),
-            updates_applied=on,
-            tokens_flushed=nothing,
-            pending_tokens=nothing,
-            surprise_value=gate.mean_surprise(surprise).astype(jnp.float32),
-            write_clip_hits=on * sum(w.write_hits.astype(jnp.float32) for w in written.values()),
-            delta_clip_hits=on * sum(w.delta_hits.astype(jnp.float32) for w in written.values()),
-        )
-        stats = jax.tree.map(lambda s: jnp.asarray(s, jnp.float32), stats)
+        hits = [w.write_hits for w in written.values()], [w.delta_hits for w in written.values()]
+        stats = _write_stats(is_open, applied, tokens, gate.mean_surprise(surprise), norms, *hits)
         opt = state.opt
         if before is not None:
             ema = {name: w.velocity for name, w in written.items()}
@@ -315,19 +302,9 @@ class _LevelWriter:
             jax.tree.map(lambda u: -self.spec.lr * u, update), self.norms, self.cms.bounds.write
         )
         new_delta, delta_hits = _bounded(trees.add(delta, write), self.norms, self.cms.bounds.delta)
-        grad_norm = sum(jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(period.grad))
-        on = applied.astype(jnp.float32)
-        stats = zero_stats()._replace(
-            grad_norm=on * grad_norm,
-            periods=jnp.ones((), jnp.float32),
-            chunk_tokens=period.tokens.astype(jnp.float32),
-            gate_hit=is_open.astype(jnp.float32),
-            updates_applied=on,
-            surprise_value=gate.mean_surprise(period.surprise).astype(jnp.float32),
-            write_clip_hits=on * write_hits,
-            delta_clip_hits=on * delta_hits,
-        )
-        stats = jax.tree.map(lambda s: jnp.asarray(s, jnp.float32), stats)
+        norms = [jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(period.grad)]
+        surprise = gate.mean_surprise(period.surprise)
+        stats = _write_stats(is_open, applied, period.tokens, surprise, norms, write_hits, delta_hits)
         return trees.select(applied, (new_delta, new_opt), (delta, opt)), stats
 
 
@@ -355,15 +332,43 @@ def _limit(bound: float, norm: Array) -> Array | None:
     return jnp.maximum(bound * norm, jnp.finfo(norm.dtype).tiny) if bound else None
 
 
-def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, Array]:
-    """Scales each affine map down to bound * its slow norm; also the number of maps that were scaled."""
+def _write_stats(
+    is_open: Array,
+    applied: Array,
+    tokens: Array,
+    surprise: Array,
+    grad_norms: list[Array],
+    write_hits: list[Array],
+    delta_hits: list[Array],
+) -> WriteStats:
+    """Statistics of ended periods, over any leading axes. Lists have one entry a weight, or a bounded map."""
+    on = applied.astype(jnp.float32)
+
+    def total(parts: list[Array]) -> Array:
+        return on * sum((part.astype(jnp.float32) for part in parts), jnp.zeros_like(on))
+
+    return WriteStats(
+        grad_norm=total(grad_norms),
+        periods=jnp.ones_like(on),
+        chunk_tokens=tokens.astype(jnp.float32),
+        gate_hit=is_open.astype(jnp.float32),
+        updates_applied=on,
+        tokens_flushed=jnp.zeros_like(on),
+        pending_tokens=jnp.zeros_like(on),
+        surprise_value=surprise.astype(jnp.float32),
+        write_clip_hits=total(write_hits),
+        delta_clip_hits=total(delta_hits),
+    )
+
+
+def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, list[Array]]:
+    """Scales each affine map down to bound * its slow norm; also bool [] a map, whether it was scaled."""
     if not bound:
-        return weights, jnp.zeros((), jnp.float32)
+        return weights, []
     tiny = jnp.finfo(norms[0].dtype).tiny
     ratios = tuple(
         size / jnp.maximum(bound * norm, tiny)
         for size, norm in zip(mlp_memory.group_norms(weights), norms, strict=True)
     )
     factors = tuple(1.0 / jnp.maximum(r, 1.0) for r in ratios)
-    hits = sum((r > 1.0).astype(jnp.float32) for r in ratios)
-    return mlp_memory.scale_groups(weights, factors), jnp.asarray(hits)
+    return mlp_memory.scale_groups(weights, factors), [r > 1.0 for r in ratios]
