@@ -31,6 +31,13 @@ def global_norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), jnp.zeros(())))
 
 
+def safe_norm(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    """Euclidean norm with slope zero at zero, where the root's own is infinite."""
+    square = jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)
+    some = square > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0)
+
+
 def cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     """Floating leaves converted to `dtype`; the others unchanged."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -1,10 +1,11 @@
 """The chunk scan: read, take the teach signal, write; with the outer gradient on the way (SPEC §4).
 
-A stream is read in online chunks of N tokens. Attention and the memories read chunk c with what chunks
+A stream is read in online chunks of N tokens. Attention, CMS and TITAN read chunk c with what chunks
 before c wrote; its teach signal is taken in the same backward pass as the outer gradient; its write runs
-at the start of chunk c + 1, with everything that it reads held constant: no memory so far has parameters
-that act through writes alone. Gradients through the attention cache are cut every K tokens (K = N: at
-every chunk).
+at the start of chunk c + 1, with everything that it reads held constant but the parameters that act
+through writes alone (`HopeModel.hold_for_write`). Memories that write while they read are differentiated
+through their writes. Gradients through them, the attention cache and the convolution history are cut every
+K tokens (K = N: at every chunk).
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from hope_jax import trees
 from hope_jax.learning import teach
 from hope_jax.learning.loss import token_loss
 from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.state import WriteSignal, WriteStats, add_stats, zero_stats
+from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
 from hope_jax.models.lm import Carry, HopeModel, ReadOutput
 from hope_jax.types import Array, Batch, PyTree
 
@@ -99,11 +100,8 @@ def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
     """Statistics of no write, for every memory and level: leaves [L, B]."""
     shape = (model.spec.num_layers, batch_size)
     return {
-        name: {
-            level: jax.tree.map(lambda t: jnp.broadcast_to(t, shape), zero_stats())
-            for level in memory.level_names()
-        }
-        for name, memory in model.memories().items()
+        name: {level: jax.tree.map(lambda t: jnp.broadcast_to(t, shape), zero_stats()) for level in levels}
+        for name, levels in model.level_names().items()
     }
 
 
@@ -209,21 +207,24 @@ def _cut(
     def loss(params: PyTree) -> tuple[Array, StreamState]:
         def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
             held = trees.stop_gradient(state)
+            written, stats = write_pending(model, rule, model.hold_for_write(params), held)
+            fast = {**state.fast, **{name: written[name] for name in model.memories()}}
             # The teach signal is the chunk's own: later chunks of the cut do not reach into it, so it is
             # taken in a backward pass of its own, at the same memories.
-            taught = read_and_teach(model, rule, trees.stop_gradient(params), held, chunk, schedule)
-            taught = trees.stop_gradient(taught)
-            out, sums = _read(model, rule, params, taught.fast, state.carry, chunk, None)
-            sums = state.sums._replace(
-                loss=state.sums.loss + sums.loss, tokens=state.sums.tokens + sums.tokens
-            )._replace(teach_norm=taught.sums.teach_norm, teach_tokens=taught.sums.teach_tokens)
-            return taught._replace(carry=out.carry, sums=sums), None
+            at = trees.stop_gradient(state._replace(fast=fast, stats=stats))
+            taught = trees.stop_gradient(
+                read_chunk(model, rule, trees.stop_gradient(params), at, chunk, schedule)
+            )
+            out, sums = _read(model, rule, params, fast, state.carry, chunk, None)
+            sums = taught.sums._replace(loss=state.sums.loss + sums.loss)
+            return taught._replace(fast=out.fast, carry=out.carry, sums=sums), None
 
-        end, _ = jax.lax.scan(jax.checkpoint(body), state, chunks)
+        start = state._replace(fast=model.rebase(params, state.fast))
+        end, _ = jax.lax.scan(jax.checkpoint(body), start, chunks)
         return end.sums.loss - state.sums.loss, end
 
     gradient, end = jax.grad(loss, has_aux=True)(params)
-    return end, gradient
+    return trees.stop_gradient(end), gradient
 
 
 def _cut_of_one_chunk(
@@ -232,13 +233,14 @@ def _cut_of_one_chunk(
     """K = N: one backward pass gives the outer gradient and the teach signal."""
 
     def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
-        fast, stats = write_pending(model, rule, trees.stop_gradient(params), state)
+        at = state._replace(fast=model.rebase(params, state.fast))
+        fast, stats = write_pending(model, rule, model.hold_for_write(params), at)
         out, sums = _read(model, rule, params, fast, state.carry, chunk, taps)
-        return sums.loss, (out, sums, fast, stats)
+        return sums.loss, (out, sums, stats)
 
     taps = model.init_taps(*chunk.tokens.shape)
-    (gradient, raw), (out, sums, fast, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
-    state = state._replace(fast=fast, stats=stats)
+    (gradient, raw), (out, sums, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
+    state = state._replace(stats=stats)
     return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), gradient
 
 
@@ -287,7 +289,7 @@ def write_pending(
 
     def write(_: None) -> tuple[PyTree, PyTree]:
         fast, stats = model.write(params, state.fast, *state.pending, last=last, training=rule.training)
-        return fast, _add_stats(state.stats, stats)
+        return fast, add_stats_of(state.stats, stats)
 
     return jax.lax.cond(state.pending_exists, write, lambda _: (state.fast, state.stats), None)
 
@@ -305,14 +307,16 @@ def _after_read(
 ) -> StreamState:
     """The state with this chunk's write pending."""
     signal = make_signal(model, rule.teach, params, chunk, out, raw, schedule)
-    norms = jnp.linalg.norm(signal.block, axis=-1)
+    norms = trees.safe_norm(signal.block, axis=-1)
     sums = sums._replace(
         teach_norm=norms.sum().astype(sums.loss.dtype),
         teach_tokens=signal.active_n.sum().astype(sums.loss.dtype),
     )
     assert out.carry is not None
     return state._replace(
+        fast=trees.stop_gradient(out.fast),
         carry=trees.stop_gradient(out.carry),
+        stats=trees.stop_gradient(add_stats_of(state.stats, out.stats)),
         pending=trees.stop_gradient(PendingWrite(out.trace, signal, state.carry.position)),
         pending_exists=jnp.ones((), bool),
         sums=trees.add(state.sums, sums),
@@ -341,5 +345,10 @@ def make_signal(
     return teach.process(rule, raw, out.logits, chunk.targets, schedule)
 
 
-def _add_stats(total: PyTree, new: PyTree) -> PyTree:
-    return jax.tree.map(add_stats, total, new, is_leaf=lambda t: isinstance(t, WriteStats))
+def add_stats_of(total: PyTree, new: PyTree) -> PyTree:
+    """The statistics of `total` with those of the memories in `new` added."""
+    added = {
+        name: {level: add_stats(total[name][level], stats) for level, stats in levels.items()}
+        for name, levels in new.items()
+    }
+    return {**total, **added}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax import trees
 from hope_jax.learning.loss import TokenLoss, prediction_entropy, token_loss
 from hope_jax.memory.state import WriteSignal
 from hope_jax.types import NO_TARGET, Array, PyTree
@@ -74,7 +75,7 @@ def clip_per_token(signal: Array, max_norm: float) -> Array:
     """signal / max(|signal_t| / max_norm, 1) over the last axis; max_norm 0: unchanged."""
     if not max_norm:
         return signal
-    norm = jnp.linalg.norm(signal, axis=-1, keepdims=True)
+    norm = trees.safe_norm(signal, axis=-1, keepdims=True)
     return signal / jnp.maximum(norm / max_norm, 1.0)
 
 
@@ -106,7 +107,7 @@ def process(
 def _surprise(rule: TeachRule, scaled: Array, losses: TokenLoss, logits: Array) -> tuple[Array, Array]:
     """Surprise per layer, example and token [L, B, n], and which tokens count."""
     if rule.metric == "l2":
-        return jnp.linalg.norm(scaled, axis=-1), (scaled != 0).any(-1)
+        return trees.safe_norm(scaled, axis=-1), (scaled != 0).any(-1)
     per_token = losses.loss if rule.metric == "loss" else prediction_entropy(logits)
     shape = scaled.shape[:-1]
     return jnp.broadcast_to(per_token, shape), jnp.broadcast_to(losses.supervised, shape)

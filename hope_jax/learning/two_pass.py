@@ -7,8 +7,8 @@ uses those that read, and its deltas are then read with the stepped ones.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from hope_jax import trees
 from hope_jax.learning.loss import token_loss
 from hope_jax.learning.online import OnlineRule, PendingWrite, Sums, make_signal
 from hope_jax.models.lm import HopeModel
@@ -41,7 +41,7 @@ def read_pass(
     sums = Sums(
         loss=losses.loss.sum(),
         tokens=losses.supervised.sum().astype(dtype),
-        teach_norm=jnp.linalg.norm(signal.block, axis=-1).sum().astype(dtype),
+        teach_norm=trees.safe_norm(signal.block, axis=-1).sum().astype(dtype),
         teach_tokens=signal.active_n.sum().astype(dtype),
     )
     return gradient, PendingWrite(out.trace, signal, position), sums

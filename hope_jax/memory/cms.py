@@ -80,6 +80,11 @@ class Cms:
     output_clip: float | None = None
     flush_partial_at_end: bool = False
 
+    @property
+    def write_only(self) -> tuple[str, ...]:
+        """No parameter acts through writes alone."""
+        return ()
+
     def level_names(self) -> tuple[str, ...]:
         """Names of the levels, in chain order."""
         return tuple(spec.name for spec in self.levels)

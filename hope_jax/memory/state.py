@@ -1,8 +1,9 @@
-"""What reads record and writes consume: the protocol that every memory keeps.
+"""What reads record and writes consume: the protocols that memories keep, for one example and one layer.
 
-A memory is `init(params) -> fast`, `read(params, fast, x, ...) -> y, trace`, and
-`write(params, fast, trace, signal) -> fast, stats`, for one example and one layer. `Memory` names what the
-models floor calls on all of them; `read` is called by the block that knows its inputs.
+A memory that teach signals drive (`Memory`) is `init(params) -> fast`, `read(params, fast, x, ...) -> y,
+trace`, and `write(params, fast, trace, signal) -> fast, stats`. One that writes itself while it reads
+(`StreamMemory`) has a `read` that returns the new fast state. `read` is called by the block that knows its
+inputs; the protocols name what the models floor calls on all of them.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,12 @@ def add_stats(a: WriteStats, b: WriteStats) -> WriteStats:
 
 
 class Memory(Protocol):
-    """One memory of a block; implementations are frozen, hashable values."""
+    """A memory that teach signals write; implementations are frozen, hashable values."""
+
+    @property
+    def write_only(self) -> tuple[str, ...]:
+        """Names of the parameters that act through writes alone: no read uses them."""
+        ...
 
     def init(self, params: PyTree) -> PyTree:
         """The fast state of a context that has written nothing, for parameters of one layer."""
@@ -101,4 +107,21 @@ class Memory(Protocol):
 
         last: the stream ends with this chunk: partial periods are flushed or dropped.
         """
+        ...
+
+
+class StreamMemory(Protocol):
+    """A memory that writes itself while it reads; implementations are frozen, hashable values."""
+
+    def init(self, params: PyTree) -> PyTree:
+        """The fast state of a context that has written nothing, for parameters of one layer."""
+        ...
+
+    def level_names(self) -> tuple[str, ...]:
+        """Names under which its writes are counted."""
+        ...
+
+    def rebase(self, params: PyTree, fast: PyTree) -> PyTree:
+        """The same values, cut off from what wrote them; the gradient at the state goes to the meta
+        parameters: stopgrad(state) + (theta - stopgrad(theta)), SPEC §4."""
         ...

@@ -1,21 +1,35 @@
 """The block variants: compositions of attention and memories. One sequence; `lm` adds depth and batch.
 
-Every block has one interface: `(x, fast, cache, taps, context) -> x, cache, trace`, and names the
-memories that its `trace` and `fast` belong to in `memories(spec)`.
+Every block has one interface: `(x, fast, cache, taps, context) -> BlockRead`. It names the memories that
+teach signals write in `memories(spec)`, and those that write themselves while they read in
+`stream_memories(spec)`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
 from hope_jax.memory.cms import Cms
-from hope_jax.memory.state import Memory
+from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.models import layers
-from hope_jax.models.attention import Attention, Cache, ReadContext
+from hope_jax.models.attention import Attention, ReadContext, init_cache
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
-BlockOutput = tuple[Array, Cache | None, dict[str, PyTree]]
+
+class BlockRead(NamedTuple):
+    """What a block leaves of one call.
+
+    x: [n, D]. cache: what it carries besides fast state, with these tokens entered; None without one.
+    trace: memory name -> what its write needs. written, stats: of memories that wrote while they read, by
+    name (`stats`: then by level).
+    """
+
+    x: Array
+    cache: dict[str, PyTree] | None
+    trace: dict[str, PyTree]
+    written: dict[str, PyTree]
+    stats: dict[str, dict[str, WriteStats]]
 
 
 def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
@@ -74,19 +88,44 @@ class Block(nn.Module):
 
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """Its memories, under the names of their parameters; the baselines have none."""
+        """Its memories that teach signals write, under the names of their parameters."""
         del spec, training
         return {}
 
+    @staticmethod
+    def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
+        """Its memories that write while they read, under the names of their parameters."""
+        del spec
+        return {}
+
+    @staticmethod
+    def init_cache(spec: ModelSpec, capacity: int) -> dict[str, PyTree]:
+        """What one layer carries of one example besides fast state, before the first of `capacity` tokens."""
+        return {"attn": init_cache(spec, capacity)}
+
     def __call__(
-        self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
-    ) -> BlockOutput:
-        """x [n, D] -> x [n, D], the cache with these tokens entered, and what each memory's write needs.
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
+        """Reads n tokens [n, D].
 
         fast: memory name -> fast state of this layer ({}: slow weights alone). taps: memory name -> tap
         name -> zeros [n, D] added at that output.
         """
         raise NotImplementedError
+
+    def attend(
+        self, x_nd: Array, context: ReadContext, cache: dict[str, PyTree] | None
+    ) -> tuple[Array, dict[str, PyTree] | None]:
+        """The attention sublayer, and the cache with these tokens entered."""
+        x_nd, entered = Attention(self.spec, name="attn")(
+            x_nd, context, None if cache is None else cache["attn"]
+        )
+        return x_nd, None if cache is None else {"attn": entered}
 
 
 class TransformerBlock(Block):
@@ -94,11 +133,16 @@ class TransformerBlock(Block):
 
     @nn.compact
     def __call__(
-        self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
-    ) -> BlockOutput:
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
         """See `Block`."""
-        x_nd, cache = Attention(self.spec, name="attn")(x_nd, context, cache)
-        return layers.Mlp(self.spec, name="mlp")(x_nd), cache, {}
+        x_nd, cache = self.attend(x_nd, context, cache)
+        return BlockRead(layers.Mlp(self.spec, name="mlp")(x_nd), cache, {}, {}, {})
 
 
 class HopeAttentionBlock(Block):
@@ -111,10 +155,15 @@ class HopeAttentionBlock(Block):
 
     @nn.compact
     def __call__(
-        self, x_nd: Array, fast: PyTree, cache: Cache | None, taps: dict[str, Any], context: ReadContext
-    ) -> BlockOutput:
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
         """See `Block`."""
-        x_nd, cache = Attention(self.spec, name="attn")(x_nd, context, cache)
+        x_nd, cache = self.attend(x_nd, context, cache)
         cms = CmsChain(self.spec, self.training, name="cms")
         y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
-        return y_nd, cache, {"cms": trace}
+        return BlockRead(y_nd, cache, {"cms": trace}, {}, {})

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.memory.state import Memory, Reduce, WriteSignal, WriteStats, own
+from hope_jax import trees
+from hope_jax.memory.state import Memory, Reduce, StreamMemory, WriteSignal, WriteStats, own
 from hope_jax.models import layers
-from hope_jax.models.attention import Cache, ReadContext, init_cache
+from hope_jax.models.attention import ReadContext
+from hope_jax.models.blocks import BlockRead
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
@@ -33,23 +35,28 @@ class Carry(NamedTuple):
     """What crosses the chunks of a stream besides the fast state.
 
     position: int32 [] tokens read so far, the same for all examples of a call.
-    segments: int32 [B, capacity] document of each cached token. cache: leaves [L, B, ...].
+    segments: int32 [B, capacity] document of each cached token. cache: what the blocks carry, by name
+    (`Block.init_cache`), leaves [L, B, ...].
     """
 
     position: Array
     segments: Array
-    cache: Cache
+    cache: dict[str, PyTree]
 
 
 class ReadOutput(NamedTuple):
     """logits [B, n, V], float32 at least; pre_norm [B, n, D] input of the final norm; block_out [L, B, n, D];
-    trace: memory name -> what its write needs, leaves [L, B, n, ...]; carry: None without one."""
+    trace: memory name -> what its write needs, leaves [L, B, n, ...]; carry: None without one.
+    fast: as given, advanced by the memories that write while they read; stats: of those writes, by memory and
+    level, leaves [L, B]."""
 
     logits: Array
     pre_norm: Array
     block_out: Array
     trace: dict[str, PyTree]
     carry: Carry | None
+    fast: dict[str, PyTree]
+    stats: dict[str, dict[str, WriteStats]]
 
 
 class Lm(nn.Module):
@@ -63,11 +70,11 @@ class Lm(nn.Module):
         self,
         tokens_n: Array,
         fast: dict[str, PyTree],
-        cache: Cache | None,
+        cache: dict[str, PyTree] | None,
         taps: dict[str, Any],
         context: ReadContext,
-    ) -> tuple[Array, Array, Array, Cache | None, dict[str, PyTree]]:
-        """Logits, input of the final norm, outputs of the blocks [L, n, D], cache, and traces."""
+    ) -> tuple[Array, Array, BlockRead]:
+        """Logits, input of the final norm, and what the blocks leave, stacked: leaves [L, ...]."""
         spec = self.spec
         embed = self.param("embed", layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
         x_nd = embed[tokens_n].astype(spec.dtype)
@@ -80,27 +87,27 @@ class Lm(nn.Module):
             length=spec.num_layers,
         )
         block = VARIANTS[spec.block_variant](spec, self.training, name="blocks")
-        pre_norm, (cache, trace, block_out) = read_blocks(block, x_nd, fast, cache, taps, context)
+        pre_norm, blocks = read_blocks(block, x_nd, fast, cache, taps, context)
         hidden = layers.FinalNorm(spec, name="final_norm")(pre_norm)
         # The loss and the teach signal are differences of logits: these are not rounded to spec.dtype.
         wide = jnp.promote_types(spec.dtype, jnp.float32)
         logits = jnp.einsum("nd,vd->nv", hidden, embed.astype(spec.dtype), preferred_element_type=wide)
-        return logits, pre_norm, block_out, cache, trace
+        return logits, pre_norm, blocks
 
 
 def _read_block(
     block: nn.Module,
     x_nd: Array,
     fast: PyTree,
-    cache: Cache | None,
+    cache: dict[str, PyTree] | None,
     taps: dict[str, Any],
     context: ReadContext,
-) -> tuple[Array, tuple[Cache | None, dict[str, PyTree], Array]]:
+) -> tuple[Array, BlockRead]:
     """The body of the scan over layers: one block, then the tap at its output."""
-    x_nd, cache, trace = block(x_nd, fast, cache, taps, context)
+    read = block(x_nd, fast, cache, taps, context)
     if "block" in taps:
-        x_nd = x_nd + taps["block"].astype(x_nd.dtype)
-    return x_nd, (cache, trace, x_nd)
+        read = read._replace(x=read.x + taps["block"].astype(read.x.dtype))
+    return read.x, read
 
 
 def check_capacity(carry: Carry, tokens: int) -> None:
@@ -128,8 +135,17 @@ class HopeModel:
         return own if self.spec.scope == "example" else partial(jax.lax.psum, axis_name=EXAMPLES)
 
     def memories(self, *, training: bool = False) -> Mapping[str, Memory]:
-        """The memories of a block, by name."""
+        """The memories of a block that teach signals write, by name."""
         return VARIANTS[self.spec.block_variant].memories(self.spec, training=training)
+
+    def stream_memories(self) -> Mapping[str, StreamMemory]:
+        """The memories of a block that write while they read, by name."""
+        return VARIANTS[self.spec.block_variant].stream_memories(self.spec)
+
+    def level_names(self) -> dict[str, tuple[str, ...]]:
+        """The levels whose writes are counted, by memory."""
+        memories = {**self.memories(), **self.stream_memories()}
+        return {name: memory.level_names() for name, memory in memories.items()}
 
     def init_params(self, key: Array) -> PyTree:
         """Fresh meta parameters: {"embed", "blocks" (leaves [L, ...]), "final_norm"}."""
@@ -141,7 +157,8 @@ class HopeModel:
         """Fast state of contexts that have written nothing: leaves [L, B, ...] ([L, ...] under scope
         "batch"), by memory name."""
         fast = {
-            name: jax.vmap(memory.init)(params["blocks"][name]) for name, memory in self.memories().items()
+            name: jax.vmap(memory.init)(params["blocks"][name])
+            for name, memory in {**self.memories(), **self.stream_memories()}.items()
         }
         if self.spec.scope == "batch":
             return fast
@@ -151,7 +168,7 @@ class HopeModel:
 
     def init_carry(self, batch_size: int, capacity: int) -> Carry:
         """An empty carry that can hold `capacity` tokens of each context."""
-        layer = init_cache(self.spec, capacity)
+        layer = VARIANTS[self.spec.block_variant].init_cache(self.spec, capacity)
         stacked = jax.tree.map(
             lambda t: jnp.zeros((self.spec.num_layers, batch_size, *t.shape), t.dtype), layer
         )
@@ -201,15 +218,17 @@ class HopeModel:
             context = ReadContext(position, segments_n, None if carry is None else seen)
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
 
-        logits, pre_norm, block_out, cache, trace = jax.vmap(
+        logits, pre_norm, blocks = jax.vmap(
             one,
             in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes),
-            out_axes=(0, 0, 1, 1, 1),
+            out_axes=(0, 0, BlockRead(x=1, cache=1, trace=1, written=self._fast_axis, stats=1)),
             axis_name=EXAMPLES,
         )(tokens, fast, cache, taps or {}, segment_ids, segments)
         if carry is not None:
-            carry = Carry(position + tokens.shape[1], segments, cache)
-        return ReadOutput(logits, pre_norm, block_out, trace, carry)
+            carry = Carry(position + tokens.shape[1], segments, blocks.cache)
+        return ReadOutput(
+            logits, pre_norm, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats
+        )
 
     def final_norm(self, params: PyTree, x: Array) -> Array:
         """The norm before the head, of [..., D]."""
@@ -258,6 +277,28 @@ class HopeModel:
             return jax.lax.scan(layer, None, (block_params, fast, trace, signal))[1]
 
         axis = self._fast_axis
-        return jax.vmap(one, in_axes=(axis, 1, 1), out_axes=(axis, 1), axis_name=EXAMPLES)(
-            fast, trace, signal
+        before = {name: fast[name] for name in memories}
+        written, stats = jax.vmap(one, in_axes=(axis, 1, 1), out_axes=(axis, 1), axis_name=EXAMPLES)(
+            before, trace, signal
         )
+        return {**fast, **written}, stats
+
+    def hold_for_write(self, params: PyTree) -> PyTree:
+        """The parameters with all but those that act through writes alone held constant (SPEC §4: writes
+        are cut, yet SelfModifier and gates learn through them, to first order)."""
+        blocks = dict(trees.stop_gradient(params["blocks"]))
+        for name, memory in self.memories().items():
+            live = {key: params["blocks"][name][key] for key in memory.write_only if key in blocks[name]}
+            blocks[name] = {**blocks[name], **live}
+        return {**trees.stop_gradient(params), "blocks": blocks}
+
+    def rebase(self, params: PyTree, fast: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas
+        are held (reads add them to the parameters), whole weights see `StreamMemory.rebase`."""
+        held = trees.stop_gradient(fast)
+        for name, memory in self.stream_memories().items():
+            over_layers = jax.vmap(memory.rebase)
+            if self.spec.scope == "example":
+                over_layers = jax.vmap(over_layers, in_axes=(None, 1), out_axes=1)
+            held = {**held, name: over_layers(params["blocks"][name], fast[name])}
+        return held
