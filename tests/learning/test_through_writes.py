@@ -1,0 +1,106 @@
+"""Mode `through_writes`: the same stream as `online`, and the gradient of the whole of it, uncut."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.learning.loss import token_loss
+from hope_jax.learning.online import OnlineRule, make_signal, online_gradients
+from hope_jax.learning.through_writes import through_writes_gradients
+from hope_jax.models.lm import HopeModel
+from hope_jax.types import Batch
+from tests.oracle import bridge, cases
+from tests.oracle.inner import Level
+from tests.oracle.model import Arch
+from tests.oracle.periods import Learning
+
+LEVELS = (Level("fast", 4, lr=0.2), Level("slow", 16, lr=0.1, beta=0.5))
+MODERN = Arch(cases.HEADS, levels=("fast", "slow"))
+REFERENCE = replace(MODERN, style="reference", qk_norm="l2", read_clip=1.0)
+
+
+def learn(**values: object) -> Learning:
+    return Learning(**{"levels": LEVELS, "chunk": 8, **values})  # type: ignore[arg-type]
+
+
+CASES = {
+    "own_output_ragged": (MODERN, learn(), "example", 0),
+    "bounds_gate_clip": (
+        MODERN,
+        learn(threshold=0.5, teach_clip=0.4, write_clip=0.02, delta_clip=0.03, delta_at="block_output"),
+        "example",
+        3,
+    ),
+    "reference_second_moments_batch_scope": (
+        REFERENCE,
+        learn(levels=(Level("fast", 2, 0.02, "preconditioned"), Level("slow", 8, 0.1, "nl_l2_precond"))),
+        "batch",
+        0,
+    ),
+    "window_transformer": (Arch(cases.HEADS, window=5), Learning(chunk=8), "example", 0),
+}
+
+
+def looped_loss(model: HopeModel, rule: OnlineRule, params: Any, batch: Batch) -> jax.Array:
+    """The stream as a loop over chunks, for plain automatic differentiation."""
+    tokens = batch.tokens.shape[1]
+    fast = model.init_fast_state(params, len(batch.tokens))
+    carry, total = model.init_carry(len(batch.tokens), tokens), jnp.zeros(())
+    for start in range(0, tokens, rule.chunk_size):
+        chunk = jax.tree.map(lambda t, at=start: t[:, at : at + rule.chunk_size], batch)
+
+        def loss(taps: Any, fast: Any = fast, carry: Any = carry, chunk: Batch = chunk) -> Any:
+            out = model.read(
+                params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training
+            )
+            return token_loss(out.logits, chunk.targets).loss.sum(), out
+
+        (value, out), raw = jax.value_and_grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
+        signal = make_signal(model, rule.teach, params, chunk, out, raw, jnp.ones(()))
+        fast, _ = model.write(params, out.fast, out.trace, signal, jnp.int32(start), training=rule.training)
+        carry, total = out.carry, total + value
+    return total
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_that_of_the_plain_loop_and_the_stream_that_of_online(name: str) -> None:
+    arch, learning, scope, conv = CASES[name]
+    model, rule = bridge.hope_model(arch, learning, conv, scope), bridge.online_rule(learning)
+    params = jax.tree.map(jnp.asarray, cases.model_params(arch, conv=conv))
+    batch = bridge.batch_of(cases.examples(2, 28))
+    fast, one = model.init_fast_state(params, 2), jnp.ones(())
+    gradient, result = jax.jit(lambda p: through_writes_gradients(model, rule, p, fast, batch, one))(params)
+    wanted = jax.jit(jax.grad(lambda p: looped_loss(model, rule, p, batch)))(params)
+    bridge.assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
+    cut, online = jax.jit(lambda p: online_gradients(model, rule, p, fast, batch, one))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), result, online)
+    if arch.levels:
+        apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), gradient, cut)
+        assert max(jax.tree.leaves(apart)) > 1e-3, "nothing flowed through a write"
+
+
+def test_gradient_agrees_with_finite_differences() -> None:
+    arch, learning, _, _ = CASES["own_output_ragged"]
+    model, rule = bridge.hope_model(arch, learning), bridge.online_rule(learning)
+    params = jax.tree.map(jnp.asarray, cases.model_params(arch))
+    batch = bridge.batch_of(cases.examples(1, 28))
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        fast = model.init_fast_state(params, 1)
+        return through_writes_gradients(model, rule, params, fast, batch, jnp.ones(()))
+
+    def loss(step: float) -> float:
+        return float(run(jax.tree.map(lambda p, d: p + step * d, params, direction))[1].sums.loss)
+
+    along = sum(
+        float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (run(params)[0], direction)), strict=True)
+    )
+    h = 1e-5
+    assert (loss(h) - loss(-h)) / (2 * h) == pytest.approx(along, rel=1e-6)
