@@ -165,13 +165,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """The outer optimizer."""
+class M3Config:
+    """M3 (*Nested Learning*, Algorithm 1), under `optim.name=m3`. Its rate has the gradient's unit."""
 
-    name: Literal["adamw", "muon_hybrid"] = "muon_hybrid"  # hybrid: Muon for matrices, AdamW for the rest
+    slow_chunk: Count = 5  # f: steps between writes of the slow momentum
+    beta1: Positive = 0.9  # weight of a gradient in the fast momentum (a sum, no decay)
+    beta2: Positive = 0.999  # weight of a squared gradient in the second moment (a sum, no decay)
+    beta3: NonNegative = 0.9  # weight of f steps' gradients in the slow momentum; 0: no slow momentum
+    alpha: NonNegative = 1.0  # weight of the slow momentum in the update
+    ns_steps: Whole = 3  # T: Newton-Schulz iterations
+    eps: Positive = 1e-8  # added to the root of the second moment, and to the norm before Newton-Schulz
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The outer optimizer. `muon_hybrid` and `m3` update the matrices of the blocks, `muon` the embedding
+    too; AdamW updates the rest."""
+
+    name: Literal["adamw", "muon_hybrid", "muon", "m3"] = "muon_hybrid"  # who updates the matrices
     lr: NonNegative = 2.5e-4  # peak
-    adam_lr: NonNegative | None = None  # of the AdamW part of muon_hybrid; None: lr
-    weight_decay: NonNegative = 0.02  # decoupled; matrices only
+    adam_lr: NonNegative | None = None  # of what AdamW updates beside Muon or M3; None: lr
+    weight_decay: NonNegative = 0.02  # decoupled; matrices of the blocks only
     momentum: Decay = 0.95  # Muon
     b1: Decay = 0.9  # AdamW
     b2: Decay = 0.999  # AdamW
@@ -181,6 +195,7 @@ class OptimConfig:
     cooldown_steps: Whole = 0  # linear, at the end of `constant`
     final_lr_fraction: Fraction = 0.1  # of lr, where the schedule ends
     grad_clip: NonNegative = 1.0  # global norm; 0: off
+    m3: M3Config = M3Config()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ TITAN_VARIANTS = ("hope_hybrid", "titan")
 
 NOT_BUILT_YET: Mapping[str, Mapping[Any, str]] = {
     "train.algorithm_mode": {"through_writes": "use online or two_pass"},
-    "train.param_policy": {"memories_frozen": "use all", "backbone_frozen": "use all"},
     "memory.reset_at_document": {True: "use false"},
 }
 """Values that the schema knows and the code does not, by key, with what to use instead."""

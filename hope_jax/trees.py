@@ -31,7 +31,7 @@ def global_norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), jnp.zeros(())))
 
 
-def safe_norm(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
     """Euclidean norm with slope zero at zero, where the root's own is infinite."""
     square = jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)
     some = square > 0

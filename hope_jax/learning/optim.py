@@ -1,6 +1,6 @@
-"""The outer optimizer: AdamW, or Muon for the matrices with AdamW for the rest (SPEC §3)."""
+"""The outer optimizers: AdamW, Muon and M3, which parameters each updates, and which stay (SPEC §3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -8,19 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hope_jax.learning.m3 import M3Rule, scale_by_m3
 from hope_jax.types import Array, PyTree
 
-NAMES = ("adamw", "muon_hybrid")
+NAMES = ("adamw", "muon_hybrid", "muon", "m3")
 SCHEDULES = ("cosine", "constant")
-MATRIX, OTHER = "muon", "adamw"
+POLICIES = ("all", "memories_frozen", "backbone_frozen")
+MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
+
+MEMORIES = ("cms", "titan", "self_mod")
+"""Names below `blocks` whose parameters are memories; everything else is the backbone."""
+
+OUT_IN = "self_mod"
+"""Below this name matrices lie as [out, in]; everywhere else as [in, out]."""
 
 
 class OptimRule(NamedTuple):
     """Constants of the outer optimizer; rates are per step, steps counted from `step_offset`.
 
-    name: of `NAMES`. lr: of AdamW, or of Muon. adam_lr: of the AdamW part of the hybrid.
+    name: of `NAMES`. lr: of AdamW, Muon or M3. adam_lr: of what AdamW updates beside Muon or M3.
     total_steps: where `cosine` reaches final_lr_fraction * lr, and the cool-down of `constant` ends.
-    grad_clip: bound on the global norm; 0: off.
+    weight_decay: decoupled, on the matrices of the blocks. momentum: of Muon. b1, b2, eps: of AdamW.
+    grad_clip: bound on the global norm of the trained parameters' gradient; 0: off.
+    param_policy: of `POLICIES`. m3: constants of M3.
     """
 
     name: str
@@ -38,6 +48,8 @@ class OptimRule(NamedTuple):
     final_lr_fraction: float = 0.1
     grad_clip: float = 1.0
     step_offset: int = 0
+    param_policy: str = "all"
+    m3: M3Rule = M3Rule()
 
 
 def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
@@ -58,67 +70,164 @@ def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
     return schedule
 
 
-def parameter_groups(params: PyTree) -> PyTree:
+def parameter_groups(params: PyTree, *, tables: bool = False) -> PyTree:
     """`MATRIX` or `OTHER` for each leaf.
 
-    Matrices are the weights `w_*` of the blocks, stacks [L, in, out]. The embedding is a table and the
-    depthwise convolution a set of filters: neither is a linear map to orthogonalise.
+    Matrices are the weights `w_*` of the blocks, stacks [L, rows, columns], each layer one matrix. A map to
+    or from a single number (a side of length 1) is a vector: orthogonalising would only normalise it. Tables,
+    the two-dimensional parameters outside the blocks (the embedding [V, D]), count as matrices if `tables`
+    says so: each row is the map of one token, not of a direction. The depthwise convolution is
+    a set of filters, no linear map: `OTHER`, with norms, biases and scalars.
     """
 
     def group(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> str:
-        is_matrix = path[0].key == "blocks" and str(path[-1].key).startswith("w_") and leaf.ndim == 3
+        if path[0].key != "blocks":
+            return MATRIX if tables and leaf.ndim == 2 else OTHER
+        is_matrix = str(path[-1].key).startswith("w_") and leaf.ndim >= 3 and min(leaf.shape[-2:]) > 1
         return MATRIX if is_matrix else OTHER
 
     return jax.tree_util.tree_map_with_path(group, params)
 
 
-def describe_groups(rule: OptimRule, params: PyTree) -> str:
-    """One line with the number of elements that each optimizer updates."""
-    counts = {MATRIX: 0, OTHER: 0}
-    for name, leaf in zip(jax.tree.leaves(parameter_groups(params)), jax.tree.leaves(params), strict=True):
-        counts[name] += int(np.prod(leaf.shape))
-    if rule.name == "adamw":
-        return f"optimizer: adamw updates all {sum(counts.values()):,} parameters"
-    return (
-        f"optimizer: muon updates {counts[MATRIX]:,} parameters (matrices of the blocks), "
-        f"adamw {counts[OTHER]:,} (embedding, norms, biases, filters)"
-    )
+def muon_axes(params: PyTree) -> PyTree:
+    """Muon's input (reduction) and output axis of each matrix or table; other axes are a batch.
+
+    Newton-Schulz does not care which is which, the step's scale sqrt(max(1, out / in)) does.
+    """
+
+    def axes(path: tuple[jax.tree_util.DictKey, ...], _: Array) -> optax.contrib.MuonDimensionNumbers:
+        out_in = any(part.key == OUT_IN for part in path)
+        return optax.contrib.MuonDimensionNumbers(*((-1, -2) if out_in else (-2, -1)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def make_optimizer(rule: OptimRule) -> optax.GradientTransformation:
-    """The optimizer of a rule; weight decay falls on the matrices of the blocks alone.
+def _is_under(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}/") for name in names)
+
+
+def _path(path: tuple[jax.tree_util.DictKey, ...]) -> str:
+    return "/".join(str(part.key) for part in path)
+
+
+def _is_frozen(policy: str, path: str) -> bool:
+    if policy == "all":
+        return False
+    is_memory = _is_under(path, [f"blocks/{name}" for name in MEMORIES])
+    return is_memory == (policy == "memories_frozen")
+
+
+def update_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> PyTree:
+    """`MATRIX` (the named optimizer), `OTHER` (AdamW) or `FROZEN` (neither update, decay nor state) by leaf.
+
+    `muon` takes the embedding among the matrices, `muon_hybrid` and `m3` leave it to AdamW.
 
     Raises:
-      ValueError: unknown name or schedule.
+      ValueError: a name of `untrained` stands for no parameter.
     """
-    if rule.name not in NAMES:
-        raise ValueError(f"optim.name: want one of {', '.join(NAMES)}; got {rule.name!r}")
-    if rule.schedule not in SCHEDULES:
-        raise ValueError(f"optim.schedule: want one of {', '.join(SCHEDULES)}; got {rule.schedule!r}")
-    fraction = lr_fraction(rule)
+    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for name in untrained:
+        if not any(_is_under(path, [name]) for path in paths):
+            raise ValueError(f"untrained: no parameter is called {name!r} or lies below it")
 
-    def rate(peak: float) -> Callable[[Array], Array]:
-        return lambda count: peak * fraction(count + rule.step_offset)
+    def group(path: tuple[jax.tree_util.DictKey, ...], kind: str) -> str:
+        if _is_frozen(rule.param_policy, _path(path)) or _is_under(_path(path), untrained):
+            return FROZEN
+        return kind
 
-    def is_matrix(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda group: group == MATRIX, parameter_groups(params))
+    return jax.tree_util.tree_map_with_path(group, parameter_groups(params, tables=rule.name == "muon"))
 
-    def adamw(lr: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            rate(lr), b1=rule.b1, b2=rule.b2, eps=rule.eps, weight_decay=rule.weight_decay, mask=is_matrix
-        )
 
-    if rule.name == "adamw":
-        update = adamw(rule.lr)
+def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> str:
+    """One line with the number of elements that each optimizer updates, and what is left out and why."""
+    counts = dict.fromkeys((MATRIX, OTHER, FROZEN), 0)
+    without_gradient = dict.fromkeys(untrained, 0)
+    groups = jax.tree.leaves(update_groups(rule, params, untrained))
+    for (path, leaf), group in zip(jax.tree.leaves_with_path(params), groups, strict=True):
+        size = int(np.prod(leaf.shape))
+        name = next((name for name in untrained if _is_under(_path(path), [name])), None)
+        if name is None:
+            counts[group] += size
+        else:
+            without_gradient[name] += size
+    line = f"optimizer: {_shares(rule.name, counts[MATRIX], counts[OTHER])}"
+    if rule.param_policy != "all":
+        line += f"; train.param_policy={rule.param_policy} leaves {counts[FROZEN]:,} as they are"
+    for name, size in without_gradient.items():
+        line += f"; {name} ({size:,}) receives no gradient in this mode and is left out"
+    return line
+
+
+def _shares(name: str, matrices: int, others: int) -> str:
+    if name == "adamw":
+        return f"adamw updates {matrices + others:,} parameters"
+    if name == "muon":
+        what, rest = "matrices of the blocks and the embedding", "norms, biases, filters"
     else:
-        stack = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        muon = optax.contrib.muon(
-            rate(rule.lr),
-            beta=rule.momentum,
-            weight_decay=rule.weight_decay,
-            muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: stack, params),
-        )
-        plain = optax.adamw(rate(rule.adam_lr), b1=rule.b1, b2=rule.b2, eps=rule.eps, weight_decay=0.0)
-        update = optax.partition({MATRIX: muon, OTHER: plain}, parameter_groups)
+        what, rest = "matrices of the blocks", "embedding, norms, biases, filters"
+    named = name.removesuffix("_hybrid")
+    return f"{named} updates {matrices:,} parameters ({what}), adamw {others:,} ({rest})"
+
+
+def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.GradientTransformation:
+    """The optimizer of a rule; weight decay falls on the matrices of the blocks alone.
+
+    untrained: parameters that the training mode gives no gradient, by path ("blocks/titan/self_modifier")
+    with all that lies below. They and what `param_policy` freezes have no part in it: no update, no decay,
+    no state, and no share in the norm that `grad_clip` bounds.
+
+    Raises:
+      ValueError: unknown name, schedule or policy; an `untrained` name that stands for no parameter (when
+        the optimizer first sees the parameters).
+    """
+    for key, value, known in (
+        ("optim.name", rule.name, NAMES),
+        ("optim.schedule", rule.schedule, SCHEDULES),
+        ("train.param_policy", rule.param_policy, POLICIES),
+    ):
+        if value not in known:
+            raise ValueError(f"{key}: want one of {', '.join(known)}; got {value!r}")
+
+    def groups(params: PyTree) -> PyTree:
+        return update_groups(rule, params, untrained)
+
+    def frozen(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda group: group == FROZEN, groups(params))
+
+    parts = {
+        MATRIX: _named_optimizer(rule),
+        OTHER: optax.adamw(_rate(rule, _other_lr(rule)), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
+        FROZEN: optax.set_to_zero(),
+    }
+    drop = optax.masked(optax.set_to_zero(), frozen)
     clip = optax.clip_by_global_norm(rule.grad_clip) if rule.grad_clip else optax.identity()
-    return optax.chain(clip, update)
+    return optax.chain(drop, clip, optax.partition(parts, groups))
+
+
+def _other_lr(rule: OptimRule) -> float:
+    return rule.lr if rule.name == "adamw" else rule.adam_lr
+
+
+def _rate(rule: OptimRule, peak: float) -> Callable[[Array], Array]:
+    fraction = lr_fraction(rule)
+    return lambda count: peak * fraction(count + rule.step_offset)
+
+
+def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
+    """What updates the group `MATRIX`."""
+    rate = _rate(rule, rule.lr)
+    if rule.name == "adamw":
+        return optax.adamw(rate, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay)
+    if rule.name == "m3":
+        return optax.chain(
+            scale_by_m3(rule.m3),
+            optax.add_decayed_weights(rule.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+    return optax.contrib.muon(
+        rate,
+        beta=rule.momentum,
+        weight_decay=rule.weight_decay,
+        weight_decay_mask=lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params)),
+        muon_weight_dimension_numbers=muon_axes,
+    )

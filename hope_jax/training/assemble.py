@@ -1,9 +1,12 @@
 """From the configuration to the plain values that the lower floors take."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from hope_jax.config import ExperimentConfig, LevelConfig
 from hope_jax.config_check import online_chunk, truncate
+from hope_jax.learning.m3 import M3Rule
 from hope_jax.learning.online import OnlineRule
 from hope_jax.learning.optim import OptimRule
 from hope_jax.learning.teach import TeachRule, TeachSchedule
@@ -98,4 +101,6 @@ def optim_rule(config: ExperimentConfig) -> OptimRule:
         final_lr_fraction=optim.final_lr_fraction,
         grad_clip=optim.grad_clip,
         step_offset=train.step_offset,
+        param_policy=train.param_policy,
+        m3=M3Rule(**dataclasses.asdict(optim.m3)),
     )
