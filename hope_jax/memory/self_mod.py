@@ -1,0 +1,336 @@
+"""Self-modifying Titans: memories that make their own keys, values, rates and decays (Eqs. 83-93).
+
+Per token, k = M_k(x), v = M_v(x), eta = eta_scale softplus(M_eta(x)), alpha = sigmoid(M_alpha(x) + b_alpha),
+q = x W_q (or M_q(x)), o = M_memory(q). Generators are written every `chunk_size` tokens and M_memory every
+`chunk_size_memory`, each with the tokens of its chunk as `hope_jax.kernels.self_mod` describes; what a chunk
+reads never depends on its own write. As the generators do not read M_memory, they run first, over all tokens.
+Everything is for one example and one layer; rows are tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import trees
+from hope_jax.kernels import self_mod as kernel
+from hope_jax.kernels.causal_conv import causal_conv
+from hope_jax.kernels.self_mod import Layout, Stacked
+from hope_jax.kernels.self_mod import Tokens as Streams
+from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
+from hope_jax.types import Array, PyTree
+
+GENERATORS, MEMORY = "generators", "memory"
+
+_REMAT_CHUNKS = 8
+"""Chunks whose reads and writes are computed again in the backward pass rather than kept."""
+
+
+class SelfModState(NamedTuple):
+    """What one context has written, in the parameters' dtype.
+
+    weights: the memories as whole weights (not deltas), {"k": {"w_in", "w_out"[, "w_skip"]}, ...}.
+    momentum: their buffers, of the same shapes; () without momentum.
+    """
+
+    weights: PyTree
+    momentum: PyTree | tuple[()]
+
+
+class SelfModCarry(NamedTuple):
+    """What crosses calls besides.
+
+    conv: [w - 1, D] the last inputs of the convolution. generators, memory: streams of the unfinished chunk
+    of a level whose chunk spans several calls, C tokens each (token i of the chunk in row i); 0 tokens for
+    a level whose chunk divides the online chunk: it leaves tokens over only where a stream ends.
+    """
+
+    conv: Array
+    generators: Streams
+    memory: Streams
+
+
+class _Level(NamedTuple):
+    """State of one of the two groups of memories during a call."""
+
+    weights: Stacked
+    momentum: Stacked | None
+
+
+_Read = Callable[[Stacked, Any], tuple[Any, Streams]]
+
+
+@dataclass(frozen=True)
+class SelfMod:
+    """The constants of self-modifying Titans: a `StreamMemory` of `hope_jax.memory.state`.
+
+    dim: D. online_chunk: tokens of an online chunk (N); each chunk size divides it or is a multiple of it.
+    chunk_size, chunk_size_memory: tokens between writes of the generators, of M_memory. eta_scale: factor
+    of eta. qk_norm: unit keys and queries. adaptive_q: queries from M_q instead of W_q. use_alpha: decay by
+    M_alpha; False: none. rank1: the factor (alpha I - eta k k^T) of the write; False: alpha.
+    projection_skip: M_eta and M_alpha have a W_skip (read off the parameters; the identity residual of the
+    others always stays). objective: inner loss. stopgrad_vhat: no inner gradient through the target.
+    momentum: beta of the writes. conv_window: w, taps of the convolution; 0: none. eps: least norm that
+    `qk_norm` divides by.
+    """
+
+    dim: int
+    online_chunk: int
+    chunk_size: int = 8
+    chunk_size_memory: int = 64
+    eta_scale: float = 1e-3
+    qk_norm: bool = True
+    adaptive_q: bool = False
+    use_alpha: bool = True
+    rank1: bool = True
+    projection_skip: bool = True
+    objective: Literal["l2", "dot"] = "l2"
+    stopgrad_vhat: bool = True
+    momentum: float = 0.0
+    conv_window: int = 0
+    eps: float = 1e-6
+
+    @property
+    def _rule(self) -> kernel.Rule:
+        return kernel.Rule(self.objective, self.stopgrad_vhat, self.rank1, self.momentum)
+
+    def level_names(self) -> tuple[str, ...]:
+        """Names under which its writes are counted."""
+        return (GENERATORS, MEMORY)
+
+    def generator_names(self) -> tuple[str, ...]:
+        """The memories that are written with `chunk_size`."""
+        q, alpha = ("q",) if self.adaptive_q else (), ("alpha",) if self.use_alpha else ()
+        return ("k", "v", *q, "eta", *alpha)
+
+    def init(self, params: PyTree) -> SelfModState:
+        """The state of a context that has written nothing, for parameters of one layer."""
+        weights = {name: params[name] for name in (*self.generator_names(), "memory")}
+        return SelfModState(weights, trees.zeros_like(weights) if self.momentum else ())
+
+    def init_carry(self, dtype: jnp.dtype) -> SelfModCarry:
+        """The carry before the first token; dtype: that of the inputs."""
+
+        def streams(chunk: int) -> Streams:
+            rows, wide = chunk if chunk > self.online_chunk else 0, jnp.promote_types(dtype, jnp.float32)
+            vectors, scalars = jnp.zeros((rows, self.dim), dtype), jnp.zeros(rows, wide)
+            return Streams(vectors, vectors, scalars, scalars)
+
+        conv = jnp.zeros((max(self.conv_window - 1, 0), self.dim), dtype)
+        return SelfModCarry(conv, streams(self.chunk_size), streams(self.chunk_size_memory))
+
+    def rebase(self, params: PyTree, fast: SelfModState) -> SelfModState:
+        """The same values, cut off from what wrote them: the gradient at the state goes to the initial
+        weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum (SPEC §4)."""
+        weights = jax.tree.map(
+            lambda now, theta: jax.lax.stop_gradient(now) + (theta - jax.lax.stop_gradient(theta)),
+            fast.weights,
+            {name: params[name] for name in fast.weights},
+        )
+        return SelfModState(weights, trees.stop_gradient(fast.momentum))
+
+    def read(
+        self,
+        params: PyTree,
+        fast: SelfModState | None,
+        carry: SelfModCarry | None,
+        x_nd: Array,
+        *,
+        position: Array | int,
+        reduce: Reduce = own,
+    ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
+        """Reads n tokens and writes the chunks that end among them.
+
+        x_nd: [n, D], the first at `position`, a multiple of `online_chunk`, with n <= `online_chunk` (fewer
+        only in a stream's last call); with carry None: a whole sequence from position 0 of any length,
+        whose unfinished chunks are not written. fast None: read the initial weights, write nothing.
+        reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
+        them would make of it, at the end of every chunk.
+        Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
+        statistics of each level.
+        """
+        history = None if carry is None else carry.conv
+        if "conv" in params:
+            x_nd, history = causal_conv(x_nd, params["conv"], history)
+        state = self.init(params) if fast is None else fast
+        pending = None if carry is None or fast is None else carry
+        generators, first, made, g_stats = self._generate(
+            params, state, pending, x_nd, position, reduce, fast
+        )
+        call = _Call(self, self.chunk_size_memory, ("memory",), position, reduce, fast is not None)
+
+        def recall(weights: Stacked, xs: tuple[Array, Streams]) -> tuple[Array, Streams]:
+            out = kernel.read(weights, call.layout(state), xs[0])["memory"]
+            return out.astype(x_nd.dtype), xs[1]
+
+        memory, second, o, m_stats = call.run(recall, state, pending and pending.memory, made)
+        stats = {GENERATORS: g_stats, MEMORY: m_stats}
+        if carry is not None:
+            kept = carry.conv if history is None else history.astype(carry.conv.dtype)
+            carry = carry._replace(conv=kept)
+            if fast is not None:
+                carry = SelfModCarry(kept, first, second)
+        if fast is None:
+            return o, None, carry, {name: zero_stats() for name in stats}
+        momentum = {**generators.momentum, **memory.momentum} if self.momentum else ()
+        return o, SelfModState({**generators.weights, **memory.weights}, momentum), carry, stats
+
+    def streams(self, params: PyTree, fast: SelfModState, x_nd: Array) -> Streams:
+        """The tokens' streams of a whole sequence from position 0, as `read` makes them while it writes."""
+        if "conv" in params:
+            x_nd, _ = causal_conv(x_nd, params["conv"])
+        return self._generate(params, fast, None, x_nd, 0, own, fast)[2][1]
+
+    def _generate(
+        self,
+        params: PyTree,
+        state: SelfModState,
+        carry: SelfModCarry | None,
+        x: Array,
+        position: Array | int,
+        reduce: Reduce,
+        fast: SelfModState | None,
+    ) -> tuple[SelfModState, Streams, tuple[Array, Streams], WriteStats]:
+        """The pass over the generators: their state, pending streams, (queries, streams) of all tokens."""
+        call = _Call(self, self.chunk_size, self.generator_names(), position, reduce, fast is not None)
+
+        def generate(weights: Stacked, x: Array) -> tuple[tuple[Any, Streams], Streams]:
+            made = kernel.read(weights, call.layout(state), x)
+            wide = made["eta"].dtype
+            log_alpha = jnp.zeros(len(x), wide)
+            if self.use_alpha:
+                log_alpha = jax.nn.log_sigmoid(made["alpha"][:, 0] + params.get("b_alpha", 0.0)).astype(wide)
+            tokens = Streams(
+                self._unit(made["k"]).astype(x.dtype),
+                made["v"].astype(x.dtype),
+                self.eta_scale * jax.nn.softplus(made["eta"][:, 0]),
+                log_alpha,
+            )
+            q = self._unit(made["q"]).astype(x.dtype) if self.adaptive_q else ()
+            return (q, tokens), tokens
+
+        new, pending, (q, tokens), stats = call.run(generate, state, carry and carry.generators, x)
+        if not self.adaptive_q:
+            q = self._unit(x @ params["w_q"].astype(x.dtype)).astype(x.dtype)
+        return new, pending, (q, tokens), stats
+
+    def _unit(self, x: Array) -> Array:
+        if not self.qk_norm:
+            return x
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
+
+
+class _Call:
+    """One call's reads and writes of one group of memories."""
+
+    def __init__(
+        self,
+        memory: SelfMod,
+        chunk: int,
+        names: tuple[str, ...],
+        position: Array | int,
+        reduce: Reduce,
+        writes: bool,
+    ) -> None:
+        self.memory, self.chunk, self.names = memory, chunk, names
+        self.position, self.reduce, self.writes = position, reduce, writes
+
+    def layout(self, state: SelfModState) -> Layout:
+        return kernel.layout_of({name: state.weights[name] for name in self.names})
+
+    def run(
+        self, read: _Read, state: SelfModState, pending: Streams | None, xs: PyTree
+    ) -> tuple[SelfModState, Streams | None, Any, WriteStats]:
+        """Reads xs (rows are tokens) chunk by chunk with `read(weights, xs) -> outputs, streams`."""
+        layout, momentum = self.layout(state), self.memory.momentum
+        group = {name: state.weights[name] for name in self.names}
+        level = _Level(
+            kernel.stack(group),
+            kernel.stack({name: state.momentum[name] for name in self.names}) if momentum else None,
+        )
+        if not self.writes:
+            return SelfModState(group, ()), pending, read(level.weights, xs)[0], zero_stats()
+        if pending is not None and len(pending.eta):
+            level, pending, outs, stats = self._gather(read, layout, level, pending, xs)
+        else:
+            level, outs, stats = self._whole(read, layout, level, xs)
+        buffers = () if level.momentum is None else kernel.unstack(level.momentum, layout)
+        return SelfModState(kernel.unstack(level.weights, layout), buffers), pending, outs, stats
+
+    def _whole(
+        self, read: _Read, layout: Layout, level: _Level, xs: PyTree
+    ) -> tuple[_Level, Any, WriteStats]:
+        """Chunks that begin and end in the call, then the tokens left over, which are read only."""
+
+        def step(level: _Level, xs: PyTree) -> tuple[_Level, tuple[Any, Array]]:
+            outs, tokens = read(level.weights, xs)
+            new = self._write(layout, level, tokens)
+            return new, (outs, _change(layout, new.weights, level.weights))
+
+        tokens = jax.tree.leaves(xs)[0].shape[0]
+        whole, rest = divmod(tokens, self.chunk)
+        blocks, odd = divmod(whole, _REMAT_CHUNKS)
+        parts, norm, at = [], jnp.zeros((), jnp.float32), 0
+        for count, inner in ((blocks, _REMAT_CHUNKS), (odd, 1)):
+            if not count:
+                continue
+            size = count * inner * self.chunk
+            lead = (count, inner, self.chunk)
+            chunks = jax.tree.map(lambda t: t[at : at + size].reshape(*lead, *t.shape[1:]), xs)  # noqa: B023
+            scan = jax.checkpoint(lambda level, xs: jax.lax.scan(step, level, xs), prevent_cse=False)
+            level, (outs, norms) = jax.lax.scan(scan, level, chunks)
+            parts.append(jax.tree.map(lambda t: t.reshape(size, *t.shape[3:]), outs))  # noqa: B023
+            norm, at = norm + norms.sum(), at + size
+        if rest or not parts:
+            parts.append(read(level.weights, jax.tree.map(lambda t: t[at:], xs))[0])
+        joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
+        return level, joined, self._stats(jnp.float32(whole), norm, jnp.float32(rest))
+
+    def _gather(
+        self, read: _Read, layout: Layout, level: _Level, pending: Streams, xs: PyTree
+    ) -> tuple[_Level, Streams, Any, WriteStats]:
+        """A call inside a longer chunk: its streams are entered, and written if the chunk ends with it."""
+        outs, tokens = read(level.weights, xs)
+        at = jnp.asarray(self.position) % self.chunk
+        pending = jax.tree.map(
+            lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), at, 0),
+            pending,
+            tokens,
+        )
+        left = (at + tokens.eta.shape[0]) % self.chunk
+
+        def write(level: _Level) -> tuple[_Level, Array]:
+            new = self._write(layout, level, pending)
+            return new, _change(layout, new.weights, level.weights)
+
+        level, norm = jax.lax.cond(left == 0, write, lambda level: (level, jnp.zeros((), jnp.float32)), level)
+        stats = self._stats((left == 0).astype(jnp.float32), norm, left.astype(jnp.float32))
+        return level, pending, outs, stats
+
+    def _write(self, layout: Layout, level: _Level, tokens: Streams) -> _Level:
+        new = _Level(*kernel.write_chunk(level.weights, level.momentum, layout, tokens, self.memory._rule))
+        if self.reduce is own:
+            return new
+        examples = self.reduce(jnp.ones((), new.weights.rows.dtype))
+        return jax.tree.map(lambda total: total / examples, self.reduce(new))
+
+    def _stats(self, periods: Array, norm: Array, pending: Array) -> WriteStats:
+        return zero_stats()._replace(
+            grad_norm=norm,
+            periods=periods,
+            chunk_tokens=periods * self.chunk,
+            gate_hit=periods,
+            updates_applied=periods,
+            pending_tokens=pending,
+        )
+
+
+def _change(layout: Layout, new: Stacked, old: Stacked) -> Array:
+    """Sum over matrices of the Frobenius norm of what a write changed; a statistic, without gradient."""
+    change = kernel.unstack(jax.tree.map(jnp.subtract, *trees.stop_gradient((new, old))), layout)
+    return sum(
+        (trees.safe_norm(c.astype(jnp.float32)) for c in jax.tree.leaves(change)), jnp.zeros((), jnp.float32)
+    )

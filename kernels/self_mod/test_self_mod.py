@@ -1,0 +1,120 @@
+"""One chunk in closed form against the recursion, forward and gradient, over the options."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.kernels.self_mod import Rule, Tokens, chunked, layout_of, naive, stack, unstack
+
+DIM, HIDDEN = 5, 7
+
+
+def make_group(seed: int) -> Any:
+    """Two square memories and a scalar one with a skip, alive: weights of unit scale."""
+    rng = np.random.default_rng(seed)
+
+    def weights(out: int, skip: bool) -> dict[str, jax.Array]:
+        shapes = {"w_in": (HIDDEN, DIM), "w_out": (out, HIDDEN), **({"w_skip": (out, DIM)} if skip else {})}
+        return {name: jnp.asarray(rng.normal(size=s) / np.sqrt(s[1])) for name, s in shapes.items()}
+
+    return {"eta": weights(1, True), "k": weights(DIM, False), "v": weights(DIM, False)}
+
+
+def make_tokens(count: int, alpha: float, seed: int = 1) -> Tokens:
+    rng = np.random.default_rng(seed)
+    keys = rng.normal(size=(count, DIM)) + 1.0
+    keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    decay = np.log(alpha) * (1 + 0.1 * rng.uniform(size=count))
+    etas = 0.1 * rng.uniform(size=count)
+    return Tokens(*map(jnp.asarray, (keys, rng.normal(size=(count, DIM)), etas, decay)))
+
+
+def closed_form(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:
+    layout = layout_of(group)
+    momentum = stack(buffers) if rule.momentum else None
+    written, after = chunked.write_chunk(stack(group), momentum, layout, tokens, rule, live)
+    return unstack(written, layout), unstack(after, layout) if after is not None else None
+
+
+def recursion(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:
+    k, v, eta, log_alpha = tokens
+    now, after = naive.write_chunk(group, buffers, k, v, eta, jnp.exp(log_alpha), live, **rule._asdict())
+    return now, after if rule.momentum else None
+
+
+def assert_same(got: Any, wanted: Any, tolerance: float = 1e-9) -> None:
+    def same(path: Any, a: jax.Array, b: jax.Array) -> None:
+        assert np.isfinite(a).all()
+        assert a.dtype == jnp.float64
+        bound = tolerance * max(1.0, float(np.abs(b).max(initial=0)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=str(path))
+
+    jax.tree_util.tree_map_with_path(same, got, wanted)
+
+
+RULES = [
+    Rule(),
+    Rule(stopgrad_vhat=False),
+    Rule(objective="dot"),
+    Rule(objective="dot", stopgrad_vhat=False, momentum=0.5),
+    Rule(rank1=False),
+    Rule(momentum=0.8),
+    Rule(stopgrad_vhat=False, momentum=0.8),
+    Rule(rank1=False, momentum=0.8),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize(("count", "alpha"), [(1, 0.9), (5, 0.5), (11, 0.99)])
+def test_chunked_matches_naive(rule: Rule, count: int, alpha: float) -> None:
+    group, buffers, tokens = make_group(0), make_group(2), make_tokens(count, alpha)
+    got = jax.jit(functools.partial(closed_form, rule))(group, buffers, tokens)
+    wanted = recursion(rule, group, buffers, tokens)
+    assert_same(got, wanted)
+    change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), wanted[0], group)
+    assert min(jax.tree.leaves(change)) > 1e-4, "a weight that no write changes tests nothing"
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(objective="dot", stopgrad_vhat=False, momentum=0.5)], ids=str)
+def test_gradients_match_naive_with_tokens_left_out(rule: Rule) -> None:
+    group, buffers, tokens = make_group(0), make_group(2), make_tokens(6, 0.8)
+    live = np.array([True, False, True, True, True, False])
+    weight = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size).reshape(w.shape)), group)
+
+    def value(write: Any, group: Any, buffers: Any, tokens: Tokens) -> jax.Array:
+        written, _ = write(rule, group, buffers, tokens, live)
+        return sum(jax.tree.leaves(jax.tree.map(lambda w, c: (w * c).sum(), written, weight)))
+
+    gradient = [
+        jax.jit(jax.grad(functools.partial(value, write), argnums=(0, 1, 2)))(group, buffers, tokens)
+        for write in (closed_form, recursion)
+    ]
+    if not rule.momentum:
+        gradient = [(g[0], g[2]) for g in gradient]
+    assert_same(*gradient)
+
+
+def test_tokens_that_are_not_live_change_nothing() -> None:
+    rule, group, buffers = Rule(momentum=0.8), make_group(0), make_group(2)
+    tokens = make_tokens(7, 0.9)
+    first = Tokens(*(t[:4] for t in tokens))
+    poisoned = Tokens(*(t.at[4:].set(jnp.nan) for t in tokens))
+    padded = closed_form(rule, group, buffers, poisoned, jnp.arange(7) < 4)
+    assert_same(padded, closed_form(rule, group, buffers, first), 1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1e-30, 0.5, 1.0])
+def test_no_decay_overflows_in_float32(alpha: float) -> None:
+    group, tokens = jax.tree.map(jnp.float32, (make_group(0), make_tokens(64, alpha)))
+
+    def total(group: Any) -> jax.Array:
+        return sum(jnp.sum(w**2) for w in jax.tree.leaves(closed_form(Rule(), group, group, tokens)[0]))
+
+    value, gradient = jax.value_and_grad(total)(group)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))
