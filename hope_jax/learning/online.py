@@ -256,13 +256,20 @@ def read_chunk(
     model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
 ) -> StreamState:
     """Reads a chunk with the memories as they stand and takes its teach signal; its write is pending."""
+    return read_and_signal(model, rule, params, state, chunk, schedule)[0]
+
+
+def read_and_signal(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
+) -> tuple[StreamState, ReadOutput]:
+    """`read_chunk`, and what was read."""
 
     def loss(taps: Any) -> tuple[Array, Any]:
         out, sums = _read(model, rule, params, state.fast, state.carry, chunk, taps)
         return sums.loss, (out, sums)
 
     raw, (out, sums) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
-    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule)
+    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), out
 
 
 def _read(

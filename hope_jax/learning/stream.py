@@ -1,0 +1,258 @@
+"""Streaming: a document in one call or in any split into calls gives the same logits and state (SPEC §5).
+
+Tokens are read as they come, with the memories of their online chunk's start. When the token after a chunk
+arrives, the chunk's last target is known: the chunk is read again, its teach signal taken, its memories
+written, and only then the new token is read. What crosses calls is therefore the state at the unfinished
+chunk's start and that chunk's tokens; every read of an unfinished chunk starts there, padded to the chunk's
+size (reads are causal, so padding changes nothing before it), and what it leaves is thrown away.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax.learning import online, teach
+from hope_jax.learning.online import OnlineRule, StreamResult, Sums
+from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.types import NO_TARGET, Array, Batch, PyTree
+
+_BLOCK = 16
+"""Chunks that one call to the device reads and writes where a segment holds as many; else it takes one.
+Two shapes are compiled, whatever the segments' lengths."""
+
+
+class Unfinished(NamedTuple):
+    """The chunk that has begun, on the host; [B, N], zeros from `count` on.
+
+    tokens, segment_ids: int32. target_mask: bool, the token may be a target. start: int32 [] position of
+    the chunk's first token in the context. count: int32 [] tokens that have come, the same for all
+    examples; 0 only before the first token, as a full chunk waits for the token after it.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    target_mask: np.ndarray
+    start: np.ndarray
+    count: np.ndarray
+
+
+class Stream(NamedTuple):
+    """What crosses calls. fast, carry: at the start of the unfinished `chunk`.
+
+    stats: of the writes so far, memory -> level -> `WriteStats` with leaves [L, B]. sums: over the chunks
+    that have been written.
+    """
+
+    fast: PyTree
+    carry: Carry
+    stats: PyTree
+    sums: Sums
+    chunk: Unfinished
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return int(self.chunk.start) + int(self.chunk.count)
+
+
+@dataclass(frozen=True)
+class Streamer:
+    """Reads and writes streams of one model; its methods run on the host and call compiled pieces.
+
+    `rule.chunk_size` is N, `rule.training` as `OnlineRule` says (False for inference).
+    """
+
+    model: HopeModel
+    rule: OnlineRule
+
+    def begin(self, params: PyTree, batch_size: int, capacity: int, fast: PyTree | None = None) -> Stream:
+        """The state before the first token.
+
+        capacity: tokens that the attention cache has room for, rounded up to whole chunks; it grows by
+        doubling when they are exceeded, which compiles anew. fast: memories to start from; None: fresh.
+        """
+        size = self.rule.chunk_size
+        room = size * max(1, -(-capacity // size))
+        dtype = jnp.promote_types(self.model.spec.dtype, jnp.float32)
+        zero, shape = jnp.zeros((), dtype), (batch_size, size)
+        return Stream(
+            fast=self.model.init_fast_state(params, batch_size) if fast is None else fast,
+            carry=self.model.init_carry(batch_size, room),
+            stats=online.zero_write_stats(self.model, batch_size),
+            sums=Sums(zero, zero, zero, zero),
+            chunk=Unfinished(
+                tokens=np.zeros(shape, np.int32),
+                segment_ids=np.zeros(shape, np.int32),
+                target_mask=np.zeros(shape, bool),
+                start=np.zeros((), np.int32),
+                count=np.zeros((), np.int32),
+            ),
+        )
+
+    def feed(
+        self,
+        params: PyTree,
+        state: Stream,
+        tokens: np.ndarray | Array,
+        segment_ids: np.ndarray | Array | None = None,
+        target_mask: np.ndarray | Array | None = None,
+    ) -> tuple[Array, Stream]:
+        """Reads n more tokens of each stream; n may be 0.
+
+        tokens: int [B, n]. segment_ids: int [B, n] document of each token, 0: padding; None: all 1.
+        target_mask: bool [B, n], False: the token is no target and teaches nothing; None: all True. The
+        target of position t is token t + 1, if its mask is True and it is of the same document.
+
+        Returns the logits [B, n, V] and the state after these tokens.
+
+        Raises:
+          ValueError: shapes that do not fit the stream's batch or each other.
+        """
+        row, known = self._joined(state.chunk, tokens, segment_ids, target_mask)
+        length, size = row.tokens.shape[1], self.rule.chunk_size
+        if length == known:
+            vocab = self.model.spec.vocab_size
+            return jnp.zeros((len(row.tokens), 0, vocab), state.sums.loss.dtype), state
+        written = (length - 1) // size
+        state = self._with_room(state, int(state.chunk.start) + size * (written + 1))
+        targets = _targets(row)
+        logits, at = [], 0
+        while at < written:
+            chunks = _BLOCK if written - at >= _BLOCK else 1
+            part = slice(size * at, size * (at + chunks))
+            batch = Batch(row.tokens[:, part], targets[:, part], row.segment_ids[:, part])
+            read, state = self._write_chunks(params, state, batch)
+            skip = max(known - part.start, 0)
+            logits.append(read[:, skip:] if skip else read)
+            at += chunks
+        rest = size * written
+        chunk = Unfinished(
+            *(_padded(t[:, rest:], size) for t in row[:3]),
+            start=np.asarray(state.chunk.start + rest, np.int32),
+            count=np.asarray(length - rest, np.int32),
+        )
+        state = state._replace(chunk=chunk)
+        skip = max(known - rest, 0)
+        logits.append(_slice(self._read(params, state), skip, length - rest - skip))
+        return jnp.concatenate(logits, axis=1) if len(logits) > 1 else logits[0], state
+
+    def last_logits(self, params: PyTree, state: Stream) -> Array:
+        """Logits [B, V] after the last token that was fed.
+
+        Raises:
+          ValueError: no token has been fed.
+        """
+        count = int(state.chunk.count)
+        if not count:
+            raise ValueError("stream: nothing has been read, so there is nothing to predict from")
+        return _slice(self._read(params, state), count - 1, 1)[:, 0]
+
+    def finish(self, params: PyTree, state: Stream) -> StreamResult:
+        """Reads and writes the last chunk as it is, its last token without target, and flushes or drops
+        partial periods. Compiles once for each length of a last chunk."""
+        count = int(state.chunk.count)
+        if not count:
+            return StreamResult(state.fast, state.stats, state.sums)
+        row = Unfinished(*(t[:, :count] for t in state.chunk[:3]), *state.chunk[3:])
+        return self._finish(params, state, Batch(row.tokens, _targets(row), row.segment_ids))
+
+    def _joined(
+        self,
+        chunk: Unfinished,
+        tokens: np.ndarray | Array,
+        segment_ids: np.ndarray | Array | None,
+        target_mask: np.ndarray | Array | None,
+    ) -> tuple[Unfinished, int]:
+        """The unfinished chunk's tokens and the new ones in one row, and the number of the former."""
+        new, batch_size, known = np.asarray(tokens), len(chunk.tokens), int(chunk.count)
+        if new.ndim != 2 or len(new) != batch_size:
+            raise ValueError(f"tokens: want shape [{batch_size}, n], got {list(new.shape)}")
+        segments = np.ones_like(new) if segment_ids is None else np.asarray(segment_ids)
+        mask = np.ones(new.shape, bool) if target_mask is None else np.asarray(target_mask, bool)
+        for name, given in (("segment_ids", segments), ("target_mask", mask)):
+            if given.shape != new.shape:
+                raise ValueError(f"{name}: want the tokens' shape {list(new.shape)}, got {list(given.shape)}")
+        rows = (
+            np.concatenate([old[:, :known], given.astype(old.dtype)], axis=1)
+            for old, given in zip(chunk[:3], (new, segments, mask), strict=True)
+        )
+        return Unfinished(*rows, *chunk[3:]), known
+
+    def _with_room(self, state: Stream, tokens: int) -> Stream:
+        """The state with room for `tokens` tokens in its carry."""
+        batch_size, capacity = state.carry.segments.shape
+        if tokens <= capacity:
+            return state
+        while capacity < tokens:
+            capacity *= 2
+        larger = self.model.init_carry(batch_size, capacity)
+        return state._replace(carry=jax.tree.map(_enter, larger, state.carry))
+
+    @partial(jax.jit, static_argnums=0)
+    def _read(self, params: PyTree, state: Stream) -> Array:
+        """Logits [B, N, V] of the unfinished chunk, read from its start."""
+        chunk, training = state.chunk, self.rule.training
+        return self.model.read(
+            params, state.fast, state.carry, chunk.tokens, chunk.segment_ids, training=training
+        ).logits
+
+    @partial(jax.jit, static_argnums=0)
+    def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
+        """Reads and writes whole chunks [B, m N]; their logits [B, m N, V]."""
+        size = self.rule.chunk_size
+
+        def cut(t: Array) -> Array:
+            return t.reshape(t.shape[0], -1, size).swapaxes(0, 1)
+
+        def body(state: Stream, chunk: Batch) -> tuple[Stream, Array]:
+            result, carry, logits = self._taught(params, state, chunk, last=False)
+            return Stream(result.fast, carry, result.stats, result.sums, state.chunk), logits
+
+        state, logits = jax.lax.scan(body, state, jax.tree.map(cut, batch))
+        return logits.swapaxes(0, 1).reshape(*batch.tokens.shape, -1), state
+
+    @partial(jax.jit, static_argnums=0)
+    def _finish(self, params: PyTree, state: Stream, batch: Batch) -> StreamResult:
+        return self._taught(params, state, batch, last=True)[0]
+
+    def _taught(
+        self, params: PyTree, state: Stream, chunk: Batch, *, last: bool
+    ) -> tuple[StreamResult, Carry, Array]:
+        """One chunk read, its signal taken, its memories written; the carry and the logits with it."""
+        nothing = online.PendingWrite(
+            None, teach.zero_signal(self.model.init_taps(*chunk.tokens.shape)), state.carry.position
+        )
+        begun = online.StreamState(
+            state.fast, state.carry, nothing, jnp.zeros((), bool), state.stats, state.sums
+        )
+        taught, out = online.read_and_signal(self.model, self.rule, params, begun, chunk, jnp.ones(()))
+        fast, stats = online.write_pending(self.model, self.rule, params, taught, last=last)
+        return StreamResult(fast, stats, taught.sums), taught.carry, out.logits
+
+
+def _targets(row: Unfinished) -> np.ndarray:
+    """int32 [B, n]: the next token where it is a target; the last position has none."""
+    targets = np.full(row.tokens.shape, NO_TARGET, np.int32)
+    segments = row.segment_ids
+    valid = row.target_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    targets[:, :-1] = np.where(valid, row.tokens[:, 1:], NO_TARGET)
+    return targets
+
+
+def _padded(t: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(t, ((0, 0), (0, size - t.shape[1])))
+
+
+def _enter(larger: Array, old: Array) -> Array:
+    """The buffer `larger` with `old` at its beginning; `old` itself where it does not grow."""
+    return old if larger.shape == old.shape else jax.lax.dynamic_update_slice(larger, old, (0,) * old.ndim)
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(logits: Array, start: int, length: int) -> Array:
+    """logits[:, start : start + length]; compiles once a length, not once a start."""
+    return jax.lax.dynamic_slice_in_dim(logits, start, length, axis=1)
