@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax.kernels.cms_write import root
 from hope_jax.types import Array
 
 FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
@@ -127,9 +128,9 @@ def write_gradient(factors: WriteFactors, like: Weights) -> Weights:
 
 
 def group_norms(weights: Weights) -> tuple[Array, ...]:
-    """Frobenius norm of each of `GROUPS`."""
+    """Frobenius norm of each of `GROUPS`, with slope zero at zero."""
     return tuple(
-        jnp.sqrt(sum(jnp.sum(jnp.square(weights[name])) for name in group if name in weights))
+        root(jnp.stack([jnp.sum(jnp.square(weights[name])) for name in group if name in weights]).sum())
         for group in GROUPS
     )
 

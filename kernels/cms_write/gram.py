@@ -27,6 +27,19 @@ class Written(NamedTuple):
     delta_hits: jax.Array
 
 
+def root(square: jax.Array) -> jax.Array:
+    """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """min(bound / size, 1), finite with its slopes at size 0 and bound 0; bool: whether it is below 1."""
+    # Below the root of the smallest number the slope bound / size^2 would overflow.
+    over = size > jnp.maximum(bound, jnp.sqrt(jnp.finfo(size.dtype).tiny))
+    return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
+
+
 def write_periods(
     x_ni: jax.Array,
     g_no: jax.Array,
@@ -53,8 +66,8 @@ def write_periods(
     def bounded(c: jax.Array, bound: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         if bound is None:
             return c, jnp.zeros((), bool)
-        ratio = jnp.sqrt(jnp.maximum(c @ gram @ c, 0)) / bound
-        return c / jnp.maximum(ratio, 1.0), ratio > 1.0
+        factor, hit = shrink(root(c @ gram @ c), bound)
+        return c * factor, hit
 
     def step(
         carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
