@@ -88,6 +88,7 @@ class SelfModifyingTitansConfig:
     stopgrad_vhat: bool = True  # cut the gradient at the self-generated targets
     rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write
     use_alpha: bool = True  # data-dependent retention; False: 1
+    alpha_init: Literal["style", "near_one", "half"] = "style"  # style: near_one if modern, half if reference
     momentum: Decay = 0.0  # of its writes
 
 

@@ -13,7 +13,6 @@ CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
 TITAN_VARIANTS = ("hope_hybrid", "titan")
 
 NOT_BUILT_YET: Mapping[str, Mapping[Any, str]] = {
-    "train.algorithm_mode": {"through_writes": "use online or two_pass"},
     "memory.reset_at_document": {True: "use false"},
 }
 """Values that the schema knows and the code does not, by key, with what to use instead."""

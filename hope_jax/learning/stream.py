@@ -9,7 +9,7 @@ size (reads are causal, so padding changes nothing before it), and what it leave
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,24 @@ _BLOCK = 16
 """Chunks that one call to the device reads and writes where a segment holds as many; else it takes one.
 Two shapes are compiled, whatever the segments' lengths."""
 
+HostArray: TypeAlias = Any
+"""A numpy array on the host, where it is counted and cut; traced inside the compiled pieces."""
+
+
 
 class Unfinished(NamedTuple):
-    """The chunk that has begun, on the host; [B, N], zeros from `count` on.
+    """The chunk that has begun, on the host; [B, N], zeros from `filled` on.
 
     tokens, segment_ids: int32. target_mask: bool, the token may be a target. start: int32 [] position of
-    the chunk's first token in the context. count: int32 [] tokens that have come, the same for all
+    the chunk's first token in the context. filled: int32 [] tokens that have come, the same for all
     examples; 0 only before the first token, as a full chunk waits for the token after it.
     """
 
-    tokens: np.ndarray
-    segment_ids: np.ndarray
-    target_mask: np.ndarray
-    start: np.ndarray
-    count: np.ndarray
+    tokens: HostArray
+    segment_ids: HostArray
+    target_mask: HostArray
+    start: HostArray
+    filled: HostArray
 
 
 class Stream(NamedTuple):
@@ -56,7 +60,7 @@ class Stream(NamedTuple):
     @property
     def position(self) -> int:
         """Tokens read so far."""
-        return int(self.chunk.start) + int(self.chunk.count)
+        return int(self.chunk.start) + int(self.chunk.filled)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Streamer:
                 segment_ids=np.zeros(shape, np.int32),
                 target_mask=np.zeros(shape, bool),
                 start=np.zeros((), np.int32),
-                count=np.zeros((), np.int32),
+                filled=np.zeros((), np.int32),
             ),
         )
 
@@ -130,10 +134,13 @@ class Streamer:
             logits.append(read[:, skip:] if skip else read)
             at += chunks
         rest = size * written
+        tokens_bn, segments_bn, mask_bn = (_padded(t[:, rest:], size) for t in row[:3])
         chunk = Unfinished(
-            *(_padded(t[:, rest:], size) for t in row[:3]),
+            tokens_bn,
+            segments_bn,
+            mask_bn,
             start=np.asarray(state.chunk.start + rest, np.int32),
-            count=np.asarray(length - rest, np.int32),
+            filled=np.asarray(length - rest, np.int32),
         )
         state = state._replace(chunk=chunk)
         skip = max(known - rest, 0)
@@ -146,7 +153,7 @@ class Streamer:
         Raises:
           ValueError: no token has been fed.
         """
-        count = int(state.chunk.count)
+        count = int(state.chunk.filled)
         if not count:
             raise ValueError("stream: nothing has been read, so there is nothing to predict from")
         return _slice(self._read(params, state), count - 1, 1)[:, 0]
@@ -154,10 +161,15 @@ class Streamer:
     def finish(self, params: PyTree, state: Stream) -> StreamResult:
         """Reads and writes the last chunk as it is, its last token without target, and flushes or drops
         partial periods. Compiles once for each length of a last chunk."""
-        count = int(state.chunk.count)
+        count = int(state.chunk.filled)
         if not count:
             return StreamResult(state.fast, state.stats, state.sums)
-        row = Unfinished(*(t[:, :count] for t in state.chunk[:3]), *state.chunk[3:])
+        chunk = state.chunk
+        row = chunk._replace(
+            tokens=chunk.tokens[:, :count],
+            segment_ids=chunk.segment_ids[:, :count],
+            target_mask=chunk.target_mask[:, :count],
+        )
         return self._finish(params, state, Batch(row.tokens, _targets(row), row.segment_ids))
 
     def _joined(
@@ -168,7 +180,7 @@ class Streamer:
         target_mask: np.ndarray | Array | None,
     ) -> tuple[Unfinished, int]:
         """The unfinished chunk's tokens and the new ones in one row, and the number of the former."""
-        new, batch_size, known = np.asarray(tokens), len(chunk.tokens), int(chunk.count)
+        new, batch_size, known = np.asarray(tokens), len(chunk.tokens), int(chunk.filled)
         if new.ndim != 2 or len(new) != batch_size:
             raise ValueError(f"tokens: want shape [{batch_size}, n], got {list(new.shape)}")
         segments = np.ones_like(new) if segment_ids is None else np.asarray(segment_ids)
@@ -176,11 +188,11 @@ class Streamer:
         for name, given in (("segment_ids", segments), ("target_mask", mask)):
             if given.shape != new.shape:
                 raise ValueError(f"{name}: want the tokens' shape {list(new.shape)}, got {list(given.shape)}")
-        rows = (
+        tokens_bn, segments_bn, mask_bn = (
             np.concatenate([old[:, :known], given.astype(old.dtype)], axis=1)
             for old, given in zip(chunk[:3], (new, segments, mask), strict=True)
         )
-        return Unfinished(*rows, *chunk[3:]), known
+        return Unfinished(tokens_bn, segments_bn, mask_bn, chunk.start, chunk.filled), known
 
     def _with_room(self, state: Stream, tokens: int) -> Stream:
         """The state with room for `tokens` tokens in its carry."""
@@ -234,7 +246,7 @@ class Streamer:
         return StreamResult(fast, stats, taught.sums), taught.carry, out.logits
 
 
-def _targets(row: Unfinished) -> np.ndarray:
+def _targets(row: Unfinished) -> HostArray:
     """int32 [B, n]: the next token where it is a target; the last position has none."""
     targets = np.full(row.tokens.shape, NO_TARGET, np.int32)
     segments = row.segment_ids

@@ -171,7 +171,8 @@ def _split_cache(cache: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
 def _join_cache(local: dict[str, PyTree], buffers: PyTree) -> dict[str, PyTree]:
     if not buffers:
         return local
-    return {**local, "attn": Cache(*buffers, conv=local["attn"])}
+    key, value = buffers
+    return {**local, "attn": Cache(key, value, conv=local["attn"])}
 
 
 def _is_float(leaf: Array) -> bool:

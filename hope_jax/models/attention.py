@@ -93,9 +93,8 @@ class Attention(nn.Module):
         inputs = layers.norm(self, spec, x_nd) if spec.modern else x_nd
         conv = jnp.zeros((0, spec.dim), x_nd.dtype)
         if spec.local_conv_window:
-            taps = self.param(
-                "conv", layers.conv_init(spec), (spec.local_conv_window, spec.dim), spec.param_dtype
-            )
+            init = layers.conv_init(spec, spec.local_conv_window)
+            taps = self.param("conv", init, (spec.local_conv_window, spec.dim), spec.param_dtype)
             inputs, conv = causal_conv(inputs, taps, None if cache is None else cache.conv)
         query, key, value = self._heads(inputs, context)
         if cache is not None:

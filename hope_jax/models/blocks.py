@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from hope_jax.memory.cms import Cms
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.models import layers
 from hope_jax.models.attention import Attention, ReadContext, init_cache
+from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, make_cms
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
@@ -30,54 +30,6 @@ class BlockRead(NamedTuple):
     trace: dict[str, PyTree]
     written: dict[str, PyTree]
     stats: dict[str, dict[str, WriteStats]]
-
-
-def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
-    """The CMS that a spec describes."""
-    return Cms(
-        levels=spec.cms_levels,
-        chunk_size=spec.chunk_size,
-        gate_rule=spec.gate,
-        bounds=spec.bounds,
-        own_output=spec.own_output,
-        output_clip=spec.read_clip if training else None,
-        flush_partial_at_end=spec.flush_partial_at_end,
-    )
-
-
-class CmsParams(nn.Module):
-    """Owns the parameters of one CMS level, and hands them to the pure functions of `memory.cms`."""
-
-    spec: ModelSpec
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """The level's parameters."""
-        spec, dtype = self.spec, self.spec.param_dtype
-        up, down = (spec.dim, spec.cms_hidden), (spec.cms_hidden, spec.dim)
-        params = {
-            "ln_scale": self.param("ln_scale", nn.initializers.ones, (spec.dim,), dtype),
-            "ln_bias": self.param("ln_bias", nn.initializers.zeros, (spec.dim,), dtype),
-            "w_up": self.param("w_up", layers.matrix_init(spec), up, dtype),
-            "w_down": self.param("w_down", layers.matrix_init(spec, residual=True), down, dtype),
-        }
-        if not spec.modern:
-            params["b_up"] = self.param("b_up", layers.bias_init(up[0]), up[1:], dtype)
-            params["b_down"] = self.param("b_down", layers.bias_init(down[0]), down[1:], dtype)
-        return params
-
-
-class CmsChain(nn.Module):
-    """The CMS as a layer: owns the levels' parameters."""
-
-    spec: ModelSpec
-    training: bool = False
-
-    @nn.compact
-    def __call__(self, x_nd: Array, fast: PyTree, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """See `Cms.read`."""
-        params = {level.name: CmsParams(self.spec, name=level.name)() for level in self.spec.cms_levels}
-        return make_cms(self.spec, training=self.training).read(params, fast, x_nd, taps)
 
 
 class Block(nn.Module):
@@ -164,6 +116,72 @@ class HopeAttentionBlock(Block):
     ) -> BlockRead:
         """See `Block`."""
         x_nd, cache = self.attend(x_nd, context, cache)
-        cms = CmsChain(self.spec, self.training, name="cms")
+        cms = CmsLayer(self.spec, self.training, name="cms")
         y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
         return BlockRead(y_nd, cache, {"cms": trace}, {}, {})
+
+
+class TransformerPlusPlusBlock(Block):
+    """Attention, then SwiGLU: the strong baseline, without memories."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
+        """See `Block`."""
+        x_nd, cache = self.attend(x_nd, context, cache)
+        return BlockRead(layers.SwiGlu(self.spec, name="mlp")(x_nd), cache, {}, {}, {})
+
+
+class HopeSelfModBlock(Block):
+    """Self-modifying Titans, then CMS (HOPE). Without attention; the reference style has no residual around
+    the self-modifying part: x reaches its output only through q."""
+
+    @staticmethod
+    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
+        """The CMS."""
+        return {"cms": make_cms(spec, training=training)}
+
+    @staticmethod
+    def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
+        """Self-modifying Titans."""
+        return {"self_mod": spec.self_mod}
+
+    @staticmethod
+    def init_cache(spec: ModelSpec, capacity: int) -> dict[str, PyTree]:
+        """Convolution history and the streams of unfinished chunks; no attention, so no `capacity`."""
+        del capacity
+        return {"self_mod": spec.self_mod.init_carry(spec.dtype)}
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
+        """See `Block`."""
+        spec = self.spec
+        z_nd = layers.norm(self, spec, x_nd, prefix="self_mod_") if spec.modern else x_nd
+        carry = None if cache is None else cache["self_mod"]
+        read = SelfModLayer(spec, name="self_mod")(z_nd, fast.get("self_mod"), carry, context)
+        o_nd, written, carry, stats = read
+        x_nd = x_nd + o_nd if spec.modern else o_nd
+        cms = CmsLayer(spec, self.training, name="cms")
+        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        cache = None if cache is None else {"self_mod": carry}
+        wrote = written is not None
+        return BlockRead(
+            y_nd,
+            cache,
+            {"cms": trace},
+            {"self_mod": written} if wrote else {},
+            {"self_mod": stats} if wrote else {},
+        )

@@ -9,11 +9,14 @@ def train_flops_per_token(spec: ModelSpec, context_tokens: int) -> float:
     A product with an m x n matrix costs 2mn forward and 4mn backward. Attention reads half of
     `context_tokens` on average. A CMS write pulls the signal back through W_down and adds an outer
     product per matrix; reading the context's own deltas repeats the forward product and its input's
-    gradient.
+    gradient. Self-modifying Titans, forward with writes, are 72 D^2 (36 products with
+    a D x D matrix), and twice that backward.
     """
     dim = spec.dim
     attention = 4 * dim * dim + 2 * dim * min(context_tokens / 2, spec.sliding_window or context_tokens / 2)
-    if spec.block_variant == "transformer":
+    if spec.block_variant == "hope_selfmod":
+        attention = 36 * dim * dim
+    if spec.block_variant in ("transformer", "transformer_pp"):
         mlp, memory = 2 * dim * spec.mlp_hidden, 0.0
     else:
         level = 2 * dim * spec.cms_hidden

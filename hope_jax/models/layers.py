@@ -36,10 +36,19 @@ def bias_init(fan_in: int) -> Init:
     return init
 
 
-def conv_init(spec: ModelSpec) -> Init:
+def transposed_init(init: Init) -> Init:
+    """The same distribution for a matrix (out, in)."""
+
+    def transposed(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return init(key, shape[::-1], dtype).T
+
+    return transposed
+
+
+def conv_init(spec: ModelSpec, window: int) -> Init:
     """Of the depthwise convolution [window, D]: torch's uniform in the reference, identity in modern."""
     if not spec.modern:
-        return bias_init(spec.local_conv_window)
+        return bias_init(window)
 
     def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         del key
@@ -100,6 +109,29 @@ class FinalNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """The style's norm of [..., D]."""
         return norm(self, self.spec, x, prefix="")
+
+
+class SwiGlu(nn.Module):
+    """x + W_down (silu(W_gate z) * W_up z), z = norm(x), without biases. One sequence, [n, D] -> [n, D].
+
+    The hidden width is 2/3 of the MLP's, rounded up to a multiple of 8: as many parameters.
+    """
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(self, x_nd: Array) -> Array:
+        """x [n, D] -> [n, D]."""
+        spec = self.spec
+        hidden = -(-2 * spec.mlp_hidden // 24) * 8
+        z = norm(self, spec, x_nd)
+
+        def project(name: str, v: Array, columns: int, *, residual: bool = False) -> Array:
+            init, shape = matrix_init(spec, residual=residual), (v.shape[-1], columns)
+            return v @ self.param(name, init, shape, spec.param_dtype).astype(v.dtype)
+
+        gated = jax.nn.silu(project("w_gate", z, hidden)) * project("w_up", z, hidden)
+        return x_nd + project("w_down", gated, spec.dim, residual=True)
 
 
 class Mlp(nn.Module):

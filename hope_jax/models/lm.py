@@ -8,7 +8,6 @@ reads without a transpose.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax import trees
-from hope_jax.memory.state import Memory, Reduce, StreamMemory, WriteSignal, WriteStats, own
+from hope_jax.memory.state import Memory, StreamMemory, WriteSignal, WriteStats
 from hope_jax.models import layers
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.blocks import BlockRead
 from hope_jax.models.registry import VARIANTS
-from hope_jax.models.spec import ModelSpec
+from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
-
-EXAMPLES = "examples"
-"""Name of the mapped batch axis: the examples that share a fast state under scope="batch"."""
 
 NO_SEGMENT = -1
 """Document number of a cache slot that holds no token."""
@@ -130,10 +126,6 @@ class HopeModel:
     def _fast_axis(self) -> int | None:
         return 1 if self.spec.scope == "example" else None
 
-    @property
-    def _reduce(self) -> Reduce:
-        return own if self.spec.scope == "example" else partial(jax.lax.psum, axis_name=EXAMPLES)
-
     def memories(self, *, training: bool = False) -> Mapping[str, Memory]:
         """The memories of a block that teach signals write, by name."""
         return VARIANTS[self.spec.block_variant].memories(self.spec, training=training)
@@ -144,7 +136,7 @@ class HopeModel:
 
     def level_names(self) -> dict[str, tuple[str, ...]]:
         """The levels whose writes are counted, by memory."""
-        memories = {**self.memories(), **self.stream_memories()}
+        memories: dict[str, Memory | StreamMemory] = {**self.memories(), **self.stream_memories()}
         return {name: memory.level_names() for name, memory in memories.items()}
 
     def init_params(self, key: Array) -> PyTree:
@@ -156,10 +148,8 @@ class HopeModel:
     def init_fast_state(self, params: PyTree, batch_size: int) -> dict[str, PyTree]:
         """Fast state of contexts that have written nothing: leaves [L, B, ...] ([L, ...] under scope
         "batch"), by memory name."""
-        fast = {
-            name: jax.vmap(memory.init)(params["blocks"][name])
-            for name, memory in {**self.memories(), **self.stream_memories()}.items()
-        }
+        memories: dict[str, Memory | StreamMemory] = {**self.memories(), **self.stream_memories()}
+        fast = {name: jax.vmap(memory.init)(params["blocks"][name]) for name, memory in memories.items()}
         if self.spec.scope == "batch":
             return fast
         return jax.tree.map(
@@ -218,10 +208,11 @@ class HopeModel:
             context = ReadContext(position, segments_n, None if carry is None else seen)
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
 
+        block_axes: dict[str, Any] = {**dict.fromkeys(BlockRead._fields, 1), "written": self._fast_axis}
         logits, pre_norm, blocks = jax.vmap(
             one,
             in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes),
-            out_axes=(0, 0, BlockRead(x=1, cache=1, trace=1, written=self._fast_axis, stats=1)),
+            out_axes=(0, 0, BlockRead(**block_axes)),
             axis_name=EXAMPLES,
         )(tokens, fast, cache, taps or {}, segment_ids, segments)
         if carry is not None:
@@ -264,7 +255,7 @@ class HopeModel:
                     layer_trace[name],
                     layer_signal._replace(own=layer_signal.own.get(name, {})),
                     position=position,
-                    reduce=self._reduce,
+                    reduce=self.spec.reduce,
                     last=last,
                 )
                 for name, memory in memories.items()

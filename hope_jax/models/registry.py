@@ -1,5 +1,16 @@
 """Block variants by the name that a configuration uses."""
 
-from hope_jax.models.blocks import Block, HopeAttentionBlock, TransformerBlock
+from hope_jax.models.blocks import (
+    Block,
+    HopeAttentionBlock,
+    HopeSelfModBlock,
+    TransformerBlock,
+    TransformerPlusPlusBlock,
+)
 
-VARIANTS: dict[str, type[Block]] = {"transformer": TransformerBlock, "hope_attention": HopeAttentionBlock}
+VARIANTS: dict[str, type[Block]] = {
+    "transformer": TransformerBlock,
+    "transformer_pp": TransformerPlusPlusBlock,
+    "hope_attention": HopeAttentionBlock,
+    "hope_selfmod": HopeSelfModBlock,
+}

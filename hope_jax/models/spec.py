@@ -1,12 +1,19 @@
 """The architecture as plain values: what the models floor knows of a configuration."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.memory.state import Reduce, own
+
+EXAMPLES = "examples"
+"""Name of the mapped batch axis: the examples that share a fast state under scope="batch"."""
 
 
 class ModelSpec(NamedTuple):
@@ -17,7 +24,10 @@ class ModelSpec(NamedTuple):
     cms_levels: in chain order. chunk_size: tokens of an online chunk (N).
     own_output: CMS levels learn from their own output's cotangent, not the block's.
     scope: whose memory a fast state is: `example` or `batch`.
-    read_clip: bound on each CMS level's residual branch while training; None: off.
+    read_clip: bound on each CMS level's residual branch while training;
+    None: off.
+    self_mod: self-modifying Titans, of the variants that have them.
+    alpha_near_one: their retention gate has a bias outside the decayed weights.
     dtype: of activations and matmuls. param_dtype: of parameters and fast state.
     """
 
@@ -39,6 +49,8 @@ class ModelSpec(NamedTuple):
     gate: GateRule = GateRule()
     bounds: Bounds = Bounds()
     flush_partial_at_end: bool = False
+    self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
+    alpha_near_one: bool = True
     scope: str = "example"
     read_clip: float | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
@@ -53,3 +65,8 @@ class ModelSpec(NamedTuple):
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.dim // self.heads
+
+    @property
+    def reduce(self) -> Reduce:
+        """How writes are summed over the examples that share a fast state."""
+        return own if self.scope == "example" else partial(jax.lax.psum, axis_name=EXAMPLES)

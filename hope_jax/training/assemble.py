@@ -13,6 +13,7 @@ from hope_jax.learning.teach import TeachRule, TeachSchedule
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.spec import ModelSpec
 
 REFERENCE_READ_CLIP = 1.0
@@ -46,8 +47,30 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         flush_partial_at_end=model.cms_flush_partial_at_end,
         scope=config.memory.scope,
         read_clip=REFERENCE_READ_CLIP if reference else None,
+        self_mod=_self_mod(config),
+        alpha_near_one=model.self_modifying.alpha_init == "near_one"
+        or (model.self_modifying.alpha_init == "style" and not reference),
         dtype=dtype,
         param_dtype=jnp.promote_types(dtype, jnp.float32),
+    )
+
+
+def _self_mod(config: ExperimentConfig) -> SelfMod:
+    own, model = config.model.self_modifying, config.model
+    return SelfMod(
+        dim=model.dim,
+        online_chunk=online_chunk(config),
+        chunk_size=own.chunk_size,
+        chunk_size_memory=own.chunk_size_memory,
+        eta_scale=model.self_mod_lr,
+        adaptive_q=own.adaptive_q,
+        use_alpha=own.use_alpha,
+        rank1=own.rank1_precondition,
+        projection_skip=own.projection_skip,
+        objective=own.objective,
+        stopgrad_vhat=own.stopgrad_vhat,
+        momentum=own.momentum,
+        conv_window=own.local_conv_window,
     )
 
 

@@ -13,6 +13,7 @@ from hope_jax.learning import optim
 from hope_jax.learning.generate import make_generate
 from hope_jax.learning.loss import token_loss
 from hope_jax.learning.online import OnlineRule, Sums, online_gradients, stream_loss
+from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.flops import train_flops_per_token
@@ -36,7 +37,8 @@ class Step:
         self.optim_rule = assemble.optim_rule(config)
         self.optimizer = optim.make_optimizer(self.optim_rule)
         self.persistent = config.memory.lifetime == "persistent"
-        self.online = config.train.algorithm_mode == "online"
+        self.mode = config.train.algorithm_mode
+        self.streams = self.mode != "two_pass"
 
     def init(self) -> TrainState:
         """The state of step 0; deterministic in `train.seed`. A relaunch adds its offset to the step."""
@@ -57,12 +59,13 @@ class Step:
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One outer step."""
-        mode = self._train_online if self.online else self._train_two_pass
+        mode = self._train_stream if self.streams else self._train_two_pass
         return mode(state, batch, self.schedule(state.step))
 
-    def _train_online(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
+    def _train_stream(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
         fast = self._start(state, batch)
-        gradient, result = online_gradients(self.model, self.rule, state.params, fast, batch, schedule)
+        gradients = through_writes_gradients if self.mode == "through_writes" else online_gradients
+        gradient, result = gradients(self.model, self.rule, state.params, fast, batch, schedule)
         new_state, grad_norm = self._outer_step(state, gradient, result.sums)
         return new_state, self._metrics(state, result.sums, grad_norm, result.stats)
 
@@ -109,10 +112,10 @@ class Step:
         rule = self.rule._replace(training=False)
         fast = self._start(state, batch)
         plain = self._read_loss(state.params, {}, batch)
-        written = self.online or self.persistent
-        if not self.model.memories() or not written:
+        written = self.streams or self.persistent
+        if not self.model.level_names() or not written:
             with_writes = plain
-        elif self.online:
+        elif self.streams:
             with_writes = stream_loss(self.model, rule, state.params, fast, batch).sums.loss
         else:
             with_writes = self._read_loss(state.params, fast, batch)

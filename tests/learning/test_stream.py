@@ -12,6 +12,7 @@ from hope_jax.learning.online import OnlineRule, StreamResult, stream_loss
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
@@ -19,17 +20,24 @@ from hope_jax.types import NO_TARGET, Batch
 
 DOUBLE = jnp.dtype("float64")
 CHUNK, TOKENS, VOCAB = 8, 27, 11
-CASES = [(variant, style) for variant in VARIANTS for style in ("modern", "reference")]
+CASES = [
+    pytest.param(
+        variant, style, marks=() if style == "modern" or variant == "hope_attention" else pytest.mark.nightly
+    )
+    for variant in VARIANTS
+    for style in ("modern", "reference")
+]
 SPLITS = [(1,) * TOKENS, (0, 5, 12, 0, 1, 9), (8, 8, 8, 3), (26, 1)]
 
 
 @cache
 def setup(variant: str, style: str) -> tuple[Streamer, Any]:
-    """Levels of half a chunk, and of two."""
+    """Levels, and chunks of self-modifying memories, of half an online chunk and of two."""
     levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
     spec = ModelSpec(
         variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, "rms" if style == "modern" else "none",
         local_conv_window=3, flush_partial_at_end=True, dtype=DOUBLE, param_dtype=DOUBLE,
+        self_mod=SelfMod(8, CHUNK, 4, 2 * CHUNK, eta_scale=0.01, conv_window=3),
     )  # fmt: skip
     model = HopeModel(spec)
     rule = OnlineRule(CHUNK, CHUNK, TeachRule(), training=False)

@@ -1,0 +1,113 @@
+"""Memories as layers: they own a memory's parameters and hand them to its pure functions. One sequence."""
+
+from typing import Any
+
+from flax import linen as nn
+
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.self_mod import SelfModCarry, SelfModState
+from hope_jax.memory.state import WriteStats
+from hope_jax.models import layers
+from hope_jax.models.attention import ReadContext
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import Array, PyTree
+
+ALPHA_BIAS = 7.0
+"""Modern style's first bias of the retention gate: alpha starts near sigmoid(7) = 0.9991."""
+
+
+def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
+    """The CMS that a spec describes."""
+    return Cms(
+        levels=spec.cms_levels,
+        chunk_size=spec.chunk_size,
+        gate_rule=spec.gate,
+        bounds=spec.bounds,
+        own_output=spec.own_output,
+        output_clip=spec.read_clip if training else None,
+        flush_partial_at_end=spec.flush_partial_at_end,
+    )
+
+
+class CmsParams(nn.Module):
+    """Owns the parameters of one CMS level."""
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """The level's parameters."""
+        spec, dtype = self.spec, self.spec.param_dtype
+        up, down = (spec.dim, spec.cms_hidden), (spec.cms_hidden, spec.dim)
+        params = {
+            "ln_scale": self.param("ln_scale", nn.initializers.ones, (spec.dim,), dtype),
+            "ln_bias": self.param("ln_bias", nn.initializers.zeros, (spec.dim,), dtype),
+            "w_up": self.param("w_up", layers.matrix_init(spec), up, dtype),
+            "w_down": self.param("w_down", layers.matrix_init(spec, residual=True), down, dtype),
+        }
+        if not spec.modern:
+            params["b_up"] = self.param("b_up", layers.bias_init(up[0]), up[1:], dtype)
+            params["b_down"] = self.param("b_down", layers.bias_init(down[0]), down[1:], dtype)
+        return params
+
+
+class CmsLayer(nn.Module):
+    """The CMS as a layer."""
+
+    spec: ModelSpec
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x_nd: Array, fast: PyTree, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """See `Cms.read`."""
+        spec = self.spec
+        params = {level.name: CmsParams(spec, name=level.name)() for level in spec.cms_levels}
+        return make_cms(spec, training=self.training).read(params, fast, x_nd, taps)
+
+
+class MlpWeights(nn.Module):
+    """Owns the first weights of one self-modifying memory, matrices (out, in)."""
+
+    spec: ModelSpec
+    out: int
+    skip: bool
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """Its weights."""
+        spec, dtype, dim = self.spec, self.spec.param_dtype, self.spec.dim
+        init = layers.transposed_init(layers.matrix_init(spec))
+        residual = layers.transposed_init(layers.matrix_init(spec, residual=True))
+        params = {
+            "w_in": self.param("w_in", init, (dim, dim), dtype),
+            "w_out": self.param("w_out", residual, (self.out, dim), dtype),
+        }
+        if self.skip:
+            params["w_skip"] = self.param("w_skip", init, (self.out, dim), dtype)
+        return params
+
+
+class SelfModLayer(nn.Module):
+    """Self-modifying Titans as a layer."""
+
+    spec: ModelSpec
+
+    @nn.compact
+    def __call__(
+        self, x_nd: Array, fast: SelfModState | None, carry: SelfModCarry | None, context: ReadContext
+    ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
+        """See `SelfMod.read`."""
+        spec, dtype, rule = self.spec, self.spec.param_dtype, self.spec.self_mod
+        params: dict[str, Any] = {}
+        if rule.conv_window:
+            shape = (rule.conv_window, spec.dim)
+            params["conv"] = self.param("conv", layers.conv_init(spec, rule.conv_window), shape, dtype)
+        if not rule.adaptive_q:
+            init = layers.transposed_init(layers.matrix_init(spec))
+            params["w_q"] = self.param("w_q", init, (spec.dim, spec.dim), dtype)
+        for name in (*rule.generator_names(), "memory"):
+            out = 1 if name in ("eta", "alpha") else spec.dim
+            params[name] = MlpWeights(spec, out, rule.projection_skip and out != spec.dim, name=name)()
+        if rule.use_alpha and spec.alpha_near_one:
+            params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), dtype)
+        return rule.read(params, fast, carry, x_nd, position=context.position, reduce=spec.reduce)
