@@ -3,7 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/pilot_selfmod_paper_faithful.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   No published figure. The launcher answers 'not built yet' until hope_selfmod exists.
+Expect:   No published figure. Not run at this size.
 """
 
 from hope_jax.config import OrderedConfig

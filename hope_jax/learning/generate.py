@@ -1,23 +1,23 @@
-"""Sampling with memories: the prompt is read and written in online chunks, then tokens are drawn one by one.
+"""Sampling with memories: a stream is fed the prompt, then its own tokens one by one.
 
-Tokens are read as they come with the memories of their chunk's start. When the token after a chunk is
-known, the chunk is read again, its teach signal taken and its memories written. Generated tokens are no
-targets, so teach-driven memories learn from the prompt alone.
+Generated tokens are no targets, so teach-driven memories learn from the prompt alone, and self-modifying
+ones from all that they read.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.learning import online
-from hope_jax.learning.online import OnlineRule, StreamState
-from hope_jax.models.lm import Carry, HopeModel
-from hope_jax.types import NO_TARGET, Array, Batch, PyTree
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.stream import Streamer
+from hope_jax.models.lm import HopeModel
+from hope_jax.types import Array, PyTree
 
 Generate = Callable[[PyTree, PyTree | None, np.ndarray, int, float, int], np.ndarray]
+
+_CHUNK_WITHOUT_MEMORIES = 16
 
 
 def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
@@ -29,25 +29,12 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
     Raises (the returned function):
       ValueError: an empty prompt.
     """
-    rule = rule._replace(training=False)
     size = rule.chunk_size
-
-    @partial(jax.jit, static_argnums=1)
-    def begin(params: PyTree, capacity: int, fast: PyTree | None) -> StreamState:
-        start = model.init_fast_state(params, 1) if fast is None else fast
-        return online.begin(model, rule, start, 1, capacity)
-
-    @jax.jit
-    def write_chunk(params: PyTree, state: StreamState, chunk: Batch) -> StreamState:
-        taught = online.read_chunk(model, rule, params, state, chunk, jnp.ones(()))
-        fast, _ = model.write(params, taught.fast, *taught.pending)
-        return taught._replace(fast=fast)
-
-    @jax.jit
-    def read_token(params: PyTree, fast: PyTree, carry: Carry, token: Array) -> tuple[Array, Carry]:
-        out = model.read(params, fast, carry, token[None, None], jnp.ones((1, 1), jnp.int32))
-        assert out.carry is not None
-        return out.logits[0, 0], out.carry
+    if not model.level_names():
+        # Nothing is written, so the chunk only says how many tokens are read again for each new one.
+        size = min(size, _CHUNK_WITHOUT_MEMORIES)
+        model = HopeModel(model.spec._replace(chunk_size=size))
+    streamer = Streamer(model, rule._replace(chunk_size=size, truncate=size, training=False))
 
     @jax.jit
     def draw(logits: Array, temperature: Array, key: Array) -> Array:
@@ -64,25 +51,16 @@ def make_generate(model: HopeModel, rule: OnlineRule) -> Generate:
     ) -> np.ndarray:
         if not len(prompt):
             raise ValueError("prompt: want at least one token, got none")
-        known, tokens, key = len(prompt), [int(t) for t in prompt], jax.random.key(seed)
-        chunks = -(-(known + max_tokens) // size)
-        state = begin(params, size * 2 ** (chunks - 1).bit_length(), fast)
-        carry = state.carry
-        for at in range(known + max_tokens - 1):
-            logits, carry = read_token(params, state.fast, carry, jnp.asarray(tokens[at]))
-            if at + 1 >= known:
-                key, this = jax.random.split(key)
-                tokens.append(int(draw(logits, jnp.asarray(temperature), this)))
-            if (at + 1) % size == 0:
-                state = write_chunk(params, state, _chunk(tokens, at + 1 - size, size, known))
-                carry = state.carry
-        return np.asarray(tokens[known:], np.int32)
+        chunks = -(-(len(prompt) + max_tokens) // size)
+        state = streamer.begin(params, 1, size * 2 ** (chunks - 1).bit_length(), fast)
+        logits, state = streamer.feed(params, state, np.asarray(prompt, np.int32)[None])
+        key, drawn = jax.random.key(seed), np.zeros(max_tokens, np.int32)
+        for at in range(max_tokens):
+            key, this = jax.random.split(key)
+            drawn[at] = draw(logits[0, -1], jnp.asarray(temperature), this)
+            if at + 1 < max_tokens:
+                token, no_target = drawn[None, at : at + 1], np.zeros((1, 1), bool)
+                logits, state = streamer.feed(params, state, token, target_mask=no_target)
+        return drawn
 
     return generate
-
-
-def _chunk(tokens: list[int], start: int, size: int, known: int) -> Batch:
-    """The chunk at `start`, whose targets are those of the first `known` tokens."""
-    targets = [t if start + 1 + i < known else NO_TARGET for i, t in enumerate(tokens[start + 1 :][:size])]
-    row = jnp.asarray([tokens[start : start + size]], jnp.int32)
-    return Batch(row, jnp.asarray([targets], jnp.int32), jnp.ones_like(row))

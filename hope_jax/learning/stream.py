@@ -28,7 +28,6 @@ HostArray: TypeAlias = Any
 """A numpy array on the host, where it is counted and cut; traced inside the compiled pieces."""
 
 
-
 class Unfinished(NamedTuple):
     """The chunk that has begun, on the host; [B, N], zeros from `filled` on.
 

@@ -169,7 +169,10 @@ class HopeSelfModBlock(Block):
     ) -> BlockRead:
         """See `Block`."""
         spec = self.spec
-        z_nd = layers.norm(self, spec, x_nd, prefix="self_mod_") if spec.modern else x_nd
+        # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
+        # the writes diverge within a few hundred tokens.
+        unit = spec.dim**-0.5
+        z_nd = layers.norm(self, spec, x_nd, prefix="self_mod_", start=unit) if spec.modern else x_nd
         carry = None if cache is None else cache["self_mod"]
         read = SelfModLayer(spec, name="self_mod")(z_nd, fast.get("self_mod"), carry, context)
         o_nd, written, carry, stats = read

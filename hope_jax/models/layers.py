@@ -91,9 +91,12 @@ def rotate(x_nhk: Array, positions_n: Array, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_nhk.dtype)
 
 
-def norm(module: nn.Module, spec: ModelSpec, x: Array, prefix: str = "norm_") -> Array:
-    """The style's norm, RMSNorm (modern) or LayerNorm (reference), with parameters declared in `module`."""
-    scale = module.param(f"{prefix}scale", nn.initializers.ones, (spec.dim,), spec.param_dtype)
+def norm(module: nn.Module, spec: ModelSpec, x: Array, prefix: str = "norm_", *, start: float = 1.0) -> Array:
+    """The style's norm, RMSNorm (modern) or LayerNorm (reference), with parameters declared in `module`.
+
+    start: first value of the scale.
+    """
+    scale = module.param(f"{prefix}scale", nn.initializers.constant(start), (spec.dim,), spec.param_dtype)
     if spec.modern:
         return rms_norm(x, scale)
     bias = module.param(f"{prefix}bias", nn.initializers.zeros, (spec.dim,), spec.param_dtype)
