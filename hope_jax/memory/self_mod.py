@@ -36,7 +36,7 @@ class SelfModState(NamedTuple):
     """
 
     weights: PyTree
-    momentum: PyTree | tuple[()]
+    momentum: PyTree
 
 
 class SelfModCarry(NamedTuple):

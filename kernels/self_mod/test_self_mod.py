@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from hope_jax.kernels.self_mod import Rule, Tokens, chunked, layout_of, naive, stack, unstack
 
 DIM, HIDDEN = 5, 7
