@@ -35,9 +35,9 @@ What does not fit is refused before anything compiles, with exit code 2: unknown
 one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide
 the width, or heads of odd width under RoPE; a period, or a chunk of the self-modifying memories, that neither
 divides the online chunk nor is a multiple of it; an online chunk longer than the sequence; a
-`truncate_tokens` that is no multiple of it; a persistent memory outside `two_pass` with `scope=batch`; a
-batch that the devices do not divide; schedules longer than the run; and what is not built yet
-(`NOT_BUILT_YET` in `hope_jax/config_check.py`).
+`truncate_tokens` that is no multiple of it; nested CMS levels whose periods are not multiples of each other;
+a persistent memory outside `two_pass` with `scope=batch`; a batch that the devices do not divide; schedules
+longer than the run; and what is not built yet (`NOT_BUILT_YET` in `hope_jax/config_check.py`).
 """
 
 

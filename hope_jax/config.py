@@ -133,8 +133,9 @@ class TeachConfig:
 
 @dataclass(frozen=True)
 class CmsConfig:
-    """How the Continuum Memory System learns."""
+    """How the levels of the Continuum Memory System are connected and learn."""
 
+    connection: Literal["sequential", "independent", "nested"] = "sequential"  # Eqs. 70, 74, 72
     delta_at: Literal["own_output", "block_output"] = "own_output"  # the output whose gradient writes a level
 
 

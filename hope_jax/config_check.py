@@ -1,5 +1,6 @@
 """The configuration as a whole: combinations that cannot run, found before anything compiles."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -72,6 +73,7 @@ def validate(
         *_not_built(config, built_variants),
         *_model_problems(config),
         *_memory_problems(config, inner_optimizers),
+        *_connection_problems(config),
         *_train_problems(config),
         *_batch_problems(config, device_count),
     ]
@@ -101,6 +103,8 @@ def warnings(config: ExperimentConfig) -> list[str]:
             "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
             "signal at the LM head"
         )
+    if config.cms.connection == "nested":
+        found += _nested_warnings(config)
     never = [
         f"{name} ({level.update_period})"
         for name, level in _levels(config)
@@ -189,6 +193,44 @@ def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str]
                 "memory.lifetime=persistent needs memory.scope=batch: a memory that outlives its examples "
                 "belongs to none of them"
             )
+
+
+def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
+    """The CMS levels of the variant, slowest first."""
+    levels = [item for item in _levels(config) if item[0] != "titan_level"]
+    return sorted(levels, key=lambda item: -item[1].update_period)
+
+
+def _connection_problems(config: ExperimentConfig) -> Iterator[str]:
+    by_period = _by_period(config)
+    if config.cms.connection == "independent" and "mix" in config.model.cms_levels and by_period:
+        yield (
+            "model.cms_levels.mix: cms.connection=independent keeps its weights under this name; give the "
+            "level another"
+        )
+    if config.cms.connection != "nested":
+        return
+    for (slow, slower), (fast, faster) in itertools.pairwise(by_period):
+        if slower.update_period == faster.update_period or slower.update_period % faster.update_period:
+            yield (
+                f"model.{slow}.update_period={slower.update_period} is no larger multiple of "
+                f"model.{fast}.update_period={faster.update_period}, as cms.connection=nested needs: change "
+                "one of them, or use cms.connection=sequential"
+            )
+
+
+def _nested_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Levels that restart within every online chunk, so that no read sees their own writes."""
+    chunk, by_period = online_chunk(config), _by_period(config)
+    for at, (name, level) in enumerate(by_period):
+        slower = [other.update_period for _, other in by_period[:at]][-2:]
+        if not slower or slower[-1] > chunk:
+            continue
+        only = "start that training gave it" if len(slower) > 1 and slower[0] <= chunk else "learned start"
+        yield (
+            f"{name} ({level.update_period}) restarts every {slower[-1]} tokens under cms.connection=nested, "
+            f"within the online chunk of {chunk}: only its {only} is read, never its own writes"
+        )
 
 
 def _train_problems(config: ExperimentConfig) -> Iterator[str]:

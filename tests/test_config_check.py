@@ -10,10 +10,15 @@ from hope_jax.errors import ConfigError
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
 TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}
+NESTED = {"cms": {"connection": "nested"}}
 
 
 def make(model: dict[str, Any] | None = None, **groups: dict[str, Any]) -> ExperimentConfig:
     return resolve({"model": {"cms_levels": LEVELS, **(model or {})}, **groups})
+
+
+def periods(*periods: int) -> ExperimentConfig:
+    return make({"cms_levels": {f"c{c}": {"update_period": c} for c in periods}}, **NESTED)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +59,18 @@ def make(model: dict[str, Any] | None = None, **groups: dict[str, Any]) -> Exper
             "optim.cooldown_steps=6",
         ),
         (make(optim={"cooldown_steps": 5}), "optim.schedule=cosine"),
+        (
+            make({"cms_levels": {"a": {"update_period": 16}, "b": {"update_period": 16}}}, **NESTED),
+            "cms_levels.a.update_period=16 is no larger multiple of model.cms_levels.b.update_period=16",
+        ),
+        (
+            periods(16, 48, 32),
+            "cms_levels.c48.update_period=48 is no larger multiple of model.cms_levels.c32.update_period=32",
+        ),
+        (
+            make({"cms_levels": {"mix": {"update_period": 16}}}, cms={"connection": "independent"}),
+            "model.cms_levels.mix: ",
+        ),
         (make(data={"source": "texts", "mixture": {"a": 1.0}}), "not built yet"),
     ],
 )
@@ -91,6 +108,8 @@ def test_accepted_where_the_rule_does_not_apply() -> None:
     validate(make({"block_variant": "transformer", "cms_levels": {}}))
     validate(make(memory={"lifetime": "persistent", "scope": "batch"}, **TWO_PASS))
     validate(make({"cms_levels": {"a": {"update_period": 64}}}, train={"online_chunk_size": 16}))
+    validate(make(**NESTED))
+    validate(make({"block_variant": "transformer", "cms_levels": {"mix": {}, "b": {}}}, **NESTED))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +141,9 @@ def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
         (make(**TWO_PASS), "nothing but statistics"),
         (make(teach={"source": "global"}), "cms.delta_at=own_output has no effect"),
         (make(data={"mixture": {"a": 1.0}}), "data.mixture has no effect"),
+        (periods(4, 8, 32), "c4 (4) restarts every 8 tokens under cms.connection=nested, within the online"),
+        (periods(4, 8, 32), "of 16: only its learned start"),
+        (periods(4, 8, 16), "of 16: only its start that training gave it"),
     ],
 )
 def test_warnings_name_what_may_not_be_meant(config: ExperimentConfig, message: str) -> None:

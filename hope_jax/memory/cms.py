@@ -1,29 +1,46 @@
-"""Continuum Memory System: a chain of MLP levels, each written every C tokens (Eqs. 70-71, SPEC §2.1).
+"""Continuum Memory System: MLP levels, each written every C tokens (Eqs. 70-71, 74, SPEC §2.1).
 
-y = MLP_k(... MLP_1(x)). Level l with period C is written at token counts that are multiples of C with
+Sequential: y = MLP_k(... MLP_1(x)). Independent: y = sum_l softmax(w)_l MLP_l(x), w learned. Level l with
+period C is written at token counts that are multiples of C with
 
     theta_l <- theta_l - eta_l u,   u = inner optimizer of  sum_t m_t d<stopgrad(delta_t), y_t>/dtheta_l
 
 over exactly its last C tokens, all gradients at the weights that read those tokens. One example and one
 layer; rows are tokens. The slow weights theta never change here: a write changes `delta`.
+`hope_jax.memory.cms_nested` has the nested connection.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from hope_jax.memory import gate, mlp_memory
 from hope_jax.memory.level_write import Bounds, LevelState, LevelWriter, WriteRules, init_level
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 
-__all__ = ["Bounds", "Cms", "LevelState"]
+__all__ = ["Bounds", "Cms", "IndependentCms", "LevelState"]
+
+MIX = "mix"
+"""Name of the parameter w of the independent connection, among the names of the levels."""
+
+
+class LevelChunk(NamedTuple):
+    """One chunk of n tokens as a level's write sees it: factors of its gradient, zero where mask
+    (bool [n]) is False, and the layer's signal."""
+
+    factors: WriteFactors
+    mask: Array
+    signal: WriteSignal
 
 
 @dataclass(frozen=True)
 class Cms:
-    """The constants of a CMS: a memory of the protocol in `hope_jax.memory.state`.
+    """The constants of a sequential CMS: a memory of the protocol in `hope_jax.memory.state`.
 
     levels: in chain order. chunk_size: tokens of an online chunk (N). own_output: levels take their own
     teach signal rather than the block's. output_clip: bound on each level's residual branch while
@@ -49,16 +66,16 @@ class Cms:
 
     def taps(self) -> tuple[str, ...]:
         """Levels whose own output cotangent is wanted."""
-        return self.level_names() if self.own_output else ()
+        return tuple(spec.name for spec in self.levels) if self.own_output else ()
 
-    def init(self, params: PyTree) -> dict[str, LevelState]:
+    def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {spec.name: init_level(spec, params[spec.name], self.chunk_size) for spec in self.levels}
 
     def read(
-        self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
+        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
     ) -> tuple[Array, dict[str, Array]]:
-        """x [n, D] -> y [n, D], and each level's own input.
+        """x [n, D] -> y [n, D], and each level's own input by name.
 
         fast None reads the slow weights alone. taps: level name -> [n, D], added to that level's output:
         zeros, whose gradient is the level's teach signal.
@@ -66,27 +83,32 @@ class Cms:
         trace = {}
         for spec in self.levels:
             trace[spec.name] = x
-            delta = None if fast is None else fast[spec.name].delta
-            x = mlp_memory.read(params[spec.name], delta, x, output_clip=self.output_clip)
-            if spec.name in taps:
-                x = x + taps[spec.name].astype(x.dtype)
+            x = self._read_level(spec.name, params, fast, x, taps)
         return x, trace
+
+    def _read_level(
+        self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
+    ) -> Array:
+        """One level's output, with its tap."""
+        delta = None if fast is None else fast[name].delta
+        y = mlp_memory.read(params[name], delta, x, output_clip=self.output_clip)
+        return y + taps[name].astype(y.dtype) if name in taps else y
 
     def write(
         self,
         params: PyTree,
-        fast: dict[str, LevelState],
+        fast: dict[str, PyTree],
         trace: dict[str, Array],
         signal: WriteSignal,
         *,
         position: Array,
         reduce: Reduce,
         last: bool = False,
-    ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
+    ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
         """Writes every level with one chunk; see `Memory.write`."""
-        rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
         mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
-        new_fast, stats = {}, {}
+        new_fast: dict[str, PyTree] = {}
+        stats: dict[str, WriteStats] = {}
         for spec in self.levels:
             name = spec.name
             teach = signal.own[name] if self.own_output else signal.block
@@ -97,6 +119,45 @@ class Cms:
                 jnp.where(mask[:, None], teach, 0),
                 output_clip=self.output_clip,
             )
-            writer = LevelWriter(rules, spec, params[name], reduce)
-            new_fast[name], stats[name] = writer.write(fast[name], factors, mask, signal, position, last)
+            chunk = LevelChunk(factors, mask, signal._replace(own={}))
+            new_fast[name], written = self._write_level(
+                spec, params[name], fast[name], chunk, position=position, reduce=reduce, last=last
+            )
+            stats |= written
         return new_fast, stats
+
+    def _rules(self) -> WriteRules:
+        return WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
+
+    def _write_level(
+        self,
+        spec: LevelSpec,
+        params: PyTree,
+        state: PyTree,
+        chunk: LevelChunk,
+        *,
+        position: Array,
+        reduce: Reduce,
+        last: bool,
+    ) -> tuple[PyTree, dict[str, WriteStats]]:
+        """One level's new state, and statistics under the names of `level_names`."""
+        writer = LevelWriter(self._rules(), spec, params, reduce)
+        state, stats = writer.write(state, *chunk, position, last)
+        return state, {spec.name: stats}
+
+
+@dataclass(frozen=True)
+class IndependentCms(Cms):
+    """The constants of an independent CMS (Eq. 74): every level reads the CMS's input, and the outputs are
+    averaged with the weights softmax(w). `params["mix"]`: w [levels], slow."""
+
+    def read(
+        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """As `Cms.read`. A tap stands before the average, so a level's own signal has its weight in it."""
+        outputs = [self._read_level(spec.name, params, fast, x, taps) for spec in self.levels]
+        # In bfloat16 the rounded weights would not sum to 1 and scale the residual stream.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        weights = jax.nn.softmax(params[MIX].astype(wide))
+        y = sum((w * y.astype(wide) for w, y in zip(weights, outputs, strict=True)), jnp.zeros((), wide))
+        return y.astype(x.dtype), {spec.name: x for spec in self.levels}

@@ -85,7 +85,7 @@ class Memory(Protocol):
         ...
 
     def level_names(self) -> tuple[str, ...]:
-        """Names of the levels, in the order in which they are read."""
+        """Names under which its writes are counted: its levels first, in the order in which they are read."""
         ...
 
     def taps(self) -> tuple[str, ...]:

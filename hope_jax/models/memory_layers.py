@@ -1,10 +1,12 @@
 """Memories as layers: they own a memory's parameters and hand them to its pure functions. One sequence."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
-from hope_jax.memory.cms import Cms
+from hope_jax.memory.cms import MIX, Cms, IndependentCms
+from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.self_mod import SelfModCarry, SelfModState
 from hope_jax.memory.state import WriteStats
 from hope_jax.models import layers
@@ -16,9 +18,13 @@ ALPHA_BIAS = 7.0
 """Modern style's first bias of the retention gate: alpha starts near sigmoid(7) = 0.9991."""
 
 
+CONNECTIONS: Mapping[str, type[Cms]] = {"sequential": Cms, "independent": IndependentCms, "nested": NestedCms}
+"""How the levels of a CMS are connected, by `ModelSpec.cms_connection`."""
+
+
 def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
     """The CMS that a spec describes."""
-    return Cms(
+    return CONNECTIONS[spec.cms_connection](
         levels=spec.cms_levels,
         chunk_size=spec.chunk_size,
         gate_rule=spec.gate,
@@ -61,7 +67,10 @@ class CmsLayer(nn.Module):
     def __call__(self, x_nd: Array, fast: PyTree, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         """See `Cms.read`."""
         spec = self.spec
-        params = {level.name: CmsParams(spec, name=level.name)() for level in spec.cms_levels}
+        params: PyTree = {level.name: CmsParams(spec, name=level.name)() for level in spec.cms_levels}
+        if spec.cms_connection == "independent":
+            shape = (len(spec.cms_levels),)
+            params[MIX] = self.param(MIX, nn.initializers.zeros, shape, spec.param_dtype)
         return make_cms(spec, training=self.training).read(params, fast, x_nd, taps)
 
 

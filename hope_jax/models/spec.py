@@ -22,6 +22,7 @@ class ModelSpec(NamedTuple):
     style: `modern` (pre-norm, RoPE, qk-norm, no biases) or `reference` (the published post-norm one).
     qk_norm: none | l2 | rms. sliding_window, local_conv_window: tokens; 0: off.
     cms_levels: in chain order. chunk_size: tokens of an online chunk (N).
+    cms_connection: sequential | independent | nested.
     own_output: CMS levels learn from their own output's cotangent, not the block's.
     scope: whose memory a fast state is: `example` or `batch`.
     read_clip: bound on each CMS level's residual branch while training;
@@ -45,6 +46,7 @@ class ModelSpec(NamedTuple):
     rope_theta: float = 10000.0
     sliding_window: int = 0
     local_conv_window: int = 0
+    cms_connection: str = "sequential"
     own_output: bool = True
     gate: GateRule = GateRule()
     bounds: Bounds = Bounds()

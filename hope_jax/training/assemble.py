@@ -40,6 +40,7 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         rope_theta=model.rope_theta,
         sliding_window=model.sliding_window,
         local_conv_window=model.local_conv_window,
+        cms_connection=config.cms.connection,
         # The head's signal is one for all outputs: there is no level's own.
         own_output=config.cms.delta_at == "own_output" and config.teach.source == "per_layer",
         gate=GateRule(model.surprise_metric, model.surprise_threshold),

@@ -1,0 +1,174 @@
+"""The nested connection of the CMS: slower levels learn where faster ones start (Eq. 72, SPEC appendix).
+
+Reads are those of the sequential CMS. For writes the levels s = 1 .. k are ordered by falling period C_s,
+whatever their order in the chain; C_{s+1} divides C_s. With g_{s,t} the gradient of token t with respect to
+level s's weights at the weights that read it, and opt_s level s's inner optimizer, after token count n:
+
+    n a multiple of C_s:      w_s <- w_s - eta_s opt_s(sum of the last C_s g_{s,t})
+                              init_{s+1} <- init_{s+1} - eta_s opt_s(sum of the last C_s g_{s+1,t}),
+                              w_{s+1} <- init_{s+1}, its optimizer state cleared
+    then, for r > s + 1:      init_r, w_r <- theta_r, their optimizer states cleared
+
+w_s are the weights that read; both w_s and init_s start from theta_s. First order: the gradients are taken
+where the tokens were read and are not pulled back through the writes of level s+1. The slowest level has no
+init and is written as in the sequential CMS.
+
+What the appendix leaves open is decided so. Where several periods end at one token, faster events come
+before slower ones; what a restart overwrites there (the write of a period that ends with it) was made and
+counted, and no read sees it. opt_s keeps a state of its own for init_{s+1}, cleared where level s restarts.
+The sum over C_s takes every token that the mask leaves, whether or not the gate blocked the period of level
+s+1 that it lay in; the move has its own gate, the mean surprise over its C_s tokens, and is bounded as a
+write: by its own size and by |init - theta|. Restarts follow the clock, not the gate: a blocked move leaves
+init as it was, and level s+1 still restarts there. At a stream's end an unfinished move is flushed or dropped
+like an unfinished period, without a restart. Visibility is that of all writes: in an online chunk of N
+tokens every read is at the chunk's first weights, so with C_s <= N level s+1 is read as its init alone, and
+with C_{s-1} <= N as theta_{s+1}.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax import trees
+from hope_jax.memory import levels
+from hope_jax.memory.cms import Cms, LevelChunk
+from hope_jax.memory.level_write import LevelState, LevelWriter, Pending, init_level
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.state import Reduce, WriteStats, add_stats
+from hope_jax.types import Array, PyTree
+
+
+class NestedState(NamedTuple):
+    """Fast state of a level that starts from an init.
+
+    delta, opt, pending: of its weights, as in `LevelState`. init: of where it starts; its delta is
+    init - theta, its opt that of the next slower level, its pending the unfinished move.
+    """
+
+    delta: PyTree
+    opt: PyTree
+    pending: Pending | tuple[()]
+    init: LevelState
+
+
+@dataclass(frozen=True)
+class NestedCms(Cms):
+    """The constants of a nested CMS; fields as of `Cms`, `levels` in the order in which they read.
+
+    Raises:
+      ValueError: a period is not a multiple of the next shorter one, or equal to it.
+    """
+
+    def __post_init__(self) -> None:
+        by_period = sorted(self.levels, key=lambda spec: -spec.update_period)
+        for slow, fast in zip(by_period, by_period[1:], strict=False):
+            if slow.update_period == fast.update_period or slow.update_period % fast.update_period:
+                raise ValueError(
+                    "levels: in a nested CMS each period is a larger multiple of the next shorter one; got "
+                    f"{slow.update_period} ({slow.name}) over {fast.update_period} ({fast.name})"
+                )
+
+    def slower(self, spec: LevelSpec) -> tuple[LevelSpec, ...]:
+        """The levels of longer period, the next one first."""
+        longer = [other for other in self.levels if other.update_period > spec.update_period]
+        return tuple(sorted(longer, key=lambda other: other.update_period))
+
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, and NAME.init for the moves of each init."""
+        inits = tuple(_init_name(spec) for spec in self.levels if self.slower(spec))
+        return (*super().level_names(), *inits)
+
+    def init(self, params: PyTree) -> dict[str, PyTree]:
+        """The state of a context that has written nothing. `params`: one layer's, by level name."""
+        return {spec.name: self._fresh(spec, params[spec.name]) for spec in self.levels}
+
+    def _fresh(self, spec: LevelSpec, params: PyTree) -> PyTree:
+        state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
+        return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state
+
+    def _write_level(
+        self,
+        spec: LevelSpec,
+        params: PyTree,
+        state: PyTree,
+        chunk: LevelChunk,
+        *,
+        position: Array,
+        reduce: Reduce,
+        last: bool,
+    ) -> tuple[PyTree, dict[str, WriteStats]]:
+        slower, rules = self.slower(spec), self._rules()
+        weights = LevelWriter(rules, spec, params, reduce)
+        if not slower:
+            state, stats = weights.write(state, *chunk, position, last)
+            return state, {spec.name: stats}
+        writer = _NestedWriter(
+            weights, LevelWriter(rules, slower[0], params, reduce), slower, self._fresh(spec, params)
+        )
+        state, (stats, moved) = writer.write(state, chunk, position, last)
+        return state, {spec.name: stats, _init_name(spec): moved}
+
+
+Stats = tuple[WriteStats, WriteStats]
+"""Of the writes of a level's weights, and of the moves of its init."""
+
+
+@dataclass(frozen=True)
+class _NestedWriter:
+    """The writes of one level that starts from an init.
+
+    weights: writes with the level's own optimizer. init: with that of the next slower level, which sees the
+    init as a level of its own period. slower: the slower levels, the next one first. fresh: the state at
+    theta.
+    """
+
+    weights: LevelWriter
+    init: LevelWriter
+    slower: tuple[LevelSpec, ...]
+    fresh: NestedState
+
+    def write(
+        self, state: NestedState, chunk: LevelChunk, position: Array, last: bool
+    ) -> tuple[NestedState, Stats]:
+        """Writes one chunk, whose first token stands at `position`, restart by restart."""
+        period = self.slower[0].update_period
+        if levels.spans_chunks(period, self.weights.rules.chunk_size):
+            return self._until_restart(state, chunk, position, last)
+        whole, rest = levels.split_chunk(chunk.mask.shape[0], period)
+
+        def step(state: NestedState, xs: tuple[LevelChunk, Array]) -> tuple[NestedState, Stats]:
+            return self._until_restart(state, *xs, last=False)
+
+        pieces = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), chunk)
+        starts = position + period * jnp.arange(whole, dtype=jnp.int32)
+        state, stacked = jax.lax.scan(step, state, (pieces, starts))
+        stats: Stats = jax.tree.map(lambda s: s.sum(0), stacked)
+        if rest:
+            tail = jax.tree.map(lambda t: t[whole * period :], chunk)
+            state, more = self._until_restart(state, tail, position + whole * period, last)
+            stats = add_stats(stats[0], more[0]), add_stats(stats[1], more[1])
+        return state, stats
+
+    def _until_restart(
+        self, state: NestedState, chunk: LevelChunk, position: Array, last: bool
+    ) -> tuple[NestedState, Stats]:
+        """Writes tokens that hold no restart but, perhaps, at their end."""
+        level = LevelState(state.delta, state.opt, state.pending)
+        level, stats = self.weights.write(level, *chunk, position, last)
+        init, moved = self.init.write(state.init, *chunk, position, last)
+        end = position + chunk.mask.shape[0]
+        if len(self.slower) > 1:
+            init = trees.select(_is_due(end, self.slower[1]), self.fresh.init, init)
+        start = LevelState(init.delta, self.fresh.opt, self.fresh.pending)
+        delta, opt, pending = trees.select(_is_due(end, self.slower[0]), start, level)
+        return NestedState(delta, opt, pending, init), (stats, moved)
+
+
+def _is_due(tokens_seen: Array, spec: LevelSpec) -> Array:
+    return jnp.asarray(levels.is_due(tokens_seen, spec.update_period))
+
+
+def _init_name(spec: LevelSpec) -> str:
+    return f"{spec.name}.init"
