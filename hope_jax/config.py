@@ -53,7 +53,7 @@ class LevelConfig:
 
     update_period: Count = 16  # tokens between writes (C)
     lr: NonNegative | None = None  # inner learning rate; None: model.self_mod_lr
-    optimizer: str = "momentum"  # see hope_jax.memory.inner_optim.VARIANTS
+    optimizer: str = "momentum"  # hope_jax.memory.inner_optim.VARIANTS; titan_level: also titans
     beta: Decay = 0.9  # inner momentum (no bias correction)
     beta2: Decay = 0.999  # second moment of `preconditioned` and `muon`
     eps: Positive = 1e-8  # added to the root of the second moment
@@ -113,6 +113,7 @@ class ModelConfig:
     cms_hidden_multiplier: Count = 4  # hidden width of a CMS level over dim
     cms_flush_partial_at_end: bool = False  # write a period that the stream's end cuts short
     titan_level: LevelConfig = LevelConfig(update_period=8)  # TITAN memory (hope_hybrid, titan)
+    titan_hidden_multiplier: Count = 4  # hidden width of the TITAN memory and its SelfModifier over dim
     self_mod: SelfModConfig = SelfModConfig()
     self_mod_lr: NonNegative = 1e-3  # inner rate of levels that name none; scale of eta in hope_selfmod
     self_modifying: SelfModifyingTitansConfig = SelfModifyingTitansConfig()

@@ -12,6 +12,11 @@ __all__ = ["NOT_BUILT_YET", "online_chunk", "resolve", "truncate", "validate", "
 
 CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
 TITAN_VARIANTS = ("hope_hybrid", "titan")
+TITAN_RULES = ("titans",)
+"""Write rules that only the TITAN memory has, beside the inner optimizers."""
+
+RESERVED_LEVELS = ("titan", "generators", "memory")
+"""Levels of other memories, beside which those of the CMS are reported."""
 
 NOT_BUILT_YET: Mapping[str, Mapping[Any, str]] = {
     "memory.reset_at_document": {True: "use false"},
@@ -165,6 +170,9 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
         )
     if model.block_variant in CMS_VARIANTS and not model.cms_levels:
         yield f"model.cms_levels is empty: block_variant={model.block_variant} needs at least one level"
+    for name in RESERVED_LEVELS:
+        if name in model.cms_levels:
+            yield f"model.cms_levels.{name}: the name belongs to another memory's level; choose another"
 
 
 def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
@@ -179,8 +187,11 @@ def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str]
         if chunk % period and period % chunk:
             yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
     for path, level in _levels(config):
-        if inner_optimizers is not None and level.optimizer not in inner_optimizers:
-            known = ", ".join(inner_optimizers)
+        if inner_optimizers is None:
+            break
+        offered = (*inner_optimizers, *(TITAN_RULES if path == "titan_level" else ()))
+        if level.optimizer not in offered:
+            known = ", ".join(offered)
             yield f"model.{path}.optimizer={level.optimizer!r}: unknown; known: {known}"
     if memory.lifetime == "persistent":
         if config.train.algorithm_mode != "two_pass":

@@ -46,12 +46,13 @@ class LevelState(NamedTuple):
     """Fast state of one level.
 
     delta: what the context has added to the fast weights. opt: inner-optimizer state.
-    pending: the unfinished period of a level whose period spans several chunks, else ().
+    pending: the unfinished period of a level whose period spans several chunks (`Pending`, or what another
+    rule gathers), else ().
     """
 
     delta: PyTree
     opt: PyTree
-    pending: Pending | tuple[()]
+    pending: PyTree
 
 
 class Bounds(NamedTuple):
@@ -146,8 +147,8 @@ class LevelWriter:
         stats = jax.tree.map(lambda s: s.sum(0), stats)
         if rest and last and self.rules.flush_partial_at_end:
             tail = jax.tree.map(lambda t: t[whole * period :], tokens)
-            (delta, opt), flushed = step((delta, opt), tail)
-            stats = add_stats(stats, _flushed(flushed))
+            (delta, opt), tail_stats = step((delta, opt), tail)
+            stats = add_stats(stats, flushed(tail_stats))
         return LevelState(delta, opt, ()), stats
 
     def _in_closed_form(self) -> bool:
@@ -184,7 +185,7 @@ class LevelWriter:
         }
         norms = [_period_norms(factors.z, factors.g_h, dtype), _period_norms(factors.a, factors.g_o, dtype)]
         hits = [w.write_hits for w in written.values()], [w.delta_hits for w in written.values()]
-        stats = _write_stats(is_open, applied, tokens, gate.mean_surprise(surprise), norms, *hits)
+        stats = write_stats(is_open, applied, tokens, gate.mean_surprise(surprise), norms, *hits)
         opt = state.opt
         if before is not None:
             ema = {name: w.velocity for name, w in written.items()}
@@ -218,8 +219,8 @@ class LevelWriter:
         if not self.rules.flush_partial_at_end:
             dropped = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
             return new_state._replace(pending=trees.zeros_like(pending)), dropped
-        flushed_state, flushed = apply(None)
-        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (flushed_state, _flushed(flushed)))
+        early, early_stats = apply(None)
+        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
 
     def _sums(self, factors: WriteFactors, mask: Array, surprise_n: Array, counted_n: Array) -> Pending:
         """One period's (or its part's) gradient and counts, over all examples that share the state."""
@@ -241,17 +242,18 @@ class LevelWriter:
         applied = is_open & (period.tokens > 0)
         context = period.context / jnp.maximum(period.seen, 1)
         update, new_opt = self.optimizer.update(period.grad, opt, context=context)
-        write, write_hits = _bounded(
+        write, write_hits = bounded(
             jax.tree.map(lambda u: -self.spec.lr * u, update), self.norms, self.rules.bounds.write
         )
-        new_delta, delta_hits = _bounded(trees.add(delta, write), self.norms, self.rules.bounds.delta)
+        new_delta, delta_hits = bounded(trees.add(delta, write), self.norms, self.rules.bounds.delta)
         norms = [root(jnp.square(g).sum()) for g in jax.tree.leaves(period.grad)]
         surprise = gate.mean_surprise(period.surprise)
-        stats = _write_stats(is_open, applied, period.tokens, surprise, norms, write_hits, delta_hits)
+        stats = write_stats(is_open, applied, period.tokens, surprise, norms, write_hits, delta_hits)
         return trees.select(applied, (new_delta, new_opt), (delta, opt)), stats
 
 
-def _flushed(stats: WriteStats) -> WriteStats:
+def flushed(stats: WriteStats) -> WriteStats:
+    """The statistics of a partial period that a stream's end has written."""
     return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
 
 
@@ -275,7 +277,7 @@ def _limit(bound: float, norm: Array) -> Array | None:
     return bound * norm if bound else None
 
 
-def _write_stats(
+def write_stats(
     is_open: Array,
     applied: Array,
     tokens: Array,
@@ -284,7 +286,7 @@ def _write_stats(
     write_hits: list[Array],
     delta_hits: list[Array],
 ) -> WriteStats:
-    """Statistics of ended periods, over any leading axes. Lists have one entry a weight, or a bounded map."""
+    """Statistics of ended periods, over any leading axes: lists have one entry a weight, or a bounded map."""
     on = applied.astype(jnp.float32)
 
     def total(parts: list[Array]) -> Array:
@@ -306,7 +308,7 @@ def _write_stats(
     return jax.lax.stop_gradient(stats)
 
 
-def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, list[Array]]:
+def bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, list[Array]]:
     """Scales each affine map down to bound * its slow norm; also bool [] a map, whether it was scaled."""
     if not bound:
         return weights, []

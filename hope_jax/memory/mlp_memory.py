@@ -80,16 +80,19 @@ def clip_factor(o: Array, max_norm: float) -> Array:
 
 
 def read(params: Weights, delta: Weights | None, x: Array, *, output_clip: float | None = None) -> Array:
-    """x [n, D] -> y [n, D] at weights params + delta (Eq. 71's inner MLP).
+    """x [n, D] -> y [n, D] at weights params + delta (Eq. 71's inner MLP), its input added to `branch`."""
+    return x + branch(params, delta, x, output_clip=output_clip)
 
-    output_clip bounds each token's residual branch (the reference's train mode has 1.0; None: off).
+
+def branch(params: Weights, delta: Weights | None, x: Array, *, output_clip: float | None = None) -> Array:
+    """W_down gelu(W_up LN(x)) [n, D] at weights params + delta.
+
+    output_clip bounds each token's norm (the reference's train mode has 1.0; None: off).
     """
     z = normalise(params, x)
     a = jax.nn.gelu(affine(z, params, delta, "w_up", "b_up"), approximate=False)
     o = affine(a, params, delta, "w_down", "b_down")
-    if output_clip is not None:
-        o = o * clip_factor(o, output_clip)
-    return x + o
+    return o if output_clip is None else o * clip_factor(o, output_clip)
 
 
 def write_factors(

@@ -12,7 +12,7 @@ from flax import linen as nn
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.models import layers
 from hope_jax.models.attention import Attention, ReadContext, init_cache
-from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, make_cms
+from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, TitanLayer, make_cms, make_titan
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
@@ -78,6 +78,15 @@ class Block(nn.Module):
             x_nd, context, None if cache is None else cache["attn"]
         )
         return x_nd, None if cache is None else {"attn": entered}
+
+    def add_titan(self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]) -> tuple[Array, Array]:
+        """x [n, D] with the TITAN memory's output added, and the memory's trace. The modern style reads the
+        norm of x, the reference x itself."""
+        spec = self.spec
+        key_nd = layers.norm(self, spec, x_nd, prefix="titan_") if spec.modern else x_nd
+        titan = TitanLayer(spec, self.training, name="titan")
+        m_nd, trace = titan(key_nd, fast.get("titan"), taps.get("titan", {}))
+        return x_nd + m_nd, trace
 
 
 class TransformerBlock(Block):
@@ -188,3 +197,52 @@ class HopeSelfModBlock(Block):
             {"self_mod": written} if wrote else {},
             {"self_mod": stats} if wrote else {},
         )
+
+
+class HopeHybridBlock(Block):
+    """Attention, then TITAN memory, then CMS (the published pilot's block)."""
+
+    @staticmethod
+    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
+        """The TITAN memory and the CMS."""
+        return {"titan": make_titan(spec, training=training), "cms": make_cms(spec, training=training)}
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
+        """See `Block`."""
+        x_nd, cache = self.attend(x_nd, context, cache)
+        x_nd, keys = self.add_titan(x_nd, fast, taps)
+        cms = CmsLayer(self.spec, self.training, name="cms")
+        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        return BlockRead(y_nd, cache, {"titan": keys, "cms": trace}, {}, {})
+
+
+class TitanBlock(Block):
+    """Attention, then TITAN memory: the TITAN baseline. The reference style norms their sum."""
+
+    @staticmethod
+    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
+        """The TITAN memory."""
+        return {"titan": make_titan(spec, training=training)}
+
+    @nn.compact
+    def __call__(
+        self,
+        x_nd: Array,
+        fast: dict[str, PyTree],
+        cache: dict[str, PyTree] | None,
+        taps: dict[str, Any],
+        context: ReadContext,
+    ) -> BlockRead:
+        """See `Block`."""
+        x_nd, cache = self.attend(x_nd, context, cache)
+        y_nd, keys = self.add_titan(x_nd, fast, taps)
+        y_nd = y_nd if self.spec.modern else layers.norm(self, self.spec, y_nd)
+        return BlockRead(y_nd, cache, {"titan": keys}, {}, {})

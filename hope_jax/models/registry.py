@@ -3,7 +3,9 @@
 from hope_jax.models.blocks import (
     Block,
     HopeAttentionBlock,
+    HopeHybridBlock,
     HopeSelfModBlock,
+    TitanBlock,
     TransformerBlock,
     TransformerPlusPlusBlock,
 )
@@ -13,4 +15,6 @@ VARIANTS: dict[str, type[Block]] = {
     "transformer_pp": TransformerPlusPlusBlock,
     "hope_attention": HopeAttentionBlock,
     "hope_selfmod": HopeSelfModBlock,
+    "hope_hybrid": HopeHybridBlock,
+    "titan": TitanBlock,
 }

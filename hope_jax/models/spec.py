@@ -27,6 +27,8 @@ class ModelSpec(NamedTuple):
     scope: whose memory a fast state is: `example` or `batch`.
     read_clip: bound on each CMS level's residual branch while training;
     None: off.
+    titan_level: of the TITAN memory, in the variants that have one. titan_hidden: width of its MLP and of the
+    SelfModifier's. self_modifier: False: its writes are steps along the teach signal alone.
     self_mod: self-modifying Titans, of the variants that have them.
     alpha_near_one: their retention gate has a bias outside the decayed weights.
     dtype: of activations and matmuls. param_dtype: of parameters and fast state.
@@ -51,6 +53,9 @@ class ModelSpec(NamedTuple):
     gate: GateRule = GateRule()
     bounds: Bounds = Bounds()
     flush_partial_at_end: bool = False
+    titan_level: LevelSpec = LevelSpec("titan", 8, 0.0)
+    titan_hidden: int = 0
+    self_modifier: bool = True
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
     alpha_near_one: bool = True
     scope: str = "example"

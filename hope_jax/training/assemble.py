@@ -48,6 +48,9 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         flush_partial_at_end=model.cms_flush_partial_at_end,
         scope=config.memory.scope,
         read_clip=REFERENCE_READ_CLIP if reference else None,
+        titan_level=_level("titan", model.titan_level, model.self_mod_lr),
+        titan_hidden=model.titan_hidden_multiplier * model.dim,
+        self_modifier=model.self_mod.enabled,
         self_mod=_self_mod(config),
         alpha_near_one=model.self_modifying.alpha_init == "near_one"
         or (model.self_modifying.alpha_init == "style" and not reference),

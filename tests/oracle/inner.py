@@ -76,7 +76,9 @@ def direction(
 
 def fresh_state(level: Level, names_shapes: dict[str, tuple[int, ...]]) -> dict[str, Arrays]:
     """Zero first moment v (and second moment s where the variant has one) for each tensor."""
-    keys = {"sgd": (), "preconditioned": ("v", "s"), "muon": ("v", "s")}.get(level.optimizer, ("v",))
+    keys = {"sgd": (), "titans": (), "preconditioned": ("v", "s"), "muon": ("v", "s")}.get(
+        level.optimizer, ("v",)
+    )
     return {name: {k: np.zeros(shape) for k in keys} for name, shape in names_shapes.items()}
 
 

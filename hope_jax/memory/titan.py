@@ -1,0 +1,128 @@
+"""TITAN memory: an MLP, normed at its output, that is written towards a SelfModifier's target (SPEC §2.2).
+
+    mem(x) = LN(W_down gelu(W_up x)),   key = x,   value = stopgrad(mem(key)),
+    target = value + SelfModifier(key, value, delta) - delta,   loss = 1/2 sum_t m_t |mem(key_t) - target_t|^2
+
+so the cotangent of a write at mem's output is delta - SelfModifier(key, value, delta): without the
+SelfModifier a step along -delta. Written every C tokens like a level of the CMS, with one of its inner
+optimizers or the Titans paper's own rule. LayerNorm's affine part is slow. One example and one layer; rows
+are tokens.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.memory import gate, mlp_memory, titans_rule
+from hope_jax.memory.level_write import Bounds, LevelState, LevelWriter, WriteRules, init_level
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
+from hope_jax.types import Array, PyTree
+
+SELF_MODIFIER, GATES = "self_modifier", "gates"
+
+
+@dataclass(frozen=True)
+class Titan:
+    """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
+
+    level: its period and inner optimizer; `titans_rule.NAME` stands for the Titans paper's rule.
+    self_modifier: False: a write is a step along -delta alone. The other fields as of `Cms`.
+
+    Parameters of one layer: `w_up` [D, H], `w_down` [H, D], perhaps `b_up`, `b_down`; `ln_scale`,
+    `ln_bias` [D]; `self_modifier`: see `self_modifier_read`; `gates`: see `titans_rule.token_gates`.
+    """
+
+    level: LevelSpec
+    chunk_size: int
+    gate_rule: gate.GateRule = gate.GateRule()
+    bounds: Bounds = Bounds()
+    own_output: bool = True
+    output_clip: float | None = None
+    flush_partial_at_end: bool = False
+    self_modifier: bool = True
+
+    @property
+    def _titans(self) -> bool:
+        return self.level.optimizer == titans_rule.NAME
+
+    @property
+    def write_only(self) -> tuple[str, ...]:
+        """SelfModifier and gates act through writes alone."""
+        return ((SELF_MODIFIER,) if self.self_modifier else ()) + ((GATES,) if self._titans else ())
+
+    def level_names(self) -> tuple[str, ...]:
+        """The memory is one level."""
+        return (self.level.name,)
+
+    def taps(self) -> tuple[str, ...]:
+        """Its own output, if it learns from that."""
+        return self.level_names() if self.own_output else ()
+
+    def init(self, params: PyTree) -> dict[str, LevelState]:
+        """The state of a context that has written nothing, for parameters of one layer."""
+        start = titans_rule.init if self._titans else init_level
+        return {self.level.name: start(self.level, params, self.chunk_size)}
+
+    def read(
+        self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
+    ) -> tuple[Array, Array]:
+        """x [n, D] -> mem(x) [n, D], and x: the keys of the write. fast None: the slow weights alone."""
+        name = self.level.name
+        delta = None if fast is None else fast[name].delta
+        o = mlp_memory.branch(mlp_memory.fast_weights(params), delta, x, output_clip=self.output_clip)
+        y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
+        if name in taps:
+            y = y + taps[name].astype(y.dtype)
+        return y, x
+
+    def write(
+        self,
+        params: PyTree,
+        fast: dict[str, LevelState],
+        trace: Array,
+        signal: WriteSignal,
+        *,
+        position: Array,
+        reduce: Reduce,
+        last: bool = False,
+    ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
+        """Writes one chunk; see `Memory.write`. trace: the keys [n, D]."""
+        name, key = self.level.name, trace
+        state, weights = fast[name], mlp_memory.fast_weights(params)
+        mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
+        teach = signal.own[name] if self.own_output else signal.block
+        o = mlp_memory.branch(weights, state.delta, key, output_clip=self.output_clip)
+        value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
+        cotangent = teach
+        if self.self_modifier:
+            correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach)
+            cotangent = teach - correction.astype(teach.dtype)
+        (at_branch,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
+        factors = mlp_memory.write_factors(weights, state.delta, key, at_branch, output_clip=self.output_clip)
+        rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
+        if self._titans:
+            gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
+            writer = titans_rule.TitansWriter(rules, self.level, weights, reduce)
+            new, stats = writer.write(state, factors, gates, mask, signal, position, last)
+        else:
+            plain = LevelWriter(rules, self.level, weights, reduce)
+            new, stats = plain.write(state, factors, mask, signal, position, last)
+        return {name: new}, {name: stats}
+
+
+def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach: Array) -> Array:
+    """The correction [n, D] that a 3-layer MLP makes of [key, value, delta], [n, D] each.
+
+    params: `w_1` [3D, H], `w_2` [H, H], `w_3` [H, D] and perhaps biases `b_1`, `b_2`, `b_3`.
+    """
+    dtype = key.dtype
+    h = jnp.concatenate([key, value.astype(dtype), teach.astype(dtype)], axis=-1)
+    for i in (1, 2, 3):
+        h = h @ params[f"w_{i}"].astype(dtype)
+        if f"b_{i}" in params:
+            h = h + params[f"b_{i}"].astype(dtype)
+        if i < 3:
+            h = jax.nn.gelu(h, approximate=False)
+    return h

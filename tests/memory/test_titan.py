@@ -1,0 +1,189 @@
+"""TITAN memory against the loop over tokens: reads, both write rules, and gradients through the writes."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.memory import titans_rule
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.level_write import Bounds
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.titan import Titan
+from tests.oracle import titan as oracle
+from tests.oracle.bridge import assert_close
+from tests.oracle.cases import DIM, HIDDEN, Draw
+from tests.oracle.inner import Level
+
+QUICK = {"xla_backend_optimization_level": 0}
+LENGTHS = (4, 4, 4, 4, 3)
+N = LENGTHS[0]
+OPEN = oracle.Rules(N)
+BOUNDED = oracle.Rules(N, "l2", 0.7, 0.05, 0.06, 0.5, flush=True)
+CASES = {
+    "within_a_chunk": (Level("titan", 2, 0.3, beta=0.5), OPEN, True, False),
+    "over_chunks_bounded": (Level("titan", 8, 0.3), BOUNDED, True, True),
+    "projected_without_self_modifier": (Level("titan", 4, 0.3, "nl_l2_precond"), OPEN, False, False),
+    "titans_within_a_chunk": (Level("titan", 2, 0.3, "titans"), OPEN, True, True),
+    "titans_over_chunks_bounded": (Level("titan", 8, 0.3, "titans"), BOUNDED, True, False),
+    "titans_other_metric": (
+        Level("titan", 4, 0.3, "titans"),
+        replace(BOUNDED, metric="loss", read_clip=0.0),
+        False,
+        False,
+    ),
+}
+
+
+def params_of(level: Level, self_modifier: bool, biases: bool) -> dict[str, Any]:
+    draw = Draw(3)
+    params: dict[str, Any] = {"w_up": draw.matrix(DIM, HIDDEN), "w_down": draw.matrix(HIDDEN, DIM)}
+    params |= {"ln_scale": draw.scale(DIM), "ln_bias": draw.bias(DIM)}
+    if biases:
+        params |= {"b_up": draw.bias(HIDDEN), "b_down": draw.bias(DIM)}
+    if self_modifier:
+        widths = (3 * DIM, HIDDEN, HIDDEN, DIM)
+        params["self_modifier"] = {f"w_{i}": draw.matrix(*widths[i - 1 : i + 1]) for i in (1, 2, 3)}
+        if biases:
+            params["self_modifier"] |= {f"b_{i}": draw.bias(widths[i]) for i in (1, 2, 3)}
+    if level.optimizer == "titans":
+        gates = {"alpha": -2.0, "eta": 0.5, "theta": 0.2}
+        params["gates"] = {f"w_{name}": draw.bias(DIM) for name in gates}
+        params["gates"] |= {f"b_{name}": np.float64(bias) for name, bias in gates.items()}
+    return params
+
+
+def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
+    return Titan(
+        LevelSpec("titan", level.period, level.lr, level.optimizer, level.beta),
+        rules.chunk,
+        GateRule(rules.metric, rules.threshold),
+        Bounds(rules.write_clip, rules.delta_clip),
+        output_clip=rules.read_clip or None,
+        flush_partial_at_end=rules.flush,
+        self_modifier=self_modifier,
+    )
+
+
+def chunks() -> list[dict[str, np.ndarray]]:
+    """Keys, signals (some tokens have none; the fourth chunk teaches nothing) and surprise."""
+    rng, made = np.random.default_rng(5), []
+    for i, n in enumerate(LENGTHS):
+        teach = 0.5 * rng.normal(size=(n, DIM))
+        teach[rng.random(n) < 0.25] = 0.0
+        teach = teach if i != 3 else 0 * teach
+        made.append({"key": rng.normal(size=(n, DIM)), "teach": teach, "surprise": rng.uniform(0.4, 1.4, n)})
+    return made
+
+
+def signal_of(chunk: dict[str, Any]) -> WriteSignal:
+    active = (chunk["teach"] != 0).any(-1)
+    return WriteSignal(0 * chunk["teach"], {"titan": chunk["teach"]}, chunk["surprise"], active, active)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stream_of_writes(name: str) -> None:
+    level, rules, self_modifier, biases = CASES[name]
+    params, titan = params_of(level, self_modifier, biases), titan_of(level, rules, self_modifier)
+    naive, fast, start, applied = oracle.Stream(level, rules, params), titan.init(params), 0, 0.0
+
+    def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
+        y, keys = titan.read(params, fast, chunk["key"], {})
+        written = titan.write(params, fast, keys, signal_of(chunk), position=start, reduce=own, last=last)
+        return y, *written
+
+    step = jax.jit(step, static_argnums=3, compiler_options=QUICK)
+    for i, chunk in enumerate(chunks()):
+        last = i == len(LENGTHS) - 1
+        y, fast, stats = step(fast, jax.tree.map(jnp.asarray, chunk), jnp.int32(start), last)
+        read_with = {**params, **{n: params[n] + d for n, d in naive.delta.items()}}
+        assert_close(y, np.stack([oracle.mem(read_with, k, rules.read_clip) for k in chunk["key"]]), "y")
+        tokens = zip(chunk["key"], chunk["teach"], chunk["surprise"], strict=True)
+        naive.write_chunk([oracle.Token(k, t, s, bool(t.any())) for k, t, s in tokens], last)
+        assert_close(dict(fast["titan"].delta), naive.delta, f"{name}: chunk {i}: delta")
+        if level.optimizer == "titans":
+            assert_close(dict(fast["titan"].opt), naive.momentum, f"{name}: chunk {i}: momentum")
+        start, applied = start + len(chunk["key"]), applied + float(stats["titan"].updates_applied)
+    assert applied == naive.applied > 0
+    assert max(np.abs(d).max() for d in naive.delta.values()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name", ["over_chunks_bounded", "titans_within_a_chunk", "titans_over_chunks_bounded"]
+)
+def test_gradients_through_writes_are_finite_differences(name: str) -> None:
+    level, rules, self_modifier, biases = CASES[name]
+    # The clip of the branch is a constant for differentiation, by definition.
+    titan, data = titan_of(level, replace(rules, read_clip=0.0), self_modifier), chunks()[:3]
+    probe = np.random.default_rng(6).normal(size=(len(data[0]["key"]), DIM))
+
+    def after_writes(params: Any, teach: Any) -> Any:
+        fast = titan.init(params)
+        for i, chunk in enumerate(data[:2]):
+            signal = signal_of({**chunk, "teach": chunk["teach"] * teach[i]})
+            position = jnp.int32(N * i)
+            fast, _ = titan.write(params, fast, chunk["key"], signal, position=position, reduce=own)
+        return jnp.sum(probe * titan.read(params, fast, data[2]["key"], {})[0])
+
+    params, teach = jax.tree.map(jnp.asarray, params_of(level, self_modifier, biases)), jnp.ones((2, 4, DIM))
+    run = jax.jit(after_writes, compiler_options=QUICK)
+    grads = jax.jit(jax.grad(after_writes, argnums=(0, 1)), compiler_options=QUICK)(params, teach)
+    rng, h = np.random.default_rng(7), 1e-5
+    for part in (*params, "teach"):
+        whole = (params, teach)
+        leaf = teach if part == "teach" else params[part]
+        way = jax.tree.map(lambda t: jnp.asarray(rng.normal(size=t.shape)), leaf)
+
+        def moved(by: float, part: str = part, way: Any = way, whole: Any = whole) -> Any:
+            if part == "teach":
+                return run(whole[0], whole[1] + by * way)
+            shifted = jax.tree.map(lambda t, w: t + by * w, whole[0][part], way)
+            return run({**whole[0], part: shifted}, whole[1])
+
+        slope = (moved(h) - moved(-h)) / (2 * h)
+        by = grads[1] if part == "teach" else grads[0][part]
+        exact = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(by), jax.tree.leaves(way), strict=True))
+        np.testing.assert_allclose(exact, slope, rtol=2e-6, atol=2e-8, err_msg=part)
+        assert abs(float(exact)) > 1e-6, part
+
+
+def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
+    level, rules = Level("titan", N, 0.3, "titans"), OPEN
+    titan, params = titan_of(level, rules, True), params_of(level, True, False)
+    pair = [jax.tree.map(jnp.asarray, c) for c in chunks()[:2]]
+
+    def write(chunk: Any, reduce: Any) -> Any:
+        fast = titan.init(params)
+        return titan.write(
+            params, fast, chunk["key"], signal_of(chunk), position=jnp.int32(0), reduce=reduce
+        )[0]
+
+    both = jax.tree.map(lambda *t: jnp.stack(t), *pair)
+    each = jax.jit(jax.vmap(lambda chunk: write(chunk, own)), compiler_options=QUICK)(both)
+    together = jax.vmap(
+        lambda chunk: write(chunk, lambda tree: jax.lax.psum(tree, "pair")), axis_name="pair", out_axes=None
+    )
+    shared = jax.jit(together, compiler_options=QUICK)(both)
+    mean = jax.tree.map(lambda t: t.mean(0), each["titan"])
+    assert_close(shared["titan"].delta, mean.delta, "delta")
+    assert_close(shared["titan"].opt, mean.opt, "momentum")
+
+
+def test_maps_of_periods_compose() -> None:
+    rng = np.random.default_rng(8)
+    gates = titans_rule.TokenGates(*(jnp.asarray(rng.uniform(0.1, 0.9, 6)) for _ in range(3)))
+    mask = jnp.asarray([True, True, False, True, True, True])
+    whole = titans_rule.token_weights(gates, mask)
+    first, second = (
+        titans_rule.token_weights(jax.tree.map(lambda t, s=s: t[s], gates), mask[s])
+        for s in (slice(0, 2), slice(2, 6))
+    )
+    a1, b1, e1, _, _ = first
+    a2, b2, e2, _, _ = second
+    np.testing.assert_allclose(whole[0], a2 * a1, rtol=1e-14)
+    np.testing.assert_allclose(whole[1], a2 * b1 + b2 * e1, rtol=1e-14)
+    np.testing.assert_allclose(whole[2], e2 * e1, rtol=1e-14)

@@ -1,0 +1,144 @@
+"""TITAN memory, token by token: its read, the loss that it is written with, both write rules. One example."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.oracle.inner import FAST, Arrays, Level, bound, fresh_state, write_once
+from tests.oracle.model import gelu, layer_norm
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a chunk: key, delta [D], surprise, and whether it has a teach signal."""
+
+    key: np.ndarray
+    teach: np.ndarray
+    surprise: float
+    active: bool
+
+
+@dataclass(frozen=True)
+class Rules:
+    """chunk: N. metric: surprise that `threshold` is for. clips: bounds, 0: off. read_clip: of the branch."""
+
+    chunk: int
+    metric: str = "l2"
+    threshold: float | None = None
+    write_clip: float = 0.0
+    delta_clip: float = 0.0
+    read_clip: float = 0.0
+    flush: bool = False
+
+
+def mem(p: Arrays, x: Any, read_clip: float = 0.0) -> Any:
+    """LN(W_down gelu(W_up x [+ b_up]) [+ b_down]) of one token [D]."""
+    hidden = x @ p["w_up"]
+    out = gelu(hidden + p["b_up"] if "b_up" in p else hidden) @ p["w_down"]
+    out = out + p["b_down"] if "b_down" in p else out
+    if read_clip:
+        length = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(out) ** 2))
+        out = out / jnp.maximum(length / read_clip, 1.0)
+    return layer_norm(out, p["ln_scale"], p["ln_bias"])
+
+
+def self_modifier(p: Arrays, key: Any, value: Any, teach: Any) -> Any:
+    """The 3-layer MLP over [key, value, delta]."""
+    h = jnp.concatenate([key, value, teach])
+    for i in (1, 2, 3):
+        h = h @ p[f"w_{i}"]
+        h = h + p[f"b_{i}"] if f"b_{i}" in p else h
+        h = gelu(h) if i < 3 else h
+    return h
+
+
+def token_loss(weights: Arrays, p: Arrays, target: Any, key: Any, read_clip: float) -> Any:
+    """1/2 |mem(key) - target|^2 at the fast weights `weights`."""
+    return 0.5 * jnp.sum((mem({**p, **weights}, key, read_clip) - target) ** 2)
+
+
+def token_gradient(p: Arrays, delta: Arrays, token: Token, read_clip: float) -> Arrays:
+    """Gradient of the token's loss in the fast weights, at p + delta."""
+    weights = {name: p[name] + delta[name] for name in delta}
+    value = mem({**p, **weights}, token.key, read_clip)
+    target = value - token.teach
+    if "self_modifier" in p:
+        target = target + self_modifier(p["self_modifier"], token.key, value, token.teach)
+    grads = jax.grad(token_loss)(weights, p, target, token.key, read_clip)
+    return {name: np.asarray(g) for name, g in grads.items()}
+
+
+def gates(p: Arrays, key: np.ndarray, lr: float) -> tuple[float, float, float]:
+    """alpha, eta, theta of a token."""
+
+    def raw(name: str) -> float:
+        return float(key @ p[f"w_{name}"] + p[f"b_{name}"])
+
+    def sigmoid(x: float) -> float:
+        return 1.0 / (1.0 + np.exp(-x))
+
+    return sigmoid(raw("alpha")), sigmoid(raw("eta")), lr * np.log1p(np.exp(raw("theta")))
+
+
+@dataclass
+class Stream:
+    """A memory on its way through a stream; `write_chunk` takes the tokens as they come."""
+
+    level: Level
+    rules: Rules
+    p: Arrays
+
+    def __post_init__(self) -> None:
+        self.delta = {n: np.zeros_like(self.p[n]) for n in FAST if n in self.p}
+        self.state = fresh_state(self.level, {n: w.shape for n, w in self.delta.items()})
+        self.momentum = {n: np.zeros_like(w) for n, w in self.delta.items()}
+        self.position, self.applied, self.gathered = 0, 0, []
+
+    def write_chunk(self, tokens: list[Token], last: bool = False) -> None:
+        """All gradients at the weights that read the chunk; a write at each multiple of the period."""
+        read_with = self.delta
+        for token in tokens:
+            grads = token_gradient(self.p, read_with, token, self.rules.read_clip)
+            self.gathered.append((token, grads))
+            self.position += 1
+            if self.position % self.level.period == 0:
+                self.close()
+        if last and self.rules.flush and self.gathered:
+            self.close()
+
+    def close(self) -> None:
+        """The write of the tokens gathered, if their surprise lets it."""
+        gathered, self.gathered = self.gathered, []
+        rules, counted = self.rules, [t.surprise for t, _ in gathered if t.active]
+        surprise = sum(counted) / max(len(counted), 1)
+        on = [
+            (t, g)
+            for t, g in gathered
+            if t.active and (rules.threshold is None or rules.metric != "l2" or t.surprise >= rules.threshold)
+        ]
+        if not on or (rules.threshold is not None and surprise < rules.threshold):
+            return
+        self.applied += 1
+        if self.level.optimizer == "titans":
+            self.titans(on)
+            return
+        total = {n: sum(g[n] for _, g in on) for n in self.delta}
+        context = np.mean([t.key for t, _ in gathered], axis=0)
+        self.delta, self.state, _ = write_once(
+            self.level, self.p, self.delta, self.state, total, context, rules.write_clip, rules.delta_clip
+        )
+
+    def titans(self, on: list[tuple[Token, Arrays]]) -> None:
+        """S <- eta S - theta g, M <- (1 - alpha) M + S, token after token."""
+        memory = {n: self.p[n] + self.delta[n] for n in self.delta}
+        for token, g in on:
+            alpha, eta, theta = gates(self.p["gates"], token.key, self.level.lr)
+            self.momentum = {n: eta * self.momentum[n] - theta * g[n] for n in memory}
+            memory = {n: (1 - alpha) * memory[n] + self.momentum[n] for n in memory}
+        step = {n: memory[n] - self.p[n] - self.delta[n] for n in memory}
+        step, _ = bound(step, self.p, self.rules.write_clip)
+        delta = {n: self.delta[n] + step[n] for n in step}
+        self.delta, _ = bound(delta, self.p, self.rules.delta_clip)
