@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import root, shrink, write_periods
-from hope_jax.memory import gate, levels, mlp_memory
+from hope_jax.memory import dgd, gate, levels, mlp_memory
 from hope_jax.memory.inner_optim import (
     is_linear,
     make_inner_optimizer,
@@ -122,6 +122,8 @@ class LevelWriter:
         factors: of the gradient at the weights that read the chunk, zero where mask (bool [n]) is False.
         last: the stream ends here.
         """
+        if self.spec.optimizer == "dgd":
+            factors = dgd.factors(factors, self.spec.lr, mask, biases="b_up" in self.weights)
         if state.pending:
             return self._gather(state, factors, mask, signal, position, last)
         return self._write_periods(state, factors, mask, signal, last)

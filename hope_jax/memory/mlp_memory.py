@@ -29,12 +29,15 @@ class WriteFactors(NamedTuple):
 
     z: [n, D] LayerNorm output; g_h: [n, H] cotangent of the hidden pre-activation;
     a: [n, H] hidden activation; g_o: [n, D] cotangent of the MLP's output.
+    h: [n, H] pre-activation and o: [n, D] output (before any clip), where the cotangents stand.
     """
 
     z: Array
     g_h: Array
     a: Array
     g_o: Array
+    h: Array
+    o: Array
 
 
 def fast_weights(params: Weights) -> Weights:
@@ -106,12 +109,13 @@ def write_factors(
     z = normalise(params, x)
     h = affine(z, params, delta, "w_up", "b_up")
     a, gelu_vjp = jax.vjp(lambda pre: jax.nn.gelu(pre, approximate=False), h)
+    o = affine(a, params, delta, "w_down", "b_down")
     g_o = teach.astype(x.dtype)
     if output_clip is not None:
-        g_o = g_o * clip_factor(affine(a, params, delta, "w_down", "b_down"), output_clip)
+        g_o = g_o * clip_factor(o, output_clip)
     g_a = g_o @ params["w_down"].astype(x.dtype).T + g_o @ delta["w_down"].astype(x.dtype).T
     (g_h,) = gelu_vjp(g_a)
-    return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o)
+    return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
 
 
 def write_gradient(factors: WriteFactors, like: Weights) -> Weights:

@@ -78,7 +78,7 @@ def naive_chunk(
         token = Token(
             chunk["x"][level.name][t], chunk["own"][level.name][t], active, chunk["surprise"][t], active
         )
-        accumulate(memory, p, read_delta, token, learning, clip)
+        accumulate(memory, level, p, read_delta, token, learning, clip)
         if (start + t + 1) % level.period == 0:
             writes.append(close_period(memory, p, level, learning, 0, start + t + 1))
     return writes

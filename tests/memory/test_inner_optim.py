@@ -1,5 +1,7 @@
 """Every inner optimizer against its recurrence, step by step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,27 @@ def test_context_projection_leaves_nothing_along_the_context() -> None:
     update, _ = optimizer.update(grads, optimizer.init(grads), context=jnp.asarray(context))
     np.testing.assert_allclose(context @ update["w_up"], 0, atol=1e-12)
     np.testing.assert_array_equal(update["w_down"], grads["w_down"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_derivative_at_zero_gradient_context_and_state(variant: str) -> None:
+    """Finite, and the slope of the update along a direction away from zero."""
+    level = Level("level", 4, optimizer=variant, beta=0.8, beta2=0.95, eps=1e-2)
+    optimizer = make_inner_optimizer(bridge.level_spec(level))
+    towards = jax.tree.map(jnp.asarray, draws(True)[0])
+    form = jax.tree.map(jnp.asarray, draws(True)[1][0])
+
+    def value(inputs: Any) -> jax.Array:
+        grads, context = inputs
+        update, _ = optimizer.update(grads, optimizer.init(grads), context=context)
+        return sum(jnp.vdot(form[name], u) for name, u in update.items())
+
+    slopes = jax.grad(value)(jax.tree.map(jnp.zeros_like, towards))
+    along = sum(float(jnp.vdot(s, t)) for s, t in zip(*map(jax.tree.leaves, (slopes, towards)), strict=True))
+    h = 1e-8
+    ahead, back = (value(jax.tree.map(lambda t, s=s: s * h * t, towards)) for s in (1, -1))
+    assert abs(along) > 0.1
+    assert float(ahead - back) / (2 * h) == pytest.approx(along, rel=1e-5)
 
 
 @pytest.mark.parametrize(("period", "context_scale"), [(1, 1.0), (4, 0.0)])

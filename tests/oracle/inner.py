@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.oracle.model import level_read
+from tests.oracle.model import gelu, level_normed, level_read
 
 Arrays = dict[str, Any]
 
@@ -48,6 +48,29 @@ def level_gradient(p: Arrays, x: Any, signal: Any, mask: Any, read_clip: float =
     return total
 
 
+def drawn_gradient(level: Level, p: Arrays, x: Any, signal: Any, read_clip: float = 0.0) -> Arrays:
+    """`dgd` of one token [D]: (W - V) / lr, so that a step of rate lr ends in V.
+
+    V is the minimum of |z V + g|^2 / 2 + |V - W|^2 / (2 lr), z the input of an affine map (with a 1 for its
+    bias) and g the loss's gradient at its output; solved as a linear system.
+    """
+    free = {"b_up": np.zeros(p["w_up"].shape[1]), "b_down": np.zeros(p["w_down"].shape[1]), **p}
+    grad = token_gradient(free, x, signal, read_clip)
+    z = np.asarray(level_normed(p, x))
+    a = np.asarray(gelu(z @ p["w_up"] + free["b_up"]))
+    drawn = {}
+    for (w, b), row in zip(GROUPS, (z, a), strict=True):
+        row = np.append(row, 1.0) if b in p else row
+        old = np.vstack([p[w], p[b]]) if b in p else np.asarray(p[w])
+        right = old / level.lr - np.outer(row, np.asarray(grad[b]))
+        new = np.linalg.solve(np.outer(row, row) + np.eye(len(row)) / level.lr, right)
+        step = (old - new) / level.lr
+        drawn[w] = step[: len(p[w])]
+        if b in p:
+            drawn[b] = step[-1]
+    return drawn
+
+
 def project_input_axis(g: np.ndarray, context: np.ndarray, eps: float) -> np.ndarray:
     """g [in, out] without its component along the context [in]; unchanged for a zero context."""
     length = np.linalg.norm(context)
@@ -74,9 +97,20 @@ def direction(
     return g
 
 
+def delta_momentum(level: Level, g: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """m <- m (beta I - g^T g) - lr g of the paper's matrices [out, in]; a bias [out] has one input.
+
+    Ours are [in, out].
+    """
+    columns = g[:, None] if g.ndim == 1 else g.T
+    forget = level.beta * np.eye(columns.shape[1]) - columns.T @ columns
+    following = (m[:, None] if m.ndim == 1 else m.T) @ forget - level.lr * columns
+    return following[:, 0] if g.ndim == 1 else following.T
+
+
 def fresh_state(level: Level, names_shapes: dict[str, tuple[int, ...]]) -> dict[str, Arrays]:
     """Zero first moment v (and second moment s where the variant has one) for each tensor."""
-    keys = {"sgd": (), "titans": (), "preconditioned": ("v", "s"), "muon": ("v", "s")}.get(
+    keys = {"sgd": (), "dgd": (), "titans": (), "preconditioned": ("v", "s"), "muon": ("v", "s")}.get(
         level.optimizer, ("v",)
     )
     return {name: {k: np.zeros(shape) for k in keys} for name, shape in names_shapes.items()}
@@ -85,10 +119,16 @@ def fresh_state(level: Level, names_shapes: dict[str, tuple[int, ...]]) -> dict[
 def inner_step(
     level: Level, grads: Arrays, state: dict[str, Arrays], context: np.ndarray | None
 ) -> tuple[Arrays, dict[str, Arrays]]:
-    """Each tensor's u and next state: v <- beta v + (1 - beta) u0, u = v, no bias correction."""
+    """Each tensor's u and next state: v <- beta v + (1 - beta) u0, u = v, no bias correction; for
+    `delta_momentum` its own rule. `dgd` is in the gradients (`drawn_gradient`)."""
     updates, following = {}, {}
     for name, g in grads.items():
         slot = dict(state[name])
+        if level.optimizer == "delta_momentum":
+            # Production keeps n, m = -lr n.
+            updates[name] = -delta_momentum(level, g, -level.lr * slot["v"]) / level.lr
+            following[name] = {"v": updates[name]}
+            continue
         u = direction(level, name, g, slot, context)
         if "v" in slot:
             u = slot["v"] = level.beta * slot["v"] + (1 - level.beta) * u

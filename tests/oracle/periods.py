@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.oracle.inner import FAST, Arrays, Level, fresh_state, level_gradient, write_once
+from tests.oracle.inner import (
+    FAST,
+    Arrays,
+    Level,
+    drawn_gradient,
+    fresh_state,
+    level_gradient,
+    write_once,
+)
 from tests.oracle.model import Tree, layer_count, layer_of, level_normed, with_delta
 
 
@@ -104,7 +112,13 @@ class Token:
 
 
 def accumulate(
-    memory: Memory, p: Arrays, read_delta: Arrays, token: Token, learning: Learning, read_clip: float
+    memory: Memory,
+    level: Level,
+    p: Arrays,
+    read_delta: Arrays,
+    token: Token,
+    learning: Learning,
+    read_clip: float,
 ) -> None:
     """Add one token to a level's unfinished period, its gradient taken at the weights that read it."""
     memory.tokens += 1
@@ -117,7 +131,10 @@ def accumulate(
         return
     memory.written += 1
     weights = with_delta(p, read_delta)
-    grads = level_gradient(weights, token.x[None], token.signal[None], np.ones(1), read_clip)
+    if level.optimizer == "dgd":
+        grads = drawn_gradient(level, weights, token.x, token.signal, read_clip)
+    else:
+        grads = level_gradient(weights, token.x[None], token.signal[None], np.ones(1), read_clip)
     memory.grads = {n: memory.grads[n] + grads[n] for n in memory.grads}
 
 

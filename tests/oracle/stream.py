@@ -203,7 +203,9 @@ def write_chunk(
                     at = (layer, level.name, t)
                     target = example.targets[start + t]
                     token = token_of(arch, learning, scale, read, loss, target, by_layer, at)
-                    accumulate(memory, weights[level.name], read_delta, token, learning, arch.read_clip)
+                    accumulate(
+                        memory, level, weights[level.name], read_delta, token, learning, arch.read_clip
+                    )
                 if (start + t + 1) % level.period == 0:
                     events.append(
                         close_period(memory, weights[level.name], level, learning, layer, start + t + 1)
