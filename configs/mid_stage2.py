@@ -3,7 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/mid_stage2.py
 Hardware: two RTX 6000 Ada, as published
 Time:     unrun here
-Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+Expect:   No figure of ours.
 """
 
 from hope_jax.config import OrderedConfig

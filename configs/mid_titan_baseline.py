@@ -3,8 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/mid_titan_baseline.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   Published at 25 000 steps: cross-entropy 7.9-8.4 on four corpora. The launcher answers 'not
-          built yet' until titan exists.
+Expect:   Published at 25 000 steps: cross-entropy 7.9-8.4 on four corpora.
 """
 
 from hope_jax.config import OrderedConfig

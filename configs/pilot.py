@@ -3,10 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/pilot.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   Published at step 230 000 (hope_hybrid): cross-entropy 7.7-8.1 on four corpora. Runs with
-          hope_attention until hope_hybrid is built. Two steps on 2 CPU cores, with
-          --config.data.batch_size=1 --config.data.seq_len=256 --config.train.steps=2
-          --config.eval.batches=1 --config.eval.generate_tokens=0: under 6 minutes, nearly 2 a step.
+Expect:   Published at step 230 000 (hope_hybrid): cross-entropy 7.7-8.1 on four corpora.
 """
 
 from hope_jax.config import OrderedConfig

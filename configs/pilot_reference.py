@@ -3,8 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/pilot_reference.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   Cross-entropy near 8 at step 230 000 if the published numbers hold. The launcher answers 'not
-          built yet' until hope_hybrid exists.
+Expect:   Cross-entropy near 8 at step 230 000 if the published numbers hold.
 """
 
 from hope_jax.config import OrderedConfig

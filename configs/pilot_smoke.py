@@ -3,8 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/pilot_smoke.py
 Hardware: 2 CPU cores
 Time:     3 to 4 minutes
-Expect:   Held-out loss at most 0.85 times the corpus's unigram entropy, which is printed beside it. Runs
-          with hope_attention until hope_hybrid is built.
+Expect:   Held-out loss at most 0.85 times the corpus's unigram entropy, which is printed beside it.
 """
 
 from hope_jax.config import OrderedConfig

@@ -2,11 +2,11 @@
 
 python -m hope_jax.calibrate --config=FILE --checkpoint=WORKDIR [--rates=0.01,0.1,1] [--config.KEY=VALUE ...]
 
-For each CMS level alone (the others written with rate 0), and for all together, streams the held-out text
+For each level (CMS, TITAN) alone, the others written with rate 0, and for all together, streams held-out text
 and prints the share of written chunks whose loss falls when they are read again (of a level that spans
 chunks, its period's last chunk), the mean change per token then, and what the writes change in the loss of
 the text as it is first read (held-out: negative is better). A level of period C gets
-rate * min(1, 128 / C). Mode `online` with CMS variants only.
+rate * min(1, 128 / C). Mode `online`, variants with attention and memories.
 """
 
 from pathlib import Path
@@ -24,6 +24,7 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
 from hope_jax.memory import inner_optim
+from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import registry
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
@@ -33,6 +34,8 @@ from hope_jax.types import NO_TARGET, Batch, PyTree
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, or one checkpoints/<step>.")
 _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1", "0.3", "1"], "Rates to try.")
 cli.define_config()
+
+VARIANTS = ("hope_attention", "hope_hybrid", "titan")
 
 LONGEST_FULL_RATE = 128
 """Levels of longer periods gather more gradient, and get proportionally smaller rates."""
@@ -56,8 +59,12 @@ def measure(
 ) -> Outcome:
     """Streams the batches with the given inner rates, by level name; levels without one are not written."""
     spec = assemble.model_spec(config)
-    levels = tuple(level._replace(lr=rates.get(level.name, 0.0)) for level in spec.cms_levels)
-    model = HopeModel(spec._replace(cms_levels=levels))
+
+    def rated(level: LevelSpec) -> LevelSpec:
+        return level._replace(lr=rates.get(level.name, 0.0))
+
+    levels = tuple(rated(level) for level in spec.cms_levels)
+    model = HopeModel(spec._replace(cms_levels=levels, titan_level=rated(spec.titan_level)))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
     falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
     for batch in batches:
@@ -82,9 +89,10 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--rates: want numbers, got {','.join(_RATES.value)}") from error
     config = cli.load_config()
     validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
-    if config.train.algorithm_mode != "online" or config.model.block_variant != "hope_attention":
+    if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
         raise ConfigError(
-            "calibrate: want train.algorithm_mode=online and model.block_variant=hope_attention"
+            "calibrate: want train.algorithm_mode=online and model.block_variant one of "
+            + ", ".join(VARIANTS)
         )
     params = load_checkpoint(Path(_CHECKPOINT.value), ("params",)).state["params"]
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -96,7 +104,11 @@ def main(argv: list[str]) -> None:
         batch_size=config.data.batch_size,
         max_batches=config.eval.batches,
     )
-    periods = {name: level.update_period for name, level in config.model.cms_levels.items()}
+    spec = assemble.model_spec(config)
+    by_memory = HopeModel(spec).memories()
+    taught = {name for memory in by_memory.values() for name in memory.level_names()}
+    levels = (spec.titan_level, *spec.cms_levels)
+    periods = {level.name: level.update_period for level in levels if level.name in taught}
     idle = measure(config, params, batches, {}).streamed
     print(f"held-out loss without writes: {idle:.5f} nats a token")
     print(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")

@@ -125,6 +125,8 @@ def warnings(config: ExperimentConfig) -> list[str]:
             "train.online_chunk_size and train.truncate_tokens have no effect under two_pass: it reads the "
             "sequence as one chunk"
         )
+    if mode == "through_writes" and config.train.truncate_tokens:
+        found.append("train.truncate_tokens has no effect under through_writes: nothing is cut")
     if mode == "online" and not _levels(config) and truncate(config) < config.data.seq_len:
         found.append(
             f"the gradient through attention is cut every {truncate(config)} tokens, which "
@@ -264,6 +266,12 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"train.steps={train.steps} is the number of the last step and must be larger than "
             f"train.step_offset={train.step_offset}"
+        )
+    variant = config.model.block_variant
+    if train.param_policy == "backbone_frozen" and variant not in CMS_VARIANTS + TITAN_VARIANTS:
+        yield (
+            f"train.param_policy=backbone_frozen: model.block_variant={variant} has no memories, so nothing "
+            "would be trained; use all"
         )
     schedule = config.model.teach_schedule
     if schedule.decay_start and not schedule.decay_duration:

@@ -44,9 +44,9 @@ def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> Order
 
 
 def pilot_config() -> OrderedConfig:
-    """The pilot run. Its block is hope_attention as long as hope_hybrid is not built."""
+    """The pilot run."""
     config = _published_base(titan_period=8, titan_lr=6e-4, optimizer="nl_l2_precond")
-    config.model.block_variant = "hope_attention"
+    config.model.block_variant = "hope_hybrid"
     set_size(config, dim=512, num_layers=12, heads=8)
     set_levels(config, _PERIODS, lr=3e-4, optimizer="nl_l2_precond")
     set_teaching(config, scale=0.10, clip=5.0, schedule=(2000, 120_000, 20_000))
@@ -69,13 +69,14 @@ def pilot_smoke_config() -> OrderedConfig:
     """The pilot's mechanisms at a size that trains in minutes on two CPU cores."""
     config = pilot_config()
     set_size(config, dim=128, num_layers=2, heads=4)
-    config.model.cms_hidden_multiplier = 1
+    config.model.update({"cms_hidden_multiplier": 1, "titan_hidden_multiplier": 1})
     # Inner rates as measured with hope_jax.calibrate; docs/memory.md has the table.
     config.model.cms_levels = {
         "cms_fast": level(update_period=4, lr=0.03, optimizer="nl_l2_precond"),
         "cms_mid": level(update_period=16, lr=0.03, optimizer="nl_l2_precond"),
         "cms_slow": level(update_period=64, lr=0.03, optimizer="nl_l2_precond", beta=0.0),
     }
+    config.model.titan_level = level(update_period=8, lr=0.03, optimizer="nl_l2_precond")
     set_teaching(config, scale=0.10, clip=5.0, schedule=(10, 0, 0))
     config.model.vocab_size = 1024
     config.data.update({"seq_len": 256, "batch_size": 8})
@@ -91,7 +92,6 @@ def pilot_reference_config() -> OrderedConfig:
     """As near to the published pilot as the options go."""
     config = pilot_config()
     config.model.style = "reference"
-    config.model.block_variant = "hope_hybrid"
     config.teach.normalize = "batch_mean"
     config.cms.delta_at = "block_output"
     config.memory.update({"scope": "batch", "lifetime": "persistent"})

@@ -3,8 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/ablations/selfmod_off.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   Published at 5 000 steps (as self_mod_lr 0): cross-entropy 45. The launcher answers 'not built
-          yet' until hope_hybrid exists.
+Expect:   Published at 5 000 steps (as self_mod_lr 0): cross-entropy 45.
 """
 
 from hope_jax.config import OrderedConfig
@@ -13,7 +12,6 @@ from hope_jax.presets import pilot_config
 
 def get_config() -> OrderedConfig:
     config = pilot_config()
-    config.model.block_variant = "hope_hybrid"
     config.model.self_mod.enabled = False
     config.train.steps = 5_000
     return config

@@ -3,7 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/sweeps/mid_stage2_teach05_40.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   The launcher answers 'not built yet' until hope_hybrid exists.
+Expect:   No figure of ours.
 """
 
 from hope_jax.config import OrderedConfig

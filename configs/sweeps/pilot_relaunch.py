@@ -3,7 +3,7 @@
 Command:  python -m hope_jax.launch --config=configs/sweeps/pilot_relaunch.py
 Hardware: one RTX 6000 Ada (48 GB), as published
 Time:     unrun here
-Expect:   Runs with hope_attention until hope_hybrid is built.
+Expect:   No figure of ours.
 """
 
 from hope_jax.config import OrderedConfig

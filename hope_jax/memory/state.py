@@ -88,6 +88,10 @@ class Memory(Protocol):
         """Names under which its writes are counted: its levels first, in the order in which they are read."""
         ...
 
+    def shortest_period(self) -> int:
+        """Tokens between writes of its fastest level."""
+        ...
+
     def taps(self) -> tuple[str, ...]:
         """Names of the outputs at which this memory wants its own teach signal."""
         ...

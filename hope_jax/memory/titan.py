@@ -56,6 +56,10 @@ class Titan:
         """The memory is one level."""
         return (self.level.name,)
 
+    def shortest_period(self) -> int:
+        """Its update period."""
+        return self.level.update_period
+
     def taps(self) -> tuple[str, ...]:
         """Its own output, if it learns from that."""
         return self.level_names() if self.own_output else ()

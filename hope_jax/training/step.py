@@ -35,10 +35,11 @@ class Step:
         self.rule: OnlineRule = assemble.online_rule(config)
         self.schedule = assemble.teach_schedule(config)
         self.optim_rule = assemble.optim_rule(config)
-        self.optimizer = optim.make_optimizer(self.optim_rule)
         self.persistent = config.memory.lifetime == "persistent"
         self.mode = config.train.algorithm_mode
         self.streams = self.mode != "two_pass"
+        self.untrained = self._without_gradient()
+        self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained)
 
     def init(self) -> TrainState:
         """The state of step 0; deterministic in `train.seed`. A relaunch adds its offset to the step."""
@@ -50,6 +51,16 @@ class Step:
             opt_state=self.optimizer.init(params),
             fast=self.model.init_fast_state(params, 1) if self.persistent else (),
             rng=jax.random.key_data(run_key),
+        )
+
+    def _without_gradient(self) -> tuple[str, ...]:
+        """Paths of the parameters that act through writes alone, where no read of a step sees a write."""
+        chunk, tokens = self.rule.chunk_size, self.config.data.seq_len
+        return tuple(
+            f"blocks/{name}/{key}"
+            for name, memory in self.model.memories().items()
+            for key in memory.write_only
+            if not self.streams or max(chunk, memory.shortest_period()) >= tokens
         )
 
     def _start(self, state: TrainState, batch: Batch) -> PyTree:
@@ -175,6 +186,6 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
         train_step=lambda state, batch: train(state, shard_batch(mesh, batch)),
         eval_step=lambda state, batch: evaluate(state, shard_whole_batch(mesh, batch)),
         generate=generate,
-        notes=(optim.describe_groups(step.optim_rule, shapes.params),),
+        notes=(optim.describe_groups(step.optim_rule, shapes.params, step.untrained),),
         flops_per_token=train_flops_per_token(step.model.spec, config.data.seq_len),
     )
