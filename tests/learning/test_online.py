@@ -76,6 +76,13 @@ CASES = {
     ),
     "conv_history_cut": Case(learn(), arch=replace(MODERN, window=5), conv=3),
     "one_token_period": Case(learn(levels=(Level("fast", 1, optimizer="nl_l2_precond"), Level("slow", 2)))),
+    "independent_levels": Case(learn(), arch=replace(MODERN, connection="independent"), tokens=20),
+    "nested_levels_batch_scope": Case(
+        learn(levels=(Level("fast", 4, 0.2), Level("slow", 16, 0.1, "sgd"), Level("mid", 8)), flush=True),
+        arch=replace(MODERN, levels=("fast", "slow", "mid"), connection="nested"),
+        scope="batch",
+        tokens=28,
+    ),
     "whole_sequence_one_chunk": Case(learn(chunk=16), tokens=16),
 }
 
@@ -85,6 +92,7 @@ QUICK = (
     "flush_clip_schedule_bounds",
     "global_loss_gate_batch_scope",
     "reference_entropy_gate",
+    "independent_levels",
 )
 NIGHTLY = pytest.mark.nightly
 COMPILE = {"xla_backend_optimization_level": 0}

@@ -43,6 +43,13 @@ CASES = {
         "batch",
         0,
     ),
+    "independent_levels": (replace(MODERN, connection="independent"), learn(), "example", 0),
+    "nested_levels": (
+        replace(MODERN, levels=("fast", "slow", "mid"), connection="nested"),
+        learn(levels=(*LEVELS, Level("mid", 8, 0.1))),
+        "example",
+        0,
+    ),
     "window_transformer": (Arch(cases.HEADS, window=5), Learning(chunk=8), "example", 0),
 }
 

@@ -45,6 +45,7 @@ def hope_model(
             mlp_hidden=HIDDEN,
             cms_hidden=HIDDEN,
             cms_levels=tuple(level_spec(level) for level in learning.levels),
+            cms_connection=arch.connection,
             chunk_size=learning.chunk,
             qk_norm=arch.qk_norm,
             rope_theta=arch.rope_theta,

@@ -51,6 +51,8 @@ def model_params(arch: Arch, seed: int = 0, conv: int = 0) -> dict[str, Any]:
     blocks: dict[str, Any] = {"attn": attn}
     if arch.levels:
         blocks["cms"] = {name: level_params(draw, reference, (LAYERS,)) for name in arch.levels}
+        if arch.connection == "independent":
+            blocks["cms"]["mix"] = 2 * draw.bias(LAYERS, len(arch.levels))
     else:
         blocks["mlp"] = {
             "norm_scale": draw.scale(LAYERS, DIM),

@@ -24,6 +24,7 @@ class Arch:
     """What the parameters alone do not say about a model.
 
     levels: CMS levels in the order of reading (empty for `transformer`).
+    connection: of the levels. `nested` reads as `sequential` does.
     window: tokens that a query sees, itself included; 0: all.
     read_clip: bound on the norm of a level's residual branch per token (published train mode); 0: off.
     """
@@ -35,6 +36,7 @@ class Arch:
     rope_theta: float = 10000.0
     window: int = 0
     read_clip: float = 0.0
+    connection: str = "sequential"
 
 
 @jax.tree_util.register_dataclass
@@ -186,6 +188,22 @@ def mlp(p: Tree, arch: Arch, x: Any) -> Any:
     return x + gelu(normed @ p["w_up"]) @ p["w_down"]
 
 
+def cms(
+    p: Tree, arch: Arch, x: Any, deltas: dict[str, Any], taps: dict[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The CMS of one layer: y, and each level's input and output. Eq. 70, or 74 if independent."""
+    ins, outs = {}, {}
+    y = x
+    for name in arch.levels:
+        ins[name] = x if arch.connection == "independent" else y
+        y = level_read(with_delta(p[name], deltas.get(name)), ins[name], arch.read_clip)
+        y = outs[name] = y + taps[name] if name in taps else y
+    if arch.connection == "independent":
+        powers = [jnp.exp(w) for w in p["mix"]]
+        y = sum(power / sum(powers) * outs[name] for power, name in zip(powers, arch.levels, strict=True))
+    return y, ins, outs
+
+
 def layer_of(params: Tree, layer: int) -> Tree:
     """Parameters of one block."""
     return jax.tree.map(lambda leaf: leaf[layer], params["blocks"])
@@ -220,13 +238,11 @@ def read_chunk(
         result.level_out.append({})
         if "mlp" in p:
             y = mlp(p["mlp"], arch, y)
-        for name in arch.levels:
-            result.level_in[layer][name] = y
-            y = level_read(
-                with_delta(p["cms"][name], deltas[layer].get(name) if deltas else None), y, arch.read_clip
+        if arch.levels:
+            y, ins, outs = cms(
+                p["cms"], arch, y, deltas[layer] if deltas else {}, taps[layer] if taps else {}
             )
-            y = y + taps[layer][name] if taps else y
-            result.level_out[layer][name] = y
+            result.level_in[layer], result.level_out[layer] = ins, outs
         y = y + taps[layer]["block"] if taps else y
         result.block_out.append(y)
     result.pre_norm = y

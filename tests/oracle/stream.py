@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.oracle import teach
+from tests.oracle.cms_connections import end_of_stream, end_of_token, fresh_nested, gather
 from tests.oracle.model import (
     Arch,
     Deltas,
@@ -24,7 +25,7 @@ from tests.oracle.model import (
     read_chunk,
     visible,
 )
-from tests.oracle.periods import Learning, Memory, Token, Write, accumulate, close_period, fresh_memories
+from tests.oracle.periods import Learning, Memory, Token, Write, close_period, fresh_memories
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Long loops compile slowly; nothing here needs to run fast."""
@@ -195,21 +196,24 @@ def write_chunk(
     events = []
     for layer in range(layer_count(params)):
         weights = layer_of(params, layer)["cms"] if learning.levels else {}
-        for level in learning.levels:
-            memory = memories[layer][level.name]
-            read_delta = memory.delta
-            for t in range(stop - start):
+        mine, nested = memories[layer], arch.connection == "nested"
+        read_deltas = {name: memory.delta for name, memory in mine.items()}
+        for t in range(stop - start):
+            for level in learning.levels:
+                p, read_delta = weights[level.name], read_deltas[level.name]
                 for example, read, loss, by_layer in zip(examples, reads, losses, signals, strict=True):
                     at = (layer, level.name, t)
                     target = example.targets[start + t]
                     token = token_of(arch, learning, scale, read, loss, target, by_layer, at)
-                    accumulate(
-                        memory, level, weights[level.name], read_delta, token, learning, arch.read_clip
-                    )
-                if (start + t + 1) % level.period == 0:
-                    events.append(
-                        close_period(memory, weights[level.name], level, learning, layer, start + t + 1)
-                    )
+                    gather(mine, level, p, read_delta, token, learning, arch.read_clip)
+            end = start + t + 1
+            if nested:
+                events += end_of_token(mine, weights, learning, layer, end)
+                continue
+            for level in learning.levels:
+                if end % level.period == 0:
+                    p = weights[level.name]
+                    events.append(close_period(mine[level.name], p, level, learning, layer, end))
     return events
 
 
@@ -222,6 +226,9 @@ def online(
 ) -> Stream:
     """Stream examples that share one fast state. The outer gradient is that of the summed cross-entropy over
     the number of supervised tokens, cut at every chunk, or at every `truncate` tokens."""
+    if memories is None and arch.connection == "nested":
+        layers = range(layer_count(params))
+        memories = [fresh_nested(learning.levels, layer_of(params, layer)["cms"]) for layer in layers]
     memories = fresh_memories(params, learning) if memories is None else memories
     total = len(examples[0].tokens)
     pasts: list[list[Past] | None] = [None for _ in examples]
@@ -255,7 +262,10 @@ def online(
                 out.outer_gradient, gradient_of_cut(params, arch, learning, examples, cut, stop)
             )
             cut = Cut(stop, pasts, [])
-    if learning.flush:
+    if arch.connection == "nested":
+        for layer, mine in enumerate(memories):
+            out.writes += end_of_stream(mine, layer_of(params, layer)["cms"], learning, layer, total)
+    elif learning.flush:
         out.writes += flush(params, learning, memories, total)
     supervised = sum(target >= 0 for example in examples for target in example.targets)
     out.outer_gradient = jax.tree.map(lambda g: g / max(supervised, 1), out.outer_gradient)
