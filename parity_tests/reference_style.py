@@ -1,0 +1,140 @@
+"""Our models in the published architecture, from a recorded configuration, in double precision."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.registry import VARIANTS
+from hope_jax.models.spec import ModelSpec
+from parity_tests import convert, replay_smt
+
+DOUBLE = jnp.dtype("float64")
+TRAIN_CLIP = 1.0
+"""Bound on the residual branch of every memory in the published train mode."""
+DELTAS = {"cms_delta": "cms.blocks.", "titan_delta": "titan_memory."}
+"""What recorded deltas are added to, in a block."""
+
+
+def spec_of(variant: str, dim: int, heads: int, levels: tuple[LevelSpec, ...] = (), **rest: Any) -> ModelSpec:
+    """A spec of the `reference` style; values that a piece does not need have small ones."""
+    values: dict[str, Any] = {
+        "vocab_size": 1,
+        "num_layers": 1,
+        "qk_norm": "none",
+        "mlp_hidden": 4 * dim,
+        "cms_hidden": 4 * dim,
+        "chunk_size": 4,
+        "alpha_near_one": False,
+        **rest,
+    }
+    return ModelSpec(
+        block_variant=variant,
+        style="reference",
+        dim=dim,
+        heads=heads,
+        cms_levels=levels,
+        dtype=DOUBLE,
+        param_dtype=DOUBLE,
+        **values,
+    )
+
+
+def self_mod_of(config: Mapping[str, Any]) -> SelfMod:
+    """Self-modifying Titans of a recorded model or block; what it does not name has the published default."""
+    a_block = "eta_scale" in config or any(name.startswith("selfmod_") for name in config)
+    prefix = "selfmod_" if a_block else "self_mod_"
+
+    def option(name: str, default: Any) -> Any:
+        return config.get(prefix + name, default)
+
+    return SelfMod(
+        dim=config["dim"],
+        online_chunk=1,
+        chunk_size=option("chunk_size", 1),
+        chunk_size_memory=option("chunk_size_memory", None) or option("chunk_size", 1),
+        eta_scale=config.get("eta_scale" if a_block else "self_mod_lr", 1e-3),
+        qk_norm=config.get("qk_l2_norm", a_block),
+        adaptive_q=option("adaptive_q", False),
+        use_alpha=option("use_alpha", True),
+        rank1=option("use_rank1_precond", True),
+        projection_skip=option("use_skip", True),
+        objective=option("objective", "l2"),
+        stopgrad_vhat=option("stopgrad_vhat", True),
+        momentum=option("momentum", 0.0),
+        conv_window=option("local_conv_window", 4) or 0,
+    )
+
+
+def offered(config: Mapping[str, Any]) -> bool:
+    """Whether a recorded model or block has the layers that ours have."""
+    activations = {config.get(name, "gelu") for name in ("activation", "transformer_activation")}
+    return activations == {"gelu"} and bool(config.get("cms_use_layernorm", True))
+
+
+def block_spec(
+    variant: str, config: Mapping[str, Any], weights: Mapping[str, np.ndarray], **rest: Any
+) -> ModelSpec:
+    """The spec of a recorded block, or of a model of such blocks; widths are those of the block's weights."""
+    levels = tuple(LevelSpec(c["name"], c["update_period"], 0.05) for c in config.get("cms_levels") or ())
+    titan = config.get("titan_level") or {"name": "titan", "update_period": 8}
+
+    def hidden(part: str) -> int:
+        found = [w.shape[0] for name, w in weights.items() if re.fullmatch(rf"{part}\.weight", name)]
+        return found[0] if found else 1
+
+    return spec_of(
+        variant,
+        config["dim"],
+        config.get("heads", 1),
+        levels,
+        qk_norm="l2" if config.get("qk_l2_norm") else "none",
+        local_conv_window=config.get("local_conv_window") or 0,
+        mlp_hidden=hidden(r"mlp\.net\.0"),
+        cms_hidden=hidden(r"cms\.blocks\.[^.]+\.net\.1"),
+        titan_hidden=hidden(r"titan_memory\.net\.0"),
+        titan_level=LevelSpec(titan["name"], titan["update_period"], 0.05),
+        # It acts in writes alone, and may be of another width than the memory.
+        self_modifier=False,
+        self_mod=self_mod_of(config),
+        read_clip=TRAIN_CLIP,
+        **rest,
+    )
+
+
+def block_params(spec: ModelSpec, weights: Mapping[str, np.ndarray]) -> Any:
+    """The parameters of one block."""
+    tree = convert.block(weights, lambda w: replay_smt.params_of(spec.self_mod, w))
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def model_of(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> tuple[HopeModel, Any]:
+    """The model that a recorded configuration describes, and its parameters.
+
+    Raises:
+      ValueError: no variant of ours has the recorded name.
+    """
+    variant = "titan" if config.get("type") == "titan" else config["block_variant"]
+    if variant not in VARIANTS:
+        raise ValueError(f"model.block_variant={variant!r}: want one of {', '.join(VARIANTS)}")
+    shape = {"vocab_size": config["vocab_size"], "num_layers": config["num_layers"]}
+    spec = block_spec(variant, config, convert.under(weights, "blocks.0"), **shape)
+    tree = convert.model(weights, config["num_layers"], lambda w: replay_smt.params_of(spec.self_mod, w))
+    return HopeModel(spec), jax.tree.map(jnp.asarray, tree)
+
+
+def with_deltas(weights: Mapping[str, np.ndarray], deltas: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights with recorded deltas added: those of CMS levels (`cms_delta.LEVEL.*`) and of TITAN memories
+    (`titan_delta.*`), of one block."""
+    found = dict(weights)
+    for name, delta in deltas.items():
+        kind, _, rest = name.partition(".")
+        if kind in DELTAS:
+            found[DELTAS[kind] + rest] = found[DELTAS[kind] + rest] + delta
+    return found

@@ -1,0 +1,140 @@
+"""Replays the chain of CMS levels (`cms_forward_*`) and the writes of one level (`cms_update_*`).
+
+The published write descends the squared distance to P - G, so it is fed here as the signal 2 G (over the
+number of active tokens where it is averaged), and all parameters of the level are fast, LayerNorm's included.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax.memory import mlp_memory
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.inner_optim import make_inner_optimizer, project_out_context
+from hope_jax.memory.levels import LevelSpec
+from parity_tests import convert
+from parity_tests.golden_file import Golden
+from parity_tests.published import context_axes, inner_level
+from parity_tests.quick import quick_jit
+from parity_tests.reference_style import TRAIN_CLIP
+
+LAYER_NORM = ("ln_scale", "ln_bias")
+
+
+def replay_forward(g: Golden) -> None:
+    """Every level's input and output, evaluating and training, and the gradients while training."""
+    if not has_our_activation(g):
+        return
+    levels = tuple(LevelSpec(c["name"], c["update_period"], 0.1) for c in g.config["cms_levels"])
+    names = [level.name for level in levels]
+    params = jax.tree.map(jnp.asarray, convert.cms(g.weights, names))
+    clip = g.config["grad_clip"] or None
+
+    def read(params: Any, x: Any, output_clip: float | None) -> tuple[Any, Any]:
+        cms = Cms(levels, chunk_size=4, output_clip=output_clip)
+        return jax.vmap(lambda row: cms.read(params, None, row, {}))(x)
+
+    @quick_jit
+    def results(params: Any, x: Any, cotangent: Any) -> Any:
+        def paired(params: Any, x: Any) -> Any:
+            y, inputs = read(params, x, clip)
+            return jnp.sum(y * cotangent), (y, inputs)
+
+        grads, train = jax.grad(paired, argnums=(0, 1), has_aux=True)(params, x)
+        return {"eval": read(params, x, None), "train": train}, grads
+
+    modes, (by_level, by_x) = results(params, g.inputs["x"], g.inputs["train_grad_cotangent"])
+    for mode, (y, inputs) in modes.items():
+        g.compare(f"{mode}.y", y)
+        outputs = [*[inputs[name] for name in names[1:]], y]
+        for name, output in zip(names, outputs, strict=True):
+            g.compare(f"{mode}.level_in.{name}", inputs[name])
+            g.compare(f"{mode}.level_out.{name}", output)
+    g.compare("train_grad.x", by_x)
+    for name in names:
+        for torch_name, value in convert.torch_level(by_level[name]).items():
+            g.compare(f"train_grad.blocks.{name}.{torch_name}", value)
+
+
+def has_our_activation(g: Golden) -> bool:
+    """Whether the file's activation is the one we have; if not, everything is left out."""
+    if g.config.get("activation", "gelu") == "gelu":
+        return True
+    g.leave_rest("not_offered")
+    return False
+
+
+def gradient(params: Any, delta: Any, x: Any, teach: Any, clip: float | None) -> dict[str, Any]:
+    """Gradient of sum_t <teach_t, y_t> at params + delta, of LayerNorm's parameters too; rows are tokens."""
+    norm = {name: params[name] + delta[name] for name in LAYER_NORM if name in params}
+    fast, at = mlp_memory.fast_weights(delta), {**params, **norm}
+    factors = mlp_memory.write_factors(at, fast, x, teach, output_clip=clip)
+    _, pull_back = jax.vjp(lambda n: mlp_memory.read({**at, **n}, fast, x, output_clip=clip), norm)
+    return {**mlp_memory.write_gradient(factors, mlp_memory.fast_weights(params)), **pull_back(teach)[0]}
+
+
+def replay_update(g: Golden) -> None:
+    """Gradients, deltas and moments of a few writes in a row."""
+    if not has_our_activation(g):
+        return
+    width, tokens = g.config["dim"], g.inputs["x.0"].shape[1]
+    params = jax.tree.map(jnp.asarray, convert.level(g.weights))
+    defaults = {
+        key: g.config[f"{key}_default"] for key in ("beta", "beta2", "eps") if f"{key}_default" in g.config
+    }
+    spec = inner_level(g, g.config["optimizer"], g.config.get("self_mod_lr", 1e-3), tokens, **defaults)
+    optimizer = make_inner_optimizer(spec, context_axes(params, width))
+    clip = (g.config.get("grad_clip", TRAIN_CLIP) or None) if g.config["train_mode"] else None
+
+    @quick_jit
+    def write(delta: Any, state: Any, x: Any, teach: Any) -> Any:
+        grads = gradient(params, delta, x, teach, clip)
+        update, state = optimizer.update(grads, state, context=x.mean(0))
+        return grads, jax.tree.map(lambda d, u: d - spec.lr * u, delta, update), state
+
+    for reduction in ("sum", "mean"):
+        if not g.under(reduction):
+            continue
+        delta, state = jax.tree.map(jnp.zeros_like, params), optimizer.init(params)
+        for i in range(g.config["n_updates"]):
+            teach = g.inputs[f"teach.{i}"].reshape(-1, width)
+            active = max(int((np.abs(teach).sum(-1) > 0).sum()), 1) if reduction == "mean" else 1
+            x = g.inputs[f"x.{i}"].reshape(-1, width)
+            grads, delta, state = write(delta, state, x, 2.0 * teach / active)
+            step = f"{reduction}.step.{i}"
+            _compare_trees(g, f"{step}.grad", grads)
+            _compare_trees(g, f"{step}.delta", delta)
+            g.compare(f"{step}.loss", np.square(teach).sum() / active)
+            g.compare(f"{step}.magnitude", sum(np.linalg.norm(leaf) for leaf in grads.values()))
+            g.compare(f"{step}.stats_metrics", _statistics(spec, x.mean(0), grads["b_down"]))
+        _compare_moments(g, f"{reduction}.optimizer_state", state)
+
+
+def _statistics(spec: LevelSpec, context: Any, last_grad: Any) -> dict[str, float]:
+    """What the published projection reports: of its last parameter, b_down."""
+    if spec.optimizer != "nl_l2_precond":
+        return {}
+    project = project_out_context(spec.eps, {"last": 0})
+    projected, _ = project.update({"last": last_grad}, project.init({}), context=jnp.asarray(context))
+    length = np.linalg.norm(context)
+    return {
+        "ctx_norm": length,
+        "proj_norm": jnp.linalg.norm(projected["last"]),
+        "proj_skipped": float(length == 0),
+    }
+
+
+def _compare_trees(g: Golden, prefix: str, tree: dict[str, Any]) -> None:
+    for torch_name, value in convert.torch_level(tree).items():
+        g.compare(f"{prefix}.{torch_name}", value)
+
+
+def _compare_moments(g: Golden, prefix: str, state: Any) -> None:
+    """The averages in an inner optimizer's state: of the updates, and of the squared gradients."""
+    for slot, field in (("grad_avg", "ema"), ("sq_avg", "nu")):
+        for part in state:
+            if hasattr(part, field):
+                for torch_name, value in convert.torch_level(getattr(part, field)).items():
+                    g.compare(f"{prefix}.{torch_name}.{slot}", value)

@@ -1,0 +1,231 @@
+"""Replays the files that record streams: `attnblock_*`, `hybrid_*`, `selfmod_block*`, `memorize_*`,
+`train_online_*`, `level_clock`.
+
+The published rules of writing are other rules than ours, and nothing here imitates them. But whatever is
+read before a write, or with memories that the file holds, is read by our code and must match.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax.models.attention import ReadContext
+from hope_jax.models.memory_layers import make_cms
+from hope_jax.models.registry import VARIANTS
+from hope_jax.models.spec import ModelSpec
+from parity_tests import replay_smt, replay_train_step
+from parity_tests.golden_file import Golden
+from parity_tests.quick import quick_jit
+from parity_tests.reference_style import block_params, block_spec, model_of, offered, with_deltas
+from parity_tests.replay_train_step import one_pass
+
+BLOCKS = {"attention": "hope_attention", "hybrid": "hope_hybrid", "selfmod": "hope_selfmod"}
+
+LEAVE = (
+    ("fixed.", "teach_aliasing"),
+    (".norm.", "slow_layer_norm"),
+    (".net.0.", "slow_layer_norm"),
+    ("titan", "titan_target"),
+    ("weights_after", "module_writes"),
+    ("outer_grad", "differentiable_route"),
+    ("clock_step", "clock_per_call"),
+    ("pending", "dropped_periods"),
+    ("delta", "doubled_gradient"),
+    ("optimizer_state", "doubled_gradient"),
+)
+"""Why an output of a stream is not compared, by a part of its name; the first that fits."""
+
+
+def replay_clock(g: Golden) -> None:
+    """The clock of forward calls has no counterpart."""
+    g.leave_rest("clock_per_call")
+
+
+def leave_stream(g: Golden, rest: str) -> None:
+    """Leaves out what is pending, by name; what no name tells under `rest`."""
+    for name in sorted(g.pending):
+        titan_norm = "titan" in name and ".net.0." in name
+        reasons = [why for part, why in LEAVE if part in name and not (titan_norm and part == ".net.0.")]
+        g.leave_out(name, (reasons or [rest])[0])
+
+
+class Calls:
+    """The calls of a block in a file, as plain reads with the memories that the file holds."""
+
+    def __init__(self, g: Golden) -> None:
+        self.g, config = g, g.config
+        self.variant = BLOCKS[config["kind"]]
+        self.spec: ModelSpec = block_spec(self.variant, config["block"], g.weights)
+        self.training = bool(config.get("train_mode", False))
+        self.weights: Mapping[str, np.ndarray] = g.weights
+        self._read = quick_jit(self._plain)
+
+    def remember(self, call: int) -> bool:
+        """Takes the memories that call `call` left; whether it changed any."""
+        before = self.weights
+        if self.g.config.get("route") == "module":
+            self.weights = {**before, **self.g.under(f"call.{call}.weights_after")}
+        else:
+            self.weights = with_deltas(self.g.weights, self.g.under(f"call.{call}"))
+        return any((self.weights[name] != before[name]).any() for name in before)
+
+    def params(self) -> Any:
+        """The block's parameters with what has been written."""
+        return block_params(self.spec, self.weights)
+
+    def read(self, x: Any) -> Any:
+        """y [B, T, D], self-modifying memories at their first weights."""
+        return self._read(self.params(), x)
+
+    def read_cms(self, o: Any) -> Any:
+        """The CMS alone."""
+        cms = make_cms(self.spec, training=self.training)
+        params = self.params()["cms"]
+        return jax.vmap(lambda row: cms.read(params, None, row, {})[0])(jnp.asarray(o))
+
+    def _plain(self, params: Any, x: Any) -> Any:
+        module = VARIANTS[self.variant](self.spec, self.training)
+        context = ReadContext(jnp.int32(0), jnp.ones(x.shape[1], jnp.int32), None)
+
+        def row(row: Any) -> Any:
+            return module.apply({"params": params}, row, {}, None, {}, context).x
+
+        return jax.vmap(row)(x)
+
+
+def replay_block(g: Golden) -> None:
+    """Outputs that no write of their own call has touched: whole calls that wrote nothing, and the first
+    piece of the others; all of self-modifying Titans, whose published calls ours can make."""
+    config, block = g.config, g.config["block"]
+    if not offered(block):
+        g.leave_rest("not_offered")
+        return
+    calls = Calls(g)
+    piece = min(level["update_period"] for level in block["cms_levels"])
+    if not block.get("cms_online_updates", True):
+        piece = max(g.inputs[f"x.{i}"].shape[1] for i in range(len(config["calls"])))
+    self_mod = SelfModCalls(calls) if config["kind"] == "selfmod" else None
+    for i in range(len(config["calls"])):
+        x = jnp.asarray(g.inputs[f"x.{i}"])
+        teaches = config["calls"][i].get("teach", True)
+        y = calls.read(x) if self_mod is None else calls.read_cms(self_mod.output(i, x, teaches))
+        wrote, name = calls.remember(i), f"call.{i}.y"
+        if not wrote or piece >= x.shape[1]:
+            g.compare(name, y)
+        else:
+            g.check(f"{name}[first piece]", y[:, :piece], g.outputs[name][:, :piece])
+    _name_rules(g)
+    leave_stream(g, "rewritten_inputs")
+
+
+class SelfModCalls:
+    """Self-modifying Titans through the calls of a block: they write by rules that ours can follow."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls, self.memory = calls, calls.spec.self_mod
+        self.module = calls.g.config.get("route") == "module"
+        self.state: Any = None
+        self._first = calls.params()["self_mod"]
+        self._calls = replay_smt.Calls(self.memory, self._first)
+
+    def output(self, call: int, x: Any, teaches: bool) -> Any:
+        """o [B, T, D] of a call; its state is compared with the recorded one."""
+        params = self.calls.params()["self_mod"]
+        if self.module or not teaches:
+            held = self.state.weights if self.state is not None else None
+            o = _read_self_mod(self.memory, params, held, x)
+        else:
+            if self.state is None:
+                self.state = replay_smt.broadcast(self.memory.init(params), len(x))
+            o, self.state = self._calls(self.state, x)
+        if self.state is not None:
+            replay_smt.compare_state(
+                self.calls.g, f"call.{call}.selfmod_state", self.state, prefix="selfmod."
+            )
+        return o
+
+
+def _read_self_mod(memory: Any, params: Any, weights: Any, x: Any) -> Any:
+    """A read of module weights, or of a state's weights per example."""
+
+    def row(weights: Any, row: Any) -> Any:
+        return memory.read({**params, **weights}, None, None, row, position=0)[0]
+
+    return jax.vmap(row, in_axes=(0 if weights else None, 0))(weights or {}, x)
+
+
+def _name_rules(g: Golden) -> None:
+    """The rules that a block's file shows beyond the names of its outputs."""
+    config = g.config
+    g.differ("doubled_gradient")
+    if config.get("surprise_threshold") is not None:
+        g.differ("batch_surprise")
+    if config.get("batch", 1) > 1:
+        g.differ("shared_over_batch")
+    if config.get("kind") == "selfmod":
+        g.differ("restart_at_call")
+    if config.get("teach_alias_bug_changes_result"):
+        gaps = [
+            np.abs(g.outputs[f"fixed.{name}"] - value).max()
+            for name, value in g.outputs.items()
+            if name.endswith(".y") and f"fixed.{name}" in g.outputs
+        ]
+        g.differ("teach_aliasing", float(max(gaps)) if gaps else None)
+
+
+def replay_memorize(g: Golden) -> None:
+    """What was read before the first write, and after the last one with the recorded memories."""
+    config = g.config["model"]
+    if not offered(config):
+        g.leave_rest("not_offered")
+        return
+    texts = {"tokens": g.inputs["tokens"], "probe": g.inputs["probe"]}
+    for name, text in texts.items():
+        if f"before.{name}" in g.outputs:
+            g.compare(f"before.{name}", _logits(config, g.weights, text))
+    calls = [int(name.split(".")[0]) for name in g.under("memorize_call")]
+    fast = g.under("fast_state")
+    if fast and calls and not any("selfmod_state" in name for name in fast):
+        weights = dict(g.weights)
+        for layer in range(config["num_layers"]):
+            prefix = f"blocks.{layer}."
+            block = {k[len(prefix) :]: v for k, v in g.weights.items() if k.startswith(prefix)}
+            written = with_deltas(block, g.under(f"fast_state.layer{layer}"))
+            weights.update({prefix + name: value for name, value in written.items()})
+        for name, text in texts.items():
+            g.compare(f"memorize_call.{max(calls)}.logits_{name}", _logits(config, weights, text))
+    g.differ("memorize_rules")
+    leave_stream(g, "memorize_rules")
+
+
+def _logits(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], text: np.ndarray) -> Any:
+    model, params = model_of(config, weights)
+    tokens = jnp.asarray(text, jnp.int32)
+    return quick_jit(lambda p, t: model.read(p, {}, None, t, jnp.ones_like(t)).logits)(params, tokens)
+
+
+def replay_training(g: Golden) -> None:
+    """The loss and the teach signals of the first piece; other training is `replay_train_step`'s."""
+    config, train = g.config["model"], g.config["train"]
+    if not train.get("online_updates", False):
+        replay_train_step.replay(g)
+        return
+    if not offered(config):
+        g.leave_rest("not_offered")
+        return
+    size = train.get("online_chunk_size") or min(c["update_period"] for c in config["cms_levels"])
+    tokens = jnp.asarray(g.inputs["tokens.0"], jnp.int32)
+    boundary = train.get("online_boundary_targets", False)
+    targets = jnp.concatenate([tokens[:, 1:], jnp.full((len(tokens), 1), -1)], axis=1)[:, :size]
+    targets = targets if boundary else targets.at[:, -1].set(-1)
+    first = one_pass(config, dict(g.weights), tokens[:, :size], targets)
+    g.check("call_losses[first piece]", first.loss, np.float64(g.outputs["call_losses"][0]))
+    for layer in g.under("layer_teach.call0"):
+        g.compare(f"layer_teach.call0.{layer}", first.teach[int(layer)])
+    if g.config.get("forced_math_attention") or "through_write" in g.name:
+        g.differ("differentiable_route")
+    g.differ("mean_loss")
+    leave_stream(g, "online_training")

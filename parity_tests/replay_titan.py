@@ -1,0 +1,162 @@
+"""Replays the TITAN memory (`titan_memory*`) and the model that has no other (`model_titan_only*`).
+
+The published target of a write lacks the '+ value' of ours and, in the titan model, has the other sign of
+the signal; its loss is averaged over active tokens and its LayerNorm learns. So the gradient is taken here
+at the published target, and the pieces that make it and apply it are ours.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.memory import mlp_memory
+from hope_jax.memory.cms import Bounds
+from hope_jax.memory.inner_optim import make_inner_optimizer
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.titan import Titan, self_modifier_read
+from hope_jax.models.lm import HopeModel
+from parity_tests import convert, replay_cms
+from parity_tests.golden_file import Golden
+from parity_tests.published import block_signal, context_axes, due, inner_level
+from parity_tests.quick import quick_jit
+from parity_tests.reference_style import TRAIN_CLIP, model_of
+
+
+def memory_of(level: LevelSpec, tokens: int, clip: float | None) -> Titan:
+    """A memory without bounds or SelfModifier that writes `tokens` tokens at once."""
+    return Titan(
+        level=level._replace(update_period=tokens),
+        chunk_size=tokens,
+        bounds=Bounds(0.0, 0.0),
+        own_output=False,
+        output_clip=clip,
+        self_modifier=False,
+    )
+
+
+def replay_memory(g: Golden) -> None:
+    """Reads in both modes, the SelfModifier, and one plain step on either of two losses."""
+    if not replay_cms.has_our_activation(g) or g.config.get("layers", 2) != 2:
+        g.leave_rest("not_offered")
+        return
+    params = jax.tree.map(jnp.asarray, convert.titan(convert.under(g.weights, "titan")))
+    modifier = jax.tree.map(jnp.asarray, convert.self_modifier(convert.under(g.weights, "self_modifier")))
+    x, value, error = (jnp.asarray(g.inputs[name]) for name in ("x", "value", "error_signal"))
+    rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
+    level = LevelSpec("titan", 1, g.config["update_lr"], "sgd")
+
+    def read(clip: float | None) -> Any:
+        return memory_of(level, len(rows), clip).read(params, None, rows, {})[0]
+
+    g.compare("eval", read(None).reshape(x.shape))
+    g.compare("train", read(TRAIN_CLIP).reshape(x.shape))
+    corrected = self_modifier_read(modifier, rows, value.reshape(-1, width), error.reshape(-1, width))
+    g.compare("self_modifier", corrected.reshape(x.shape))
+    cotangents = {
+        "update_mse": 2.0 * (read(None) - value.reshape(-1, width)) / x.size,
+        "update_error_signal": error.reshape(-1, width) / x.size,
+    }
+    for name, cotangent in cotangents.items():
+        written = {**params, **_plain_write(memory_of(level, len(rows), None), params, rows, cotangent)}
+        for torch_name, weight in convert.torch_titan(written).items():
+            g.compare(f"{name}.{torch_name}", weight)
+
+
+def _plain_write(memory: Titan, params: Any, x: Any, cotangent: Any) -> dict[str, Any]:
+    """The fast weights after one write along `cotangent` at the memory's output; rows are tokens."""
+    everywhere = jnp.ones(len(x), bool)
+    signal = WriteSignal(cotangent, {}, jnp.ones(len(x)), everywhere, everywhere)
+
+    @quick_jit
+    def write(fast: Any) -> Any:
+        return memory.write(params, fast, x, signal, position=jnp.int32(0), reduce=own)[0]
+
+    delta = write(memory.init(params))[memory.level.name].delta
+    return {name: params[name] + delta[name] for name in delta}
+
+
+def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -> dict[str, Any]:
+    """Gradient of sum_t <cotangent_t, mem(key_t)> at params + delta, of LayerNorm's parameters too."""
+    norm = {name: params[name] + delta[name] for name in replay_cms.LAYER_NORM}
+    fast, weights = mlp_memory.fast_weights(delta), mlp_memory.fast_weights(params)
+    branch = mlp_memory.branch(weights, fast, key, output_clip=memory.output_clip)
+    pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]
+    at_branch, by_norm = pull(cotangent)
+    factors = mlp_memory.write_factors(weights, fast, key, at_branch, output_clip=memory.output_clip)
+    return {**mlp_memory.write_gradient(factors, weights), **by_norm}
+
+
+def published_write(
+    memory: Titan, optimizer: Any, params: Any, state: tuple[Any, Any], key: Any, teach: Any
+) -> tuple[Any, Any]:
+    """One layer's deltas and optimizer state after a write of the titan model; rows are tokens.
+
+    params: with the SelfModifier. state: (deltas of all other parameters, optimizer state).
+    """
+    delta, opt = state
+    weights = {name: params[name] for name in delta}
+    now = jax.tree.map(jnp.add, weights, delta)
+    value, _ = memory.read(now, None, key, {})
+    target = teach + self_modifier_read(params["self_modifier"], key, value, teach)
+    active = (teach != 0).any(-1)
+    cotangent = jnp.where(active[:, None], 2.0 * (value - target), 0) / jnp.maximum(active.sum(), 1)
+    grads = gradient(memory, weights, delta, key, cotangent)
+    update, opt = optimizer.update(grads, opt, context=key.mean(0))
+    return jax.tree.map(lambda d, u: d - memory.level.lr * u, delta, update), opt
+
+
+def replay_model(g: Golden) -> None:
+    """Logits of a plain call and of every call at the recorded deltas, and the deltas that it leaves."""
+    config = g.config["model"]
+    model, params = model_of(config, g.weights)
+    training = g.config.get("model_mode", "eval()") == "train()"
+    read = quick_jit(
+        lambda p, fast, tokens: model.read(p, fast, None, tokens, jnp.ones_like(tokens), training=training)
+    )
+    tokens = [jnp.asarray(g.inputs[f"tokens.{i}"], jnp.int32) for i in range(g.config["calls"])]
+    g.compare("plain_logits", read(params, {}, tokens[0]).logits)
+
+    titan = params["blocks"]["titan"]
+    optimizers = config.get("optimizers") or {}
+    recorded = optimizers.get(config["titan_level"].get("optimizer_key") or "default")
+    spec = inner_level(g, recorded, config.get("self_mod_lr", 1e-3), 2)
+    memory = memory_of(spec._replace(name=model.spec.titan_level.name), 2, TRAIN_CLIP if training else None)
+    weights = {name: value for name, value in titan.items() if name != "self_modifier"}
+    one_layer = jax.tree.map(lambda w: w[0], weights)
+    optimizer = make_inner_optimizer(spec, context_axes(one_layer, config["dim"]))
+    state = (jax.tree.map(jnp.zeros_like, weights), jax.vmap(optimizer.init)(weights))
+    write = quick_jit(jax.vmap(lambda *args: published_write(memory, optimizer, *args)))
+    gated, last = config.get("surprise_threshold") is not None, -1
+    for i, rows in enumerate(tokens):
+        out = read(*_with_deltas(model, params, state[0], len(rows)), rows)
+        g.compare(f"call.{i}.logits", out.logits)
+        if gated:
+            g.leave_rest(
+                "surprise", [f"call.{i}.titan_delta.{name}" for name in g.under(f"call.{i}.titan_delta")]
+            )
+        elif due(config["titan_level"], i, last):
+            last = i
+            signal = block_signal(config, jnp.asarray(g.inputs[f"teach_signal.{i}"])).reshape(
+                -1, config["dim"]
+            )
+            keys = out.trace["titan"].reshape(len(out.trace["titan"]), -1, config["dim"])
+            state = write(titan, state, keys, jnp.broadcast_to(signal, keys.shape))
+        for layer in range(config["num_layers"]):
+            deltas = convert.torch_titan(jax.tree.map(lambda d, at=layer: d[at], state[0]))
+            for name in g.under(f"call.{i}.titan_delta.layer{layer}"):
+                if not gated:
+                    g.compare(f"call.{i}.titan_delta.layer{layer}.{name}", deltas[name])
+
+
+def _with_deltas(model: HopeModel, params: Any, deltas: Any, batch: int) -> tuple[Any, Any]:
+    """Parameters and fast state that read with the deltas; LayerNorm's are added to its parameters."""
+    fast, name = model.init_fast_state(params, batch), model.spec.titan_level.name
+    level = fast["titan"][name]
+    written = jax.tree.map(
+        lambda at, d: jnp.broadcast_to(d[:, None], at.shape), level.delta, mlp_memory.fast_weights(deltas)
+    )
+    norm = {key: params["blocks"]["titan"][key] + deltas[key] for key in replay_cms.LAYER_NORM}
+    blocks = {**params["blocks"], "titan": {**params["blocks"]["titan"], **norm}}
+    return {**params, "blocks": blocks}, {**fast, "titan": {name: level._replace(delta=written)}}
