@@ -113,28 +113,25 @@ def online_gradients(
     batch: [B, T], T >= N. schedule: [] multiplier on the teach signal. Each supervised token weighs the
     same; divide by `sums.tokens` for the mean. A last chunk shorter than N is read and written as it is.
     """
-    chunks_per_cut = rule.truncate // rule.chunk_size
-    state = begin(model, rule, fast, *batch.tokens.shape)
-    gradient = trees.zeros_like(params)
+    whole, rest = _split(batch, rule.truncate)
+    nothing = Batch(*(t[:, :0] for t in batch))
+    carried = (begin(model, rule, fast, *batch.tokens.shape), trees.zeros_like(params))
 
     def body(carried: tuple[StreamState, PyTree], chunks: Batch) -> tuple[tuple[StreamState, PyTree], None]:
         state, gradient = carried
-        state, g = _cut(model, rule, params, state, chunks, schedule)
+        state, g = _cut(model, rule, params, state, chunks, nothing, schedule)
         return (state, trees.add(gradient, g)), None
 
-    whole, rest = _split(batch, rule.truncate)
-    carried = (state, gradient)
     if whole.tokens.shape[1]:
+        chunks_per_cut = rule.truncate // rule.chunk_size
         carried, _ = jax.lax.scan(body, carried, _chunks(whole, chunks_per_cut, rule.chunk_size))
-    if rest.tokens.shape[1]:
-        whole, rest = _split(rest, rule.chunk_size)
-        middle = whole.tokens.shape[1] // rule.chunk_size
-        if middle:
-            chunks = jax.tree.map(lambda t: t[0], _chunks(whole, middle, rule.chunk_size))
-            carried, _ = body(carried, chunks)
-        if rest.tokens.shape[1]:
-            carried, _ = body(carried, jax.tree.map(lambda t: t[None], rest))
     state, gradient = carried
+    if rest.tokens.shape[1]:
+        whole, tail = _split(rest, rule.chunk_size)
+        size = (rest.tokens.shape[0], whole.tokens.shape[1] // rule.chunk_size, rule.chunk_size)
+        chunks = jax.tree.map(lambda t: t.reshape(size).swapaxes(0, 1), whole)
+        state, g = _cut(model, rule, params, state, chunks, tail, schedule)
+        gradient = trees.add(gradient, g)
     return gradient, finish(model, rule, params, state)
 
 
@@ -197,11 +194,19 @@ def _chunks(batch: Batch, chunks_per_cut: int, chunk_size: int) -> Batch:
 
 
 def _cut(
-    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunks: Batch, schedule: Array
+    model: HopeModel,
+    rule: OnlineRule,
+    params: PyTree,
+    state: StreamState,
+    chunks: Batch,
+    tail: Batch,
+    schedule: Array,
 ) -> tuple[StreamState, PyTree]:
-    """Chunks [m, B, n] between two cuts of the gradient: the state after them and their outer gradient."""
-    if chunks.tokens.shape[0] == 1:
-        chunk = jax.tree.map(lambda t: t[0], chunks)
+    """Chunks [m, B, N], and a stream's last, shorter one [B, n] (n = 0: none), between two cuts of the
+    gradient: the state after them and their outer gradient."""
+    ragged = tail.tokens.shape[1] > 0
+    if chunks.tokens.shape[0] + ragged == 1:
+        chunk = tail if ragged else jax.tree.map(lambda t: t[0], chunks)
         return _cut_of_one_chunk(model, rule, params, state, chunk, schedule)
 
     def loss(params: PyTree) -> tuple[Array, StreamState]:
@@ -221,6 +226,8 @@ def _cut(
 
         start = state._replace(fast=model.rebase(params, state.fast))
         end, _ = jax.lax.scan(jax.checkpoint(body), start, chunks)
+        if ragged:
+            end, _ = body(end, tail)
         return end.sums.loss - state.sums.loss, end
 
     gradient, end = jax.grad(loss, has_aux=True)(params)

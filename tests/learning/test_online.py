@@ -73,6 +73,7 @@ CASES = {
         learn(levels=(Level("fast", 8, 0.1, "sgd"), Level("slow", 16)), truncate=16),
         arch=replace(MODERN, window=5),
         conv=3,
+        tokens=28,
     ),
     "conv_history_cut": Case(learn(), arch=replace(MODERN, window=5), conv=3),
     "one_token_period": Case(learn(levels=(Level("fast", 1, optimizer="nl_l2_precond"), Level("slow", 2)))),
