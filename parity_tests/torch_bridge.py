@@ -1,0 +1,213 @@
+"""The torch reference's settings as production's, parameters and states across, and their comparison."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.teach import TeachRule
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.level_write import Bounds
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import NO_TARGET, Batch
+from parity_tests.torch_reference import model as reference
+from parity_tests.torch_reference.settings import Arch, Rules
+from parity_tests.torch_reference.stream import Example
+from parity_tests.torch_reference.trees import tree_map
+
+DIM, HIDDEN, VOCAB, LAYERS = 8, 12, 11, 2
+
+QUICK = {"xla_backend_optimization_level": 0}
+
+_DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def hope_model(arch: Arch, rules: Rules, conv: int = 0, param_dtype: str = "float64") -> HopeModel:
+    """The production model. conv: taps of attention's convolution, or of the self-modifying memories'."""
+    own = arch.self_mod
+    return HopeModel(
+        ModelSpec(
+            block_variant=arch.variant,
+            style=arch.style,
+            vocab_size=VOCAB,
+            dim=DIM,
+            num_layers=LAYERS,
+            heads=arch.heads,
+            mlp_hidden=HIDDEN,
+            cms_hidden=HIDDEN,
+            cms_levels=tuple(
+                LevelSpec(v.name, v.period, v.lr, v.optimizer, v.beta, v.beta2, v.eps) for v in arch.levels
+            ),
+            chunk_size=rules.chunk,
+            qk_norm=arch.qk_norm,
+            rope_theta=arch.rope_theta,
+            sliding_window=arch.window,
+            local_conv_window=conv,
+            own_output=rules.own_output,
+            gate=GateRule(rules.metric, rules.threshold),
+            bounds=Bounds(rules.write_clip, rules.delta_clip),
+            flush_partial_at_end=rules.flush,
+            self_mod=SelfMod(
+                dim=DIM,
+                online_chunk=rules.chunk,
+                chunk_size=own.chunk,
+                chunk_size_memory=own.chunk_memory,
+                eta_scale=own.eta_scale,
+                qk_norm=own.qk_norm,
+                adaptive_q=own.adaptive_q,
+                use_alpha=own.use_alpha,
+                rank1=own.rank1,
+                objective=own.objective,  # type: ignore[arg-type]
+                stopgrad_vhat=own.stopgrad_vhat,
+                momentum=own.momentum,
+                conv_window=conv,
+            ),
+            read_clip=arch.read_clip or None,
+            dtype=jnp.dtype(_DTYPES[arch.dtype]),
+            param_dtype=jnp.dtype(param_dtype),
+        )
+    )
+
+
+def online_rule(rules: Rules) -> OnlineRule:
+    """The production rule."""
+    teach = TeachRule(rules.teach_scale, rules.teach_clip, rules.metric, source=rules.source)
+    return OnlineRule(rules.chunk, rules.truncate or rules.chunk, teach)
+
+
+def random_params(model: HopeModel, seed: int = 0) -> Any:
+    """Fresh parameters with noise on every leaf, so that none is zero or one; the gate that keeps what
+    self-modifying memories hold starts near sigmoid(2), where decay shows within few tokens."""
+    params = jax.tree.map(np.asarray, model.init_params(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+
+    def jitter(path: Any, leaf: np.ndarray) -> np.ndarray:
+        start = 2.0 if "b_alpha" in jax.tree_util.keystr(path) else leaf
+        noise = 0.5 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 2 else 0.2
+        return (start + noise * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(jitter, params)
+
+
+def to_torch(tree: Any) -> Any:
+    """Nested dicts of arrays as tensors."""
+    return jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf)), dict(tree))
+
+
+def to_numpy(tree: Any) -> Any:
+    """Tensors as arrays."""
+    return tree_map(lambda leaf: leaf.detach().double().numpy(), tree)
+
+
+def examples(count: int, tokens: int, seed: int = 0) -> list[Example]:
+    """Rows of two documents and a token of padding. The last token of a document has no target; nor have
+    tokens 8 to 11, a whole period of 4, and one more."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        ids = rng.integers(0, VOCAB, tokens)
+        first = int(rng.integers(tokens // 3, 2 * tokens // 3))
+        segments = np.where(np.arange(tokens) < first, 1, 2)
+        segments[tokens - 1] = 0
+        targets = np.append(ids[1:], NO_TARGET)
+        targets[[first - 1, tokens - 2, int(rng.integers(0, tokens))]] = NO_TARGET
+        targets[8:12] = NO_TARGET
+        rows.append(Example(ids.tolist(), targets.tolist(), segments.tolist()))
+    return rows
+
+
+def batch_of(rows: list[Example]) -> Batch:
+    """Examples as a production batch."""
+    return Batch(
+        *(
+            jnp.asarray([getattr(row, f) for row in rows], jnp.int32)
+            for f in ("tokens", "targets", "segments")
+        )
+    )
+
+
+def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-9) -> None:
+    """Same tree; leaves within `tolerance` of max(1, largest magnitude), computed in double precision."""
+    got, wanted = jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, wanted)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted), what
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        name = f"{what}{jax.tree_util.keystr(path)}"
+        assert a.dtype == np.float64, f"{name}: computed in {a.dtype}"
+        assert np.isfinite(b).all(), f"{name}: the reference is not finite"
+        bound = tolerance * max(1.0, float(np.max(np.abs(b), initial=0.0)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
+
+
+def example_of(fast: Any, layer: int, example: int) -> Any:
+    """One layer's and example's part of leaves [L, B, ...]."""
+    return jax.tree.map(lambda leaf: leaf[layer, example], fast)
+
+
+def moments(opt_state: Any) -> dict[str, Any]:
+    """First (`v`) and second (`s`) moments in an inner optimizer's state."""
+    found = {}
+    for part in jax.tree.leaves(opt_state, is_leaf=lambda t: hasattr(t, "ema") or hasattr(t, "nu")):
+        if hasattr(part, "ema"):
+            found["v"] = dict(part.ema)
+        elif hasattr(part, "nu"):
+            found["s"] = dict(part.nu)
+    return found
+
+
+def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str, Any]:
+    """One layer's and example's fast state of production as plain dicts."""
+    state = example_of(fast, layer, example)
+    plain: dict[str, Any] = {}
+    if "cms" in state:
+        plain["cms"] = {
+            name: {"delta": dict(level.delta), "moments": moments(level.opt)}
+            for name, level in state["cms"].items()
+        }
+    if "self_mod" in state:
+        plain["self_mod"] = {"weights": state["self_mod"].weights}
+        if arch.self_mod.momentum:
+            plain["self_mod"]["momentum"] = state["self_mod"].momentum
+    return plain
+
+
+def reference_fast(arch: Arch, state: dict[str, Any]) -> dict[str, Any]:
+    """One layer's fast state of the reference as plain dicts of arrays."""
+    plain: dict[str, Any] = {}
+    if "cms" in state:
+        plain["cms"] = {
+            level.name: {
+                "delta": state["cms"][level.name].delta,
+                # Without averaging, production keeps no first moment.
+                "moments": {
+                    kind: by_weight
+                    for kind, by_weight in state["cms"][level.name].moments.items()
+                    if kind != "v" or level.beta > 0
+                },
+            }
+            for level in arch.levels
+        }
+    if "self_mod" in state:
+        plain["self_mod"] = {"weights": state["self_mod"].weights}
+        if arch.self_mod.momentum:
+            plain["self_mod"]["momentum"] = state["self_mod"].momentum
+    return to_numpy(plain)
+
+
+def compare_fast(arch: Arch, got: Any, wanted: list[reference.ByLayer], what: str = "fast") -> None:
+    """Production's fast state [L, B, ...] against the reference's, by example."""
+    for b, by_layer in enumerate(wanted):
+        for layer, state in enumerate(by_layer):
+            here = production_fast(arch, got, layer, b)
+            assert_close(here, reference_fast(arch, state), f"{what} of example {b} layer {layer}: ")
+
+
+def summed(function: Callable[[Any], Any], items: list[Any]) -> Any:
+    """Sum over items of trees of arrays."""
+    return jax.tree.map(lambda *leaves: sum(leaves), *[function(item) for item in items])

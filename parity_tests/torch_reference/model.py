@@ -1,0 +1,143 @@
+"""Whole models as reads: embedding, blocks, final norm, tied head. One context."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity_tests.torch_reference import cms, layers, periods, self_mod
+from parity_tests.torch_reference.layers import Cache
+from parity_tests.torch_reference.settings import Arch
+from parity_tests.torch_reference.trees import tree_map
+
+SUBLAYERS = {
+    "transformer": ("attention", "mlp"),
+    "transformer_pp": ("attention", "swiglu"),
+    "hope_attention": ("attention", "cms"),
+    "hope_selfmod": ("self_mod", "cms"),
+}
+"""What each block variant is made of, in the order of reading."""
+
+ByLayer = list[dict[str, Any]]
+"""One dict a layer: fast state {"cms": {level: LevelState}, "self_mod": SelfModState}, a carry
+{"attention": Cache, "self_mod": SelfModCarry}, or taps {"block": [n, D], level: [n, D]}."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A read of n tokens. logits: [n, V], at least float32. pre_norm: [n, D] input of the final norm.
+    inputs: by layer, level -> [n, D] its input. fast, carry: after these tokens."""
+
+    logits: Tensor
+    pre_norm: Tensor
+    inputs: list[dict[str, Tensor]]
+    fast: ByLayer
+    carry: ByLayer
+
+
+def layer_params(params: dict) -> list[dict]:
+    """The parameters of each block."""
+    count = len(layers_of(params["blocks"]))
+    return [tree_map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(count)]
+
+
+def layers_of(tree: Any) -> Tensor:
+    """Any leaf of a tree whose leaves have a leading layer axis."""
+    return layers_of(next(iter(tree.values()))) if isinstance(tree, dict) else tree
+
+
+def fresh_fast(params: dict, arch: Arch) -> ByLayer:
+    """The fast state of a context that has written nothing."""
+    fast = []
+    for p in layer_params(params):
+        state: dict[str, Any] = {}
+        if "cms" in SUBLAYERS[arch.variant]:
+            state["cms"] = {level.name: periods.fresh(level, p["cms"][level.name]) for level in arch.levels}
+        if "self_mod" in SUBLAYERS[arch.variant]:
+            state["self_mod"] = self_mod.fresh(arch.self_mod, p["self_mod"])
+        fast.append(state)
+    return fast
+
+
+def fresh_carry(params: dict) -> ByLayer:
+    """The carry before the first token."""
+    empty = {"attention": Cache(), "self_mod": self_mod.SelfModCarry()}
+    return [dict(empty) for _ in layer_params(params)]
+
+
+def zero_taps(params: dict, arch: Arch, tokens: int) -> ByLayer:
+    """Zeros [n, D] to add to each block's and each level's output; they ask for gradients."""
+    names = ["block", *(level.name for level in arch.levels if "cms" in SUBLAYERS[arch.variant])]
+    wide = layers.wide(torch.zeros(0, dtype=arch.dtype)).dtype
+    shape = (tokens, params["embed"].shape[1])
+    return [
+        {name: torch.zeros(shape, dtype=wide, requires_grad=True) for name in names}
+        for _ in layer_params(params)
+    ]
+
+
+def read(
+    params: dict,
+    arch: Arch,
+    fast: ByLayer,
+    carry: ByLayer,
+    tokens: list[int],
+    segments: list[int],
+    taps: ByLayer | None = None,
+) -> Read:
+    """Reads n tokens after those of `carry`, with the memories of `fast`."""
+    x = params["embed"][torch.tensor(tokens)].to(arch.dtype)
+    inputs, new_fast, new_carry = [], [], []
+    for layer, p in enumerate(layer_params(params)):
+        x, state, kept, level_inputs = block(
+            p, arch, fast[layer], carry[layer], x, segments, taps[layer] if taps else {}
+        )
+        new_fast.append(state)
+        new_carry.append(kept)
+        inputs.append(level_inputs)
+    hidden = layers.norm(arch, params["final_norm"], x, prefix="")
+    # Logits are differences that the loss lives on: the product is not rounded to the activations' dtype.
+    logits = layers.wide(hidden) @ layers.wide(params["embed"].to(arch.dtype)).T
+    return Read(logits, x, inputs, new_fast, new_carry)
+
+
+def block(
+    p: dict, arch: Arch, fast: dict, carry: dict, x: Tensor, segments: list[int], taps: dict[str, Tensor]
+) -> tuple[Tensor, dict, dict, dict[str, Tensor]]:
+    """One block: its output, fast state, carry, and the inputs of its levels."""
+    fast, carry, inputs = dict(fast), dict(carry), {}
+    for sublayer in SUBLAYERS[arch.variant]:
+        if sublayer == "attention":
+            x, carry["attention"] = layers.attention(p["attn"], arch, x, segments, carry["attention"])
+        elif sublayer == "mlp":
+            x = layers.mlp(p["mlp"], arch, x)
+        elif sublayer == "swiglu":
+            x = layers.swiglu(p["mlp"], arch, x)
+        elif sublayer == "self_mod":
+            x, fast["self_mod"], carry["self_mod"] = self_mod_sublayer(p, arch, fast, carry, x)
+        else:
+            levels = {
+                level.name: cms.with_delta(p["cms"][level.name], fast["cms"][level.name].delta)
+                for level in arch.levels
+            }
+            x, inputs = cms.chain_read(levels, x, taps, arch.read_clip)
+    if "block" in taps:
+        x = x + taps["block"].to(x.dtype)
+    return x, fast, carry, inputs
+
+
+def self_mod_sublayer(
+    p: dict, arch: Arch, fast: dict, carry: dict, x: Tensor
+) -> tuple[Tensor, self_mod.SelfModState, self_mod.SelfModCarry]:
+    """x + SM(norm(x)) (modern); the reference style has neither norm nor residual."""
+    z = layers.rms_norm(x, p["self_mod_scale"]) if arch.modern else x
+    o, state, kept = self_mod.read(arch.self_mod, p["self_mod"], fast["self_mod"], carry["self_mod"], z)
+    return (x + o if arch.modern else o), state, kept
+
+
+def token_losses(logits: Tensor, targets: list[int]) -> Tensor:
+    """Cross-entropy [n] in nats; 0 where the target is negative."""
+    log_p = torch.log_softmax(logits, -1)
+    rows = [-row[t] if t >= 0 else row[0] * 0 for row, t in zip(log_p, targets, strict=True)]
+    return torch.stack(rows)
