@@ -31,7 +31,7 @@ from hope_jax.training import assemble
 from hope_jax.training.checkpoint import load_checkpoint
 from hope_jax.types import NO_TARGET, Batch, PyTree
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, or one checkpoints/<step>.")
+_CHECKPOINT = cli.define_checkpoint()
 _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1", "0.3", "1"], "Rates to try.")
 cli.define_config()
 

@@ -23,6 +23,7 @@ FLAGS = flags.FLAGS
 
 _CONFIG = "config"
 _OVERRIDES = "config_override"
+_CHECKPOINT = "checkpoint"
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
@@ -38,6 +39,12 @@ def define_config() -> None:
         "--config.train.steps=20 or --config.model.cms_levels.cms_slow.update_period=64.",
     )
     flags.DEFINE_multi_string(_OVERRIDES, [], "KEY=VALUE; what --config.KEY=VALUE is short for.")
+
+
+def define_checkpoint() -> flags.FlagHolder[str | None]:
+    """Gives the command `--checkpoint=PATH`; several commands may be imported into one process."""
+    help_text = "Workdir (its newest checkpoint), or one checkpoints/<step>."
+    return flags.DEFINE_string(_CHECKPOINT, None, help_text, allow_override=True)
 
 
 def config_path() -> Path:
@@ -182,4 +189,4 @@ def _help(main: Callable[[list[str]], int | None]) -> str:
 
 def _ours(name: str) -> bool:
     module = FLAGS.find_module_defining_flag(name) or ""
-    return not module.startswith("absl")
+    return not module.startswith(("absl", "orbax"))

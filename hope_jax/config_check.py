@@ -1,5 +1,6 @@
 """The configuration as a whole: combinations that cannot run, found before anything compiles."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 from hope_jax.config import ExperimentConfig, LevelConfig
 from hope_jax.config_schema import as_error, resolve
 
-__all__ = ["NOT_BUILT_YET", "online_chunk", "resolve", "truncate", "validate", "warnings"]
+__all__ = ["NOT_BUILT_YET", "online_chunk", "resolve", "stream_chunk", "truncate", "validate", "warnings"]
 
 CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
 TITAN_VARIANTS = ("hope_hybrid", "titan")
@@ -41,6 +42,24 @@ def online_chunk(config: ExperimentConfig) -> int:
         return config.data.seq_len
     levels = config.model.cms_levels.values() if variant in CMS_VARIANTS else ()
     return max(_MIN_CHUNK, min((level.update_period for level in levels), default=_MIN_CHUNK))
+
+
+def stream_chunk(config: ExperimentConfig) -> int:
+    """N of a stream at inference: that of training, but for two cases where it would only make each new
+    token dear, as the unfinished chunk is read again for it.
+
+    Variants without memories write nothing at a chunk's end: at most 16. Under `two_pass` with memories that
+    live for a context: that of `online` (train.online_chunk_size, or its default), if the periods allow it.
+    """
+    chunk = online_chunk(config)
+    if config.model.block_variant not in CMS_VARIANTS + TITAN_VARIANTS:
+        return min(chunk, _MIN_CHUNK)
+    if config.train.algorithm_mode != "two_pass" or config.memory.lifetime == "persistent":
+        return chunk
+    train = dataclasses.replace(config.train, algorithm_mode="online")
+    shorter = online_chunk(dataclasses.replace(config, train=train))
+    fits = all(_fits(shorter, period) for period in _periods(config).values())
+    return shorter if fits else chunk
 
 
 def truncate(config: ExperimentConfig) -> int:
@@ -148,6 +167,21 @@ def _levels(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
     return levels
 
 
+def _periods(config: ExperimentConfig) -> dict[str, int]:
+    """Tokens between writes of each of the variant's memories, by key."""
+    model = config.model
+    periods = {f"model.{name}.update_period": level.update_period for name, level in _levels(config)}
+    if model.block_variant == "hope_selfmod":
+        own = model.self_modifying
+        periods["model.self_modifying.chunk_size"] = own.chunk_size
+        periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
+    return periods
+
+
+def _fits(chunk: int, period: int) -> bool:
+    return chunk % period == 0 or period % chunk == 0
+
+
 def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
     for path, values in NOT_BUILT_YET.items():
         group, key = path.split(".")
@@ -178,15 +212,10 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
-    model, memory, chunk = config.model, config.memory, online_chunk(config)
-    periods = {f"model.{name}.update_period": level.update_period for name, level in _levels(config)}
-    if model.block_variant == "hope_selfmod":
-        own = model.self_modifying
-        periods["model.self_modifying.chunk_size"] = own.chunk_size
-        periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
+    memory, chunk = config.memory, online_chunk(config)
     name = "data.seq_len" if config.train.algorithm_mode == "two_pass" else "the online chunk"
-    for path, period in periods.items():
-        if chunk % period and period % chunk:
+    for path, period in _periods(config).items():
+        if not _fits(chunk, period):
             yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
     for path, level in _levels(config):
         if inner_optimizers is None:

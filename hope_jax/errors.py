@@ -21,5 +21,9 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, unfinished, or does not fit the run."""
 
 
+class MemoryFileError(UserError):
+    """A saved memory that is missing, damaged, or another model's, or that cannot be written."""
+
+
 class DivergenceError(UserError):
     """The loss or a state became non-finite."""

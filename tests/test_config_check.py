@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import NOT_BUILT_YET, online_chunk, resolve, truncate, validate, warnings
+from hope_jax.config_check import (
+    NOT_BUILT_YET,
+    online_chunk,
+    resolve,
+    stream_chunk,
+    truncate,
+    validate,
+    warnings,
+)
 from hope_jax.errors import ConfigError
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
@@ -132,6 +140,27 @@ def test_accepted_where_the_rule_does_not_apply() -> None:
 )
 def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
     assert (online_chunk(config), truncate(config)) == (chunk, cut)
+
+
+SHORT = {"seq_len": 512}
+PERSISTENT = {"lifetime": "persistent", "scope": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("config", "chunk"),
+    [
+        (make(train={"online_chunk_size": 32}), 32),
+        (make({"block_variant": "transformer"}, data=SHORT), 16),
+        (make({"block_variant": "transformer"}, data={"seq_len": 8}, **TWO_PASS), 8),
+        (make(data=SHORT, **TWO_PASS), 16),
+        (make(data=SHORT, train={"algorithm_mode": "two_pass", "online_chunk_size": 32}), 32),
+        (make(data=SHORT, memory=PERSISTENT, **TWO_PASS), 512),
+        (make({"block_variant": "hope_selfmod"}, data=SHORT, **TWO_PASS), 16),
+        (make({"cms_levels": {"a": {"update_period": 3}}}, data={"seq_len": 192}, **TWO_PASS), 192),
+    ],
+)
+def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
+    assert stream_chunk(config) == chunk
 
 
 @pytest.mark.parametrize(

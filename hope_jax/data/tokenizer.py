@@ -1,7 +1,7 @@
 """Text to token ids and back: a sentencepiece model, the embedded one or any other."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -97,6 +97,24 @@ class Tokenizer:
             else:
                 runs.append([])
         return _REPLACEMENT.join(self._processor.decode(run) if run else "" for run in runs)
+
+    def decode_stream(self, context: Iterable[int] | np.ndarray, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `ids` after `context`, piece by piece as they come; a character that several tokens
+        spell comes with its last one."""
+        held = [int(i) for i in context]
+        shown = self.decode(held)
+        for token in ids:
+            held.append(int(token))
+            text = self.decode(held)
+            if not text.startswith(shown):
+                shown = shown.rstrip(_REPLACEMENT)  # the token goes on with a character that was unfinished
+            new = text.rstrip(_REPLACEMENT)[len(shown) :]
+            yield new
+            shown += new
+            last = self.decode(held[-1:])
+            if last and _REPLACEMENT not in last:
+                held, shown = held[-1:], last
+        yield self.decode(held)[len(shown) :]
 
     @property
     def vocab_size(self) -> int:

@@ -141,35 +141,14 @@ def stream_loss(
     """Reads and writes the batch's streams without an outer gradient (teach schedule 1: inference)."""
     state = begin(model, rule, fast, *batch.tokens.shape)
     whole, rest = _split(batch, rule.chunk_size)
-    state = advance(model, rule, params, state, whole)
-    if rest.tokens.shape[1]:
-        state = read_and_teach(model, rule, params, state, rest, jnp.ones(()))
-    return finish(model, rule, params, state)
-
-
-def advance(
-    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, segment: Batch
-) -> StreamState:
-    """Reads and writes the next segment of the streams: a document in one call or in several is the same.
-
-    segment: [B, T'], T' a multiple of the chunk size. Its last chunk's write is left pending, as its
-    last target may not have been known.
-
-    Raises:
-      ValueError: T' is not a multiple of the chunk size.
-    """
-    if segment.tokens.shape[1] % rule.chunk_size:
-        raise ValueError(
-            f"segment: want a multiple of the online chunk ({rule.chunk_size} tokens), "
-            f"got {segment.tokens.shape[1]}; cut segments on the chunk grid"
-        )
 
     def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
         return read_and_teach(model, rule, params, state, chunk, jnp.ones(())), None
 
-    chunks = jax.tree.map(lambda t: t[:, 0], _chunks(segment, 1, rule.chunk_size))
-    state, _ = jax.lax.scan(body, state, chunks)
-    return state
+    state, _ = jax.lax.scan(body, state, jax.tree.map(lambda t: t[:, 0], _chunks(whole, 1, rule.chunk_size)))
+    if rest.tokens.shape[1]:
+        state = read_and_teach(model, rule, params, state, rest, jnp.ones(()))
+    return finish(model, rule, params, state)
 
 
 def finish(model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState) -> StreamResult:

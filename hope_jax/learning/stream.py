@@ -61,6 +61,12 @@ class Stream(NamedTuple):
         """Tokens read so far."""
         return int(self.chunk.start) + int(self.chunk.filled)
 
+    @property
+    def recent(self) -> Unfinished:
+        """The unfinished chunk without its padding: [B, filled], at least one token once any has come."""
+        tokens, segment_ids, target_mask = (t[:, : int(self.chunk.filled)] for t in self.chunk[:3])
+        return Unfinished(tokens, segment_ids, target_mask, self.chunk.start, self.chunk.filled)
+
 
 @dataclass(frozen=True)
 class Streamer:
@@ -78,23 +84,17 @@ class Streamer:
         capacity: tokens that the attention cache has room for, rounded up to whole chunks; it grows by
         doubling when they are exceeded, which compiles anew. fast: memories to start from; None: fresh.
         """
-        size = self.rule.chunk_size
-        room = size * max(1, -(-capacity // size))
-        dtype = jnp.promote_types(self.model.spec.dtype, jnp.float32)
-        zero, shape = jnp.zeros((), dtype), (batch_size, size)
-        return Stream(
-            fast=self.model.init_fast_state(params, batch_size) if fast is None else fast,
-            carry=self.model.init_carry(batch_size, room),
-            stats=online.zero_write_stats(self.model, batch_size),
-            sums=Sums(zero, zero, zero, zero),
-            chunk=Unfinished(
-                tokens=np.zeros(shape, np.int32),
-                segment_ids=np.zeros(shape, np.int32),
-                target_mask=np.zeros(shape, bool),
-                start=np.zeros((), np.int32),
-                filled=np.zeros((), np.int32),
-            ),
+        shape = (batch_size, self.rule.chunk_size)
+        chunk = Unfinished(
+            tokens=np.zeros(shape, np.int32),
+            segment_ids=np.zeros(shape, np.int32),
+            target_mask=np.zeros(shape, bool),
+            start=np.zeros((), np.int32),
+            filled=np.zeros((), np.int32),
         )
+        room = self._whole_chunks(capacity)
+        fast, carry, stats, sums = self._fresh(params, fast, batch_size, room)
+        return Stream(fast, carry, stats, sums, chunk)
 
     def feed(
         self,
@@ -160,16 +160,20 @@ class Streamer:
     def finish(self, params: PyTree, state: Stream) -> StreamResult:
         """Reads and writes the last chunk as it is, its last token without target, and flushes or drops
         partial periods. Compiles once for each length of a last chunk."""
-        count = int(state.chunk.filled)
-        if not count:
+        if not int(state.chunk.filled):
             return StreamResult(state.fast, state.stats, state.sums)
-        chunk = state.chunk
-        row = chunk._replace(
-            tokens=chunk.tokens[:, :count],
-            segment_ids=chunk.segment_ids[:, :count],
-            target_mask=chunk.target_mask[:, :count],
-        )
+        row = state.recent
         return self._finish(params, state, Batch(row.tokens, _targets(row), row.segment_ids))
+
+    def resized(self, state: Stream, capacity: int) -> Stream:
+        """The state with an attention cache for `capacity` tokens, rounded up to whole chunks, or for those
+        that it holds if they are more. `capacity` 0 leaves out all that is not filled."""
+        capacity = self._whole_chunks(max(capacity, int(state.chunk.start)))
+        return state._replace(carry=self._resized(state.carry, capacity))
+
+    def _whole_chunks(self, tokens: int) -> int:
+        size = self.rule.chunk_size
+        return size * max(1, -(-tokens // size))
 
     def _joined(
         self,
@@ -195,13 +199,30 @@ class Streamer:
 
     def _with_room(self, state: Stream, tokens: int) -> Stream:
         """The state with room for `tokens` tokens in its carry."""
-        batch_size, capacity = state.carry.segments.shape
+        capacity = state.carry.segments.shape[1]
         if tokens <= capacity:
             return state
         while capacity < tokens:
             capacity *= 2
-        larger = self.model.init_carry(batch_size, capacity)
-        return state._replace(carry=jax.tree.map(_enter, larger, state.carry))
+        return self.resized(state, capacity)
+
+    @partial(jax.jit, static_argnums=(0, 3, 4))
+    def _fresh(
+        self, params: PyTree, fast: PyTree | None, batch_size: int, capacity: int
+    ) -> tuple[PyTree, Carry, PyTree, Sums]:
+        """The device's part of a stream before its first token."""
+        zero = jnp.zeros((), jnp.promote_types(self.model.spec.dtype, jnp.float32))
+        return (
+            self.model.init_fast_state(params, batch_size) if fast is None else fast,
+            self.model.init_carry(batch_size, capacity),
+            online.zero_write_stats(self.model, batch_size),
+            Sums(zero, zero, zero, zero),
+        )
+
+    @partial(jax.jit, static_argnums=(0, 2))
+    def _resized(self, carry: Carry, capacity: int) -> Carry:
+        other = self.model.init_carry(len(carry.segments), capacity)
+        return jax.tree.map(_fit, other, carry)
 
     @partial(jax.jit, static_argnums=0)
     def _read(self, params: PyTree, state: Stream) -> Array:
@@ -258,9 +279,12 @@ def _padded(t: np.ndarray, size: int) -> np.ndarray:
     return np.pad(t, ((0, 0), (0, size - t.shape[1])))
 
 
-def _enter(larger: Array, old: Array) -> Array:
-    """The buffer `larger` with `old` at its beginning; `old` itself where it does not grow."""
-    return old if larger.shape == old.shape else jax.lax.dynamic_update_slice(larger, old, (0,) * old.ndim)
+def _fit(other: Array, old: Array) -> Array:
+    """The buffer `other` with as much of `old` at its beginning as it holds; `old` itself at equal shapes."""
+    if other.shape == old.shape:
+        return old
+    part = tuple(slice(0, min(a, b)) for a, b in zip(other.shape, old.shape, strict=True))
+    return other.at[part].set(old[part])
 
 
 @partial(jax.jit, static_argnums=2)

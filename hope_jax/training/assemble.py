@@ -5,15 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 
 from hope_jax.config import ExperimentConfig, LevelConfig
-from hope_jax.config_check import online_chunk, truncate
+from hope_jax.config_check import online_chunk, stream_chunk, truncate
 from hope_jax.learning.m3 import M3Rule
 from hope_jax.learning.online import OnlineRule
 from hope_jax.learning.optim import OptimRule
+from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule, TeachSchedule
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 
 REFERENCE_READ_CLIP = 1.0
@@ -101,6 +103,16 @@ def online_rule(config: ExperimentConfig) -> OnlineRule:
         source=config.teach.source,
     )
     return OnlineRule(chunk_size=online_chunk(config), truncate=truncate(config), teach=teach)
+
+
+def streamer(config: ExperimentConfig) -> Streamer:
+    """Streams at inference; `config_check.stream_chunk` says in which chunks."""
+    chunk = stream_chunk(config)
+    train = dataclasses.replace(config.train, algorithm_mode="online", online_chunk_size=chunk)
+    config = dataclasses.replace(config, train=train)
+    return Streamer(
+        HopeModel(model_spec(config)), online_rule(config)._replace(truncate=chunk, training=False)
+    )
 
 
 def teach_schedule(config: ExperimentConfig) -> TeachSchedule:

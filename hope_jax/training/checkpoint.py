@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from hope_jax.config import CheckpointConfig
 from hope_jax.errors import CheckpointError
+from hope_jax.training import arrays
 from hope_jax.training.files import CHECKPOINT_DIR, flatten
 from hope_jax.training.program import TrainState
 from hope_jax.types import Array, PyTree
@@ -68,10 +69,7 @@ def _handlers(state: ocp.CheckpointHandler) -> dict[str, ocp.CheckpointHandler]:
 
 def _leaves(tree: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
     """Dotted leaf name -> (shape, dtype), alike for a live tree and for Orbax's metadata of it."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(p, simple=True, separator="."): (tuple(x.shape), str(x.dtype)) for p, x in flat
-    }
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in arrays.named(tree).items()}
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -86,12 +84,11 @@ def _finite(leaves: list[Array]) -> Array:
 
 def first_non_finite(state: TrainState) -> str | None:
     """Dotted name of a leaf of `state` that holds a NaN or an infinity; None where every value is finite."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    floats = [(path, leaf) for path, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    if not floats or bool(_finite([leaf for _, leaf in floats])):
+    leaves = arrays.named(state).items()
+    floats = {name: leaf for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    if not floats or bool(_finite(list(floats.values()))):
         return None
-    path = next(path for path, leaf in floats if not bool(_finite([leaf])))
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    return next(name for name, leaf in floats.items() if not bool(_finite([leaf])))
 
 
 def _changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
@@ -302,8 +299,8 @@ def load_checkpoint(path: Path, fields: Collection[str] = TrainState._fields) ->
         with ocp.Checkpointer(handler) as reader:
             wanted = {name: tree[name] for name in fields}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            arrays = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = reader.restore(where / "state", args=arrays)
+            how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+            state = reader.restore(where / "state", args=how)
     except _DAMAGE as error:
         raise CheckpointError(
             f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "

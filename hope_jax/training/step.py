@@ -171,7 +171,7 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     init = jax.jit(step.init, out_shardings=everywhere)
     train = jax.jit(step.train, donate_argnums=0, out_shardings=everywhere)
     evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
-    sample = make_generate(step.model, step.rule)
+    sample = make_generate(assemble.streamer(config))
 
     def generate(
         state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int

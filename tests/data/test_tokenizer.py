@@ -51,6 +51,26 @@ def test_special_ids_decode_to_nothing_and_foreign_ids_to_the_replacement_charac
     assert t.decode([]) == ""
 
 
+@given(st.text(max_size=40), st.data())
+@example("a \u2581 é 日本", None)
+def test_text_comes_piece_by_piece(text, data):
+    ids = TOKENIZER.encode(text).tolist()
+    assert "".join(TOKENIZER.decode_stream([], ids)) == text
+    cut = data.draw(st.integers(0, len(ids))) if data else len(ids) // 2
+    before = TOKENIZER.decode(ids[:cut])
+    after = "".join(TOKENIZER.decode_stream(ids[:cut], ids[cut:]))
+    # A character that the cut divides comes whole with its last token.
+    assert before.rstrip("\ufffd") + after.lstrip("\ufffd") == text or before + after == text
+
+
+def test_pieces_come_as_soon_as_they_are_whole():
+    t = TOKENIZER
+    pieces = list(t.decode_stream(t.encode("the"), [*t.encode(" Lord"), t.bos_id, *t.encode(" é"), 31999]))
+    assert "".join(pieces) == " Lord é\ufffd" and pieces[-1] == "\ufffd"
+    assert pieces[0].startswith(" ")
+    assert not list(t.decode_stream(t.encode("the"), []))[0]
+
+
 def test_a_model_file_loads_like_the_embedded_one(tmp_path):
     raw = (resources.files("hope_jax.data") / "assets" / "unigram_1024.model").read_bytes()
     (tmp_path / "copy.model").write_bytes(raw)

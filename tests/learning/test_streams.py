@@ -1,4 +1,4 @@
-"""What streaming must not change: how a document is cut into calls, whose batch it is in, when it is read."""
+"""What the modes must not change: whose batch an example is in, how one chunk is read."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import StreamResult, advance, begin, finish, online_gradients, stream_loss
+from hope_jax.learning.online import StreamResult, online_gradients, stream_loss
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.types import Batch
 from tests.oracle import bridge, cases
@@ -33,42 +33,12 @@ def setup(learning: Learning, tokens: int = TOKENS) -> tuple[Any, Any, Any, list
     return model, bridge.online_rule(learning), params, rows, bridge.batch_of(rows)
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(*(t[:, start:stop] for t in batch))
-
-
 @pytest.fixture(scope="module")
 def whole() -> Callable[[Batch], StreamResult]:
     """A batch's streams read in one call."""
     model, rule, params, _, _ = setup(LEARNING)
     run = jax.jit(partial(stream_loss, model, rule), compiler_options=QUICK)
     return lambda batch: run(params, model.init_fast_state(params, 2), batch)
-
-
-def test_two_segments_equal_one_long_stream(whole: Callable[[Batch], StreamResult]) -> None:
-    """A level that spans chunks is unfinished at the cut, and a write is pending."""
-    model, rule, params, _, batch = setup(LEARNING)
-
-    def in_segments(fast: Any, batch: Batch) -> StreamResult:
-        state = begin(model, rule, fast, 2, TOKENS)
-        state = advance(model, rule, params, state, part(batch, 0, 8))
-        state = advance(model, rule, params, state, part(batch, 8, 24))
-        return finish(model, rule, params, state)
-
-    pieces = jax.jit(in_segments, compiler_options=QUICK)(model.init_fast_state(params, 2), batch)
-    at_once = whole(batch)
-    bridge.assert_close(pieces.sums, jax.tree.map(np.asarray, at_once.sums), "sums", 1e-11)
-    for got, wanted in zip(jax.tree.leaves(pieces.fast), jax.tree.leaves(at_once.fast), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)
-    for got, wanted in zip(jax.tree.leaves(pieces.stats), jax.tree.leaves(at_once.stats), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
-
-
-def test_segment_off_the_grid_is_refused() -> None:
-    model, rule, params, _, batch = setup(LEARNING)
-    state = begin(model, rule, model.init_fast_state(params, 2), 2, TOKENS)
-    with pytest.raises(ValueError, match=r"segment: want a multiple of the online chunk \(8 tokens\), got 5"):
-        advance(model, rule, params, state, part(batch, 0, 5))
 
 
 def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], StreamResult]) -> None:

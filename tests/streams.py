@@ -1,0 +1,104 @@
+"""Small models that stream, and rows for them; the same objects in every test, so they compile once."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.stream import Streamer
+from hope_jax.learning.teach import TeachRule
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.registry import VARIANTS
+from hope_jax.models.spec import ModelSpec
+
+CHUNK, TOKENS, VOCAB = 8, 27, 11
+CAPACITY = 256
+"""Of every stream here unless its growth is tested: another capacity compiles everything again."""
+
+_EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "hope_hybrid")
+
+
+def variants(*every_push: str) -> list[Any]:
+    """All variants, those that are not named nightly."""
+    return [pytest.param(v, marks=() if v in every_push else pytest.mark.nightly) for v in VARIANTS]
+
+
+def cases() -> list[Any]:
+    """(variant, style): nightly but for the variants that differ most, in the modern style."""
+    return [
+        pytest.param(v, s, marks=() if v in _EVERY_PUSH and s == "modern" else pytest.mark.nightly)
+        for v in VARIANTS
+        for s in ("modern", "reference")
+    ]
+
+
+@cache
+def setup(
+    variant: str, style: str = "modern", scope: str = "example", dtype: str = "float64"
+) -> tuple[Streamer, Any]:
+    """Levels, and chunks of self-modifying memories, of half an online chunk and of two."""
+    levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
+    compute = jnp.dtype(dtype)
+    spec = ModelSpec(
+        variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, "rms" if style == "modern" else "none",
+        local_conv_window=3, flush_partial_at_end=True, scope=scope, dtype=compute,
+        param_dtype=jnp.promote_types(compute, jnp.float32),
+        titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
+        self_mod=SelfMod(8, CHUNK, 4, 2 * CHUNK, eta_scale=0.01, conv_window=3),
+    )  # fmt: skip
+    model = HopeModel(spec)
+    rule = OnlineRule(CHUNK, CHUNK, TeachRule(), training=False)
+    return Streamer(model, rule), jax.jit(model.init_params)(jax.random.key(0))
+
+
+def rows(batch_size: int = 3, tokens: int = TOKENS) -> dict[str, np.ndarray]:
+    """Arguments of `Streamer.feed`: two documents a row, one token in five no target."""
+    rng = np.random.default_rng(1)
+    shape = (batch_size, tokens)
+    return {
+        "tokens": rng.integers(0, VOCAB, shape),
+        "segment_ids": 1 + (np.arange(tokens) >= rng.integers(5, 20, (batch_size, 1))),
+        "target_mask": rng.random(shape) > 0.2,
+    }
+
+
+def part(data: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    return {name: array[:, start:stop] for name, array in data.items()}
+
+
+def run(streamer: Streamer, params: Any, data: dict, split: tuple, capacity: int = CAPACITY) -> tuple:
+    """(logits, state, result of finish) of the rows fed in calls of the lengths in `split`."""
+    state, at, logits = streamer.begin(params, len(data["tokens"]), capacity), 0, []
+    for n in split:
+        read, state = streamer.feed(params, state, **part(data, at, at + n))
+        logits.append(read)
+        at += n
+    return np.concatenate(logits, axis=1), state, streamer.finish(params, state)
+
+
+def assert_same(got: Any, wanted: Any, tolerance: float = 1e-12, single: float = 1e-6) -> None:
+    """Equal trees: floats of 64 bits to `tolerance`, shorter ones to `single`, all else exactly."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype
+        near = tolerance if a.dtype == np.float64 else single
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            near = 0
+        wide = (t.astype(np.float64) for t in (a, b))
+        np.testing.assert_allclose(*wide, rtol=near, atol=near, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Compiles in half the time; what is compiled may be slow."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
