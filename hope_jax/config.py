@@ -73,6 +73,7 @@ class SelfModConfig:
     """The SelfModifier of the TITAN memory (`selfmod_off` ablates it)."""
 
     enabled: bool = True  # False: a write is a step along the teach signal alone
+    clip: NonNegative = 0.0  # per-token bound on its correction over the teach signal's norm; 0: off
 
 
 @dataclass(frozen=True)

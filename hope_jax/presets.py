@@ -77,6 +77,7 @@ def pilot_smoke_config() -> OrderedConfig:
         "cms_slow": level(update_period=64, lr=0.03, optimizer="nl_l2_precond", beta=0.0),
     }
     config.model.titan_level = level(update_period=8, lr=0.03, optimizer="nl_l2_precond")
+    config.model.self_mod.clip = 1.0
     set_teaching(config, scale=0.10, clip=5.0, schedule=(10, 0, 0))
     config.model.vocab_size = 1024
     config.data.update({"seq_len": 256, "batch_size": 8})

@@ -4,15 +4,26 @@ The sequence is one chunk (N = T). The caller steps the meta parameters between 
 uses those that read, and its deltas are then read with the stepped ones.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from hope_jax import trees
 from hope_jax.learning.loss import token_loss
-from hope_jax.learning.online import OnlineRule, PendingWrite, Sums, make_signal
+from hope_jax.learning.online import OnlineRule, PendingWrite, StreamResult, Sums, make_signal
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Array, Batch, PyTree
+
+
+class ReadPass(NamedTuple):
+    """gradient: of the sum of cross-entropies. pending: the write to come.
+
+    result: the fast state with what memories wrote while they read, the statistics of those, and the sums.
+    """
+
+    gradient: PyTree
+    pending: PendingWrite
+    result: StreamResult
 
 
 def read_pass(
@@ -23,14 +34,15 @@ def read_pass(
     batch: Batch,
     schedule: Array,
     position: Array,
-) -> tuple[PyTree, PendingWrite, Sums]:
-    """The outer gradient of the sum of cross-entropies, the write to come, and the sums.
+) -> ReadPass:
+    """The outer gradient, differentiated through the memories that write while they read; the write to come.
 
     batch: [B, T]. position: int32 [] tokens that the memories' context has seen before this sequence.
     """
 
     def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
-        out = model.read(params, fast, None, batch.tokens, batch.segment_ids, taps, training=rule.training)
+        start = model.rebase(params, fast)
+        out = model.read(params, start, None, batch.tokens, batch.segment_ids, taps, training=rule.training)
         losses = token_loss(out.logits, batch.targets)
         return losses.loss.sum(), (out, losses)
 
@@ -44,4 +56,5 @@ def read_pass(
         teach_norm=trees.safe_norm(signal.block, axis=-1).sum().astype(dtype),
         teach_tokens=signal.active_n.sum().astype(dtype),
     )
-    return gradient, PendingWrite(out.trace, signal, position), sums
+    written = trees.stop_gradient(StreamResult(out.fast, out.stats, sums))
+    return ReadPass(gradient, PendingWrite(out.trace, signal, position), written)

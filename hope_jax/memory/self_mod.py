@@ -131,6 +131,14 @@ class SelfMod:
         )
         return SelfModState(weights, trees.stop_gradient(fast.momentum))
 
+    def move(self, old: PyTree, new: PyTree, fast: SelfModState) -> SelfModState:
+        """The state with its weights moved by new - old; momentum stays."""
+        weights = {
+            name: jax.tree.map(lambda w, a, b: w + (b - a), value, old[name], new[name])
+            for name, value in fast.weights.items()
+        }
+        return fast._replace(weights=weights)
+
     def read(
         self,
         params: PyTree,

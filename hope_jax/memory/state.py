@@ -129,3 +129,7 @@ class StreamMemory(Protocol):
         """The same values, cut off from what wrote them; the gradient at the state goes to the meta
         parameters: stopgrad(state) + (theta - stopgrad(theta)), SPEC §4."""
         ...
+
+    def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:
+        """What was written on top of the parameters `old`, on top of `new`."""
+        ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from hope_jax import trees
 from hope_jax.memory import gate, mlp_memory, titans_rule
 from hope_jax.memory.level_write import Bounds, LevelState, LevelWriter, WriteRules, init_level
 from hope_jax.memory.levels import LevelSpec
@@ -28,7 +29,9 @@ class Titan:
     """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
 
     level: its period and inner optimizer; `titans_rule.NAME` stands for the Titans paper's rule.
-    self_modifier: False: a write is a step along -delta alone. The other fields as of `Cms`.
+    self_modifier: False: a write is a step along -delta alone. correction_clip: bound on a token's
+    |SelfModifier| over |delta|, 0: off; up to 1 no write goes uphill: <delta - SelfModifier, delta> >= 0.
+    The other fields as of `Cms`.
 
     Parameters of one layer: `w_up` [D, H], `w_down` [H, D], perhaps `b_up`, `b_down`; `ln_scale`,
     `ln_bias` [D]; `self_modifier`: see `self_modifier_read`; `gates`: see `titans_rule.token_gates`.
@@ -42,6 +45,7 @@ class Titan:
     output_clip: float | None = None
     flush_partial_at_end: bool = False
     self_modifier: bool = True
+    correction_clip: float = 0.0
 
     @property
     def _titans(self) -> bool:
@@ -101,8 +105,8 @@ class Titan:
         value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
         cotangent = teach
         if self.self_modifier:
-            correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach)
-            cotangent = teach - correction.astype(teach.dtype)
+            correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach).astype(teach.dtype)
+            cotangent = teach - shorten(correction, teach, self.correction_clip)
         (at_branch,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
         factors = mlp_memory.write_factors(weights, state.delta, key, at_branch, output_clip=self.output_clip)
         rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
@@ -114,6 +118,16 @@ class Titan:
             plain = LevelWriter(rules, self.level, weights, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)
         return {name: new}, {name: stats}
+
+
+def shorten(correction: Array, teach: Array, bound: float) -> Array:
+    """The correction [n, D], no longer per token than bound |delta|; bound 0: as it is."""
+    if not bound:
+        return correction
+    allowed = bound * trees.safe_norm(teach, axis=-1, keepdims=True)
+    size = trees.safe_norm(correction, axis=-1, keepdims=True)
+    over = size > allowed
+    return jnp.where(over, correction * allowed / jnp.where(over, size, 1), correction)
 
 
 def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach: Array) -> Array:

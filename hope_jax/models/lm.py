@@ -293,3 +293,12 @@ class HopeModel:
                 over_layers = jax.vmap(over_layers, in_axes=(None, 1), out_axes=1)
             held = {**held, name: over_layers(params["blocks"][name], fast[name])}
         return held
+
+    def move(self, old: PyTree, new: PyTree, fast: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The fast state after a step of the meta parameters, under scope "batch": what it has written is now
+        added to `new`. Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
+        moved = {
+            name: jax.vmap(memory.move)(old["blocks"][name], new["blocks"][name], fast[name])
+            for name, memory in self.stream_memories().items()
+        }
+        return {**fast, **moved}

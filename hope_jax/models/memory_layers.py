@@ -142,6 +142,7 @@ def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:
         output_clip=spec.read_clip if training else None,
         flush_partial_at_end=spec.flush_partial_at_end,
         self_modifier=spec.self_modifier,
+        correction_clip=spec.correction_clip,
     )
 
 

@@ -28,7 +28,8 @@ class ModelSpec(NamedTuple):
     read_clip: bound on each CMS level's residual branch while training;
     None: off.
     titan_level: of the TITAN memory, in the variants that have one. titan_hidden: width of its MLP and of the
-    SelfModifier's. self_modifier: False: its writes are steps along the teach signal alone.
+    SelfModifier's. self_modifier: False: its writes are steps along the teach signal alone. correction_clip:
+    see `Titan`.
     self_mod: self-modifying Titans, of the variants that have them.
     alpha_near_one: their retention gate has a bias outside the decayed weights.
     dtype: of activations and matmuls. param_dtype: of parameters and fast state.
@@ -56,6 +57,7 @@ class ModelSpec(NamedTuple):
     titan_level: LevelSpec = LevelSpec("titan", 8, 0.0)
     titan_hidden: int = 0
     self_modifier: bool = True
+    correction_clip: float = 0.0
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
     alpha_near_one: bool = True
     scope: str = "example"

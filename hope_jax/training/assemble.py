@@ -53,6 +53,7 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         titan_level=_level("titan", model.titan_level, model.self_mod_lr),
         titan_hidden=model.titan_hidden_multiplier * model.dim,
         self_modifier=model.self_mod.enabled,
+        correction_clip=model.self_mod.clip,
         self_mod=_self_mod(config),
         alpha_near_one=model.self_modifying.alpha_init == "near_one"
         or (model.self_modifying.alpha_init == "style" and not reference),

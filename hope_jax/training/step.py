@@ -83,16 +83,16 @@ class Step:
     def _train_two_pass(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
         fast = self._start(state, batch)
         seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
-        gradient, pending, sums = read_pass(
+        gradient, pending, read = read_pass(
             self.model, self.rule, state.params, fast, batch, schedule, seen * batch.tokens.shape[1]
         )
-        new_state, grad_norm = self._outer_step(state, gradient, sums)
+        new_state, grad_norm = self._outer_step(state, gradient, read.sums)
         fast, stats = self.model.write(
-            state.params, fast, *pending, last=not self.persistent, training=self.rule.training
+            state.params, read.fast, *pending, last=not self.persistent, training=self.rule.training
         )
         if self.persistent:
-            new_state = new_state._replace(fast=fast)
-        return new_state, self._metrics(state, sums, grad_norm, stats)
+            new_state = new_state._replace(fast=self.model.move(state.params, new_state.params, fast))
+        return new_state, self._metrics(state, read.sums, grad_norm, {**read.stats, **stats})
 
     def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
         """Steps the meta parameters along the mean gradient per supervised token; also its norm."""

@@ -55,9 +55,9 @@ def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:
     fast = model.init_fast_state(params, 2)
 
     def passes(params: Any, fast: Any, batch: Batch) -> Any:
-        gradient, pending, sums = read_pass(model, rule, params, fast, batch, jnp.ones(()), jnp.int32(0))
-        fast, _ = model.write(params, fast, *pending, last=True, training=rule.training)
-        return gradient, sums, fast
+        gradient, pending, read = read_pass(model, rule, params, fast, batch, jnp.ones(()), jnp.int32(0))
+        fast, _ = model.write(params, read.fast, *pending, last=True, training=rule.training)
+        return gradient, read.sums, fast
 
     gradient, sums, written = jax.jit(passes, compiler_options=QUICK)(params, fast, batch)
     streams = [two_pass(params, ARCH, learning, row) for row in rows]

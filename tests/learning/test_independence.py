@@ -1,0 +1,125 @@
+"""What an example computes and writes does not depend on the other examples of the batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax import trees
+from hope_jax.learning.online import OnlineRule, StreamResult, online_gradients
+from hope_jax.learning.teach import TeachRule
+from hope_jax.learning.through_writes import through_writes_gradients
+from hope_jax.learning.two_pass import read_pass
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.registry import VARIANTS
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import Batch, PyTree
+
+QUICK = {"xla_backend_optimization_level": 0}
+DOUBLE = jnp.dtype("float64")
+TOKENS, VOCAB = 32, 11
+MODES = {"online": 8, "through_writes": 8, "two_pass": TOKENS}
+DAILY = {("hope_hybrid", "online"), ("hope_selfmod", "two_pass")}
+"""Of the variants that compile for long; the others are nightly."""
+
+CASES = [
+    pytest.param(
+        variant,
+        mode,
+        marks=()
+        if variant in ("transformer", "transformer_pp", "hope_attention") or (variant, mode) in DAILY
+        else pytest.mark.nightly,
+    )
+    for variant in VARIANTS
+    for mode in MODES
+]
+
+
+def model_of(variant: str, chunk: int, optimizer: str = "momentum", scope: str = "example") -> HopeModel:
+    levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
+    return HopeModel(
+        ModelSpec(
+            variant, "modern", VOCAB, 8, 2, 2, 12, 12, levels, chunk, scope=scope, dtype=DOUBLE,
+            param_dtype=DOUBLE, titan_level=LevelSpec("titan", 8, 0.1, optimizer), titan_hidden=12,
+            self_mod=SelfMod(8, chunk, 4, 8, eta_scale=0.05),
+        )
+    )  # fmt: skip
+
+
+def rows(seed: int, count: int = 2) -> Batch:
+    tokens = np.random.default_rng(seed).integers(0, VOCAB, (count, TOKENS + 1))
+    ones = jnp.ones((count, TOKENS), jnp.int32)
+    return Batch(jnp.asarray(tokens[:, :-1], jnp.int32), jnp.asarray(tokens[:, 1:], jnp.int32), ones)
+
+
+def train_pass(model: HopeModel, mode: str, params: PyTree, batch: Batch) -> tuple[PyTree, StreamResult]:
+    """The outer gradient of a mode, and what the streams have written."""
+    chunk, one = model.spec.chunk_size, jnp.ones(())
+    rule, fast = OnlineRule(chunk, chunk, TeachRule()), model.init_fast_state(params, len(batch.tokens))
+    if mode == "online":
+        return online_gradients(model, rule, params, fast, batch, one)
+    if mode == "through_writes":
+        return through_writes_gradients(model, rule, params, fast, batch, one)
+    gradient, pending, read = read_pass(model, rule, params, fast, batch, one, jnp.int32(0))
+    written, stats = model.write(params, read.fast, *pending, last=True)
+    return gradient, StreamResult(written, {**read.stats, **stats}, read.sums)
+
+
+@pytest.mark.parametrize(("variant", "mode"), CASES)
+def test_an_example_does_not_see_the_others(variant: str, mode: str) -> None:
+    model = model_of(variant, MODES[mode], "titans" if mode == "online" else "momentum")
+    params = model.init_params(jax.random.key(0))
+    probe = rows(9).tokens[:, :8]
+
+    def run(batch: Batch) -> Any:
+        fast = train_pass(model, mode, params, batch)[1].fast
+        return fast, model.read(params, fast, None, probe, jnp.ones_like(probe)).logits
+
+    compiled = jax.jit(run, compiler_options=QUICK)
+    batch, other = rows(1), rows(2)
+    mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), batch, other)
+    (fast, logits), (fast_mixed, logits_mixed) = compiled(batch), compiled(mixed)
+    np.testing.assert_allclose(logits_mixed[0], logits[0], rtol=0, atol=1e-12)
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(fast_mixed), strict=True):
+        np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=0, atol=1e-12)
+    if model.level_names():
+        moved = max(float(jnp.abs(a[:, 1] - b[:, 1]).max()) for a, b in both_floats(fast, fast_mixed))
+        assert moved > 1e-6 and float(jnp.abs(logits_mixed[1] - logits[1]).max()) > 1e-9
+
+
+def both_floats(a: PyTree, b: PyTree) -> list[tuple[jax.Array, jax.Array]]:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return [(x, y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def test_two_pass_differentiates_through_self_modifying_writes() -> None:
+    model = model_of("hope_selfmod", TOKENS)
+    params, batch = model.init_params(jax.random.key(0)), rows(1)
+    run = jax.jit(lambda p: train_pass(model, "two_pass", p, batch), compiler_options=QUICK)
+    gradient, result = run(params)
+    for name in ("k", "v", "eta", "alpha", "memory"):
+        assert float(trees.global_norm(gradient["blocks"]["self_mod"][name])) > 1e-8, name
+    way = jax.tree.map(lambda t: jnp.asarray(np.random.default_rng(3).normal(size=t.shape)), params)
+    h = 1e-6
+
+    def loss(by: float) -> Any:
+        return run(jax.tree.map(lambda t, w: t + by * w, params, way))[1].sums.loss
+
+    slope = (loss(h) - loss(-h)) / (2 * h)
+    exact = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True))
+    np.testing.assert_allclose(exact, slope, rtol=1e-6)
+    assert result.stats["self_mod"]["memory"].updates_applied.min() == TOKENS // 8
+
+
+def test_a_persistent_self_modifying_memory_moves_with_the_parameters() -> None:
+    model = model_of("hope_selfmod", TOKENS, scope="batch")
+    old = model.init_params(jax.random.key(0))
+    new = jax.tree.map(lambda t: t + 0.1, old)
+    fast = model.init_fast_state(old, 2)
+    fresh = model.init_fast_state(new, 2)
+    for a, b in both_floats(model.move(old, new, fast), fresh):
+        np.testing.assert_allclose(a, b, atol=1e-12)
