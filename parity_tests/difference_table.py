@@ -247,9 +247,18 @@ RULES = (
         "inside one call; a slow level's prediction is computed again at the weights of its write.",
         "A chunk is read once with the memories of its start; every write takes its gradient at the "
         "weights that read its tokens, from the recorded inputs, and is read from the next chunk on.",
-        "So that levels decouple and a chunk is one batched read; with one level and C = N they are the "
-        "same.",
+        "So that levels decouple and a chunk is one batched read. With one level and C = N the two are the "
+        "same but for LayerNorm. Sizes are those of our CMS over the same inputs, twice the signal and the "
+        "same rates, LayerNorm's part included; large ones belong to `preconditioned`, whose steps have the "
+        "size 3.2 lr whatever the gradient.",
         "attnblock_*, hybrid_*, selfmod_block*, train_online_*, memorize_*",
+        (
+            ("attnblock_aligned", 0.0102),
+            ("attnblock_three_levels", 1.92),
+            ("attnblock_train_clip", 0.0160),
+            ("hybrid_nothreshold", 0.0354),
+            ("selfmod_block", 0.0529),
+        ),
     ),
     Difference(
         "mean_loss",

@@ -6,18 +6,23 @@ read before a write, or with memories that the file holds, is read by our code a
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope_jax.memory.cms import Bounds, Cms
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.state import WriteSignal, own
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.memory_layers import make_cms
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from parity_tests import replay_smt, replay_train_step
 from parity_tests.golden_file import Golden
+from parity_tests.published import inner_level
 from parity_tests.quick import quick_jit
 from parity_tests.reference_style import block_params, block_spec, model_of, offered, with_deltas
 from parity_tests.replay_train_step import one_pass
@@ -76,8 +81,8 @@ class Calls:
         """The block's parameters with what has been written."""
         return block_params(self.spec, self.weights)
 
-    def read(self, x: Any) -> Any:
-        """y [B, T, D], self-modifying memories at their first weights."""
+    def read(self, x: Any) -> tuple[Any, Any]:
+        """y [B, T, D] and the input of the CMS; self-modifying memories at their first weights."""
         return self._read(self.params(), x)
 
     def read_cms(self, o: Any) -> Any:
@@ -91,7 +96,8 @@ class Calls:
         context = ReadContext(jnp.int32(0), jnp.ones(x.shape[1], jnp.int32), None)
 
         def row(row: Any) -> Any:
-            return module.apply({"params": params}, row, {}, None, {}, context).x
+            read = module.apply({"params": params}, row, {}, None, {}, context)
+            return read.x, read.trace["cms"][self.spec.cms_levels[0].name]
 
         return jax.vmap(row)(x)
 
@@ -108,17 +114,78 @@ def replay_block(g: Golden) -> None:
     if not block.get("cms_online_updates", True):
         piece = max(g.inputs[f"x.{i}"].shape[1] for i in range(len(config["calls"])))
     self_mod = SelfModCalls(calls) if config["kind"] == "selfmod" else None
+    inputs = []
     for i in range(len(config["calls"])):
         x = jnp.asarray(g.inputs[f"x.{i}"])
         teaches = config["calls"][i].get("teach", True)
-        y = calls.read(x) if self_mod is None else calls.read_cms(self_mod.output(i, x, teaches))
+        if self_mod is None:
+            y, o = calls.read(x)
+        else:
+            o = self_mod.output(i, x, teaches)
+            y = calls.read_cms(o)
+        inputs.append(o)
         wrote, name = calls.remember(i), f"call.{i}.y"
         if not wrote or piece >= x.shape[1]:
             g.compare(name, y)
         else:
             g.check(f"{name}[first piece]", y[:, :piece], g.outputs[name][:, :piece])
     _name_rules(g)
+    g.differ("rewritten_inputs", cms_gap(calls, inputs))
     leave_stream(g, "rewritten_inputs")
+
+
+def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
+    """How far our CMS is from the published one over the same inputs, signals and rates: the largest
+    difference of the outputs.
+
+    Fed the doubled signal and unbounded, so that what is left are the rules of when and where gradients are
+    taken, and LayerNorm. None where our grid does not fit, or other rules have a part in it.
+    """
+    g, block = calls.g, calls.g.config["block"]
+    size = min(level["update_period"] for level in block["cms_levels"])
+    aligned = all(o.shape[1] % size == 0 for o in inputs)
+    aligned &= all(level["update_period"] % size == 0 for level in block["cms_levels"])
+    plain = g.config.get("surprise_threshold") is None and g.config.get("allowed_levels") is None
+    plain &= not g.config.get("differentiable_updates", False)
+    online = block.get("cms_online_updates", True) and g.config.get("route") == "fast"
+    if not (aligned and plain and online and inputs[0].shape[0] == 1):
+        return None
+    cms = Cms(
+        tuple(_inner(g, level) for level in block["cms_levels"]),
+        chunk_size=size,
+        bounds=Bounds(0.0, 0.0),
+        own_output=False,
+        output_clip=calls.spec.read_clip if calls.training else None,
+        flush_partial_at_end=block.get("cms_flush_partial_at_end", False),
+    )
+    params = block_params(calls.spec, g.weights)["cms"]
+    everywhere = jnp.ones(size, bool)
+
+    @partial(quick_jit, static_argnames="last")
+    def piece(fast: Any, x: Any, teach: Any, position: Any, last: bool) -> Any:
+        y, trace = cms.read(params, fast, x, {})
+        signal = WriteSignal(2.0 * teach, {}, jnp.ones(size), everywhere, (teach != 0).any(-1))
+        return y, cms.write(params, fast, trace, signal, position=position, reduce=own, last=last)[0]
+
+    fast, position, gap = cms.init(params), 0, 0.0
+    for i, o in enumerate(inputs):
+        teach = g.inputs.get(f"teach.{i}", np.zeros(o.shape))
+        for start in range(0, o.shape[1], size):
+            at = slice(start, start + size)
+            ends = bool(g.config["calls"][i].get("finalize", False)) and at.stop == o.shape[1]
+            y, fast = piece(fast, o[0, at], teach[0, at], position, last=ends)
+            recorded = g.outputs.get(f"fixed.call.{i}.y", g.outputs[f"call.{i}.y"])
+            gap = max(gap, float(np.abs(y - recorded[0, at]).max()))
+            position += size
+    return gap
+
+
+def _inner(g: Golden, level: Mapping[str, Any]) -> LevelSpec:
+    block = g.config["block"]
+    optimizers = block.get("optimizer_configs") or {}
+    found = optimizers.get(level.get("optimizer_key") or "default")
+    spec = inner_level(g, found, block.get("self_mod_lr", 1e-3), level["update_period"])
+    return spec._replace(name=level["name"], update_period=level["update_period"])
 
 
 class SelfModCalls:

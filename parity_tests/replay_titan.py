@@ -134,7 +134,8 @@ def replay_model(g: Golden) -> None:
         g.compare(f"call.{i}.logits", out.logits)
         if gated:
             g.leave_rest(
-                "surprise", [f"call.{i}.titan_delta.{name}" for name in g.under(f"call.{i}.titan_delta")]
+                "batch_surprise",
+                [f"call.{i}.titan_delta.{name}" for name in g.under(f"call.{i}.titan_delta")],
             )
         elif due(config["titan_level"], i, last):
             last = i
