@@ -362,7 +362,7 @@ RULES = (
         "hope_selfmod: the published ablation that sets it to 0 changes nothing where levels name theirs.",
         "The same two meanings. What the ablation is about, the SelfModifier, is switched by "
         "`model.self_mod.enabled`.",
-        "The published `selfmod_off` run is its base run.",
+        "Where all levels name a rate, the published `selfmod_off` is its base run under another name.",
     ),
     Difference(
         "muon_bias_correction",
@@ -405,8 +405,8 @@ RULES = (
         "Muon's and M3's matrices are chosen by the names of tensors",
         "Everything with two or more axes whose name has neither 'norm' nor 'embed', the depthwise "
         "convolution included, which torch's Muon then refuses.",
-        "The matrices `w_*` of the blocks; filters, norms, biases and tables go to AdamW "
-        "(`learning/optim.py`).",
+        "The matrices `w_*` of the blocks, and the embedding under `muon`; filters, norms, biases and "
+        "numbers go to AdamW (`learning/optim.py`).",
         "A depthwise filter is no linear map between directions.",
     ),
     Difference(
