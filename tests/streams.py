@@ -1,6 +1,5 @@
 """Small models that stream, and rows for them; the same objects in every test, so they compile once."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -94,11 +93,3 @@ def assert_same(got: Any, wanted: Any, tolerance: float = 1e-12, single: float =
             near = 0
         wide = (t.astype(np.float64) for t in (a, b))
         np.testing.assert_allclose(*wide, rtol=near, atol=near, err_msg=jax.tree_util.keystr(path))
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Compiles in half the time; what is compiled may be slow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from hope_jax.learning.generate import Drawn, continue_stream, draw, make_generate, roomy
-from tests.streams import CHUNK, TOKENS, VOCAB, assert_same, part, quick, rows, setup, variants
+from tests.streams import CHUNK, TOKENS, VOCAB, assert_same, part, rows, setup, variants
 
-__all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 PROMPT, ROOM = 10, 4 * CHUNK

@@ -18,14 +18,12 @@ from tests.streams import (
     assert_same,
     cases,
     part,
-    quick,
     rows,
     run,
     setup,
     variants,
 )
 
-__all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 SPLITS = [(1,) * TOKENS, (0, 5, 12, 0, 1, 9), (8, 8, 8, 3), (26, 1)]

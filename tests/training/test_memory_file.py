@@ -13,9 +13,8 @@ from hope_jax.errors import MemoryFileError
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.training import arrays, memory_file
 from hope_jax.training.memory_file import load_memory, owner_of, save_memory
-from tests.streams import CAPACITY, CHUNK, assert_same, part, quick, rows, run, setup, variants
+from tests.streams import CAPACITY, CHUNK, assert_same, part, rows, run, setup, variants
 
-__all__ = ["quick"]
 pytestmark = pytest.mark.usefixtures("quick")
 
 

@@ -1,0 +1,81 @@
+"""A checkpoint as a model that streams: configuration, tokenizer, parameters and memories that fit."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax import __version__
+from hope_jax.config import ExperimentConfig
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import CheckpointError
+from hope_jax.learning.generate import roomy
+from hope_jax.learning.stream import Stream, Streamer
+from hope_jax.training import arrays, assemble
+from hope_jax.training.checkpoint import LoadedCheckpoint
+from hope_jax.types import PyTree
+
+
+class Trained(NamedTuple):
+    """A trained model. path: of its checkpoint. fast: the memories that training left where they outlive
+    its steps (`memory.lifetime=persistent`), else None."""
+
+    path: Path
+    tokenizer: Tokenizer
+    streamer: Streamer
+    params: PyTree
+    fast: PyTree | None
+
+
+def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
+    """The model of a checkpoint that was loaded with ("params", "fast"); config: its own.
+
+    Raises:
+      CheckpointError: arrays that do not fit the configuration, or another tokenizer than the run's.
+      DataError: the tokenizer cannot be read.
+    """
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    wanted = loaded.meta["tokenizer_digest"]
+    if tokenizer.sha256 != wanted:
+        raise CheckpointError(
+            f"{loaded.path} was trained with another tokenizer (digest {wanted}, that of "
+            f"data.tokenizer={config.data.tokenizer!r} is {tokenizer.sha256}): bring back the one it names"
+        )
+    streamer = assemble.streamer(config)
+    params = _fit(loaded, "params", jax.eval_shape(streamer.model.init_params, jax.random.key(0)))
+    fast = None
+    if config.memory.lifetime == "persistent":
+        fast = _fit(loaded, "fast", jax.eval_shape(lambda p: streamer.model.init_fast_state(p, 1), params))
+    return Trained(loaded.path, tokenizer, streamer, params, fast)
+
+
+def read_text(model: Trained, stream: Stream, text: str, *, targets: bool, more: int = 0) -> Stream:
+    """The stream, of batch size one, after a text in the tokens and documents of the data pipeline: BOS
+    begins a document, and after EOS another begins; else the text goes on in the document of the last token.
+
+    targets: the text's tokens are targets. more: tokens to come, for which there shall be room.
+    """
+    streamer, tokenizer = model.streamer, model.tokenizer
+    tokens = [int(token) for token in tokenizer.encode(text)]
+    last, document = tokenizer.eos_id, 0
+    if stream.position:
+        last, document = (int(row[0, -1]) for row in stream.recent[:2])
+    if last == tokenizer.eos_id:
+        tokens, document = [tokenizer.bos_id, *tokens], document + 1
+    row = np.asarray(tokens, np.int32)[None]
+    stream = streamer.resized(stream, roomy(streamer, stream.position + len(tokens) + more))
+    mask, documents = np.full(row.shape, targets), np.full_like(row, document)
+    return streamer.feed(model.params, stream, row, segment_ids=documents, target_mask=mask)[1]
+
+
+def _fit(loaded: LoadedCheckpoint, field: str, like: PyTree) -> PyTree:
+    try:
+        found = arrays.restore(like, arrays.named(loaded.state[field]))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{loaded.path} does not fit its own configuration: {field}.{error}; it was written "
+            f"with hope_jax {loaded.meta['versions'].get('hope_jax')}, this is {__version__}"
+        ) from error
+    return jax.tree.map(jnp.asarray, found)
