@@ -111,6 +111,39 @@ CASES = {
             ),
         ),
     ),
+    "hybrid": Case(
+        modern("hope_hybrid", LEVELS[::2], titan=Level("titan", 4, 0.1, "preconditioned")),
+        Rules(CHUNK, threshold=0.5),
+    ),
+    "hybrid_published_titans": Case(
+        published("hope_hybrid", LEVELS[:1], titan=Level("titan", 8, 0.1, "titans")),
+        Rules(CHUNK, write_clip=0.2, delta_clip=0.3, own_output=False, flush=True),
+    ),
+    "titan": Case(
+        modern("titan", titan=Level("titan", 16, 0.2, "titans"), self_modifier=False),
+        Rules(CHUNK, flush=True),
+    ),
+    "titan_published": Case(published("titan", titan=Level("titan", 8, 0.2, "nl_l2_precond"))),
+    "independent_delta_rules": Case(
+        modern(
+            "hope_attention",
+            (
+                Level("fast", 4, 0.2, "dgd"),
+                Level("mid", 8, 0.1, "delta_momentum", beta=0.5),
+                Level("slow", 16, 0.1),
+            ),
+            connection="independent",
+        ),
+        Rules(CHUNK, teach_scale=0.3),
+    ),
+    "delta_rules_published": Case(
+        published(
+            "hope_hybrid",
+            (Level("fast", 8, 0.1, "delta_momentum", beta=0.5),),
+            titan=Level("titan", 4, 0.2, "dgd"),
+        ),
+        Rules(CHUNK, teach_scale=0.3),
+    ),
     "transformer": Case(modern("transformer", window=5), conv=3),
     "transformer_published": Case(published("transformer")),
     "transformer_pp": Case(modern("transformer_pp")),
@@ -179,9 +212,9 @@ def compare_statistics(arch: Arch, stats: Any, wanted: list[Stream]) -> None:
     """Float32 sums over the stream, by layer, level and example."""
     for b, out in enumerate(wanted):
         for layer in range(bridge.LAYERS):
-            for level in arch.levels:
+            for memory, level in reference.taught_levels(arch):
                 mine = [w for w in out.writes if (w.layer, w.level) == (layer, level.name)]
-                got = bridge.example_of(stats["cms"][level.name], layer, b)
+                got = bridge.example_of(stats[memory][level.name], layer, b)
                 for field, value in summary(mine).items():
                     what = f"{field} of {level.name}, layer {layer}, example {b}"
                     np.testing.assert_allclose(getattr(got, field), value, rtol=2e-6, atol=1e-6, err_msg=what)

@@ -18,7 +18,7 @@ from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import NO_TARGET, Batch
 from parity_tests.torch_reference import model as reference
-from parity_tests.torch_reference.settings import Arch, Rules
+from parity_tests.torch_reference.settings import Arch, Level, Rules
 from parity_tests.torch_reference.stream import Example
 from parity_tests.torch_reference.trees import tree_map
 
@@ -27,6 +27,11 @@ DIM, HIDDEN, VOCAB, LAYERS = 8, 12, 11, 2
 QUICK = {"xla_backend_optimization_level": 0}
 
 _DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def level_spec(level: Level) -> LevelSpec:
+    """One level's constants."""
+    return LevelSpec(level.name, level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
 
 
 def hope_model(arch: Arch, rules: Rules, conv: int = 0, param_dtype: str = "float64") -> HopeModel:
@@ -42,9 +47,11 @@ def hope_model(arch: Arch, rules: Rules, conv: int = 0, param_dtype: str = "floa
             heads=arch.heads,
             mlp_hidden=HIDDEN,
             cms_hidden=HIDDEN,
-            cms_levels=tuple(
-                LevelSpec(v.name, v.period, v.lr, v.optimizer, v.beta, v.beta2, v.eps) for v in arch.levels
-            ),
+            cms_levels=tuple(level_spec(level) for level in arch.levels),
+            cms_connection=arch.connection,
+            titan_level=level_spec(arch.titan),
+            titan_hidden=HIDDEN,
+            self_modifier=arch.self_modifier,
             chunk_size=rules.chunk,
             qk_norm=arch.qk_norm,
             rope_theta=arch.rope_theta,
@@ -150,14 +157,14 @@ def example_of(fast: Any, layer: int, example: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[layer, example], fast)
 
 
-def moments(opt_state: Any) -> dict[str, Any]:
-    """First (`v`) and second (`s`) moments in an inner optimizer's state."""
+def moments(level: Level, state: Any) -> dict[str, Any]:
+    """First (`v`) and second (`s`) moments in production's inner-optimizer state."""
+    if level.optimizer == "titans":
+        return {"v": dict(state)}
     found = {}
-    for part in jax.tree.leaves(opt_state, is_leaf=lambda t: hasattr(t, "ema") or hasattr(t, "nu")):
-        if hasattr(part, "ema"):
-            found["v"] = dict(part.ema)
-        elif hasattr(part, "nu"):
-            found["s"] = dict(part.nu)
+    names = {"ema": "v", "momentum": "v", "nu": "s"}
+    for part in jax.tree.leaves(state, is_leaf=lambda t: any(hasattr(t, name) for name in names)):
+        found |= {kind: dict(getattr(part, name)) for name, kind in names.items() if hasattr(part, name)}
     return found
 
 
@@ -165,11 +172,9 @@ def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str
     """One layer's and example's fast state of production as plain dicts."""
     state = example_of(fast, layer, example)
     plain: dict[str, Any] = {}
-    if "cms" in state:
-        plain["cms"] = {
-            name: {"delta": dict(level.delta), "moments": moments(level.opt)}
-            for name, level in state["cms"].items()
-        }
+    for memory, level in reference.taught_levels(arch):
+        here = state[memory][level.name]
+        plain[level.name] = {"delta": dict(here.delta), "moments": moments(level, here.opt)}
     if "self_mod" in state:
         plain["self_mod"] = {"weights": state["self_mod"].weights}
         if arch.self_mod.momentum:
@@ -180,19 +185,11 @@ def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str
 def reference_fast(arch: Arch, state: dict[str, Any]) -> dict[str, Any]:
     """One layer's fast state of the reference as plain dicts of arrays."""
     plain: dict[str, Any] = {}
-    if "cms" in state:
-        plain["cms"] = {
-            level.name: {
-                "delta": state["cms"][level.name].delta,
-                # Without averaging, production keeps no first moment.
-                "moments": {
-                    kind: by_weight
-                    for kind, by_weight in state["cms"][level.name].moments.items()
-                    if kind != "v" or level.beta > 0
-                },
-            }
-            for level in arch.levels
-        }
+    for memory, level in reference.taught_levels(arch):
+        here = state[memory][level.name]
+        # Without averaging, production keeps no first moment.
+        kept = {k: m for k, m in here.moments.items() if k != "v" or level.beta > 0}
+        plain[level.name] = {"delta": here.delta, "moments": kept}
     if "self_mod" in state:
         plain["self_mod"] = {"weights": state["self_mod"].weights}
         if arch.self_mod.momentum:

@@ -1,7 +1,9 @@
-"""The CMS (Eqs. 70-71, SPEC §2.1): y = MLP_k(... MLP_1(x)), and the gradient that a write descends.
+"""The CMS (Eqs. 70-71 and 74, SPEC §2.1): reads, and the objective that a write descends.
 
 A level's fast weights are its matrices and their biases; LayerNorm's affine part is slow. Rows are tokens.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,14 +34,19 @@ def affine(x: Tensor, p: Params, w: str, b: str) -> Tensor:
     return y + p[b].to(x.dtype) if b in p else y
 
 
-def level_read(p: Params, x: Tensor, clip: float) -> Tensor:
-    """x + W_down act(W_up LN(x)). clip > 0: each token's branch is divided by max(norm / clip, 1), which is
-    a constant for every derivative."""
-    branch = affine(gelu(affine(normed(p, x), p, "w_up", "b_up")), p, "w_down", "b_down")
+def branch(p: Params, z: Tensor, clip: float) -> Tensor:
+    """W_down gelu(W_up z). clip > 0: each token's is divided by max(norm / clip, 1), which is a constant for
+    every derivative."""
+    out = affine(gelu(affine(z, p, "w_up", "b_up")), p, "w_down", "b_down")
     if clip:
-        divisor = (length(wide(branch)) / clip).clamp(min=1.0)[..., None]
-        branch = branch * (1.0 / divisor).detach().to(x.dtype)
-    return x + branch
+        divisor = (length(wide(out)) / clip).clamp(min=1.0)[..., None]
+        out = out * (1.0 / divisor).detach().to(out.dtype)
+    return out
+
+
+def level_read(p: Params, x: Tensor, clip: float) -> Tensor:
+    """x + W_down gelu(W_up LN(x))."""
+    return x + branch(p, normed(p, x), clip)
 
 
 def chain_read(
@@ -52,20 +59,33 @@ def chain_read(
     inputs = {}
     for name, p in levels.items():
         inputs[name] = x
-        x = level_read(p, x, clip)
-        if name in taps:
-            x = x + taps[name].to(x.dtype)
+        x = tapped(level_read(p, x, clip), taps, name)
     return x, inputs
 
 
-def write_gradient(p: Params, x: Tensor, signal: Tensor, clip: float) -> Params:
-    """Gradient of sum_t <stopgrad(delta_t), y_t> in the level's fast weights, at the weights p that read x.
+def average_read(
+    levels: dict[str, Params], mix: Tensor, x: Tensor, taps: dict[str, Tensor], clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 74: sum_l softmax(mix)_l MLP_l(x); taps stand before the average."""
+    shares = torch.softmax(wide(mix), 0)
+    outputs = [tapped(level_read(p, x, clip), taps, name) for name, p in levels.items()]
+    y = sum(share * wide(out) for share, out in zip(shares, outputs, strict=True))
+    return y.to(x.dtype), dict.fromkeys(levels, x)
 
-    x, signal: [n, D]. "stopgrad" is meant for this gradient: a derivative of what is written goes through
-    the signal, through x and through p.
+
+def tapped(y: Tensor, taps: dict[str, Tensor], name: str) -> Tensor:
+    """y plus its tap, if there is one."""
+    return y + taps[name].to(y.dtype) if name in taps else y
+
+
+def objective(p: Params, x: Tensor, teach: Tensor, clip: float) -> Callable[[Params], Tensor]:
+    """sum_t <stopgrad(delta_t), y_t> as a function of the level's fast weights. x, teach: [n, D].
+
+    "stopgrad" is meant for the inner gradient alone: a derivative of what is written goes through the signal,
+    through x, and through p, the weights that read x.
     """
 
-    def objective(fast: Params) -> Tensor:
-        return (wide(signal.to(x.dtype)) * wide(level_read({**p, **fast}, x, clip))).sum()
+    def value(fast: Params) -> Tensor:
+        return (wide(teach.to(x.dtype)) * wide(level_read({**p, **fast}, x, clip))).sum()
 
-    return torch.func.grad(objective)(fast_part(p))
+    return value

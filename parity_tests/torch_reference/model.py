@@ -6,28 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity_tests.torch_reference import cms, layers, periods, self_mod
+from parity_tests.torch_reference import cms, layers, periods, self_mod, titan
 from parity_tests.torch_reference.layers import Cache
-from parity_tests.torch_reference.settings import Arch
-from parity_tests.torch_reference.trees import tree_map
+from parity_tests.torch_reference.settings import Arch, Level
+from parity_tests.torch_reference.trees import select
 
 SUBLAYERS = {
     "transformer": ("attention", "mlp"),
     "transformer_pp": ("attention", "swiglu"),
     "hope_attention": ("attention", "cms"),
     "hope_selfmod": ("self_mod", "cms"),
+    "hope_hybrid": ("attention", "titan", "cms"),
+    "titan": ("attention", "titan"),
 }
 """What each block variant is made of, in the order of reading."""
 
 ByLayer = list[dict[str, Any]]
-"""One dict a layer: fast state {"cms": {level: LevelState}, "self_mod": SelfModState}, a carry
-{"attention": Cache, "self_mod": SelfModCarry}, or taps {"block": [n, D], level: [n, D]}."""
+"""One dict a layer. Fast state: {"cms": {level: LevelState}, "titan": {level: LevelState}, "self_mod":
+SelfModState}; a carry: {"attention": Cache, "self_mod": SelfModCarry}; taps: {"block", level: [n, D]}.
+"""
 
 
 @dataclass(frozen=True)
 class Read:
     """A read of n tokens. logits: [n, V], at least float32. pre_norm: [n, D] input of the final norm.
-    inputs: by layer, level -> [n, D] its input. fast, carry: after these tokens."""
+    inputs: by layer, level (the TITAN memory's too) -> [n, D]. fast, carry: after these tokens."""
 
     logits: Tensor
     pre_norm: Tensor
@@ -39,7 +42,7 @@ class Read:
 def layer_params(params: dict) -> list[dict]:
     """The parameters of each block."""
     count = len(layers_of(params["blocks"]))
-    return [tree_map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(count)]
+    return [select(params["blocks"], i) for i in range(count)]
 
 
 def layers_of(tree: Any) -> Tensor:
@@ -54,10 +57,18 @@ def fresh_fast(params: dict, arch: Arch) -> ByLayer:
         state: dict[str, Any] = {}
         if "cms" in SUBLAYERS[arch.variant]:
             state["cms"] = {level.name: periods.fresh(level, p["cms"][level.name]) for level in arch.levels}
+        if "titan" in SUBLAYERS[arch.variant]:
+            state["titan"] = {arch.titan.name: periods.fresh(arch.titan, p["titan"])}
         if "self_mod" in SUBLAYERS[arch.variant]:
             state["self_mod"] = self_mod.fresh(arch.self_mod, p["self_mod"])
         fast.append(state)
     return fast
+
+
+def taught_levels(arch: Arch) -> list[tuple[str, Level]]:
+    """The levels that teach signals write, each with the name of its memory, in the order of reading."""
+    found = {"cms": [("cms", level) for level in arch.levels], "titan": [("titan", arch.titan)]}
+    return [pair for sublayer in SUBLAYERS[arch.variant] for pair in found.get(sublayer, [])]
 
 
 def fresh_carry(params: dict) -> ByLayer:
@@ -68,7 +79,7 @@ def fresh_carry(params: dict) -> ByLayer:
 
 def zero_taps(params: dict, arch: Arch, tokens: int) -> ByLayer:
     """Zeros [n, D] to add to each block's and each level's output; they ask for gradients."""
-    names = ["block", *(level.name for level in arch.levels if "cms" in SUBLAYERS[arch.variant])]
+    names = ["block", *(level.name for _, level in taught_levels(arch))]
     wide = layers.wide(torch.zeros(0, dtype=arch.dtype)).dtype
     shape = (tokens, params["embed"].shape[1])
     return [
@@ -116,15 +127,35 @@ def block(
             x = layers.swiglu(p["mlp"], arch, x)
         elif sublayer == "self_mod":
             x, fast["self_mod"], carry["self_mod"] = self_mod_sublayer(p, arch, fast, carry, x)
+        elif sublayer == "titan":
+            x, inputs[arch.titan.name] = titan_sublayer(p, arch, fast["titan"][arch.titan.name], x, taps)
         else:
-            levels = {
-                level.name: cms.with_delta(p["cms"][level.name], fast["cms"][level.name].delta)
-                for level in arch.levels
-            }
-            x, inputs = cms.chain_read(levels, x, taps, arch.read_clip)
+            x, level_inputs = cms_sublayer(p["cms"], arch, fast["cms"], x, taps)
+            inputs |= level_inputs
+    if arch.variant == "titan" and not arch.modern:
+        x = layers.norm(arch, p, x)
     if "block" in taps:
         x = x + taps["block"].to(x.dtype)
     return x, fast, carry, inputs
+
+
+def cms_sublayer(
+    p: dict, arch: Arch, fast: dict, x: Tensor, taps: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The levels as they are connected, at theta + delta."""
+    levels = {v.name: cms.with_delta(p[v.name], fast[v.name].delta) for v in arch.levels}
+    if arch.connection == "independent":
+        return cms.average_read(levels, p["mix"], x, taps, arch.read_clip)
+    return cms.chain_read(levels, x, taps, arch.read_clip)
+
+
+def titan_sublayer(
+    p: dict, arch: Arch, state: periods.LevelState, x: Tensor, taps: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """x + mem(key), and the key: norm(x) in the modern style, x in the reference."""
+    key = layers.norm(arch, p, x, prefix="titan_") if arch.modern else x
+    m = titan.read(cms.with_delta(p["titan"], state.delta), key, arch.read_clip)
+    return x + cms.tapped(m, taps, arch.titan.name), key
 
 
 def self_mod_sublayer(

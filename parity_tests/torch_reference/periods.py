@@ -1,24 +1,40 @@
 """A level's periods on the absolute token positions: what one gathers, the gate, the write at its end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from parity_tests.torch_reference import inner
-from parity_tests.torch_reference.cms import fast_part, normed, with_delta, write_gradient
-from parity_tests.torch_reference.layers import Params
+from parity_tests.torch_reference import cms, inner, titan
+from parity_tests.torch_reference.cms import affine, fast_part, with_delta
+from parity_tests.torch_reference.layers import Params, gelu
 from parity_tests.torch_reference.settings import Level, Rules
 from parity_tests.torch_reference.trees import tree_map
 
 
+class Kind(NamedTuple):
+    """What a write needs to know of a memory. objective(p, x, teach, clip): a function of the fast weights.
+    inputs(p, x): what W_up meets."""
+
+    objective: Callable[[Any, Tensor, Tensor, float], Callable[[Params], Tensor]]
+    inputs: Callable[[Any, Tensor], Tensor]
+
+
+CMS = Kind(cms.objective, cms.normed)
+TITAN = Kind(titan.objective, lambda p, x: x)
+
+
 @dataclass(frozen=True)
 class Gathered:
-    """What an unfinished period holds: summed gradient and summed LN(x) [D]; its tokens, those of them that
-    take part in the write, and those that its surprise is averaged over; the sum of that surprise."""
+    """What an unfinished period holds: summed gradient and summed input of W_up [D]; its tokens, those of
+    them that take part in the write, and those that its surprise is averaged over; the sum of that surprise.
+    steps: the tokens one by one, for the Titans rule."""
 
     grads: Params
     context: Tensor
+    steps: tuple[titan.Step, ...] = ()
     tokens: int = 0
     active: int = 0
     counted: int = 0
@@ -27,7 +43,8 @@ class Gathered:
 
 @dataclass(frozen=True)
 class LevelState:
-    """Fast state of one level: what has been added to its weights, moments, the unfinished period."""
+    """Fast state of one level, or of the TITAN memory: what has been added to its weights, moments, the
+    unfinished period."""
 
     delta: Params
     moments: inner.Moments
@@ -47,7 +64,7 @@ class Signal:
 @dataclass(frozen=True)
 class Write:
     """A period that came to its end. tokens: that took part. flushed: at the end of the stream, unfinished.
-    grad_norm: sum over weights of the gradient's norm."""
+    grad_norm: of an applied write, the sum over weights of the gradient's norm."""
 
     layer: int
     level: str
@@ -80,19 +97,55 @@ def pieces(position: int, tokens: int, period: int) -> list[tuple[int, int]]:
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def gather(now: Gathered, p: Params, x: Tensor, signal: Signal, rules: Rules, clip: float) -> Gathered:
-    """The period with a few more tokens. p: the weights that read them. x: [n, D] the level's inputs."""
+def write_gradient(level: Level, kind: Kind, p: Params, x: Tensor, teach: Tensor, clip: float) -> Params:
+    """Gradient of the objective over tokens [n, D] in the fast weights, at the weights p that read them."""
+    fast = fast_part(p)
+    if level.optimizer != "dgd":
+        return torch.func.grad(kind.objective(p, x, teach, clip))(fast)
+    total = {name: torch.zeros_like(w) for name, w in fast.items()}
+    for t in range(len(x)):
+        for name, step in delta_descent(level, kind, p, x[t : t + 1], teach[t : t + 1], clip).items():
+            total[name] = total[name] + step
+    return total
+
+
+def delta_descent(level: Level, kind: Kind, p: Params, x: Tensor, teach: Tensor, clip: float) -> Params:
+    """`inner.drawn` for both affine maps of one token [1, D]. The loss's gradient at a map's output is that
+    of its bias, and of a bias of zero where there is none."""
+    fast = fast_part(p)
+    nothing = {b: torch.zeros_like(p[w][0]) for w, b in inner.GROUPS}
+    g = torch.func.grad(kind.objective(p, x, teach, clip))({**nothing, **fast})
+    z = kind.inputs(p, x)
+    steps: Params = {}
+    for (w, b), entering in zip(inner.GROUPS, (z, gelu(affine(z, p, "w_up", "b_up"))), strict=True):
+        matrix, column = inner.drawn(level, entering[0], p[w], p.get(b), g[b])
+        steps |= {w: matrix, b: column} if b in p else {w: matrix}
+    return steps
+
+
+def gather(
+    now: Gathered, level: Level, kind: Kind, p: Params, x: Tensor, signal: Signal, rules: Rules, clip: float
+) -> Gathered:
+    """The period with a few more tokens. p: the weights that read them. x: [n, D] the memory's inputs."""
     mask = list(signal.active)
     if rules.metric == "l2" and rules.threshold is not None:
         mask = [on and s >= rules.threshold for on, s in zip(mask, signal.surprise, strict=True)]
-    teach = torch.where(torch.tensor(mask)[:, None], signal.teach, 0.0)
-    grads = write_gradient(p, x, teach, clip)
-    counted = [s for s, on in zip(signal.surprise, signal.counted, strict=True) if on]
+    on = [t for t, active in enumerate(mask) if active]
+    grads, steps = now.grads, list(now.steps)
+    if level.optimizer == "titans":
+        for t in on:
+            gradient = write_gradient(level, kind, p, x[t : t + 1], signal.teach[t : t + 1], clip)
+            steps.append(titan.Step(gradient, *titan.gates(p["gates"], x[t], level.lr)))
+    elif on:
+        more = write_gradient(level, kind, p, x[on], signal.teach[on], clip)
+        grads = {name: g + more[name] for name, g in grads.items()}
+    counted = [s for s, counts in zip(signal.surprise, signal.counted, strict=True) if counts]
     return Gathered(
-        grads={name: g + grads[name] for name, g in now.grads.items()},
-        context=now.context + normed(p, x).to(now.context.dtype).sum(0),
+        grads=grads,
+        context=now.context + kind.inputs(p, x).to(now.context.dtype).sum(0),
+        steps=tuple(steps),
         tokens=now.tokens + len(mask),
-        active=now.active + sum(mask),
+        active=now.active + len(on),
         counted=now.counted + len(counted),
         surprise=now.surprise + sum(counted),
     )
@@ -107,22 +160,37 @@ def close(
     surprise = period.surprise / period.counted if period.counted else 0.0
     is_open = rules.threshold is None or surprise >= rules.threshold
     applied = is_open and period.active > 0
-    size = float(sum(torch.linalg.norm(g.detach()) for g in period.grads.values()))
-    write = Write(layer, level.name, period.active, surprise, is_open, applied, flushed, size)
+    write = Write(layer, level.name, period.active, surprise, is_open, applied, flushed, 0.0)
     state = replace(state, gathered=nothing_gathered(p))
     if not applied:
         return state, write
-    u, moments = inner.inner_step(level, period.grads, state.moments, period.context / period.tokens)
-    step, write_hits = inner.bounded({name: -level.lr * u[name] for name in u}, p, rules.write_clip)
+    if level.optimizer == "titans":
+        step, size, moments = titans_step(state, p, period)
+    else:
+        u, moments = inner.inner_step(level, period.grads, state.moments, period.context / period.tokens)
+        step, size = {name: -level.lr * u[name] for name in u}, period.grads
+    step, write_hits = inner.bounded(step, p, rules.write_clip)
     delta = {name: state.delta[name] + step[name] for name in step}
     delta, delta_hits = inner.bounded(delta, p, rules.delta_clip)
-    write = replace(write, write_clip_hits=write_hits, delta_clip_hits=delta_hits)
+    norm = float(sum(torch.linalg.norm(g.detach()) for g in size.values()))
+    write = replace(write, grad_norm=norm, write_clip_hits=write_hits, delta_clip_hits=delta_hits)
     return replace(state, delta=delta, moments=moments), write
+
+
+def titans_step(state: LevelState, p: Params, period: Gathered) -> tuple[Params, Params, inner.Moments]:
+    """The change of the memory over a period under the Titans rule; what its gradients alone contribute (of
+    which the statistics take the norm); the new S."""
+    start = with_delta(fast_part(p), state.delta)
+    memory, momentum = titan.titans_rule(start, state.moments["v"], list(period.steps))
+    zeros = tree_map(torch.zeros_like, start)
+    alone, _ = titan.titans_rule(zeros, zeros, list(period.steps))
+    return {name: memory[name] - w for name, w in start.items()}, alone, {"v": momentum}
 
 
 def write_level(
     state: LevelState,
     level: Level,
+    kind: Kind,
     p: Params,
     x: Tensor,
     signal: Signal,
@@ -133,7 +201,7 @@ def write_level(
     layer: int,
     last: bool,
 ) -> tuple[LevelState, list[Write]]:
-    """One chunk's writes of one level, in token order, every gradient at the weights that read the chunk.
+    """One chunk's writes of one memory, in token order, every gradient at the weights that read the chunk.
 
     x: [n, D] as the read pass recorded it, its first token at `position`. last: the stream ends here.
     """
@@ -145,7 +213,9 @@ def write_level(
             signal.counted[start:stop],
             signal.surprise[start:stop],
         )
-        state = replace(state, gathered=gather(state.gathered, read_with, x[start:stop], part, rules, clip))
+        state = replace(
+            state, gathered=gather(state.gathered, level, kind, read_with, x[start:stop], part, rules, clip)
+        )
         if (position + stop) % level.period == 0:
             state, write = close(state, level, p, rules, layer)
             writes.append(write)

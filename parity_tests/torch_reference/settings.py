@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Level:
-    """One CMS level: its period C in tokens, and its inner optimizer."""
+    """One CMS level, or the TITAN memory: its period C in tokens, and its inner optimizer."""
 
     name: str
     period: int
@@ -38,15 +38,19 @@ class SelfMod:
 class Arch:
     """An architecture.
 
-    style: modern or reference. qk_norm: none, l2 or rms. window: tokens that attention sees, 0: all.
-    levels: of the CMS, in chain order. read_clip: bound on the norm of each level's residual branch per
-    token, 0: off (the reference style has one while it trains). dtype: of activations.
+    style: modern or reference. levels: of the CMS, in chain order. connection: sequential or independent.
+    titan: the TITAN memory's level. self_modifier: False: its writes are steps along the teach signal alone.
+    qk_norm: none, l2 or rms. window: tokens that attention sees, 0: all. read_clip: bound on the norm of
+    each memory's MLP per token, 0: off (the reference style has one while it trains). dtype: of activations.
     """
 
     variant: str
     style: str
     heads: int
     levels: tuple[Level, ...] = ()
+    connection: str = "sequential"
+    titan: Level = Level("titan", 8)
+    self_modifier: bool = True
     self_mod: SelfMod = SelfMod()
     qk_norm: str = "rms"
     rope_theta: float = 10000.0

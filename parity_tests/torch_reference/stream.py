@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parity_tests.torch_reference import model, periods, self_mod, teach
+from parity_tests.torch_reference import model, periods, self_mod, teach, titan
 from parity_tests.torch_reference.model import ByLayer
 from parity_tests.torch_reference.periods import Write
 from parity_tests.torch_reference.settings import Arch, Rules
@@ -61,12 +61,13 @@ def write_chunk(
     after, writes = [], []
     for layer, p in enumerate(model.layer_params(params)):
         state = dict(fast[layer])
-        for level in arch.levels if "cms" in state else ():
+        for memory, level in model.taught_levels(arch):
             signals = pending.signals[layer]
             new, made = periods.write_level(
-                state["cms"][level.name],
+                state[memory][level.name],
                 level,
-                p["cms"][level.name],
+                periods.CMS if memory == "cms" else periods.TITAN,
+                p["cms"][level.name] if memory == "cms" else p["titan"],
                 pending.inputs[layer][level.name],
                 signals[level.name if rules.own_output else "block"],
                 rules,
@@ -75,21 +76,25 @@ def write_chunk(
                 layer=layer,
                 last=last,
             )
-            state["cms"] = {**state["cms"], level.name: new}
+            state[memory] = {**state[memory], level.name: new}
             writes += made
         after.append(state)
     return after, writes
 
 
 def hold_for_write(params: dict) -> dict:
-    """The parameters as a write of mode `online` sees them: constants. No parameter of a CMS acts through
-    writes alone."""
-    return detach(params)
+    """The parameters as a write of mode `online` sees them: constants but for those that act through writes
+    alone."""
+    held = detach(params)
+    if "titan" in params["blocks"]:
+        live = {name: p for name, p in params["blocks"]["titan"].items() if name in titan.WRITE_ONLY}
+        held["blocks"]["titan"] |= live
+    return held
 
 
 def hold_written(fast: ByLayer) -> ByLayer:
     """The state that a write of mode `online` starts from: what teach signals have written is constant."""
-    return [{name: detach(s) if name == "cms" else s for name, s in layer.items()} for layer in fast]
+    return [{name: s if name == "self_mod" else detach(s) for name, s in layer.items()} for layer in fast]
 
 
 def cut(params: dict, fast: ByLayer, carry: ByLayer) -> tuple[ByLayer, ByLayer]:

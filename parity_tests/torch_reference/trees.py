@@ -33,6 +33,11 @@ def tensors(tree: Any) -> list[Tensor]:
     return found
 
 
+def select(tree: Any, index: int) -> Any:
+    """Every tensor at an index of its first axis."""
+    return tree_map(lambda leaf: leaf[index], tree)
+
+
 def gradient(value: Tensor, tree: Any, **options: Any) -> Any:
     """d value / d tree as a tree; zeros where value does not depend on a tensor."""
     leaves = tensors(tree)
