@@ -18,6 +18,7 @@ from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import NO_TARGET, Batch
 from parity_tests.torch_reference import model as reference
+from parity_tests.torch_reference import nested
 from parity_tests.torch_reference.settings import Arch, Level, Rules
 from parity_tests.torch_reference.stream import Example
 from parity_tests.torch_reference.trees import tree_map
@@ -52,6 +53,7 @@ def hope_model(arch: Arch, rules: Rules, conv: int = 0, param_dtype: str = "floa
             titan_level=level_spec(arch.titan),
             titan_hidden=HIDDEN,
             self_modifier=arch.self_modifier,
+            correction_clip=arch.correction_clip,
             chunk_size=rules.chunk,
             qk_norm=arch.qk_norm,
             rope_theta=arch.rope_theta,
@@ -168,13 +170,23 @@ def moments(level: Level, state: Any) -> dict[str, Any]:
     return found
 
 
+def written(arch: Arch) -> list[tuple[str, str, Level]]:
+    """(memory, name, the level that writes it) of all that teach signals write; a nested level's init too."""
+    found = [(memory, level.name, level) for memory, level in reference.taught_levels(arch)]
+    if arch.connection == "nested":
+        inits = nested.writers(arch.levels).items()
+        found += [("cms", name, by) for name, (of, by) in inits if name != of.name]
+    return found
+
+
 def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str, Any]:
     """One layer's and example's fast state of production as plain dicts."""
     state = example_of(fast, layer, example)
     plain: dict[str, Any] = {}
-    for memory, level in reference.taught_levels(arch):
-        here = state[memory][level.name]
-        plain[level.name] = {"delta": dict(here.delta), "moments": moments(level, here.opt)}
+    for memory, name, by in written(arch):
+        owner = name.removesuffix(".init")
+        here = state[memory][owner] if owner == name else state[memory][owner].init
+        plain[name] = {"delta": dict(here.delta), "moments": moments(by, here.opt)}
     if "self_mod" in state:
         plain["self_mod"] = {"weights": state["self_mod"].weights}
         if arch.self_mod.momentum:
@@ -185,11 +197,11 @@ def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str
 def reference_fast(arch: Arch, state: dict[str, Any]) -> dict[str, Any]:
     """One layer's fast state of the reference as plain dicts of arrays."""
     plain: dict[str, Any] = {}
-    for memory, level in reference.taught_levels(arch):
-        here = state[memory][level.name]
+    for memory, name, by in written(arch):
+        here = state[memory][name]
         # Without averaging, production keeps no first moment.
-        kept = {k: m for k, m in here.moments.items() if k != "v" or level.beta > 0}
-        plain[level.name] = {"delta": here.delta, "moments": kept}
+        kept = {k: m for k, m in here.moments.items() if k != "v" or by.beta > 0}
+        plain[name] = {"delta": here.delta, "moments": kept}
     if "self_mod" in state:
         plain["self_mod"] = {"weights": state["self_mod"].weights}
         if arch.self_mod.momentum:

@@ -13,7 +13,7 @@ cuts, and the gradient through writes. `parity_tests/test_torch_reference.py` co
 * `settings`: everything that is not a parameter. `trees`: maps over parameters and states.
 * `layers`: norms, rotary positions, convolution, attention over an explicit list of keys, MLPs.
 * `cms`: one level's read, the connections of levels, the objective of a write. `titan`: the same of the TITAN
-  memory, its SelfModifier, the Titans paper's rule.
+  memory, its SelfModifier, the Titans paper's rule. `nested`: CMS levels whose starts slower ones learn.
 * `inner`: inner optimizers and bounds. `periods`: what a period gathers, the gate, the write at its end.
 * `self_mod`: self-modifying Titans, token by token.
 * `model`: blocks and whole models. `teach`: signals and surprise.

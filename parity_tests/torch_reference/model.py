@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity_tests.torch_reference import cms, layers, periods, self_mod, titan
+from parity_tests.torch_reference import cms, layers, nested, periods, self_mod, titan
 from parity_tests.torch_reference.layers import Cache
 from parity_tests.torch_reference.settings import Arch, Level
 from parity_tests.torch_reference.trees import select
@@ -57,6 +57,8 @@ def fresh_fast(params: dict, arch: Arch) -> ByLayer:
         state: dict[str, Any] = {}
         if "cms" in SUBLAYERS[arch.variant]:
             state["cms"] = {level.name: periods.fresh(level, p["cms"][level.name]) for level in arch.levels}
+            if arch.connection == "nested":
+                state["cms"] = nested.fresh(arch.levels, p["cms"])
         if "titan" in SUBLAYERS[arch.variant]:
             state["titan"] = {arch.titan.name: periods.fresh(arch.titan, p["titan"])}
         if "self_mod" in SUBLAYERS[arch.variant]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from parity_tests.torch_reference import cms, inner, titan
 from parity_tests.torch_reference.cms import affine, fast_part, with_delta
 from parity_tests.torch_reference.layers import Params, gelu
-from parity_tests.torch_reference.settings import Level, Rules
+from parity_tests.torch_reference.settings import Arch, Level, Rules
 from parity_tests.torch_reference.trees import tree_map
 
 
@@ -23,7 +24,11 @@ class Kind(NamedTuple):
 
 
 CMS = Kind(cms.objective, cms.normed)
-TITAN = Kind(titan.objective, lambda p, x: x)
+
+
+def titan_kind(arch: Arch) -> Kind:
+    """The TITAN memory, whose keys are its inputs."""
+    return Kind(partial(titan.objective, correction_clip=arch.correction_clip), lambda p, x: x)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Signal:
     active: list[bool]
     counted: list[bool]
     surprise: list[float]
+
+    def part(self, start: int, stop: int) -> "Signal":
+        """Of the tokens [start, stop)."""
+        fields = (self.teach, self.active, self.counted, self.surprise)
+        return Signal(*(value[start:stop] for value in fields))
 
 
 @dataclass(frozen=True)
@@ -207,21 +217,24 @@ def write_level(
     """
     read_with, writes = with_delta(p, state.delta), []
     for start, stop in pieces(position, len(x), level.period):
-        part = Signal(
-            signal.teach[start:stop],
-            signal.active[start:stop],
-            signal.counted[start:stop],
-            signal.surprise[start:stop],
-        )
+        part = signal.part(start, stop)
         state = replace(
             state, gathered=gather(state.gathered, level, kind, read_with, x[start:stop], part, rules, clip)
         )
         if (position + stop) % level.period == 0:
             state, write = close(state, level, p, rules, layer)
             writes.append(write)
-    if last and state.gathered.tokens:
-        if rules.flush:
-            state, write = close(state, level, p, rules, layer, flushed=True)
-            writes.append(write)
-        state = replace(state, gathered=nothing_gathered(p))
+    if last:
+        state, more = end_of_stream(state, level, p, rules, layer)
+        writes += more
     return state, writes
+
+
+def end_of_stream(
+    state: LevelState, level: Level, p: Params, rules: Rules, layer: int
+) -> tuple[LevelState, list[Write]]:
+    """The unfinished period written or dropped."""
+    if state.gathered.tokens and rules.flush:
+        state, write = close(state, level, p, rules, layer, flushed=True)
+        return state, [write]
+    return replace(state, gathered=nothing_gathered(p)), []

@@ -38,10 +38,11 @@ class SelfMod:
 class Arch:
     """An architecture.
 
-    style: modern or reference. levels: of the CMS, in chain order. connection: sequential or independent.
-    titan: the TITAN memory's level. self_modifier: False: its writes are steps along the teach signal alone.
-    qk_norm: none, l2 or rms. window: tokens that attention sees, 0: all. read_clip: bound on the norm of
-    each memory's MLP per token, 0: off (the reference style has one while it trains). dtype: of activations.
+    style: modern or reference. levels: of the CMS, in chain order. connection: sequential, independent or
+    nested. titan: the TITAN memory's level. self_modifier: False: its writes are steps along the teach signal
+    alone. correction_clip: bound on a token's |SelfModifier| over |delta|, 0: off. qk_norm: none, l2 or rms.
+    window: tokens that attention sees, 0: all. read_clip: bound on the norm of each memory's MLP per token,
+    0: off (the reference style has one while it trains). dtype: of activations.
     """
 
     variant: str
@@ -51,6 +52,7 @@ class Arch:
     connection: str = "sequential"
     titan: Level = Level("titan", 8)
     self_modifier: bool = True
+    correction_clip: float = 0.0
     self_mod: SelfMod = SelfMod()
     qk_norm: str = "rms"
     rope_theta: float = 10000.0

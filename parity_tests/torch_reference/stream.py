@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parity_tests.torch_reference import model, periods, self_mod, teach, titan
+from parity_tests.torch_reference import model, nested, periods, self_mod, teach, titan
 from parity_tests.torch_reference.model import ByLayer
 from parity_tests.torch_reference.periods import Write
 from parity_tests.torch_reference.settings import Arch, Rules
@@ -60,23 +60,34 @@ def write_chunk(
     """Every layer's and level's writes of one chunk."""
     after, writes = [], []
     for layer, p in enumerate(model.layer_params(params)):
-        state = dict(fast[layer])
+        state, inputs, signals = dict(fast[layer]), pending.inputs[layer], pending.signals[layer]
+        where = {"position": pending.position, "layer": layer, "last": last}
+        if not rules.own_output:
+            signals = dict.fromkeys(inputs, signals["block"])
         for memory, level in model.taught_levels(arch):
-            signals = pending.signals[layer]
+            name = level.name
+            if memory == "cms" and arch.connection == "nested":
+                continue
+            kind, slow = (
+                (periods.CMS, p["cms"][name]) if memory == "cms" else (periods.titan_kind(arch), p["titan"])
+            )
             new, made = periods.write_level(
-                state[memory][level.name],
+                state[memory][name],
                 level,
-                periods.CMS if memory == "cms" else periods.TITAN,
-                p["cms"][level.name] if memory == "cms" else p["titan"],
-                pending.inputs[layer][level.name],
-                signals[level.name if rules.own_output else "block"],
+                kind,
+                slow,
+                inputs[name],
+                signals[name],
                 rules,
                 arch.read_clip,
-                position=pending.position,
-                layer=layer,
-                last=last,
+                **where,
             )
-            state[memory] = {**state[memory], level.name: new}
+            state[memory] = {**state[memory], name: new}
+            writes += made
+        if arch.connection == "nested":
+            state["cms"], made = nested.write_chunk(
+                state["cms"], arch.levels, p["cms"], inputs, signals, rules, arch.read_clip, **where
+            )
             writes += made
         after.append(state)
     return after, writes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parity_tests.torch_reference.cms import branch
-from parity_tests.torch_reference.layers import Params, gelu, layer_norm, linear, wide
+from parity_tests.torch_reference.layers import Params, gelu, layer_norm, length, linear, wide
 
 WRITE_ONLY = ("self_modifier", "gates")
 """Parameters that act through writes alone: no read uses them."""
@@ -42,7 +42,9 @@ def self_modifier(p: Params, key: Tensor, value: Tensor, teach: Tensor) -> Tenso
     return h
 
 
-def objective(p: dict, key: Tensor, teach: Tensor, clip: float) -> Callable[[Params], Tensor]:
+def objective(
+    p: dict, key: Tensor, teach: Tensor, clip: float, correction_clip: float = 0.0
+) -> Callable[[Params], Tensor]:
     """The loss as a function of the fast weights; p: the weights that read the keys [n, D].
 
     The target is a constant of the inner gradient alone; a derivative of what is written goes through it.
@@ -50,7 +52,11 @@ def objective(p: dict, key: Tensor, teach: Tensor, clip: float) -> Callable[[Par
     value = read(p, key, clip)
     target = wide(value) - teach
     if "self_modifier" in p:
-        target = target + wide(self_modifier(p["self_modifier"], key, value, teach))
+        correction = wide(self_modifier(p["self_modifier"], key, value, teach))
+        if correction_clip:
+            size, allowed = length(correction), correction_clip * length(teach)
+            correction = correction * torch.where(size > allowed, allowed / size, 1.0)[..., None]
+        target = target + correction
 
     def loss(fast: Params) -> Tensor:
         return 0.5 * ((wide(read({**p, **fast}, key, clip)) - target) ** 2).sum()
