@@ -33,6 +33,12 @@ MATCH, DIFFERENCE, MISMATCH = "match", "deliberate difference", "mismatch"
 
 Replay = Callable[[Golden], None]
 
+
+def replay_any_model(g: Golden) -> None:
+    """A model's reads, or its calls with writes of its TITAN memories."""
+    (replay_titan.replay_model if "plain_logits" in g.outputs else replay_model.replay)(g)
+
+
 REPLAYS: tuple[tuple[str, Replay], ...] = (
     ("teach", replay_teach.replay),
     ("cms_forward", replay_cms.replay_forward),
@@ -40,8 +46,7 @@ REPLAYS: tuple[tuple[str, Replay], ...] = (
     ("titan_memory", replay_titan.replay_memory),
     ("smt", replay_smt.replay),
     ("attention", replay_attention.replay),
-    ("model_titan_only", replay_titan.replay_model),
-    ("model", replay_model.replay),
+    ("model", replay_any_model),
     ("optim", replay_optim.replay),
     ("train_step", replay_train_step.replay),
     ("level_clock", replay_streams.replay_clock),
@@ -95,7 +100,7 @@ def check(path: Path) -> Report:
         replay_of(path.stem)(golden)
         golden.finish()
     except GoldenMismatch as error:
-        return Report(path.stem, MISMATCH, golden, [str(error)])
+        return Report(path.stem, MISMATCH, golden, [str(error).removeprefix(f"{path.stem}: ")])
     except Exception as error:
         # A file from elsewhere may be broken in any way: that is a result of this command, not its failure.
         told = " ".join(str(error).split()) or "no message"

@@ -88,7 +88,7 @@ def replay(g: Golden) -> None:
 
 def _optimizer(g: Golden, weights: Arrays) -> optax.GradientTransformation:
     """The recorded optimizer over torch-named weights; Muon's result in bfloat16 is not compared."""
-    optim = g.config["optim"]
+    optim = {"weight_decay": 0.0, **g.config["optim"]}
     kind = optim.get("type", "adamw")
     if kind == "muon":
         g.leave_rest("muon_bias_correction", [name for name in g.outputs if name.startswith(AFTER)])
