@@ -1,7 +1,8 @@
 """Causal attention over the tokens of one context, with the cache that a stream carries.
 
 One sequence: [n, D] -> [n, D]. Documents of a packed row do not see each other. The cache is one
-preallocated buffer; the tokens of a call are written into it and read back through the mask.
+preallocated buffer, read through the mask beside the call's own tokens; a call returns their rows, and
+`enter` writes them into the buffer, once for all layers and examples.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from hope_jax.types import Array
 
 
 class Cache(NamedTuple):
-    """What attention carries in one layer.
+    """What attention carries in one layer, or the rows that n tokens add to it (n in the place of capacity).
 
     key, value: [capacity, heads, K], normalised and rotated as they are used.
     conv: [window - 1, D] last inputs of the local convolution ([0, D] without one).
@@ -32,8 +33,8 @@ class ReadContext(NamedTuple):
     """Where the tokens of a call stand in their context.
 
     position: int32 [] index of the first token. segments_n: int32 [n] document of each token, 0: padding.
-    cached_segments: int32 [capacity] documents of the cached tokens with this call's already entered,
-    or None without a cache.
+    cached_segments: int32 [capacity] documents of the cached tokens, read up to `position`; or None without
+    a cache.
     """
 
     position: Array
@@ -48,15 +49,27 @@ def init_cache(spec: ModelSpec, capacity: int) -> Cache:
     return Cache(key=jnp.zeros(shape, spec.dtype), value=jnp.zeros(shape, spec.dtype), conv=conv)
 
 
+def enter(cache: Cache, rows: Cache, position: Array) -> Cache:
+    """The cache with the rows of the tokens from `position` on; leaves may have leading axes alike."""
+
+    def at(buffer: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), position, axis=-3)
+
+    return Cache(at(cache.key, rows.key), at(cache.value, rows.value), rows.conv)
+
+
 def visible(spec: ModelSpec, context: ReadContext) -> Array:
-    """bool [n, keys]: key is not later, in the same document, inside the window."""
+    """bool [n, keys]: key is not later, in the same document, inside the window. Keys: the cached ones, then
+    the call's own."""
     n = context.segments_n.shape[0]
     query_at = context.position + jnp.arange(n)
-    if context.cached_segments is None:
-        key_at, key_segments = query_at, context.segments_n
-    else:
-        key_at, key_segments = jnp.arange(context.cached_segments.shape[0]), context.cached_segments
-    mask = key_at <= query_at[:, None]
+    key_at, key_segments, there = query_at, context.segments_n, jnp.ones(n, bool)
+    if context.cached_segments is not None:
+        cached_at = jnp.arange(context.cached_segments.shape[0])
+        key_at = jnp.concatenate([cached_at, key_at])
+        key_segments = jnp.concatenate([context.cached_segments, key_segments])
+        there = jnp.concatenate([cached_at < context.position, there])
+    mask = there & (key_at <= query_at[:, None])
     mask &= key_segments == context.segments_n[:, None]
     if spec.sliding_window:
         mask &= key_at > query_at[:, None] - spec.sliding_window
@@ -76,9 +89,13 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     return jnp.einsum("hnm,mhk->nhk", weights, value)
 
 
-def _enter(buffer: Array, new: Array, position: Array) -> Array:
-    """The buffer with `new` [n, heads, K] at `position`."""
-    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), position, axis=0)
+@jax.checkpoint
+def attend_cached(query: Array, cache: Cache, rows: Cache, mask: Array) -> Array:
+    """`attend` over cached and own tokens. Computed again in the backward pass: what it would keep grows with
+    the cache, in every layer."""
+    key = jnp.concatenate([cache.key, rows.key.astype(cache.key.dtype)])
+    value = jnp.concatenate([cache.value, rows.value.astype(cache.value.dtype)])
+    return attend(query, key, value, mask)
 
 
 class Attention(nn.Module):
@@ -88,7 +105,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_nd: Array, context: ReadContext, cache: Cache | None) -> tuple[Array, Cache | None]:
-        """x [n, D] -> [n, D], and the cache with these tokens entered."""
+        """x [n, D] -> [n, D], and the rows that these tokens add to the cache (None without one)."""
         spec = self.spec
         inputs = layers.norm(self, spec, x_nd) if spec.modern else x_nd
         conv = jnp.zeros((0, spec.dim), x_nd.dtype)
@@ -97,14 +114,15 @@ class Attention(nn.Module):
             taps = self.param("conv", init, (spec.local_conv_window, spec.dim), spec.param_dtype)
             inputs, conv = causal_conv(inputs, taps, None if cache is None else cache.conv)
         query, key, value = self._heads(inputs, context)
-        if cache is not None:
-            key = _enter(cache.key, key, context.position)
-            value = _enter(cache.value, value, context.position)
-            cache = Cache(key=key, value=value, conv=conv)
-        out = attend(query, key, value, visible(spec, context))
+        mask = visible(spec, context)
+        if cache is None:
+            out, rows = attend(query, key, value, mask), None
+        else:
+            rows = Cache(key=key, value=value, conv=conv)
+            out = attend_cached(query, cache, rows, mask)
         out = self._project("w_out", out.reshape(x_nd.shape), residual=True)
         y_nd = x_nd + out
-        return (y_nd if spec.modern else layers.norm(self, spec, y_nd)), cache
+        return (y_nd if spec.modern else layers.norm(self, spec, y_nd)), rows
 
     def _project(self, name: str, x_nd: Array, *, residual: bool = False) -> Array:
         spec = self.spec

@@ -17,10 +17,15 @@ from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
 
+ATTENTION = "attn"
+"""Name of attention's part of what a block carries."""
+
+
 class BlockRead(NamedTuple):
     """What a block leaves of one call.
 
-    x: [n, D]. cache: what it carries besides fast state, with these tokens entered; None without one.
+    x: [n, D]. cache: what it carries besides fast state, of attention only the rows of these tokens; None
+    without one.
     trace: memory name -> what its write needs. written, stats: of memories that wrote while they read, by
     name (`stats`: then by level).
     """
@@ -53,7 +58,7 @@ class Block(nn.Module):
     @staticmethod
     def init_cache(spec: ModelSpec, capacity: int) -> dict[str, PyTree]:
         """What one layer carries of one example besides fast state, before the first of `capacity` tokens."""
-        return {"attn": init_cache(spec, capacity)}
+        return {ATTENTION: init_cache(spec, capacity)}
 
     def __call__(
         self,
@@ -73,11 +78,11 @@ class Block(nn.Module):
     def attend(
         self, x_nd: Array, context: ReadContext, cache: dict[str, PyTree] | None
     ) -> tuple[Array, dict[str, PyTree] | None]:
-        """The attention sublayer, and the cache with these tokens entered."""
-        x_nd, entered = Attention(self.spec, name="attn")(
-            x_nd, context, None if cache is None else cache["attn"]
+        """The attention sublayer, and the rows that these tokens add to its cache."""
+        x_nd, rows = Attention(self.spec, name="attn")(
+            x_nd, context, None if cache is None else cache[ATTENTION]
         )
-        return x_nd, None if cache is None else {"attn": entered}
+        return x_nd, None if cache is None else {ATTENTION: rows}
 
     def add_titan(self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]) -> tuple[Array, Array]:
         """x [n, D] with the TITAN memory's output added, and the memory's trace. The modern style reads the

@@ -17,8 +17,8 @@ from flax import linen as nn
 from hope_jax import trees
 from hope_jax.memory.state import Memory, StreamMemory, WriteSignal, WriteStats
 from hope_jax.models import layers
-from hope_jax.models.attention import ReadContext
-from hope_jax.models.blocks import BlockRead
+from hope_jax.models.attention import ReadContext, enter
+from hope_jax.models.blocks import ATTENTION, BlockRead
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
@@ -216,7 +216,10 @@ class HopeModel:
             axis_name=EXAMPLES,
         )(tokens, fast, cache, taps or {}, segment_ids, segments)
         if carry is not None:
-            carry = Carry(position + tokens.shape[1], segments, blocks.cache)
+            cache = blocks.cache
+            if ATTENTION in cache:
+                cache = {**cache, ATTENTION: enter(carry.cache[ATTENTION], cache[ATTENTION], position)}
+            carry = Carry(position + tokens.shape[1], segments, cache)
         return ReadOutput(
             logits, pre_norm, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats
         )
