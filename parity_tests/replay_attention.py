@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.models.attention import Attention, ReadContext, init_cache
+from hope_jax.models.attention import Attention, ReadContext, enter, init_cache
 from parity_tests import convert
 from parity_tests.golden_file import Golden
 from parity_tests.quick import quick_jit
@@ -37,7 +37,8 @@ def replay(g: Golden) -> None:
 
     def piece(row: Any, cache: Any, start: Any, entered: Any) -> Any:
         here = jnp.ones(len(row), jnp.int32)
-        return module.apply(variables, row, ReadContext(start, here, entered), cache)
+        y, rows = module.apply(variables, row, ReadContext(start, here, entered), cache)
+        return y, enter(cache, rows, start)
 
     run = quick_jit(jax.vmap(piece, in_axes=(0, 0, None, None)))
     cache = jax.tree.map(lambda t: jnp.stack([t] * len(x)), init_cache(spec, tokens))

@@ -16,7 +16,6 @@ from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, TitanLayer, ma
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
-
 ATTENTION = "attn"
 """Name of attention's part of what a block carries."""
 

@@ -1,0 +1,59 @@
+"""Memory of `through_writes` by the compiler's analysis: the carried fast states grow, and little else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.teach import TeachRule
+from hope_jax.learning.through_writes import through_writes_gradients
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.lm import HopeModel
+from hope_jax.models.spec import ModelSpec
+from hope_jax.types import Batch
+
+N, DIM, BATCH, SHORT = 16, 64, 2, 128
+VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid", "titan")
+
+
+def size_of(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def measure(variant: str, tokens: int) -> tuple[int, int]:
+    """Bytes of temporaries of one gradient, and of the fast states that its chunks start from."""
+    model = HopeModel(
+        ModelSpec(
+            variant, "modern", 256, DIM, 2, 4, 4 * DIM, 4 * DIM,
+            (LevelSpec("fast", 4, 0.1), LevelSpec("slow", 32, 0.1)), N,
+            titan_level=LevelSpec("titan", 8, 0.1), titan_hidden=4 * DIM,
+            self_mod=SelfMod(DIM, N, 8, 64, conv_window=4),
+        )
+    )  # fmt: skip
+    rule = OnlineRule(N, N, TeachRule())
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    batch = Batch(*[jax.ShapeDtypeStruct((BATCH, tokens), jnp.int32)] * 3)
+
+    def gradients(params: Any, batch: Batch) -> Any:
+        fast = model.init_fast_state(params, BATCH)
+        return through_writes_gradients(model, rule, params, fast, batch, jnp.ones(()))
+
+    compiled = jax.jit(gradients).lower(params, batch)
+    quick = compiled.compile(compiler_options={"xla_backend_optimization_level": 0})
+    fast = jax.eval_shape(lambda p: model.init_fast_state(p, BATCH), params)
+    analysis = quick.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes, size_of(fast) * (tokens // N)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_times_the_tokens_cost_half_more_and_the_fast_states(variant: str) -> None:
+    short, _ = measure(variant, SHORT)
+    long, carried = measure(variant, 8 * SHORT)
+    print(f"{variant}: {short / 2**20:.1f} MiB at {SHORT} tokens, {long / 2**20:.1f} at {8 * SHORT},"
+          f" of which carried fast states {carried / 2**20:.1f}")  # fmt: skip
+    assert long <= 1.5 * short + carried
