@@ -112,7 +112,7 @@ ODDITIES = (
         "Without fast state HOPE blocks return no cache although asked for one; the call then fails.",
         "Fast state and carry are independent: `HopeModel.read(params, {}, carry, ...)` reads the slow "
         "weights with a cache.",
-        "Defect.",
+        "Defect: the slow weights alone cannot be read as a stream.",
     ),
     Difference(
         "optimizer_state_lost",
@@ -370,8 +370,8 @@ RULES = (
         "torch.optim.Muon orthogonalises (1 - mu) g + mu buf, buf <- mu buf + (1 - mu) g, in bfloat16.",
         "`optax.contrib.muon`, in the parameters' precision. The rest of the recurrence is replayed with "
         "optax's parts and matches.",
-        "optax divides buf by 1 - mu^(t+1) and g by 1 - mu^t before it adds them. Both directions are "
-        "g-parallel at t = 1; later the weight of the newest gradient is (1 - mu^(t+1)) / (1 - mu^t) "
+        "optax divides buf by 1 - mu^(t+1) and g by 1 - mu^t before it adds them. At t = 1 both sums are "
+        "parallel to g; later the weight of the newest gradient against buf is (1 - mu^(t+1)) / (1 - mu^t) "
         "times torch's, which tends to 1.",
         "optim_muon_*, train_* with Muon",
         (("optim_muon_default", 4.9e-3), ("optim_muon_match_rms", 1.9e-3)),

@@ -50,7 +50,7 @@ def _sections(table: Iterable[Difference], *, numbered: bool) -> Iterable[str]:
         if d.shows:
             yield f"- **Shows in:** {d.shows}"
         if d.sizes:
-            measured = ", ".join(f"{size:.1e} in `{file}`" for file, size in d.sizes)
+            measured = ", ".join(f"{size:.2g} in `{file}`" for file, size in d.sizes)
             yield f"- **Size:** {measured}"
     yield ""
 
