@@ -173,14 +173,45 @@ def test_memories_of_another_model_or_of_several_streams_are_refused(
     assert done.code == 2 and "holds 2 streams; want one" in done.err
 
 
-def test_the_module_runs_and_prints_the_text_alone(workdir: Path) -> None:
-    arguments = [f"--checkpoint={workdir}", "--prompt=Amen", "--max_tokens=4", "--temperature=0"]
+def test_the_module_runs_in_double_precision_and_prints_the_text_alone(tmp_path: Path) -> None:
+    """A process that nobody has told of float64."""
+    save_small(tmp_path, small_config(train={"steps": 2, "compute_dtype": "float64"}))
+    arguments = [f"--checkpoint={tmp_path}", "--prompt=Amen", "--max_tokens=4", "--temperature=0"]
     done = subprocess.run(
         [sys.executable, "-m", "hope_jax.generate", *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") >= 1 and not done.stderr
+
+
+@pytest.fixture
+def in_tour(workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in which `runs/tour` is a workdir, as the documentation has it."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tour").symlink_to(workdir)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/streaming.md"])
+def test_documented_commands_run(page: str, command: Any, in_tour: None) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^python -m hope_jax\.generate (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        done = command(*shlex.split(line))
+        assert done.code == 0 and done.out.strip(), done.err
+    assert memory_file.digest(Path("runs/genesis.memory"))
+
+
+def test_documented_python_runs(in_tour: None, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/streaming.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    count = 1 + len(names["model"].tokenizer.encode("In the beginning"))
+    assert capsys.readouterr().out == f"{count} True\n"
+    assert names["logits"].shape == (1, 1024)
 
 
 def test_help_has_the_flags_of_this_command_alone(command: Any) -> None:

@@ -55,6 +55,8 @@ def test_draws_depend_on_seed_and_position_alone() -> None:
     assert [d.token for d in [*first, *second]] == [d.token for d in at_once]
     assert_same([d.logits for d in [*first, *second]], [d.logits for d in at_once], 0)
     assert_same(second[-1].state, at_once[-1].state, 0, 0)
+    for at, d in enumerate(at_once, PROMPT):
+        assert d.token == int(draw(d.logits, jnp.float32(1), jnp.uint32(5), jnp.int32(at)))
     assert [d.token for d in drawn(state, 12, seed=6)] != [d.token for d in at_once]
     assert [d.token for d in drawn(state, 12, seed=5 + 2**32)] == [d.token for d in at_once]
     assert not drawn(state, 0)

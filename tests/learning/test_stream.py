@@ -47,17 +47,17 @@ def test_any_split_with_one_memory_for_the_batch(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", variants("hope_attention"))
-def test_any_split_in_bfloat16(variant: str) -> None:
+def test_any_split_in_bfloat16_with_one_memory_for_the_batch(variant: str) -> None:
     """The same compiled pieces write, so states agree to the last bit; an unfinished chunk's logits come of
-    another piece than a whole chunk's and differ by roundings of 2^-8 in activations of size 1."""
-    streamer, params = setup(variant, dtype="bfloat16")
+    another piece than a whole chunk's and differ by roundings of 2^-8 (measured: 0.8 % of the largest)."""
+    streamer, params = setup(variant, scope="batch", dtype="bfloat16")
     logits, state, result = run(streamer, params, rows(), (TOKENS,))
-    assert state.carry.position.dtype == np.int32
-    assert {"float32"} <= {str(leaf.dtype) for leaf in jax.tree.leaves(state.fast)} or not state.fast
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.carry.cache)} >= {"bfloat16"}
+    assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state.fast)}
     for split in SPLITS:
         got, got_state, got_result = run(streamer, params, rows(), split)
         assert_same((got_state, got_result), (state, result), single=0)
-        np.testing.assert_allclose(got, logits, rtol=0, atol=0.05)
+        np.testing.assert_allclose(got, logits, rtol=0, atol=0.03 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("variant", variants("hope_attention"))
