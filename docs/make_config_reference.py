@@ -36,8 +36,9 @@ one), wrong types, numbers out of range, and combinations that cannot run. These
 the width, or heads of odd width under RoPE; a period, or a chunk of the self-modifying memories, that neither
 divides the online chunk nor is a multiple of it; an online chunk longer than the sequence; a
 `truncate_tokens` that is no multiple of it; nested CMS levels whose periods are not multiples of each other;
-a persistent memory outside `two_pass` with `scope=batch`; a batch that the devices do not divide; schedules
-longer than the run; and what is not built yet (`NOT_BUILT_YET` in `hope_jax/config_check.py`).
+a persistent memory outside `two_pass` with `scope=batch`; memories that start afresh at each document under
+`scope=batch`, or in rows that are no whole number of online chunks; a batch that the devices do not divide;
+and schedules longer than the run.
 """
 
 

@@ -18,7 +18,7 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate
+from hope_jax.config_check import document_multiple, validate
 from hope_jax.data import corpus, pipeline
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
@@ -102,6 +102,7 @@ def main(argv: list[str]) -> None:
         tokenizer=tokenizer,
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
+        document_multiple=document_multiple(config),
         max_batches=config.eval.batches,
     )
     spec = assemble.model_spec(config)

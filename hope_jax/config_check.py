@@ -3,13 +3,20 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from hope_jax.config import ExperimentConfig, LevelConfig
 from hope_jax.config_schema import as_error, resolve
 
-__all__ = ["NOT_BUILT_YET", "online_chunk", "resolve", "stream_chunk", "truncate", "validate", "warnings"]
+__all__ = [
+    "document_multiple",
+    "online_chunk",
+    "resolve",
+    "stream_chunk",
+    "truncate",
+    "validate",
+    "warnings",
+]
 
 CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
 TITAN_VARIANTS = ("hope_hybrid", "titan")
@@ -18,11 +25,6 @@ TITAN_RULES = ("titans",)
 
 RESERVED_LEVELS = ("titan", "generators", "memory")
 """Levels of other memories, beside which those of the CMS are reported."""
-
-NOT_BUILT_YET: Mapping[str, Mapping[Any, str]] = {
-    "memory.reset_at_document": {True: "use false"},
-}
-"""Values that the schema knows and the code does not, by key, with what to use instead."""
 
 _MIN_CHUNK = 16
 _SELFMOD_CUT = 256
@@ -74,6 +76,11 @@ def truncate(config: ExperimentConfig) -> int:
     return chunk * math.ceil(max(_SELFMOD_CUT, _shortest_selfmod_cut(config)) / chunk)
 
 
+def document_multiple(config: ExperimentConfig) -> int:
+    """Tokens of which every document is padded to a multiple; 1: documents follow each other."""
+    return online_chunk(config) if config.memory.reset_at_document else 1
+
+
 def _shortest_selfmod_cut(config: ExperimentConfig) -> int:
     """Below two periods of M_memory its generators would receive no gradient."""
     return 2 * config.model.self_modifying.chunk_size_memory
@@ -97,6 +104,7 @@ def validate(
         *_not_built(config, built_variants),
         *_model_problems(config),
         *_memory_problems(config, inner_optimizers),
+        *_document_problems(config),
         *_connection_problems(config),
         *_train_problems(config),
         *_batch_problems(config, device_count),
@@ -151,6 +159,11 @@ def warnings(config: ExperimentConfig) -> list[str]:
             f"the gradient through attention is cut every {truncate(config)} tokens, which "
             f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
         )
+    if document_multiple(config) == config.data.seq_len > 1:
+        found.append(
+            "memory.reset_at_document pads every document to a multiple of the online chunk, here "
+            f"data.seq_len={config.data.seq_len}: no row holds two documents"
+        )
     if config.data.mixture and config.data.source == "embedded":
         found.append("data.mixture has no effect under data.source=embedded")
     return found
@@ -183,11 +196,6 @@ def _fits(chunk: int, period: int) -> bool:
 
 
 def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
-    for path, values in NOT_BUILT_YET.items():
-        group, key = path.split(".")
-        value = getattr(getattr(config, group), key)
-        if value in values:
-            yield f"{path}={value}: not built yet; {values[value]}"
     variant = config.model.block_variant
     if built_variants is not None and variant not in built_variants:
         yield f"model.block_variant={variant}: not built yet; use {' or '.join(built_variants)}"
@@ -235,6 +243,28 @@ def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str]
                 "memory.lifetime=persistent needs memory.scope=batch: a memory that outlives its examples "
                 "belongs to none of them"
             )
+
+
+def _document_problems(config: ExperimentConfig) -> Iterator[str]:
+    if not config.memory.reset_at_document:
+        return
+    if config.memory.scope == "batch":
+        yield (
+            "memory.reset_at_document=True needs memory.scope=example, not batch: the documents of different "
+            "examples begin at different places"
+        )
+    if config.memory.lifetime == "persistent":
+        yield (
+            "memory.reset_at_document=True needs memory.lifetime=context, not persistent: a memory that "
+            "starts afresh at each document does not outlive a step"
+        )
+    chunk, tokens = online_chunk(config), config.data.seq_len
+    if chunk <= tokens and tokens % chunk:
+        yield (
+            f"data.seq_len={tokens} is no multiple of the online chunk ({chunk} tokens), as "
+            f"memory.reset_at_document=True needs it; use {tokens - tokens % chunk}, or another "
+            "train.online_chunk_size"
+        )
 
 
 def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:

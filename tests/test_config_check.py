@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import (
-    NOT_BUILT_YET,
+    document_multiple,
     online_chunk,
     resolve,
     stream_chunk,
@@ -19,6 +19,7 @@ from hope_jax.errors import ConfigError
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
 TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}
 NESTED = {"cms": {"connection": "nested"}}
+RESET = {"reset_at_document": True}
 
 
 def make(model: dict[str, Any] | None = None, **groups: dict[str, Any]) -> ExperimentConfig:
@@ -80,6 +81,18 @@ def periods(*periods: int) -> ExperimentConfig:
             "model.cms_levels.mix: ",
         ),
         (make(data={"source": "texts", "mixture": {"a": 1.0}}), "not built yet"),
+        (
+            make(memory={"scope": "batch", **RESET}),
+            "memory.reset_at_document=True needs memory.scope=example, not batch",
+        ),
+        (
+            make(memory={"scope": "batch", "lifetime": "persistent", **RESET}, **TWO_PASS),
+            "memory.reset_at_document=True needs memory.lifetime=context, not persistent",
+        ),
+        (
+            make(memory=RESET, data={"seq_len": 100}),
+            r"data.seq_len=100 is no multiple of the online chunk \(16 tokens\), .* use 96, or",
+        ),
     ],
 )
 def test_refused_combinations(config: ExperimentConfig, message: str) -> None:
@@ -104,19 +117,14 @@ def test_optimizers_of_memories_that_the_variant_lacks_do_not_matter() -> None:
     validate(make({"titan_level": {"optimizer": "adam", "update_period": 7}}), inner_optimizers=["momentum"])
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in NOT_BUILT_YET.items() for v in values])
-def test_what_is_not_built_is_refused(key: str, value: Any) -> None:
-    group, name = key.split(".")
-    with pytest.raises(ConfigError, match=f"{key}={value}: not built yet"):
-        validate(make(**{group: {name: value}}))
-
-
 def test_accepted_where_the_rule_does_not_apply() -> None:
     validate(make({"dim": 24, "heads": 8, "style": "reference"}))
     validate(make({"block_variant": "transformer", "cms_levels": {}}))
     validate(make(memory={"lifetime": "persistent", "scope": "batch"}, **TWO_PASS))
     validate(make({"cms_levels": {"a": {"update_period": 64}}}, train={"online_chunk_size": 16}))
     validate(make(**NESTED))
+    validate(make(memory=RESET, data={"seq_len": 96}))
+    validate(make(memory={"scope": "batch"}, data={"seq_len": 100}))
     validate(make({"block_variant": "transformer", "cms_levels": {"mix": {}, "b": {}}}, **NESTED))
 
 
@@ -140,6 +148,20 @@ def test_accepted_where_the_rule_does_not_apply() -> None:
 )
 def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
     assert (online_chunk(config), truncate(config)) == (chunk, cut)
+
+
+@pytest.mark.parametrize(
+    ("config", "multiple"),
+    [
+        (make(), 1),
+        (make(memory=RESET), 16),
+        (make(memory=RESET, train={"online_chunk_size": 32}), 32),
+        (make(memory=RESET, data={"seq_len": 512}, **TWO_PASS), 512),
+    ],
+)
+def test_documents_are_padded_to_whole_chunks(config: ExperimentConfig, multiple: int) -> None:
+    assert document_multiple(config) == multiple
+    assert any("no row holds two documents" in line for line in warnings(config)) == (multiple == 512)
 
 
 SHORT = {"seq_len": 512}

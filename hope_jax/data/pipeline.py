@@ -4,7 +4,9 @@ The documents of a split, each as BOS + tokens + EOS, form one stream. Row r rea
 [r T, (r+1) T) and, shifted by one, the targets that follow them, so every pair of neighbouring tokens of a
 document is supervised exactly once. Any row is at hand without reading those before it. Therefore the whole
 state of the training input is one number, the next batch, and a relaunch starts anywhere at no cost; grain's
-own packers are iterators that would have to be replayed.
+own packers are iterators that would have to be replayed. Where memories start afresh at each document,
+documents are padded to whole online chunks and rows consist of whole ones, so that a document begins only
+where a chunk does.
 """
 
 import hashlib
@@ -23,7 +25,8 @@ from hope_jax.types import NO_TARGET, Array, Batch
 class PackedRows:
     """Rows of a token stream, by number: a grain random-access source of one-row batches.
 
-    tokens: int32 [N] the stream. documents: int32 [N] non-decreasing number of each token's document.
+    tokens: int32 [N] the stream. documents: int32 [N] non-decreasing number of each token's document, -1:
+    padding, with which no row begins.
     A last row that the stream does not fill is padded (`keep_partial`) or left out.
     """
 
@@ -89,7 +92,8 @@ class TrainIterator(grain.DatasetIterator):
         if state.get("stream") != self._stream_digest:
             raise CheckpointError(
                 "data cursor: the checkpoint was written with another training stream (text, tokenizer, "
-                "data.seq_len, data.batch_size or train.seed differ); restore them, or use a new workdir"
+                "data.seq_len, data.batch_size, train.seed or memory.reset_at_document differ); restore "
+                "them, or use a new workdir"
             )
         self._batches.set_state({"next_index": following})
 
@@ -105,6 +109,7 @@ def make_train_iterator(
     process_count: int = 1,
     prefetch: int = 4,
     start_batch: int = 0,
+    document_multiple: int = 1,
 ) -> TrainIterator:
     """Endless shuffled batches; every epoch visits every row once, in an order of its own.
 
@@ -115,11 +120,12 @@ def make_train_iterator(
         seed: of the order.
         prefetch: batches prepared ahead by a background thread; 0: none, no thread.
         start_batch: number of the first batch, as if those before it had been read.
+        document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`.
 
     Raises:
         DataError: sizes that do not fit each other, or less text than one batch.
     """
-    _check_sizes(seq_len, batch_size)
+    _check_sizes(seq_len, batch_size, document_multiple)
     if batch_size % process_count:
         raise DataError(
             f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
@@ -127,7 +133,7 @@ def make_train_iterator(
         )
     if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0:
         raise ValueError(f"{process_index=}, {process_count=}, {prefetch=}, {start_batch=}: out of range")
-    tokens, numbers = tokenize_documents(documents, tokenizer)
+    tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=False)
     if len(rows) < batch_size:
         raise DataError(
@@ -145,18 +151,25 @@ def make_train_iterator(
 
 
 def make_eval_batches(
-    *, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, batch_size: int, max_batches: int
+    *,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    batch_size: int,
+    max_batches: int,
+    document_multiple: int = 1,
 ) -> list[Batch]:
     """The held-out split as batches of int32 [B, T] arrays, the same on every call and process.
 
     The last batch is filled with padding rows (segment 0, `NO_TARGET`). Where `max_batches` (0: all) does not
-    reach, its rows are spread evenly over the split, so that every source is among them.
+    reach, its rows are spread evenly over the split, so that every source is among them. `document_multiple`:
+    see `make_train_iterator`.
 
     Raises:
         DataError: a size below its least, or no pair of tokens to predict.
     """
-    _check_sizes(seq_len, batch_size)
-    tokens, numbers = tokenize_documents(documents, tokenizer)
+    _check_sizes(seq_len, batch_size, document_multiple)
+    tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=True)
     if not len(rows):
         raise DataError("data.source: the held-out split is empty; add documents")
@@ -174,14 +187,21 @@ def make_eval_batches(
     return [_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
 
 
-def tokenize_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, numbers), both int32 [N]: BOS + tokens + EOS of each document, and its number from 0."""
+def tokenize_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, numbers), both int32 [N]: BOS + tokens + EOS of each document, and its number from 0. Padding,
+    whose number is -1, fills each document up to a multiple of `multiple` tokens."""
     bos, eos = (np.array([i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
     parts = [np.concatenate([bos, tokenizer.encode(d.text), eos]) for d in documents]
     if not parts:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
-    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts])
-    return np.concatenate(parts), numbers
+    numbers = [np.full(len(part), i, np.int32) for i, part in enumerate(parts)]
+    if multiple > 1:
+        fill = [(0, -len(part) % multiple) for part in parts]
+        parts = [np.pad(p, f, constant_values=tokenizer.pad_id) for p, f in zip(parts, fill, strict=True)]
+        numbers = [np.pad(n, f, constant_values=-1) for n, f in zip(numbers, fill, strict=True)]
+    return np.concatenate(parts), np.concatenate(numbers)
 
 
 def _batch(tokens: np.ndarray, targets: np.ndarray, segment_ids: np.ndarray) -> Batch:
@@ -189,9 +209,14 @@ def _batch(tokens: np.ndarray, targets: np.ndarray, segment_ids: np.ndarray) -> 
     return Batch(cast(Array, tokens), cast(Array, targets), cast(Array, segment_ids))
 
 
-def _check_sizes(seq_len: int, batch_size: int) -> None:
+def _check_sizes(seq_len: int, batch_size: int, document_multiple: int) -> None:
     if seq_len < 1 or batch_size < 1:
         raise DataError(f"data.seq_len={seq_len}, data.batch_size={batch_size}: both must be at least 1")
+    if document_multiple < 1 or seq_len % document_multiple:
+        raise DataError(
+            f"data.seq_len={seq_len} is no multiple of the online chunk ({document_multiple} tokens) that "
+            "documents are padded to; change one of them"
+        )
 
 
 def _digest_int(seed: int) -> int:

@@ -8,6 +8,7 @@ through their writes. Gradients through them, the attention cache and the convol
 K tokens (K = N: at every chunk).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from hope_jax.learning import teach
 from hope_jax.learning.loss import token_loss
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
+from hope_jax.models import documents
 from hope_jax.models.lm import Carry, HopeModel, ReadOutput
 from hope_jax.types import Array, Batch, PyTree
 
@@ -45,7 +47,8 @@ class Sums(NamedTuple):
 
 
 class PendingWrite(NamedTuple):
-    """A chunk that has been read and not yet written. position: int32 [] of its first token."""
+    """A chunk that has been read and not yet written. position: int32 [] or [B] of its first token in the
+    memories' context (`HopeModel.clock`)."""
 
     trace: PyTree
     signal: WriteSignal
@@ -80,15 +83,16 @@ def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tok
         lambda key: model.read(model.init_params(key), {}, None, tokens_bn, tokens_bn).trace,
         jax.random.key(0),
     )
+    carry = model.init_carry(batch_size, tokens)
     pending = PendingWrite(
         trace=jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), trace),
         signal=teach.zero_signal(taps),
-        position=jnp.zeros((), jnp.int32),
+        position=model.clock(carry, tokens_bn),
     )
     zero = jnp.zeros((), taps["block"].dtype)
     return StreamState(
         fast=fast,
-        carry=model.init_carry(batch_size, tokens),
+        carry=carry,
         pending=pending,
         pending_exists=jnp.zeros((), bool),
         stats=zero_write_stats(model, batch_size),
@@ -113,7 +117,8 @@ def online_gradients(
     batch: [B, T], T >= N. schedule: [] multiplier on the teach signal. Each supervised token weighs the
     same; divide by `sums.tokens` for the mean. A last chunk shorter than N is read and written as it is.
     """
-    whole, rest = _split(batch, rule.truncate)
+    cut = _cut_tokens(model, rule, batch.tokens.shape[1])
+    whole, rest = _split(batch, cut)
     nothing = Batch(*(t[:, :0] for t in batch))
     carried = (begin(model, rule, fast, *batch.tokens.shape), trees.zeros_like(params))
 
@@ -123,8 +128,8 @@ def online_gradients(
         return (state, trees.add(gradient, g)), None
 
     if whole.tokens.shape[1]:
-        chunks_per_cut = rule.truncate // rule.chunk_size
-        carried, _ = jax.lax.scan(body, carried, _chunks(whole, chunks_per_cut, rule.chunk_size))
+        chunks = _chunks(whole, cut // rule.chunk_size, rule.chunk_size)
+        carried, _ = jax.lax.scan(body, carried, chunks)
     state, gradient = carried
     if rest.tokens.shape[1]:
         whole, tail = _split(rest, rule.chunk_size)
@@ -172,6 +177,49 @@ def _chunks(batch: Batch, chunks_per_cut: int, chunk_size: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
+def _cut_tokens(model: HopeModel, rule: OnlineRule, tokens: int) -> int:
+    """Tokens that are differentiated together: K, or the whole stream where every document is cut on its own
+    grid (`_cut_documents`)."""
+    if model.spec.reset_at_document and rule.truncate > rule.chunk_size:
+        return rule.chunk_size * -(-tokens // rule.chunk_size)
+    return rule.truncate
+
+
+def _cut_documents(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch
+) -> StreamState:
+    """The state before `chunk`, cut off from what made it for the examples whose document is at a multiple of
+    K."""
+    due_b = model.clock(state.carry, chunk.segment_ids) % rule.truncate == 0
+    cache = state.carry.cache
+    return state._replace(
+        fast=documents.select(due_b, model.rebase(params, state.fast), state.fast),
+        carry=state.carry._replace(cache=documents.select(due_b, trees.stop_gradient(cache), cache)),
+    )
+
+
+def _scan_chunks(
+    body: Callable[[StreamState, Batch], tuple[StreamState, None]],
+    state: StreamState,
+    chunks: Batch,
+    group: int,
+) -> StreamState:
+    """The state after chunks [m, B, N]. The backward pass keeps the states before each `group` of chunks and,
+    of one group at a time, before each chunk."""
+
+    def over(state: StreamState, chunks: Batch) -> tuple[StreamState, None]:
+        return jax.lax.scan(jax.checkpoint(body), state, chunks)
+
+    groups, odd = divmod(chunks.tokens.shape[0], group)
+    if groups > 1:
+        stacked = jax.tree.map(lambda t: t[: groups * group].reshape(groups, group, *t.shape[1:]), chunks)
+        state, _ = jax.lax.scan(jax.checkpoint(over), state, stacked)
+        if not odd:
+            return state
+        chunks = jax.tree.map(lambda t: t[groups * group :], chunks)
+    return over(state, chunks)[0]
+
+
 def _cut(
     model: HopeModel,
     rule: OnlineRule,
@@ -190,6 +238,8 @@ def _cut(
 
     def loss(params: PyTree) -> tuple[Array, StreamState]:
         def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
+            if model.spec.reset_at_document:
+                state = _cut_documents(model, rule, params, state, chunk)
             held = trees.stop_gradient(state)
             written, stats = write_pending(model, rule, model.hold_for_write(params), held)
             fast = {**state.fast, **{name: written[name] for name in model.memories()}}
@@ -204,7 +254,7 @@ def _cut(
             return taught._replace(fast=out.fast, carry=out.carry, sums=sums), None
 
         start = state._replace(fast=model.rebase(params, state.fast))
-        end, _ = jax.lax.scan(jax.checkpoint(body), start, chunks)
+        end = _scan_chunks(body, start, chunks, rule.truncate // rule.chunk_size)
         if ragged:
             end, _ = body(end, tail)
         return end.sums.loss - state.sums.loss, end
@@ -267,6 +317,7 @@ def _read(
     chunk: Batch,
     taps: Any,
 ) -> tuple[ReadOutput, Sums]:
+    fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)
     out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
     losses = token_loss(out.logits, chunk.targets)
     zero = jnp.zeros((), losses.loss.dtype)
@@ -305,12 +356,13 @@ def _after_read(
         teach_norm=norms.sum().astype(sums.loss.dtype),
         teach_tokens=signal.active_n.sum().astype(sums.loss.dtype),
     )
+    clock = model.clock(state.carry, chunk.segment_ids)
     assert out.carry is not None
     return state._replace(
         fast=trees.stop_gradient(out.fast),
         carry=trees.stop_gradient(out.carry),
         stats=trees.stop_gradient(add_stats_of(state.stats, out.stats)),
-        pending=trees.stop_gradient(PendingWrite(out.trace, signal, state.carry.position)),
+        pending=trees.stop_gradient(PendingWrite(out.trace, signal, clock)),
         pending_exists=jnp.ones((), bool),
         sums=trees.add(state.sums, sums),
     )

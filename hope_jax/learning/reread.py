@@ -36,11 +36,12 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
         return per_example.sum(), (per_example, out)
 
     def body(state: tuple[PyTree, Carry], chunk: Batch) -> tuple[tuple[PyTree, Carry], Reread]:
-        fast, carry = state
+        fast, carry = model.restarted(params, *state, chunk.segment_ids)
         taps = model.init_taps(*chunk.tokens.shape)
         raw, (before, out) = jax.grad(chunk_loss, argnums=3, has_aux=True)(fast, carry, chunk, taps)
         signal = make_signal(model, rule.teach, params, chunk, out, raw, jnp.ones(()))
-        fast, stats = model.write(params, fast, out.trace, signal, carry.position)
+        clock = model.clock(carry, chunk.segment_ids)
+        fast, stats = model.write(params, fast, out.trace, signal, clock)
         written = {
             name: level.updates_applied.sum(0) > 0
             for levels in stats.values()

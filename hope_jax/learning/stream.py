@@ -113,9 +113,12 @@ class Streamer:
         Returns the logits [B, n, V] and the state after these tokens.
 
         Raises:
-          ValueError: shapes that do not fit the stream's batch or each other.
+          ValueError: shapes that do not fit the stream's batch or each other; under `reset_at_document`, a
+            document that begins inside an online chunk.
         """
         row, known = self._joined(state.chunk, tokens, segment_ids, target_mask)
+        if self.model.spec.reset_at_document:
+            _check_documents(row, self.rule.chunk_size)
         length, size = row.tokens.shape[1], self.rule.chunk_size
         if length == known:
             vocab = self.model.spec.vocab_size
@@ -228,9 +231,8 @@ class Streamer:
     def _read(self, params: PyTree, state: Stream) -> Array:
         """Logits [B, N, V] of the unfinished chunk, read from its start."""
         chunk, training = state.chunk, self.rule.training
-        return self.model.read(
-            params, state.fast, state.carry, chunk.tokens, chunk.segment_ids, training=training
-        ).logits
+        fast, carry = self.model.restarted(params, state.fast, state.carry, chunk.segment_ids)
+        return self.model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, training=training).logits
 
     @partial(jax.jit, static_argnums=0)
     def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
@@ -273,6 +275,18 @@ def _targets(row: Unfinished) -> HostArray:
     valid = row.target_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     targets[:, :-1] = np.where(valid, row.tokens[:, 1:], NO_TARGET)
     return targets
+
+
+def _check_documents(row: Unfinished, size: int) -> None:
+    """Raises ValueError if a document of the row, which starts on the grid, begins off it."""
+    segments = row.segment_ids
+    firsts = np.repeat(segments[:, ::size], size, axis=1)[:, : segments.shape[1]]
+    for example, at in np.argwhere((segments != firsts) & (segments > 0))[:1]:
+        raise ValueError(
+            f"segment_ids: example {example} has a token of document {segments[example, at]} at position "
+            f"{int(row.start) + at}, in an online chunk of {size} tokens that begins with another; fill the "
+            "chunk before a new document up with padding (segment 0), or set memory.reset_at_document=False"
+        )
 
 
 def _padded(t: np.ndarray, size: int) -> np.ndarray:

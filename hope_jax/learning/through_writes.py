@@ -22,7 +22,7 @@ from hope_jax.learning.online import (
     make_signal,
     zero_write_stats,
 )
-from hope_jax.models.attention import Cache
+from hope_jax.models.blocks import join_cache, split_cache
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -60,7 +60,7 @@ def through_writes_gradients(
     size, tokens = rule.chunk_size, batch.tokens.shape[1]
     before_last = (tokens - 1) // size
     chunks, last = _cut(batch, before_last, size)
-    local, buffers = _split_cache(model.init_carry(batch.tokens.shape[0], tokens).cache)
+    local, buffers = split_cache(model.init_carry(batch.tokens.shape[0], tokens).cache)
     start = _Start(fast, local, buffers)
 
     def step(params: PyTree, start: _Start, chunk: _Chunk, last: bool = False) -> tuple[_Stepped, Any]:
@@ -121,24 +121,22 @@ def _read_and_write(
 
     segments: documents of the whole stream [B, T]; the causal mask hides those to come.
     """
-    carry = Carry(chunk.position, segments, _join_cache(start.local, start.buffers))
     batch = chunk.batch
+    carry = Carry(chunk.position, segments, join_cache(start.local, start.buffers))
+    before, carry = model.restarted(params, start.fast, carry, batch.segment_ids)
 
     def read_loss(taps: Any) -> tuple[Array, Any]:
-        out = model.read(
-            params, start.fast, carry, batch.tokens, batch.segment_ids, taps, training=rule.training
-        )
+        out = model.read(params, before, carry, batch.tokens, batch.segment_ids, taps, training=rule.training)
         losses = token_loss(out.logits, batch.targets)
         return losses.loss.sum(), (out, losses)
 
     taps = model.init_taps(*batch.tokens.shape)
     (loss, (out, losses)), raw = jax.value_and_grad(read_loss, has_aux=True)(taps)
     signal = make_signal(model, rule.teach, params, batch, out, raw, schedule)
-    fast, stats = model.write(
-        params, out.fast, out.trace, signal, chunk.position, last=last, training=rule.training
-    )
+    clock = model.clock(carry, batch.segment_ids)
+    fast, stats = model.write(params, out.fast, out.trace, signal, clock, last=last, training=rule.training)
     assert out.carry is not None
-    local, buffers = _split_cache(out.carry.cache)
+    local, buffers = split_cache(out.carry.cache)
     sums = Sums(
         loss=loss,
         tokens=losses.supervised.sum().astype(loss.dtype),
@@ -158,21 +156,6 @@ def _cut(batch: Batch, before_last: int, size: int) -> tuple[_Chunk, _Chunk]:
     positions = jnp.arange(before_last, dtype=jnp.int32) * size
     last = jax.tree.map(lambda t: t[:, whole:], batch)
     return _Chunk(stacked, positions), _Chunk(last, jnp.int32(whole))
-
-
-def _split_cache(cache: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
-    """The small part of what blocks carry, and attention's keys and values."""
-    if "attn" not in cache:
-        return cache, ()
-    attn: Cache = cache["attn"]
-    return {**cache, "attn": attn.conv}, (attn.key, attn.value)
-
-
-def _join_cache(local: dict[str, PyTree], buffers: PyTree) -> dict[str, PyTree]:
-    if not buffers:
-        return local
-    key, value = buffers
-    return {**local, "attn": Cache(key, value, conv=local["attn"])}
 
 
 def _is_float(leaf: Array) -> bool:

@@ -34,12 +34,14 @@ class ReadContext(NamedTuple):
 
     position: int32 [] index of the first token. segments_n: int32 [n] document of each token, 0: padding.
     cached_segments: int32 [capacity] documents of the cached tokens, read up to `position`; or None without
-    a cache.
+    a cache. clock: int32 [] the first token's index in the context of the memories, where that is another
+    than attention's; None: `position`.
     """
 
     position: Array
     segments_n: Array
     cached_segments: Array | None
+    clock: Array | None = None
 
 
 def init_cache(spec: ModelSpec, capacity: int) -> Cache:

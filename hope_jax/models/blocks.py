@@ -11,13 +11,30 @@ from flax import linen as nn
 
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.models import layers
-from hope_jax.models.attention import Attention, ReadContext, init_cache
+from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
 from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, TitanLayer, make_cms, make_titan
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
 
 ATTENTION = "attn"
 """Name of attention's part of what a block carries."""
+
+
+def split_cache(cache: dict[str, PyTree]) -> tuple[dict[str, PyTree], PyTree]:
+    """What blocks carry, by name, as the small part that every call overwrites, and attention's keys and
+    values (() without attention). Leaves may have leading axes."""
+    if ATTENTION not in cache:
+        return cache, ()
+    attention: Cache = cache[ATTENTION]
+    return {**cache, ATTENTION: attention.conv}, (attention.key, attention.value)
+
+
+def join_cache(local: dict[str, PyTree], buffers: PyTree) -> dict[str, PyTree]:
+    """The inverse of `split_cache`."""
+    if not buffers:
+        return local
+    key, value = buffers
+    return {**local, ATTENTION: Cache(key, value, conv=local[ATTENTION])}
 
 
 class BlockRead(NamedTuple):

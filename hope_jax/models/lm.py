@@ -8,6 +8,7 @@ reads without a transpose.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.memory.state import Memory, StreamMemory, WriteSignal, WriteStats
-from hope_jax.models import layers
+from hope_jax.models import documents, layers
 from hope_jax.models.attention import ReadContext, enter
-from hope_jax.models.blocks import ATTENTION, BlockRead
+from hope_jax.models.blocks import ATTENTION, BlockRead, join_cache, split_cache
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
@@ -118,9 +119,20 @@ def check_capacity(carry: Carry, tokens: int) -> None:
 
 @dataclass(frozen=True)
 class HopeModel:
-    """Reads and writes of one architecture over a batch; pure functions of parameters and states."""
+    """Reads and writes of one architecture over a batch; pure functions of parameters and states.
+
+    Raises:
+      ValueError: `reset_at_document` with one fast state for all examples.
+    """
 
     spec: ModelSpec
+
+    def __post_init__(self) -> None:
+        if self.spec.reset_at_document and self.spec.scope == "batch":
+            raise ValueError(
+                "reset_at_document: want scope='example', got 'batch': the documents of different examples "
+                "begin at different places"
+            )
 
     @property
     def _fast_axis(self) -> int | None:
@@ -188,33 +200,39 @@ class HopeModel:
         """Reads n tokens of each context with the memories as they stand.
 
         tokens, segment_ids: int32 [B, n]. carry None: a context that begins and ends with this call.
-        `fast` may be {}: the memories' slow weights alone.
+        `fast` may be {}: the memories' slow weights alone. Under `reset_at_document` a call with a carry is
+        one online chunk, and `restarted` gives the states to read it with.
 
         Raises:
           ValueError: the tokens do not fit into the carry. Inside `jit` the position is not known, and
             only a call that is longer than the whole cache is found.
         """
         module = Lm(self.spec, training)
+        clock = None
         if carry is None:
             carry_axes = None
             position, segments, cache = jnp.zeros((), jnp.int32), jnp.zeros((0,), jnp.int32), None
         else:
             check_capacity(carry, tokens.shape[1])
             position, cache = carry.position, carry.cache
+            if self.spec.reset_at_document:
+                clock = self.clock(carry, segment_ids)
             segments = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, position, axis=1)
             carry_axes = 0
 
-        def one(tokens_n: Array, fast: PyTree, cache: Any, taps: Any, segments_n: Array, seen: Any) -> Any:
-            context = ReadContext(position, segments_n, None if carry is None else seen)
+        def one(
+            tokens_n: Array, fast: PyTree, cache: Any, taps: Any, segments_n: Array, seen: Any, clock: Any
+        ) -> Any:
+            context = ReadContext(position, segments_n, None if carry is None else seen, clock)
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
 
         block_axes: dict[str, Any] = {**dict.fromkeys(BlockRead._fields, 1), "written": self._fast_axis}
         logits, pre_norm, blocks = jax.vmap(
             one,
-            in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes),
+            in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes, 0),
             out_axes=(0, 0, BlockRead(**block_axes)),
             axis_name=EXAMPLES,
-        )(tokens, fast, cache, taps or {}, segment_ids, segments)
+        )(tokens, fast, cache, taps or {}, segment_ids, segments, clock)
         if carry is not None:
             cache = blocks.cache
             if ATTENTION in cache:
@@ -223,6 +241,31 @@ class HopeModel:
         return ReadOutput(
             logits, pre_norm, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats
         )
+
+    def clock(self, carry: Carry, segment_ids: Array) -> Array:
+        """Where the next chunk, of documents `segment_ids` int32 [B, n], begins in its context: int32 [], or
+        [B] under `reset_at_document`."""
+        if not self.spec.reset_at_document:
+            return carry.position
+        return documents.clock(carry.segments, segment_ids, carry.position, self.spec.chunk_size)
+
+    def restarted(
+        self, params: PyTree, fast: dict[str, PyTree], carry: Carry, segment_ids: Array
+    ) -> tuple[dict[str, PyTree], Carry]:
+        """The states to read the next chunk with, of documents `segment_ids` int32 [B, n]: as given, but with
+        a fresh context for the examples of which it begins another document, if the spec says so.
+
+        What they have written is forgotten, and the convolutions' histories; keys and values of other
+        documents are masked, and stay. A stream's first chunk is read with the memories that are given.
+        """
+        if not self.spec.reset_at_document:
+            return fast, carry
+        begins_b = (self.clock(carry, segment_ids) == 0) & (carry.position > 0)
+        empty = self.init_fast_state(params, len(segment_ids))
+        fast = {name: documents.select(begins_b, empty[name], state) for name, state in fast.items()}
+        local, buffers = split_cache(carry.cache)
+        local = documents.select(begins_b, trees.zeros_like(local), local)
+        return fast, carry._replace(cache=join_cache(local, buffers))
 
     def final_norm(self, params: PyTree, x: Array) -> Array:
         """The norm before the head, of [..., D]."""
@@ -242,14 +285,14 @@ class HopeModel:
         """Writes one chunk into every memory of every layer.
 
         params: the meta parameters that read the chunk. trace: of that read. signal: leaves [L, B, n, ...].
-        position: int32 [] of the chunk's first token. last: the stream ends here.
+        position: int32 [] or [B] `clock` of the chunk's first token. last: the stream ends here.
         Returns the new fast state and, by memory and level, statistics with leaves [L, B].
         """
         memories = self.memories(training=training)
         if not memories:
             return fast, {}
 
-        def layer(_: None, xs: Any) -> tuple[None, Any]:
+        def layer(position: Array, _: None, xs: Any) -> tuple[None, Any]:
             layer_params, layer_fast, layer_trace, layer_signal = xs
             written = {
                 name: memory.write(
@@ -267,14 +310,18 @@ class HopeModel:
 
         block_params = {name: params["blocks"][name] for name in memories}
 
-        def one(fast: PyTree, trace: PyTree, signal: WriteSignal) -> Any:
-            return jax.lax.scan(layer, None, (block_params, fast, trace, signal))[1]
+        def one(fast: PyTree, trace: PyTree, signal: WriteSignal, position: Array) -> Any:
+            over = (block_params, fast, trace, signal)
+            return jax.lax.scan(partial(layer, position), None, over)[1]
 
         axis = self._fast_axis
         before = {name: fast[name] for name in memories}
-        written, stats = jax.vmap(one, in_axes=(axis, 1, 1), out_axes=(axis, 1), axis_name=EXAMPLES)(
-            before, trace, signal
-        )
+        written, stats = jax.vmap(
+            one,
+            in_axes=(axis, 1, 1, 0 if position.ndim else None),
+            out_axes=(axis, 1),
+            axis_name=EXAMPLES,
+        )(before, trace, signal, position)
         return {**fast, **written}, stats
 
     def hold_for_write(self, params: PyTree) -> PyTree:

@@ -128,7 +128,8 @@ class SelfModLayer(nn.Module):
             params[name] = MlpWeights(spec, out, rule.projection_skip and out != spec.dim, name=name)()
         if rule.use_alpha and spec.alpha_near_one:
             params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), dtype)
-        return rule.read(params, fast, carry, x_nd, position=context.position, reduce=spec.reduce)
+        position = context.position if context.clock is None else context.clock
+        return rule.read(params, fast, carry, x_nd, position=position, reduce=spec.reduce)
 
 
 def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:

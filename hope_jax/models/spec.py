@@ -25,6 +25,7 @@ class ModelSpec(NamedTuple):
     cms_connection: sequential | independent | nested.
     own_output: CMS levels learn from their own output's cotangent, not the block's.
     scope: whose memory a fast state is: `example` or `batch`.
+    reset_at_document: each document of a packed row is a context of its own (`models.documents`).
     read_clip: bound on each CMS level's residual branch while training;
     None: off.
     titan_level: of the TITAN memory, in the variants that have one. titan_hidden: width of its MLP and of the
@@ -61,6 +62,7 @@ class ModelSpec(NamedTuple):
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
     alpha_near_one: bool = True
     scope: str = "example"
+    reset_at_document: bool = False
     read_clip: float | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
     param_dtype: jnp.dtype = jnp.dtype("float32")

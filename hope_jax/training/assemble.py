@@ -49,6 +49,7 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         bounds=Bounds(config.memory.write_clip, config.memory.delta_clip),
         flush_partial_at_end=model.cms_flush_partial_at_end,
         scope=config.memory.scope,
+        reset_at_document=config.memory.reset_at_document,
         read_clip=REFERENCE_READ_CLIP if reference else None,
         titan_level=_level("titan", model.titan_level, model.self_mod_lr),
         titan_hidden=model.titan_hidden_multiplier * model.dim,

@@ -53,20 +53,24 @@ def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
 
 def read_text(model: Trained, stream: Stream, text: str, *, targets: bool, more: int = 0) -> Stream:
     """The stream, of batch size one, after a text in the tokens and documents of the data pipeline: BOS
-    begins a document, and after EOS another begins; else the text goes on in the document of the last token.
+    begins a document, and after EOS another begins (under `reset_at_document` at the next online chunk); else
+    the text goes on in the document of the last token.
 
     targets: the text's tokens are targets. more: tokens to come, for which there shall be room.
     """
     streamer, tokenizer = model.streamer, model.tokenizer
     tokens = [int(token) for token in tokenizer.encode(text)]
-    last, document = tokenizer.eos_id, 0
+    last, document, padding = tokenizer.eos_id, 0, 0
     if stream.position:
         last, document = (int(row[0, -1]) for row in stream.recent[:2])
     if last == tokenizer.eos_id:
         tokens, document = [tokenizer.bos_id, *tokens], document + 1
-    row = np.asarray(tokens, np.int32)[None]
-    stream = streamer.resized(stream, roomy(streamer, stream.position + len(tokens) + more))
+        if streamer.model.spec.reset_at_document:
+            padding = -stream.position % streamer.rule.chunk_size
+    row = np.asarray([tokenizer.pad_id] * padding + tokens, np.int32)[None]
+    stream = streamer.resized(stream, roomy(streamer, stream.position + row.shape[1] + more))
     mask, documents = np.full(row.shape, targets), np.full_like(row, document)
+    documents[:, :padding] = 0
     return streamer.feed(model.params, stream, row, segment_ids=documents, target_mask=mask)[1]
 
 

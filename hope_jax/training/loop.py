@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from hope_jax.config import ExperimentConfig
+from hope_jax.config_check import document_multiple
 from hope_jax.data.corpus import load_documents, split_documents
 from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
 from hope_jax.data.tokenizer import Tokenizer
@@ -101,6 +102,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
         tokenizer=tokenizer,
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
+        document_multiple=document_multiple(config),
         seed=config.train.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -112,6 +114,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
         tokenizer=tokenizer,
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
+        document_multiple=document_multiple(config),
         max_batches=config.eval.batches,
     )
     program = build_program(config, tokenizer.vocab_size)

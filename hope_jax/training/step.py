@@ -13,6 +13,7 @@ from hope_jax.learning import optim
 from hope_jax.learning.generate import make_generate
 from hope_jax.learning.loss import token_loss
 from hope_jax.learning.online import OnlineRule, Sums, online_gradients, stream_loss
+from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.state import WriteStats
@@ -122,7 +123,7 @@ class Step:
         """Summed held-out loss with the memories writing, and with their slow weights alone."""
         rule = self.rule._replace(training=False)
         fast = self._start(state, batch)
-        plain = self._read_loss(state.params, {}, batch)
+        plain = slow_loss(self.model, state.params, batch)
         written = self.streams or self.persistent
         if not self.model.level_names() or not written:
             with_writes = plain

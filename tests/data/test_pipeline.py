@@ -86,6 +86,46 @@ def test_every_pair_of_a_document_is_supervised_exactly_once(contents, seq_len, 
     assert pairs(batches) == naive_pairs(documents)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.text(alphabet="ab \n", max_size=30), min_size=1, max_size=8),
+    st.integers(2, 6),
+    st.integers(1, 4),
+)
+def test_padded_documents_begin_at_chunks_and_are_there_once(contents, chunk, chunks_a_row):
+    documents = [Document(t, "x.txt", i) for i, t in enumerate(contents)]
+    batches = make_eval_batches(
+        documents=documents,
+        tokenizer=TOKENIZER,
+        seq_len=chunk * chunks_a_row,
+        batch_size=1,
+        max_batches=0,
+        document_multiple=chunk,
+    )
+    assert pairs(batches) == naive_pairs(documents)
+    tokens, segments = (np.concatenate([b[field].ravel() for b in batches]) for field in (0, 2))
+    assert tokens[segments > 0].tolist() == tokenize_documents(documents, TOKENIZER)[0].tolist()
+    by_chunk = segments.reshape(-1, chunk)
+    assert np.all((by_chunk == by_chunk[:, :1]) | (by_chunk == 0))
+    full = (by_chunk > 0).all(axis=1)
+    for i in np.flatnonzero(~full[:-1]):
+        assert tokens[(i + 1) * chunk] == TOKENIZER.bos_id or not segments[(i + 1) * chunk :].any()
+
+
+def test_padded_rows_resume_where_they_were_and_not_in_another_stream():
+    padded = {"document_multiple": 8}
+    want = take(train(**padded), 40)
+    interrupted = train(**padded)
+    take(interrupted, 17)
+    fresh = train(**padded)
+    fresh.set_state(json.loads(json.dumps(interrupted.get_state())))
+    assert_same(take(fresh, 23), want[17:])
+    with pytest.raises(CheckpointError, match="memory.reset_at_document"):
+        train().set_state(interrupted.get_state())
+    with pytest.raises(DataError, match=r"seq_len=16 is no multiple of the online chunk \(6 tokens\)"):
+        train(document_multiple=6)
+
+
 def test_targets_stay_within_the_document_and_segments_count_from_one():
     bos, eos = TOKENIZER.bos_id, TOKENIZER.eos_id
     rows = [row for b in make_eval_batches(**SIZES, max_batches=0) for row in zip(*b, strict=True)]

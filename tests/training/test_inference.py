@@ -92,6 +92,16 @@ def test_texts_are_documents_as_the_pipeline_makes_them(model: Trained) -> None:
     assert tokens_read(model, "one", "")[0] == [t.bos_id, *one]
 
 
+def test_another_document_begins_a_chunk_if_memories_start_afresh(loaded: LoadedCheckpoint) -> None:
+    model = prepare(loaded, small_config(memory={"reset_at_document": True}))
+    t, size = model.tokenizer, model.streamer.rule.chunk_size
+    tokens, documents, _ = tokens_read(model, "one", t.eos_id, "two")
+    assert tokens == [t.bos_id, *t.encode("two").tolist()] and set(documents) == {2}
+    stream = model.streamer.begin(model.params, 1, 0)
+    stream = read_text(model, read_text(model, stream, "one", targets=True), "two", targets=True)
+    assert stream.position < size and set(stream.recent.segment_ids[0].tolist()) == {1}
+
+
 def test_a_text_that_is_no_target_and_room_for_more(model: Trained) -> None:
     stream = read_text(model, model.streamer.begin(model.params, 1, 0), "one", targets=False, more=40)
     assert not stream.recent.target_mask.any()

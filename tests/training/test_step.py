@@ -1,11 +1,16 @@
 """The real program: relaunch offsets, logits' width, the parameter split, and the memory that persists."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax import config as c
+from hope_jax.data.corpus import Document
+from hope_jax.data.pipeline import make_train_iterator
+from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
 from hope_jax.models.lm import HopeModel
@@ -67,6 +72,33 @@ def test_muon_takes_the_stacked_matrices_and_nothing_else() -> None:
     }  # fmt: skip
     # attention 2 x 4 x 16 x 16, two levels of 2 x 2 x 16 x 16
     assert "muon updates 4,096 parameters" in optim.describe_groups(assemble.optim_rule(settings()), params)
+
+
+def test_documents_of_one_chunk_never_see_a_write_if_memories_start_afresh() -> None:
+    """Padded rows from the pipeline through an evaluation and a training step."""
+    tokenizer = Tokenizer.load("embedded")
+    batch = next(
+        make_train_iterator(
+            documents=[Document(text, "x.txt", i) for i, text in enumerate("abcdefg")],
+            tokenizer=tokenizer,
+            seq_len=16,
+            batch_size=2,
+            seed=0,
+            document_multiple=8,
+        )
+    )
+    assert (batch.segment_ids[:, 0] != batch.segment_ids[:, 8]).all()
+    config = settings(steps=9, memory=c.MemoryConfig(reset_at_document=True))
+    model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
+    program = build_program(dataclasses.replace(config, model=model), tokenizer.vocab_size)
+    state = program.init()
+    losses = program.eval_step(state, batch)
+    without_writes = pytest.approx(float(losses["loss_sum_no_writes"]), rel=1e-7)
+    assert float(losses["loss_sum"]) == without_writes
+    state, metrics = program.train_step(state, batch)
+    assert float(metrics["loss"] * metrics["tokens"]) == without_writes
+    assert np.isfinite(float(metrics["grad_norm"])) and int(state.step) == 1
+    assert (np.asarray(metrics["writes"]["fast"]["updates_applied"]) > 0).all()
 
 
 def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> None:
