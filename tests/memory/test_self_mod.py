@@ -1,6 +1,8 @@
 """Self-modifying Titans against the loop over tokens: outputs, memories, gradients, calls, shared states."""
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.memory.state import Reduce, own
 from tests.oracle.bridge import assert_close
-from tests.oracle.self_mod import Settings, read
+from tests.oracle.self_mod import Settings, read, read_together
 
 DIM, TOKENS, ONLINE = 4, 22, 4
 QUICK = {"xla_backend_optimization_level": 0}
@@ -43,8 +46,8 @@ def inputs(count: int = TOKENS) -> jax.Array:
 
 
 def make(**options: Any) -> tuple[SelfMod, Settings]:
-    chunks = {"chunk_size": 2, "chunk_size_memory": 4, **options}
-    memory = SelfMod(DIM, ONLINE, eta_scale=0.05, **chunks)
+    plain = {"online_chunk": ONLINE, "chunk_size": 2, "chunk_size_memory": 4, "eta_scale": 0.05}
+    memory = SelfMod(DIM, **{**plain, **options})
     return memory, Settings(
         memory.chunk_size,
         memory.chunk_size_memory,
@@ -54,106 +57,151 @@ def make(**options: Any) -> tuple[SelfMod, Settings]:
         memory.rank1,
         memory.objective,
         memory.stopgrad_vhat,
+        memory.momentum,
     )
 
 
 OPTIONS = {
     "default_with_convolution": {"conv_window": 3},
+    "one_chunk_in_a_call_the_other_over_three": {"chunk_size_memory": 12, "momentum": 0.5},
+    "longer_calls": {"online_chunk": 8, "chunk_size": 8, "objective": "dot", "stopgrad_vhat": False},
     "everything_adaptive": {"adaptive_q": True, "stopgrad_vhat": False},
     "dot_without_decay": {"objective": "dot", "use_alpha": False, "projection_skip": False},
     "no_rank1_chunks_longer_than_calls": {"rank1": False, "chunk_size": 8, "chunk_size_memory": 12},
 }
 
 
-def in_calls(memory: SelfMod, params: Any, x: jax.Array) -> Any:
+def in_calls(memory: SelfMod, params: Any, x: jax.Array, reduce: Reduce = own) -> Any:
     """The stream in calls of one online chunk, the last one ragged."""
-    state, carry, outs = memory.init(params), memory.init_carry(x.dtype), []
-    for at in range(0, len(x), ONLINE):
-        piece = x[at : at + ONLINE]
-        out, state, carry, _ = memory.read(params, state, carry, piece, position=jnp.int32(at))
-        outs.append(out)
-    return jnp.concatenate(outs), state.weights
+    size = memory.online_chunk
+    whole = len(x) // size
+
+    def call(crossing: Any, xs: Any) -> Any:
+        state, carry = crossing
+        position, piece = xs
+        out, *crossing, _ = memory.read(params, state, carry, piece, position=position, reduce=reduce)
+        return tuple(crossing), out
+
+    pieces = (size * jnp.arange(whole, dtype=jnp.int32), x[: whole * size].reshape(whole, size, DIM))
+    start = memory.init(params), memory.init_carry(x.dtype)
+    crossing, outs = jax.lax.scan(call, start, pieces)
+    outs = outs.reshape(-1, DIM)
+    if len(x) > len(outs):
+        crossing, out = call(crossing, (jnp.int32(len(outs)), x[len(outs) :]))
+        outs = jnp.concatenate([outs, out])
+    return outs, crossing[0].weights, dict(crossing[0].momentum)
 
 
 def in_one(memory: SelfMod, params: Any, x: jax.Array) -> Any:
     out, state, _, _ = memory.read(params, memory.init(params), None, x, position=0)
-    return out, state.weights
+    return out, state.weights, dict(state.momentum)
 
 
-QUICK_CASES = ("default_with_convolution", "no_rank1_chunks_longer_than_calls")
-CASES = [pytest.param(n, marks=() if n in QUICK_CASES else pytest.mark.nightly) for n in OPTIONS]
+@cache
+def oracle(name: str) -> Any:
+    settings = make(**OPTIONS[name])[1]
+    out, weights, momentum = read(make_params(make(**OPTIONS[name])[0]), inputs(), settings)
+    return jax.tree.map(np.asarray, (out, weights, momentum if settings.momentum else {}))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_and_memories_match_the_loop_over_tokens(name: str) -> None:
-    memory, settings = make(**OPTIONS[name])
-    params, x = make_params(memory), inputs()
-    wanted = jax.tree.map(np.asarray, read(params, x, settings))
-    assert all(1e-3 < np.abs(w).max() < 1e3 for w in jax.tree.leaves(wanted)), "dead or diverged"
-    for way in (in_one, in_calls):
-        got = jax.jit(partial(way, memory), compiler_options=QUICK)(params, x)
-        assert_close(got, wanted, way.__name__)
+WAYS = {"in_calls": in_calls, "in_one": in_one}
+QUICK_CASES = [
+    ("default_with_convolution", "in_one"),
+    ("default_with_convolution", "in_calls"),
+    ("one_chunk_in_a_call_the_other_over_three", "in_calls"),
+    ("longer_calls", "in_calls"),
+    ("no_rank1_chunks_longer_than_calls", "in_calls"),
+]
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK_CASES else pytest.mark.nightly)
+    for case in product(OPTIONS, WAYS)
+]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_outputs_and_memories_match_the_loop_over_tokens(name: str, way: str) -> None:
+    memory, _ = make(**OPTIONS[name])
+    params, wanted = make_params(memory), oracle(name)
+    assert all(1e-3 < np.abs(w).max() < 1e3 for w in jax.tree.leaves(wanted[:2])), "dead or diverged"
+    got = jax.jit(partial(WAYS[way], memory), compiler_options=QUICK)(params, inputs())
+    assert_close(got, wanted, way)
     start = {w: params[w] for w in wanted[1]}
     change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), wanted[1], start)
     assert min(jax.tree.leaves(change)) > 1e-4, "a memory that is never written tests nothing"
 
 
-@pytest.mark.parametrize("name", ["default_with_convolution", CASES[1]])
-def test_gradients_through_the_writes(name: str) -> None:
+def value(way: Any, given: Any) -> jax.Array:
+    """A function of every output and every matrix after the last token; given: (params, x)."""
+    return sum(jnp.sum(jnp.sin(leaf + 1)) for leaf in jax.tree.leaves(way(*given)[:2]))
+
+
+def gradient(name: str) -> tuple[Any, Any, Any]:
+    """(params, x), production's gradient there, and the loop's value as a function of them. Tokens that read
+    the last but one write of M_memory follow it."""
     memory, settings = make(**OPTIONS[name])
-    params, x = make_params(memory), inputs(12)
+    given = make_params(memory), inputs(max(2 * settings.chunk_memory, memory.online_chunk))
+    ours = jax.jit(jax.grad(partial(value, partial(in_calls, memory))), compiler_options=QUICK)
+    return given, ours(given), partial(value, partial(read, settings=settings))
 
-    def value(way: Any, params: Any, x: jax.Array) -> jax.Array:
-        return sum(jnp.sum(jnp.sin(leaf + 1)) for leaf in jax.tree.leaves(way(params, x)))
 
-    ours = jax.jit(
-        jax.value_and_grad(partial(value, partial(in_calls, memory)), (0, 1)), compiler_options=QUICK
-    )
-    naive = partial(value, partial(read, settings=settings))
-    at, gradient = ours(params, x)
-    wanted = jax.grad(naive, (0, 1))(params, x)
-    assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
-    rng = np.random.default_rng(2)
-    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
-    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float((g * d).sum()), gradient[0], direction)))
-    h = 1e-6
-    low, high = (ours(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction), x)[0] for s in (-h, h))
-    assert float(high - low) / (2 * h) == pytest.approx(along, rel=1e-6)
-    assert np.isfinite(at)
+def test_gradients_through_the_writes_match_differences_of_the_loop() -> None:
+    """Along one direction in each leaf, by differences of fourth order."""
+    given, got, naive = gradient("default_with_convolution")
+    leaves, tree = jax.tree.flatten(given)
+    rng, h = np.random.default_rng(2), 2e-4
+    for index, (path, slope) in enumerate(jax.tree.leaves_with_path(got)):
+        direction = rng.normal(size=slope.shape)
+
+        def at(steps: int, index: int = index, direction: Any = direction) -> float:
+            moved = [*leaves[:index], leaves[index] + steps * h * direction, *leaves[index + 1 :]]
+            return float(naive(tree.unflatten(moved)))
+
+        wanted = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
+        along = float(np.sum(slope * direction))
+        assert along == pytest.approx(wanted, rel=1e-8, abs=1e-9), jax.tree_util.keystr(path)
+        assert abs(along) > 1e-5, f"{jax.tree_util.keystr(path)} has no part in the value"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None:
+    given, got, naive = gradient(name)
+    assert_close(got, jax.tree.map(np.asarray, jax.grad(naive)(given)), "gradient")
 
 
 def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
-    memory, _ = make()
-    params, x = make_params(memory), inputs(2 * ONLINE).reshape(2, ONLINE, DIM)
-
-    def shared(x: jax.Array) -> Any:
-        reduce = partial(jax.lax.psum, axis_name="examples")
-        state, carry = memory.init(params), memory.init_carry(x.dtype)
-        return memory.read(params, state, carry, x, position=jnp.int32(0), reduce=reduce)[1].weights["memory"]
-
-    together = jax.vmap(shared, axis_name="examples", out_axes=None)(x)
-    # The generators' own means enter M_memory's streams after their first chunk: one chunk of both here.
-    memory_only = SelfMod(DIM, ONLINE, eta_scale=0.05, chunk_size=ONLINE, chunk_size_memory=ONLINE)
-    apart = [in_one(memory_only, params, row)[1]["memory"] for row in x]
-    whole = jax.vmap(partial(_shared_memory, memory_only, params), axis_name="examples", out_axes=None)(x)
-    assert_close(whole, jax.tree.map(lambda *w: np.mean(w, 0), *apart), "mean")
-    gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), together, whole)
-    assert max(jax.tree.leaves(gap)) > 1e-6
-
-
-def _shared_memory(memory: SelfMod, params: Any, x: jax.Array) -> Any:
-    reduce = partial(jax.lax.psum, axis_name="examples")
-    carry = memory.init_carry(x.dtype)
-    read = memory.read(params, memory.init(params), carry, x, position=jnp.int32(0), reduce=reduce)
-    return read[1].weights["memory"]
+    memory, settings = make(chunk_size_memory=8)
+    params, x = make_params(memory), inputs(24).reshape(2, 12, DIM)
+    shared = partial(in_calls, memory, reduce=partial(jax.lax.psum, axis_name="examples"))
+    mapped = jax.vmap(shared, in_axes=(None, 0), out_axes=(0, None, None), axis_name="examples")
+    got = jax.jit(mapped, compiler_options=QUICK)(params, x)
+    wanted = jax.tree.map(np.asarray, read_together(params, x, settings))
+    assert_close(got[:2], wanted[:2], "shared")
+    alone = read(params, x[0], settings)
+    gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), (wanted[0][0], wanted[1]), alone[:2])
+    assert min(jax.tree.leaves(gap)) > 1e-6, "the other example must leave its trace in every matrix"
 
 
 def test_without_a_fast_state_the_initial_weights_are_read_and_nothing_is_written() -> None:
-    memory, _ = make(conv_window=3)
-    params, x = make_params(memory), inputs(8)
-    out, state, carry, stats = memory.read(params, None, None, x, position=0)
-    assert state is None and carry is None
-    assert all(float(s) == 0 for s in jax.tree.leaves(stats))
-    first = in_one(memory, params, x)[0]
-    np.testing.assert_allclose(out[:4], first[:4], rtol=0, atol=1e-12)
-    assert float(jnp.abs(out[4:] - first[4:]).max()) > 1e-4
+    """The convolution's history moves on all the same, in calls as in one."""
+    memory, settings = make(conv_window=3)
+    params, x = make_params(memory), inputs(6)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def reads(params: Any, x: jax.Array) -> Any:
+        one = memory.read(params, None, None, x, position=0)
+        first = memory.read(params, None, memory.init_carry(x.dtype), x[:4], position=0)
+        second = memory.read(params, None, first[2], x[4:], position=4)
+        return one, first, second
+
+    one, first, second = reads(params, x)
+    assert all(state is None for state in (one[1], one[2], first[1], second[1]))
+    assert all(float(s) == 0 for s in jax.tree.leaves((one[3], first[3], second[3])))
+    before = memory.init_carry(x.dtype)
+    np.testing.assert_array_equal(first[2].conv, x[2:4])
+    np.testing.assert_array_equal(second[2].conv, x[4:])
+    assert_close(second[2]._replace(conv=before.conv), jax.tree.map(np.asarray, before), "carry")
+    np.testing.assert_allclose(jnp.concatenate([first[0], second[0]]), one[0], rtol=0, atol=1e-12)
+    unwritten = read(params, x, replace(settings, chunk=99, chunk_memory=99))[0]
+    np.testing.assert_allclose(one[0], unwritten, rtol=0, atol=1e-12)
+    assert float(jnp.abs(unwritten - read(params, x, settings)[0])[4:].max()) > 1e-4

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of SPEC §2.3; momentum is left to the kernel's own oracle."""
+    """The options of SPEC §2.3."""
 
     chunk: int
     chunk_memory: int
@@ -24,6 +24,7 @@ class Settings:
     rank1: bool = True
     objective: str = "l2"
     stopgrad_vhat: bool = True
+    momentum: float = 0.0
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Stream:
     """What a context has written, and the tokens of its unfinished chunks (k, v, eta, alpha)."""
 
     weights: dict[str, Any]
+    buffers: dict[str, Any]
     waiting: list[Any] = field(default_factory=list)
     waiting_memory: list[Any] = field(default_factory=list)
     past: list[Any] = field(default_factory=list)
@@ -51,25 +53,36 @@ def unit(x: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames="settings")
-def updated(w: dict[str, Any], tokens: list[Any], settings: Settings) -> dict[str, Any]:
-    """One memory after a chunk's tokens, all gradients at its weights before the chunk."""
+def token_written(
+    start: dict[str, Any], now: dict[str, Any], buffer: dict[str, Any], token: Any, settings: Settings
+) -> Any:
+    """One memory and its momentum after one token, the gradient at its weights before the chunk."""
+    k, v, eta, alpha = token
+    constant = mlp(start, v)
 
-    def loss(at: dict[str, Any], k: Any, v: Any, target: Any) -> Any:
-        target = target if settings.stopgrad_vhat else mlp(at, v)
+    def loss(at: dict[str, Any]) -> Any:
+        target = constant if settings.stopgrad_vhat else mlp(at, v)
         error = mlp(at, k) - target
         return jnp.sum(error**2) if settings.objective == "l2" else -jnp.sum(mlp(at, k) * target)
 
-    now = dict(w)
-    for k, v, eta, alpha in tokens:
-        gradient = jax.grad(loss)(w, k, v, mlp(w, v))
-        forget = alpha * jnp.eye(len(k))
-        if settings.rank1:
-            forget = forget - eta * jnp.outer(k, k)
-        now = {
-            name: (alpha * now[name] if name == "w_out" else now[name] @ forget) - eta * gradient[name]
-            for name in now
-        }
-    return now
+    gradient = jax.grad(loss)(start)
+    buffer = {name: settings.momentum * buffer[name] + gradient[name] for name in gradient}
+    forget = alpha * jnp.eye(len(k))
+    if settings.rank1:
+        forget = forget - eta * jnp.outer(k, k)
+    kept = {name: alpha * now[name] if name == "w_out" else now[name] @ forget for name in now}
+    return {name: kept[name] - eta * buffer[name] for name in now}, buffer
+
+
+def written(stream: Stream, names: list[str], tokens: list[Any], settings: Settings) -> None:
+    """These memories of the stream are written with a chunk's tokens."""
+    for name in names:
+        start = now = stream.weights[name]
+        buffer = stream.buffers[name]
+        for token in tokens:
+            now, buffer = token_written(start, now, buffer, token, settings)
+        stream.weights = {**stream.weights, name: now}
+        stream.buffers = {**stream.buffers, name: buffer}
 
 
 def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Settings) -> Any:
@@ -83,7 +96,7 @@ def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Setting
     q = mlp(w["q"], x) if settings.adaptive_q else x @ params["w_q"]
     out = mlp(w["memory"], unit(q))
     eta = settings.eta_scale * jax.nn.softplus(mlp(w["eta"], x)[0])
-    alpha = 1.0
+    alpha = jnp.ones_like(eta)
     if settings.use_alpha:
         alpha = jax.nn.sigmoid(mlp(w["alpha"], x)[0] + params.get("b_alpha", 0.0))
     token = (unit(mlp(w["k"], x)), mlp(w["v"], x), eta, alpha)
@@ -91,18 +104,36 @@ def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Setting
     stream.waiting_memory.append(token)
     stream.seen += 1
     if stream.seen % settings.chunk == 0:
-        generators = [name for name in w if name != "memory"]
-        w = {**w, **{name: updated(w[name], stream.waiting, settings) for name in generators}}
+        written(stream, [name for name in w if name != "memory"], stream.waiting, settings)
         stream.waiting = []
     if stream.seen % settings.chunk_memory == 0:
-        w = {**w, "memory": updated(w["memory"], stream.waiting_memory, settings)}
+        written(stream, ["memory"], stream.waiting_memory, settings)
         stream.waiting_memory = []
-    stream.weights = w
     return out
 
 
-def read(params: dict[str, Any], x_nd: Any, settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """Outputs [n, D] of a whole context, and the memories after it."""
-    stream = Stream({name: w for name, w in params.items() if isinstance(w, dict)})
-    outs = [read_token(params, stream, x, settings) for x in x_nd]
-    return jnp.stack(outs), stream.weights
+def begin(params: dict[str, Any]) -> Stream:
+    """A context that has written nothing."""
+    weights = {name: w for name, w in params.items() if isinstance(w, dict)}
+    return Stream(weights, jax.tree.map(jnp.zeros_like, weights))
+
+
+def read(params: dict[str, Any], x_nd: Any, settings: Settings) -> Any:
+    """Outputs [n, D] of a whole context, the memories after it, and their momentum."""
+    outs, weights, buffers = read_together(params, x_nd[None], settings)
+    return outs[0], weights, buffers
+
+
+def read_together(params: dict[str, Any], x_bnd: Any, settings: Settings) -> Any:
+    """As `read` for contexts [B, n, D] that share their memories: after every token these are the mean of
+    what the contexts made of them. Outputs [B, n, D]."""
+    streams, outs = [begin(params) for _ in x_bnd], []
+    for t in range(x_bnd.shape[1]):
+        outs.append([read_token(params, s, x[t], settings) for s, x in zip(streams, x_bnd, strict=True)])
+        shared = [
+            jax.tree.map(lambda *w: sum(w) / len(w), *made)
+            for made in ([s.weights for s in streams], [s.buffers for s in streams])
+        ]
+        for stream in streams:
+            stream.weights, stream.buffers = shared
+    return jnp.stack([jnp.stack(row) for row in outs], 1), *shared
