@@ -149,8 +149,8 @@ def warnings(config: ExperimentConfig) -> list[str]:
         )
     if mode == "two_pass" and (config.train.online_chunk_size or config.train.truncate_tokens):
         found.append(
-            "train.online_chunk_size and train.truncate_tokens have no effect under two_pass: it reads the "
-            "sequence as one chunk"
+            "train.online_chunk_size and train.truncate_tokens have no effect on training under two_pass: it "
+            "reads the sequence as one chunk"
         )
     if mode == "through_writes" and config.train.truncate_tokens:
         found.append("train.truncate_tokens has no effect under through_writes: nothing is cut")
