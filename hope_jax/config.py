@@ -82,7 +82,7 @@ class SelfModifyingTitansConfig:
 
     chunk_size: Count = 8  # tokens between writes of the generators
     chunk_size_memory: Count = 64  # tokens between writes of M_memory
-    projection_skip: bool = True  # residual connection of the generators' MLPs
+    projection_skip: bool = True  # learned skip of M_eta and M_alpha; the others' identity residual stays
     adaptive_q: bool = False  # queries from a memory M_q instead of a fixed projection
     local_conv_window: Whole = 4  # causal depthwise convolution before it, tokens; 0: off
     objective: Literal["l2", "dot"] = "l2"  # inner loss of its memories

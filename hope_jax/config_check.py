@@ -147,6 +147,16 @@ def warnings(config: ExperimentConfig) -> list[str]:
             f"{', '.join(never)}: the period is longer than data.seq_len={config.data.seq_len}, so the level "
             "is never written under memory.lifetime=context"
         )
+    unwritten = [
+        f"{path} ({period})"
+        for path, period in _periods(config).items()
+        if path.startswith("model.self_modifying") and period > config.data.seq_len
+    ]
+    if unwritten:
+        found.append(
+            f"{', '.join(unwritten)}: longer than data.seq_len={config.data.seq_len}, so these memories are "
+            "never written"
+        )
     if mode == "two_pass" and (config.train.online_chunk_size or config.train.truncate_tokens):
         found.append(
             "train.online_chunk_size and train.truncate_tokens have no effect on training under two_pass: it "

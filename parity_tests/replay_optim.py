@@ -96,11 +96,15 @@ def _m3(g: Golden, hyper: Mapping[str, Any]) -> None:
             g.compare(f"state.{i}.{name}", value.reshape(recorded.shape))
 
 
+TINY = 1e-30
+"""Added to a norm without changing it, unless it is 0."""
+
+
 class TorchMuon:
     """Torch's Muon out of optax's parts, in full precision, for parameters [rows, columns].
 
     Torch orthogonalises (1 - mu) g + mu buf with buf <- mu buf + (1 - mu) g: 1 - mu times what
-    `optax.trace` makes, and Newton-Schulz divides by the norm (eps = 0: torch's lower bound on it).
+    `optax.trace` makes, and Newton-Schulz divides by the norm (torch bounds it below; here 0 stays 0).
     """
 
     def __init__(self, hyper: Mapping[str, Any], params: Any) -> None:
@@ -113,7 +117,7 @@ class TorchMuon:
         self.direction = optax.chain(
             optax.trace(self.momentum, nesterov),
             optax.contrib.scale_by_muon(
-                beta=0.0, eps=0.0, nesterov=False, weight_dimension_numbers=axes, **shared
+                beta=0.0, eps=TINY, nesterov=False, weight_dimension_numbers=axes, **shared
             ),
         )
         self.whole = optax.chain(

@@ -21,7 +21,7 @@ from parity_tests import convert, replay_cms
 from parity_tests.golden_file import Golden
 from parity_tests.published import block_signal, context_axes, due, inner_level
 from parity_tests.quick import quick_jit
-from parity_tests.reference_style import TRAIN_CLIP, model_of
+from parity_tests.reference_style import TRAIN_CLIP, model_of, offered
 
 
 def memory_of(level: LevelSpec, tokens: int, clip: float | None) -> Titan:
@@ -110,6 +110,9 @@ def published_write(
 def replay_model(g: Golden) -> None:
     """Logits of a plain call and of every call at the recorded deltas, and the deltas that it leaves."""
     config = g.config["model"]
+    if not offered(config):
+        g.leave_rest("not_offered")
+        return
     model, params = model_of(config, g.weights)
     training = g.config.get("model_mode", "eval()") == "train()"
     read = quick_jit(
@@ -128,6 +131,7 @@ def replay_model(g: Golden) -> None:
     optimizer = make_inner_optimizer(spec, context_axes(one_layer, config["dim"]))
     state = (jax.tree.map(jnp.zeros_like, weights), jax.vmap(optimizer.init)(weights))
     write = quick_jit(jax.vmap(lambda *args: published_write(memory, optimizer, *args)))
+    # Whether the whole batch surprises is not asked here: the recorded writes are read instead.
     gated, last = config.get("surprise_threshold") is not None, -1
     for i, rows in enumerate(tokens):
         out = read(*_with_deltas(model, params, state[0], len(rows)), rows)
@@ -144,11 +148,19 @@ def replay_model(g: Golden) -> None:
             )
             keys = out.trace["titan"].reshape(len(out.trace["titan"]), -1, config["dim"])
             state = write(titan, state, keys, jnp.broadcast_to(signal, keys.shape))
+        if gated:
+            state = (recorded_deltas(g, f"call.{i}.titan_delta", config["num_layers"]), state[1])
         for layer in range(config["num_layers"]):
             deltas = convert.torch_titan(jax.tree.map(lambda d, at=layer: d[at], state[0]))
             for name in g.under(f"call.{i}.titan_delta.layer{layer}"):
                 if not gated:
                     g.compare(f"call.{i}.titan_delta.layer{layer}.{name}", deltas[name])
+
+
+def recorded_deltas(g: Golden, prefix: str, layers: int) -> Any:
+    """The deltas that a call has left, as recorded, stacked over layers."""
+    by_layer = [convert.titan(g.under(f"{prefix}.layer{layer}")) for layer in range(layers)]
+    return jax.tree.map(lambda *t: jnp.stack([jnp.asarray(leaf) for leaf in t]), *by_layer)
 
 
 def _with_deltas(model: HopeModel, params: Any, deltas: Any, batch: int) -> tuple[Any, Any]:

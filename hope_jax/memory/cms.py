@@ -64,9 +64,10 @@ class Cms:
         """Names of the levels, in chain order."""
         return tuple(spec.name for spec in self.levels)
 
-    def shortest_period(self) -> int:
-        """The smallest update period."""
-        return min(spec.update_period for spec in self.levels)
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """None: reads use every parameter."""
+        del tokens
+        return ()
 
     def taps(self) -> tuple[str, ...]:
         """Levels whose own output cotangent is wanted."""

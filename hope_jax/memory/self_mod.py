@@ -105,6 +105,15 @@ class SelfMod:
         q, alpha = ("q",) if self.adaptive_q else (), ("alpha",) if self.use_alpha else ()
         return ("k", "v", *q, "eta", *alpha)
 
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """Generators other than M_q act through writes alone: all of them if no write of a memory that makes
+        outputs (M_memory, M_q) is read again, and those of a write's direction if eta is 0."""
+        chunk = min(self.chunk_size, self.chunk_size_memory) if self.adaptive_q else self.chunk_size_memory
+        decay = ("alpha", "b_alpha") if self.use_alpha else ()
+        if chunk >= tokens:
+            return ("k", "v", "eta", *decay)
+        return () if self.eta_scale else ("k", "v", "eta")
+
     def init(self, params: PyTree) -> SelfModState:
         """The state of a context that has written nothing, for parameters of one layer."""
         weights = {name: params[name] for name in (*self.generator_names(), "memory")}

@@ -88,8 +88,8 @@ class Memory(Protocol):
         """Names under which its writes are counted: its levels first, in the order in which they are read."""
         ...
 
-    def shortest_period(self) -> int:
-        """Tokens between writes of its fastest level."""
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
         ...
 
     def taps(self) -> tuple[str, ...]:
@@ -116,6 +116,10 @@ class Memory(Protocol):
 
 class StreamMemory(Protocol):
     """A memory that writes itself while it reads; implementations are frozen, hashable values."""
+
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
+        ...
 
     def init(self, params: PyTree) -> PyTree:
         """The fast state of a context that has written nothing, for parameters of one layer."""

@@ -60,9 +60,10 @@ class Titan:
         """The memory is one level."""
         return (self.level.name,)
 
-    def shortest_period(self) -> int:
-        """Its update period."""
-        return self.level.update_period
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """What acts through writes alone, if none of them is read again or they are steps of size 0."""
+        read_again = max(self.level.update_period, self.chunk_size) < tokens
+        return () if read_again and self.level.lr else self.write_only
 
     def taps(self) -> tuple[str, ...]:
         """Its own output, if it learns from that."""

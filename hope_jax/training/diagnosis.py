@@ -38,7 +38,9 @@ def _write_suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfi
         by_layer = [_growth([float(n[layer]) for n in norms]) for layer in range(len(norms[0]))]
         layer = int(np.argmax([g for g, _, _ in by_layer]))
         growth, median, peak = by_layer[layer]
-        key = f"model.cms_levels.{level}.lr" if level in config.model.cms_levels else "model.titan_level.lr"
+        name = level.removesuffix(".init")
+        key = {"titan": "model.titan_level.lr"}.get(name, "model.self_mod_lr")
+        key = f"model.cms_levels.{name}.lr" if name in config.model.cms_levels else key
         cause = f"the writes of {level} blew up (gradient norm in layer {layer}: {median:.3g} -> {peak:.3g})"
         remedy = f"lower {key} or memory.write_clip (now {config.memory.write_clip:g})"
         out.append(_Suspect(growth, cause, remedy))

@@ -56,13 +56,14 @@ class Step:
 
     def _without_gradient(self) -> tuple[str, ...]:
         """Paths of the parameters that act through writes alone, where no read of a step sees a write."""
-        chunk, tokens = self.rule.chunk_size, self.config.data.seq_len
-        return tuple(
-            f"blocks/{name}/{key}"
+        tokens, taught = self.config.data.seq_len, self.streams and self.rule.teach.scale > 0
+        names = {
+            name: memory.without_gradient(tokens) if taught else memory.write_only
             for name, memory in self.model.memories().items()
-            for key in memory.write_only
-            if not self.streams or max(chunk, memory.shortest_period()) >= tokens
-        )
+        }
+        names |= {name: m.without_gradient(tokens) for name, m in self.model.stream_memories().items()}
+        there = jax.eval_shape(self.model.init_params, jax.random.key(0))["blocks"]
+        return tuple(f"blocks/{name}/{key}" for name in names for key in names[name] if key in there[name])
 
     def _start(self, state: TrainState, batch: Batch) -> PyTree:
         if self.persistent:
@@ -124,7 +125,7 @@ class Step:
         rule = self.rule._replace(training=False)
         fast = self._start(state, batch)
         plain = slow_loss(self.model, state.params, batch)
-        written = self.streams or self.persistent
+        written = self.streams or self.persistent or bool(self.model.stream_memories())
         if not self.model.level_names() or not written:
             with_writes = plain
         elif self.streams:

@@ -16,7 +16,7 @@ from hope_jax.learning import optim
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainProgram
-from hope_jax.training.step import build_program
+from hope_jax.training.step import Step, build_program
 from hope_jax.types import Batch
 
 LEVELS = {"fast": c.LevelConfig(update_period=4, lr=0.1), "slow": c.LevelConfig(update_period=32, lr=0.1)}
@@ -116,3 +116,48 @@ def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> Non
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size=32 .* set --config.model.vocab_size=33"):
         build_program(settings(), 33)
+
+
+def selfmod(**values: object) -> c.ExperimentConfig:
+    """hope_selfmod under two_pass: chunks of 4 and, unless said otherwise, 4 tokens in sequences of 16."""
+    own = c.SelfModifyingTitansConfig(**{"chunk_size": 4, "chunk_size_memory": 4, **values})
+    model = dataclasses.replace(MODEL, block_variant="hope_selfmod", self_mod_lr=0.3, self_modifying=own)
+    return dataclasses.replace(settings(algorithm_mode="two_pass"), model=model)
+
+
+def test_evaluation_reads_with_the_writes_that_training_makes_within_a_sequence() -> None:
+    step = Step(selfmod())
+    state = step.init()
+    sums = jax.jit(step.evaluate)(state, jax.tree.map(jnp.asarray, rows(0)))
+    _, metrics = jax.jit(step.train)(state, jax.tree.map(jnp.asarray, rows(0)))
+    assert float(sums["loss_sum"] / sums["tokens"]) == pytest.approx(float(metrics["loss"]), abs=1e-6)
+    assert abs(float(sums["loss_sum"] - sums["loss_sum_no_writes"])) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "untrained"),
+    [
+        (selfmod(), ()),
+        (selfmod(chunk_size_memory=16), ("k", "v", "eta", "alpha", "b_alpha")),
+        (selfmod(chunk_size_memory=16, adaptive_q=True), ()),
+        (selfmod(chunk_size_memory=16, use_alpha=False), ("k", "v", "eta")),
+    ],
+)
+def test_generators_whose_writes_are_never_read_are_left_out(
+    config: c.ExperimentConfig, untrained: tuple[str, ...]
+) -> None:
+    assert Step(config).untrained == tuple(f"blocks/self_mod/{name}" for name in untrained)
+
+
+def test_a_self_modifier_is_trained_where_its_writes_are_read_again() -> None:
+    def hybrid(mode: str, **values: object) -> tuple[str, ...]:
+        model = dataclasses.replace(MODEL, block_variant="hope_hybrid", **values)
+        return Step(dataclasses.replace(settings(algorithm_mode=mode), model=model)).untrained
+
+    left_out = ("blocks/titan/self_modifier",)
+    assert hybrid("online") == ()
+    assert hybrid("two_pass") == left_out
+    assert hybrid("online", teach_scale=0.0) == left_out
+    assert hybrid("online", titan_level=c.LevelConfig(update_period=16)) == left_out
+    titans = c.LevelConfig(update_period=8, lr=0.0, optimizer="titans")
+    assert hybrid("online", titan_level=titans) == (*left_out, "blocks/titan/gates")
