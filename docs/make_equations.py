@@ -151,7 +151,8 @@ EQUATIONS = (
         ),
         (
             TESTS + "memory/test_self_mod.py::test_outputs_and_memories_match_the_loop_over_tokens",
-            TESTS + "memory/test_self_mod.py::test_gradients_through_the_writes",
+            TESTS
+            + "memory/test_self_mod.py::test_gradients_through_the_writes_match_differences_of_the_loop",
             "parity_tests/test_other_files.py::test_self_modifying_calls",
             GOLDEN,
         ),

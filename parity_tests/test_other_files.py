@@ -78,13 +78,12 @@ def test_cms_update(
 
 def published_call(params: Entries, weights: Entries, x: np.ndarray, settings: Any) -> tuple[Any, Entries]:
     """One example's call from position 0; what is left of a chunk is written at its end."""
-    stream = self_mod.Stream(weights)
+    stream = self_mod.begin(weights)
     outs = [self_mod.read_token(params, stream, token, settings) for token in x]
-    now = stream.weights
-    rest = {name: stream.waiting for name in now if name != "memory"} | {"memory": stream.waiting_memory}
-    return outs, {
-        name: self_mod.updated(w, rest[name], settings) if rest[name] else w for name, w in now.items()
-    }
+    generators = [name for name in weights if name != "memory"]
+    self_mod.written(stream, generators, stream.waiting, settings)
+    self_mod.written(stream, ["memory"], stream.waiting_memory, settings)
+    return outs, stream.weights
 
 
 @pytest.mark.parametrize(
