@@ -11,8 +11,8 @@ import torch
 from hope_jax.learning.online import OnlineRule
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.level_write import Bounds
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.period_write import Bounds
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.memory import gate, mlp_memory
-from hope_jax.memory.level_write import Bounds, LevelState, LevelWriter, WriteRules, init_level
+from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
+from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 

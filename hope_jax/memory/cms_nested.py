@@ -37,8 +37,9 @@ import jax.numpy as jnp
 from hope_jax import trees
 from hope_jax.memory import levels
 from hope_jax.memory.cms import Cms, LevelChunk
-from hope_jax.memory.level_write import LevelState, LevelWriter, Pending, init_level
+from hope_jax.memory.level_write import LevelWriter, Pending, init_level
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.period_write import LevelState
 from hope_jax.memory.state import Reduce, WriteStats, add_stats
 from hope_jax.types import Array, PyTree
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.memory import gate, mlp_memory, titans_rule
-from hope_jax.memory.level_write import Bounds, LevelState, LevelWriter, WriteRules, init_level
+from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 
@@ -114,7 +115,8 @@ class Titan:
         if self._titans:
             gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
             writer = titans_rule.TitansWriter(rules, self.level, weights, reduce)
-            new, stats = writer.write(state, factors, gates, mask, signal, position, last)
+            tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
+            new, stats = writer.write_chunk(state, tokens, position, last)
         else:
             plain = LevelWriter(rules, self.level, weights, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)

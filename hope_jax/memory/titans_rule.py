@@ -18,12 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.kernels.cms_write import root
-from hope_jax.memory import gate, levels, mlp_memory
-from hope_jax.memory.level_write import LevelState, WriteRules, bounded, flushed, write_stats
+from hope_jax.memory import levels, mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, add_stats, zero_stats
+from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, count, no_tokens
 from hope_jax.types import Array, PyTree
 
 NAME = "titans"
@@ -41,8 +39,7 @@ class TokenGates(NamedTuple):
 class Period(NamedTuple):
     """What a period, or its part, does to (M, S), and what its gate is decided from.
 
-    a, b, e: [] coefficients. grad_m, grad_s: the weighted sums of gradients. tokens: [] unmasked tokens.
-    seen: [] tokens. surprise: sums over counted tokens.
+    a, b, e: [] coefficients. grad_m, grad_s: the weighted sums of gradients.
     """
 
     a: Array
@@ -50,9 +47,7 @@ class Period(NamedTuple):
     e: Array
     grad_m: PyTree
     grad_s: PyTree
-    tokens: Array
-    seen: Array
-    surprise: gate.Surprise
+    ended: Ended
 
 
 def token_gates(params: dict[str, Array], key_nd: Array, lr: float) -> TokenGates:
@@ -100,7 +95,7 @@ def nothing(weights: PyTree) -> Period:
     """The map of no token: the identity."""
     zero = jnp.zeros((), jax.tree.leaves(weights)[0].dtype)
     zeros = trees.zeros_like(weights)
-    return Period(zero + 1, zero, zero + 1, zeros, zeros, zero, zero, gate.Surprise(zero, zero))
+    return Period(zero + 1, zero, zero + 1, zeros, zeros, no_tokens(zero.dtype))
 
 
 def then(first: Period, second: Period) -> Period:
@@ -116,115 +111,59 @@ def then(first: Period, second: Period) -> Period:
         e=second.e * first.e,
         grad_m=mix(second.a, first.grad_m, second.b, first.grad_s, second.grad_m),
         grad_s=mix(zero, first.grad_m, second.e, first.grad_s, second.grad_s),
-        tokens=first.tokens + second.tokens,
-        seen=first.seen + second.seen,
-        surprise=trees.add(first.surprise, second.surprise),
+        ended=trees.add(first.ended, second.ended),
     )
 
 
-class TitansWriter:
-    """The writes of one memory at fixed slow weights; the counterpart of `level_write.LevelWriter`.
+class Tokens(NamedTuple):
+    """Consecutive tokens, leaves [n, ...]; see `LevelWriter.write`."""
+
+    factors: WriteFactors
+    gates: TokenGates
+    mask: Array
+    surprise_n: Array
+    counted_n: Array
+
+
+class TitansWriter(PeriodWriter[Period]):
+    """The writes of one memory by this rule.
 
     Under a shared state every chunk's map is the mean of its examples' maps. The statistic `grad_norm` is
     of the gradients weighted by w_t, rates included.
     """
 
-    def __init__(self, rules: WriteRules, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
-        self.rules, self.spec, self.reduce = rules, spec, reduce
-        self.weights = mlp_memory.fast_weights(params)
-        self.norms = mlp_memory.group_norms(self.weights)
+    def nothing(self) -> Period:
+        """See `PeriodWriter`."""
+        return nothing(self.weights)
 
-    def write(
-        self,
-        state: LevelState,
-        factors: WriteFactors,
-        gates: TokenGates,
-        mask: Array,
-        signal: WriteSignal,
-        position: Array,
-        last: bool,
-    ) -> tuple[LevelState, WriteStats]:
-        """Writes one chunk of n tokens, whose first stands at `position`; see `LevelWriter.write`."""
-        tokens = (factors, gates, mask, signal.surprise_n, signal.counted_n)
-        if isinstance(state.pending, Period):
-            return self._gather(state, then(state.pending, self._period(*tokens)), position, mask, last)
-        period = self.spec.update_period
-        whole, rest = levels.split_chunk(mask.shape[0], period)
+    def join(self, first: Period, second: Period) -> Period:
+        """See `then`."""
+        return then(first, second)
 
-        def step(state: LevelState, xs: Any) -> tuple[LevelState, WriteStats]:
-            return self._apply(state, self._period(*xs))
-
-        by_period = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
-        state, stats = jax.lax.scan(step, state, by_period)
-        stats = jax.tree.map(lambda s: s.sum(0), stats)
-        if rest and last and self.rules.flush_partial_at_end:
-            state, tail = step(state, jax.tree.map(lambda t: t[whole * period :], tokens))
-            stats = add_stats(stats, flushed(tail))
-        return state, stats
-
-    def _gather(
-        self, state: LevelState, period: Period, position: Array, mask: Array, last: bool
-    ) -> tuple[LevelState, WriteStats]:
-        """The state with the period so far; written if it ends here. C > N."""
-        empty = nothing(self.weights)
-
-        def apply(_: None) -> tuple[LevelState, WriteStats]:
-            new, stats = self._apply(state, period)
-            return new._replace(pending=empty), stats
-
-        def wait(_: None) -> tuple[LevelState, WriteStats]:
-            stats = zero_stats()._replace(pending_tokens=period.seen.astype(jnp.float32))
-            return state._replace(pending=period), stats
-
-        due = levels.is_due(position + mask.shape[0], self.spec.update_period)
-        new_state, stats = jax.lax.cond(due, apply, wait, None)
-        if not last:
-            return new_state, stats
-        if not self.rules.flush_partial_at_end:
-            dropped = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
-            return new_state._replace(pending=empty), dropped
-        early, early_stats = apply(None)
-        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
-
-    def _period(
-        self, factors: WriteFactors, gates: TokenGates, mask: Array, surprise_n: Array, counted_n: Array
-    ) -> Period:
-        """The map of consecutive tokens, over all examples that share the state."""
+    def gather(self, tokens: Tokens) -> Period:
+        """The map of consecutive tokens."""
         dtype = self.norms[0].dtype
-        a, b, e, w, v = token_weights(gates, mask)
+        a, b, e, w, v = token_weights(tokens.gates, tokens.mask)
 
         def weighted(weights_n: Array) -> PyTree:
-            column = weights_n[:, None].astype(dtype)
+            column, factors = weights_n[:, None].astype(dtype), tokens.factors
             scaled = factors._replace(g_h=factors.g_h * column, g_o=factors.g_o * column)
             return mlp_memory.write_gradient(scaled, self.weights)
 
-        own = (a, b, e, weighted(w), weighted(v))
-        counts = (
-            mask.astype(dtype).sum(),
-            jnp.asarray(mask.shape[0], dtype),
-            gate.measure(surprise_n.astype(dtype), counted_n),
-        )
-        total, counts = self.reduce((own, counts))
+        ended = count(tokens.mask, tokens.surprise_n, tokens.counted_n, dtype)
+        total = self.reduce(Period(a, b, e, weighted(w), weighted(v), ended))
         examples = self.reduce(jnp.ones((), dtype))
-        return Period(*jax.tree.map(lambda t: (t / examples).astype(dtype), total), *counts)
+        mean = jax.tree.map(lambda t: (t / examples).astype(dtype), total)
+        return mean._replace(ended=total.ended)
 
-    def _apply(self, state: LevelState, period: Period) -> tuple[LevelState, WriteStats]:
-        """The period's map, bounded, if the gate is open and a token is left."""
-        is_open = gate.is_open(self.rules.gate_rule, period.surprise)
-        applied = is_open & (period.tokens > 0)
-        delta, momentum = state.delta, state.opt
+    def proposed(self, state: LevelState, period: Period) -> tuple[PyTree, PyTree, PyTree]:
+        """The period's map of (M, S), M as the change from where it was."""
         write = jax.tree.map(
             lambda theta, d, s, g: (period.a - 1) * (theta + d) + period.b * s - g,
             self.weights,
-            delta,
-            momentum,
+            state.delta,
+            state.opt,
             period.grad_m,
         )
-        write, write_hits = bounded(write, self.norms, self.rules.bounds.write)
-        new_delta, delta_hits = bounded(trees.add(delta, write), self.norms, self.rules.bounds.delta)
-        new_momentum = jax.tree.map(lambda s, g: period.e * s - g, momentum, period.grad_s)
-        norms = [root(jnp.square(g).sum()) for g in jax.tree.leaves(period.grad_m)]
-        surprise = gate.mean_surprise(period.surprise)
-        stats = write_stats(is_open, applied, period.tokens, surprise, norms, write_hits, delta_hits)
-        new_delta, new_momentum = trees.select(applied, (new_delta, new_momentum), (delta, momentum))
-        return LevelState(new_delta, new_momentum, state.pending), stats
+        momentum = jax.tree.map(lambda s, g: period.e * s - g, state.opt, period.grad_s)
+        return write, momentum, period.grad_m

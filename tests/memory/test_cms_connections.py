@@ -123,7 +123,7 @@ def assert_same_state(fast: Any, memories: Memories, learning: Learning, what: s
             bridge.assert_close(dict(got.delta), memories[part].delta, f"{what} {part}")
             bridge.assert_same_optimizer(optimizer, got.opt, memories[part].optimizer, f"{what} {part}")
             if got.pending:
-                assert float(got.pending.seen) == memories[part].tokens, f"{what} {part}"
+                assert float(got.pending.ended.seen) == memories[part].tokens, f"{what} {part}"
                 bridge.assert_close(dict(got.pending.grad), memories[part].grads, f"{what} {part} pending")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from hope_jax.memory import titans_rule
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.level_write import Bounds
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.period_write import Bounds
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.memory.titan import Titan
 from tests.oracle import titan as oracle
