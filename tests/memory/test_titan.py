@@ -13,7 +13,7 @@ from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds
 from hope_jax.memory.state import WriteSignal, own
-from hope_jax.memory.titan import Titan
+from hope_jax.memory.titan import Titan, shorten
 from tests.oracle import titan as oracle
 from tests.oracle.bridge import assert_close
 from tests.oracle.cases import DIM, HIDDEN, Draw
@@ -23,7 +23,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 LENGTHS = (4, 4, 4, 4, 3)
 N = LENGTHS[0]
 OPEN = oracle.Rules(N)
-BOUNDED = oracle.Rules(N, "l2", 0.7, 0.05, 0.06, 0.5, flush=True)
+BOUNDED = oracle.Rules(N, "l2", 1.014, 0.05, 0.06, 0.5, flush=True, correction_clip=0.5)
 CASES = {
     "within_a_chunk": (Level("titan", 2, 0.3, beta=0.5), OPEN, True, False),
     "over_chunks_bounded": (Level("titan", 8, 0.3), BOUNDED, True, True),
@@ -66,6 +66,7 @@ def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
         output_clip=rules.read_clip or None,
         flush_partial_at_end=rules.flush,
         self_modifier=self_modifier,
+        correction_clip=rules.correction_clip,
     )
 
 
@@ -90,6 +91,7 @@ def test_stream_of_writes(name: str) -> None:
     level, rules, self_modifier, biases = CASES[name]
     params, titan = params_of(level, self_modifier, biases), titan_of(level, rules, self_modifier)
     naive, fast, start, applied = oracle.Stream(level, rules, params), titan.init(params), 0, 0.0
+    blocked = 0.0
 
     def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
         y, keys = titan.read(params, fast, chunk["key"], {})
@@ -108,7 +110,9 @@ def test_stream_of_writes(name: str) -> None:
         if level.optimizer == "titans":
             assert_close(dict(fast["titan"].opt), naive.momentum, f"{name}: chunk {i}: momentum")
         start, applied = start + len(chunk["key"]), applied + float(stats["titan"].updates_applied)
+        blocked += float(stats["titan"].periods - stats["titan"].gate_hit)
     assert applied == naive.applied > 0
+    assert (blocked > 0) == (rules.threshold is not None)
     assert max(np.abs(d).max() for d in naive.delta.values()) > 1e-3
 
 
@@ -118,7 +122,7 @@ def test_stream_of_writes(name: str) -> None:
 def test_gradients_through_writes_are_finite_differences(name: str) -> None:
     level, rules, self_modifier, biases = CASES[name]
     # The clip of the branch is a constant for differentiation, by definition.
-    titan, data = titan_of(level, replace(rules, read_clip=0.0), self_modifier), chunks()[:3]
+    titan, data = titan_of(level, replace(rules, read_clip=0.0, threshold=None), self_modifier), chunks()[:3]
     probe = np.random.default_rng(6).normal(size=(len(data[0]["key"]), DIM))
 
     def after_writes(params: Any, teach: Any) -> Any:
@@ -149,6 +153,23 @@ def test_gradients_through_writes_are_finite_differences(name: str) -> None:
         exact = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(by), jax.tree.leaves(way), strict=True))
         np.testing.assert_allclose(exact, slope, rtol=2e-6, atol=2e-8, err_msg=part)
         assert abs(float(exact)) > 1e-6, part
+
+
+def test_a_bounded_correction_is_no_longer_than_it_may_and_never_turns_a_write_uphill() -> None:
+    rng = np.random.default_rng(9)
+    teach = jnp.asarray(rng.normal(size=(40, DIM)) * (np.arange(40) > 3)[:, None])
+    correction = jnp.asarray(rng.normal(size=(40, DIM)) * rng.uniform(0.1, 5, (40, 1)))
+    for bound in (0.5, 1.0):
+        short = shorten(correction, teach, bound)
+        allowed = bound * np.linalg.norm(teach, axis=-1)
+        np.testing.assert_array_less(np.linalg.norm(short, axis=-1), allowed + 1e-12)
+        assert float(((teach - short) * teach).sum(-1).min()) >= -1e-12
+        kept = np.linalg.norm(correction, axis=-1) <= allowed
+        assert kept.any() and not kept.all()
+        np.testing.assert_array_equal(np.asarray(short)[kept], np.asarray(correction)[kept])
+    assert shorten(correction, teach, 0.0) is correction
+    slope = jax.grad(lambda c: shorten(c, teach, 1.0).sum())(0 * correction)
+    assert bool(jnp.isfinite(slope).all())
 
 
 def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:

@@ -1,6 +1,7 @@
 """TITAN memory, token by token: its read, the loss that it is written with, both write rules. One example."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Rules:
-    """chunk: N. metric: surprise that `threshold` is for. clips: bounds, 0: off. read_clip: of the branch."""
+    """chunk: N. metric: surprise that `threshold` is for. clips: bounds, 0: off. read_clip: of the branch.
+    correction_clip: of the SelfModifier's answer, over the length of delta."""
 
     chunk: int
     metric: str = "l2"
@@ -32,6 +34,7 @@ class Rules:
     delta_clip: float = 0.0
     read_clip: float = 0.0
     flush: bool = False
+    correction_clip: float = 0.0
 
 
 def mem(p: Arrays, x: Any, read_clip: float = 0.0) -> Any:
@@ -60,15 +63,24 @@ def token_loss(weights: Arrays, p: Arrays, target: Any, key: Any, read_clip: flo
     return 0.5 * jnp.sum((mem({**p, **weights}, key, read_clip) - target) ** 2)
 
 
-def token_gradient(p: Arrays, delta: Arrays, token: Token, read_clip: float) -> Arrays:
+def token_gradient(p: Arrays, delta: Arrays, token: Token, rules: Rules) -> Arrays:
     """Gradient of the token's loss in the fast weights, at p + delta."""
     weights = {name: p[name] + delta[name] for name in delta}
-    value = mem({**p, **weights}, token.key, read_clip)
-    target = value - token.teach
-    if "self_modifier" in p:
-        target = target + self_modifier(p["self_modifier"], token.key, value, token.teach)
-    grads = jax.grad(token_loss)(weights, p, target, token.key, read_clip)
+    grads = _gradient(p, weights, token.key, token.teach, rules)
     return {name: np.asarray(g) for name, g in grads.items()}
+
+
+@partial(jax.jit, static_argnames="rules")
+def _gradient(p: Arrays, weights: Arrays, key: Any, teach: Any, rules: Rules) -> Arrays:
+    value = mem({**p, **weights}, key, rules.read_clip)
+    target = value - teach
+    if "self_modifier" in p:
+        correction = self_modifier(p["self_modifier"], key, value, teach)
+        if rules.correction_clip:
+            allowed = rules.correction_clip * jnp.sqrt(jnp.sum(teach**2))
+            correction = correction * jnp.minimum(1.0, allowed / jnp.sqrt(jnp.sum(correction**2)))
+        target = target + correction
+    return jax.grad(token_loss)(weights, p, target, key, rules.read_clip)
 
 
 def gates(p: Arrays, key: np.ndarray, lr: float) -> tuple[float, float, float]:
@@ -101,7 +113,7 @@ class Stream:
         """All gradients at the weights that read the chunk; a write at each multiple of the period."""
         read_with = self.delta
         for token in tokens:
-            grads = token_gradient(self.p, read_with, token, self.rules.read_clip)
+            grads = token_gradient(self.p, read_with, token, self.rules)
             self.gathered.append((token, grads))
             self.position += 1
             if self.position % self.level.period == 0:
