@@ -115,68 +115,76 @@ def validate(
 
 def warnings(config: ExperimentConfig) -> list[str]:
     """What runs, but perhaps not as meant; a line each."""
-    found = []
-    mode, chunk = config.train.algorithm_mode, online_chunk(config)
-    late = [
-        f"{name} ({level.update_period})" for name, level in _levels(config) if level.update_period < chunk
-    ]
+    nested = _nested_warnings(config) if config.cms.connection == "nested" else ()
+    return [*_period_warnings(config), *nested, *_idle_key_warnings(config), *_row_warnings(config)]
+
+
+def _period_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of writes that are read late or never."""
+    mode, chunk, tokens = config.train.algorithm_mode, online_chunk(config), config.data.seq_len
+    fresh, taught = config.memory.lifetime == "context", _levels(config)
+    late = {name: level.update_period for name, level in taught if level.update_period < chunk}
     if late and mode != "two_pass":
-        found.append(
-            f"writes of {', '.join(late)} are read only from the next chunk of {chunk} tokens on: their "
-            "periods are shorter (train.online_chunk_size sets the chunk)"
+        yield (
+            f"writes of {_named(late)} are read only from the next chunk of {chunk} tokens on: their periods "
+            "are shorter (train.online_chunk_size sets the chunk)"
         )
-    if mode == "two_pass" and config.memory.lifetime == "context" and _levels(config):
-        found.append(
+    if mode == "two_pass" and fresh and taught:
+        yield (
             "train.algorithm_mode=two_pass with memory.lifetime=context: memory writes feed nothing but "
             "statistics; memory.lifetime=persistent keeps them over steps"
         )
+    longer = {name: level.update_period for name, level in taught if level.update_period > tokens}
+    if longer and fresh:
+        yield (
+            f"{_named(longer)}: the period is longer than data.seq_len={tokens}, so the level is never "
+            "written under memory.lifetime=context"
+        )
+    unwritten = {
+        path: period
+        for path, period in _periods(config).items()
+        if path.startswith("model.self_modifying") and period > tokens
+    }
+    if unwritten:
+        yield f"{_named(unwritten)}: longer than data.seq_len={tokens}, so these memories are never written"
+
+
+def _named(periods: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({period})" for name, period in periods.items())
+
+
+def _idle_key_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of keys that have no effect."""
+    mode, train = config.train.algorithm_mode, config.train
     if config.cms.delta_at == "own_output" and config.teach.source == "global" and _levels(config):
-        found.append(
+        yield (
             "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
             "signal at the LM head"
         )
-    if config.cms.connection == "nested":
-        found += _nested_warnings(config)
-    never = [
-        f"{name} ({level.update_period})"
-        for name, level in _levels(config)
-        if level.update_period > config.data.seq_len and config.memory.lifetime == "context"
-    ]
-    if never:
-        found.append(
-            f"{', '.join(never)}: the period is longer than data.seq_len={config.data.seq_len}, so the level "
-            "is never written under memory.lifetime=context"
-        )
-    unwritten = [
-        f"{path} ({period})"
-        for path, period in _periods(config).items()
-        if path.startswith("model.self_modifying") and period > config.data.seq_len
-    ]
-    if unwritten:
-        found.append(
-            f"{', '.join(unwritten)}: longer than data.seq_len={config.data.seq_len}, so these memories are "
-            "never written"
-        )
-    if mode == "two_pass" and (config.train.online_chunk_size or config.train.truncate_tokens):
-        found.append(
+    if mode == "two_pass" and (train.online_chunk_size or train.truncate_tokens):
+        yield (
             "train.online_chunk_size and train.truncate_tokens have no effect on training under two_pass: it "
             "reads the sequence as one chunk"
         )
-    if mode == "through_writes" and config.train.truncate_tokens:
-        found.append("train.truncate_tokens has no effect under through_writes: nothing is cut")
-    if mode == "online" and not _levels(config) and truncate(config) < config.data.seq_len:
-        found.append(
+    if mode == "through_writes" and train.truncate_tokens:
+        yield "train.truncate_tokens has no effect under through_writes: nothing is cut"
+    if config.data.mixture and config.data.source == "embedded":
+        yield "data.mixture has no effect under data.source=embedded"
+
+
+def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of how a row is cut."""
+    mode, tokens = config.train.algorithm_mode, config.data.seq_len
+    if mode == "online" and not _levels(config) and truncate(config) < tokens:
+        yield (
             f"the gradient through attention is cut every {truncate(config)} tokens, which "
             f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
         )
-    if document_multiple(config) == config.data.seq_len > 1:
-        found.append(
+    if document_multiple(config) == tokens > 1:
+        yield (
             "memory.reset_at_document pads every document to a multiple of the online chunk, here "
-            f"data.seq_len={config.data.seq_len}: no row holds two documents"
+            f"data.seq_len={tokens}: no row holds two documents"
         )
-    if config.data.mixture and config.data.source == "embedded":
-        found.append("data.mixture has no effect under data.source=embedded")
-    return found
 
 
 def _levels(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
