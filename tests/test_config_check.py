@@ -192,6 +192,15 @@ def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
         (make(**TWO_PASS), "nothing but statistics"),
         (make(teach={"source": "global"}), "cms.delta_at=own_output has no effect"),
         (make(data={"mixture": {"a": 1.0}}), "data.mixture has no effect"),
+        (
+            make({"block_variant": "hope_selfmod"}, data={"seq_len": 32}),
+            "chunk_size_memory (64): longer than",
+        ),
+        (
+            make(train={"algorithm_mode": "through_writes", "truncate_tokens": 32}),
+            "train.truncate_tokens has no effect under through_writes",
+        ),
+        (make({"cms_levels": {"a": {"update_period": 4096}}}), "cms_levels.a (4096): the period is longer"),
         (periods(4, 8, 32), "c4 (4) restarts every 8 tokens under cms.connection=nested, within the online"),
         (periods(4, 8, 32), "of 16: only its learned start"),
         (periods(4, 8, 16), "of 16: only its start that training gave it"),

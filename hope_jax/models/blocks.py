@@ -100,6 +100,13 @@ class Block(nn.Module):
         )
         return x_nd, None if cache is None else {ATTENTION: rows}
 
+    def through_cms(
+        self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The CMS's output [n, D] and trace."""
+        cms = CmsLayer(self.spec, self.training, name="cms")
+        return cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+
     def add_titan(self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]) -> tuple[Array, Array]:
         """x [n, D] with the TITAN memory's output added, and the memory's trace. The modern style reads the
         norm of x, the reference x itself."""
@@ -146,8 +153,7 @@ class HopeAttentionBlock(Block):
     ) -> BlockRead:
         """See `Block`."""
         x_nd, cache = self.attend(x_nd, context, cache)
-        cms = CmsLayer(self.spec, self.training, name="cms")
-        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        y_nd, trace = self.through_cms(x_nd, fast, taps)
         return BlockRead(y_nd, cache, {"cms": trace}, {}, {})
 
 
@@ -207,8 +213,7 @@ class HopeSelfModBlock(Block):
         read = SelfModLayer(spec, name="self_mod")(z_nd, fast.get("self_mod"), carry, context)
         o_nd, written, carry, stats = read
         x_nd = x_nd + o_nd if spec.modern else o_nd
-        cms = CmsLayer(spec, self.training, name="cms")
-        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        y_nd, trace = self.through_cms(x_nd, fast, taps)
         cache = None if cache is None else {"self_mod": carry}
         wrote = written is not None
         return BlockRead(
@@ -240,8 +245,7 @@ class HopeHybridBlock(Block):
         """See `Block`."""
         x_nd, cache = self.attend(x_nd, context, cache)
         x_nd, keys = self.add_titan(x_nd, fast, taps)
-        cms = CmsLayer(self.spec, self.training, name="cms")
-        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        y_nd, trace = self.through_cms(x_nd, fast, taps)
         return BlockRead(y_nd, cache, {"titan": keys, "cms": trace}, {}, {})
 
 
