@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"kernels": 1, "memory": 2, "models": 3, "learning": 4, "data": 5, "training": 6, "evals": 7}
-CORE = {"types", "errors", "trees", "config", "config_schema", "config_check", "presets", ""}
+CORE = {"types", "errors", "trees", "timing", "config", "config_schema", "config_check", "presets", ""}
 FRONT_WITHIN = {"data.build", "evals.suite"}
 FORBIDDEN = (
     "absl",
@@ -28,7 +28,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for folder, prefix in ((ROOT / "hope_jax", ()), (ROOT / "kernels", ("kernels",))):
         for path in folder.rglob("*.py"):
-            if path.name.startswith("test_") or path.name in ("bench.py", "conftest.py"):
+            if path.name.startswith("test_") or path.name == "conftest.py":
                 continue
             parts = [*prefix, *path.relative_to(folder).with_suffix("").parts]
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -41,7 +41,7 @@ MODULES = modules()
 def floor(module: str) -> int:
     if module in CORE:
         return 0
-    if module in FRONT_WITHIN:
+    if module in FRONT_WITHIN or module.endswith(".bench"):
         return 8
     return FLOORS.get(module.split(".")[0], 8)
 

@@ -47,7 +47,7 @@ def test_wheel_holds_every_module_and_asset(wheel_files: list[str]) -> None:
 def package_files() -> Iterator[str]:
     for folder, target in (("hope_jax", "hope_jax"), ("kernels", "hope_jax/kernels")):
         for path in (ROOT / folder).rglob("*.py"):
-            if not path.name.startswith("test_") and path.name != "bench.py":
+            if not path.name.startswith("test_"):
                 yield f"{target}/{path.relative_to(ROOT / folder)}"
 
 

@@ -1,0 +1,79 @@
+"""The benchmark command: what is compared, what a table row and the JSON say, and wrong names."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from hope_jax import bench, timing
+from hope_jax.errors import ConfigError
+from hope_jax.timing import Case, Comparison, Goal, compiled, measure
+
+
+def two_products() -> tuple[Case, ...]:
+    """The second does an eighth of the work of the first."""
+    goals = (Goal("ratio", 2.0), Goal("ratio", 1e6), Goal("temporary_mib", 1e9), Goal("share", 1e-9))
+    large, small = jnp.ones((256, 256)), jnp.ones((128, 128))
+    return (
+        compiled("large", lambda a: a @ a @ a, large, flops=4.0 * 256**3, tokens=256),
+        compiled("small", lambda a: a @ a @ a, small, flops=4.0 * 128**3, tokens=128, goals=goals),
+    )
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SHORTEST_SAMPLE", 0.002)
+    monkeypatch.setattr(timing, "PEAK_SIZE", 128)
+
+
+def test_figures_belong_together() -> None:
+    large, small = measure(Comparison("products/two", two_products), rounds=5)
+    assert large.ratio == large.time_ratio == large.share_ratio == 1
+    assert small.ratio == pytest.approx(large.seconds / small.seconds)
+    assert small.share == pytest.approx(4 * 128**3 / small.seconds / (small.peak_gflops * 1e9))
+    assert small.tokens_per_second == pytest.approx(128 / small.seconds)
+    assert small.rounds == 5 and small.spread >= 0
+    assert small.met["ratio 1e+06"] is False and small.met["temporary_mib 1e+09"] is True
+    assert small.met["share 1e-09"] is True
+
+
+def test_table_and_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Module:
+        @staticmethod
+        def comparisons() -> Iterator[Comparison]:
+            yield Comparison("products/two", two_products)
+            yield Comparison("products/other", two_products)
+
+    monkeypatch.setattr(bench, "MODULES", {"products": "products"})
+    monkeypatch.setattr(bench.importlib, "import_module", lambda name: Module)
+    bench.FLAGS(["bench", f"--json={tmp_path / 'found.json'}", "--rounds=2"])
+    bench.main(["products/two"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [t["case"] for t in found["timings"]] == ["large", "small"]
+    assert {"seconds", "spread", "ratio", "share", "peak_gflops"} <= set(found["timings"][0])
+    assert found["machine"]["cores"]
+    printed = capsys.readouterr().out
+    assert "ratio 1e+06: missed" in printed and "products/other" not in printed
+    for name in ("nothing", "products/nothing"):
+        with pytest.raises(ConfigError, match="products"):
+            list(bench.comparisons([name]))
+
+
+def test_every_operation_lists_its_comparisons() -> None:
+    for name in bench.MODULES:
+        there = list(bench.comparisons([name]))
+        assert there and all(one.name.startswith(f"{name}/") for one in there)
+        assert len({one.name for one in there}) == len(there)
+
+
+def test_command_refuses_an_unknown_name() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "hope_jax.bench", "self_modd"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2 and "self_modd" in run.stderr and "Traceback" not in run.stderr
