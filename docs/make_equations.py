@@ -232,8 +232,7 @@ EQUATIONS = (
         "teach signal",
         "delta_t = d(sum of cross-entropies)/dh_t, at the head in closed form, at blocks and levels by taps",
         (
-            LEARNING + "teach.py::head_signal",
-            LEARNING + "teach.py::global_signal",
+            KERNELS + "xent_teach/chunked.py::cross_entropy",
             LEARNING + "teach.py::process",
         ),
         (
@@ -243,7 +242,8 @@ EQUATIONS = (
         ),
         (
             TESTS + "learning/test_teach.py::test_taps_give_naive_signals",
-            TESTS + "learning/test_teach.py::test_global_signal_is_last_blocks_own",
+            TESTS + "learning/test_teach.py::test_global_signal_is_the_heads_pulled_back_for_all_layers",
+            KERNELS + "xent_teach/test_xent_teach.py::test_blocks_match_naive",
             GOLDEN,
         ),
     ),

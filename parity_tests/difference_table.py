@@ -275,7 +275,7 @@ RULES = (
         "head_signal",
         "in training the global signal is not pulled back through the final norm",
         "Global signals of training are gradients at the input of the head, with the new head's weights.",
-        "Pulled back through the final norm, at the weights that read (`teach.global_signal`).",
+        "Pulled back through the final norm, at the weights that read (the last block's own cotangent).",
         "It is applied at the blocks' outputs, before the norm.",
         "train_* with a global signal",
     ),

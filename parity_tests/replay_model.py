@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hope_jax.learning.loss import token_loss
+from hope_jax.learning.loss import read_loss
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import NO_TARGET
 from parity_tests.golden_file import Golden
@@ -31,12 +31,12 @@ def replay(g: Golden) -> None:
     read = quick_jit(model.read, static_argnames="training")
     for mode in ("eval", "train"):
         out = read(params, {}, None, tokens, jnp.ones_like(tokens), training=mode == "train")
-        g.compare(f"{mode}.logits", out.logits)
-        g.compare(f"{mode}.pre_norm", out.pre_norm)
+        g.compare(f"{mode}.logits", model.logits(params, out.hidden))
+        g.compare(f"{mode}.pre_norm", out.block_out[-1])
         for i in range(config["num_layers"]):
             g.compare(f"{mode}.block_out.{i}", out.block_out[i])
-        losses = token_loss(out.logits, next_tokens(tokens))
-        g.compare(f"{mode}.loss", losses.loss.sum() / losses.supervised.sum())
+        losses = read_loss(model, params, out, next_tokens(tokens))
+        g.compare(f"{mode}.loss", losses.total / losses.supervised_bt.sum())
     if "cached_equals_full" in g.outputs:
         logits = in_pieces(model, params, tokens, -(-tokens.shape[1] // 2))
         gap = jnp.abs(logits - g.outputs["eval.logits"]).max()
@@ -50,5 +50,5 @@ def in_pieces(model: HopeModel, params: Any, tokens: Any, size: int) -> Any:
         piece = tokens[:, start : start + size]
         out = read(params, {}, carry, piece, jnp.ones_like(piece))
         carry = out.carry
-        pieces.append(out.logits)
+        pieces.append(model.logits(params, out.hidden))
     return jnp.concatenate(pieces, axis=1)

@@ -271,7 +271,8 @@ def replay_memorize(g: Golden) -> None:
 def _logits(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], text: np.ndarray) -> Any:
     model, params = model_of(config, weights)
     tokens = jnp.asarray(text, jnp.int32)
-    return quick_jit(lambda p, t: model.read(p, {}, None, t, jnp.ones_like(t)).logits)(params, tokens)
+    read = quick_jit(lambda p, t: model.logits(p, model.read(p, {}, None, t, jnp.ones_like(t)).hidden))
+    return read(params, tokens)
 
 
 def replay_training(g: Golden) -> None:

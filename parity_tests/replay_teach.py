@@ -1,11 +1,19 @@
 """Replays the teach signal at the head (`teach_*`)."""
 
+import jax
 import jax.numpy as jnp
+from hope_jax.kernels.xent_teach import cross_entropy
 
-from hope_jax.learning.teach import head_signal
 from hope_jax.types import NO_TARGET
 from parity_tests.golden_file import Golden
 from parity_tests.targets import next_targets
+
+
+def head_signal(logits: jax.Array, targets: jax.Array, head_vd: jax.Array) -> jax.Array:
+    """d(sum of cross-entropies)/d(input of the head), of recorded logits [B, T, V]: under a head that is the
+    identity, the cotangent of the logits."""
+    identity = jnp.eye(logits.shape[-1], dtype=logits.dtype)
+    return jax.grad(lambda t: cross_entropy(t, identity, targets).total)(logits) @ head_vd
 
 
 def replay(g: Golden) -> None:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope_jax.learning.loss import token_loss
-from hope_jax.learning.teach import head_signal
+from hope_jax.learning.loss import read_loss
 from parity_tests import convert, replay_optim
 from parity_tests.golden_file import Golden
 from parity_tests.quick import quick_jit
 from parity_tests.reference_style import model_of
 from parity_tests.replay_model import next_tokens
+from parity_tests.replay_teach import head_signal
 
 MAX_NORM = 1.0
 NORM_EPS = 1e-6
@@ -46,8 +46,8 @@ def one_pass(config: Mapping[str, Any], weights: Arrays, tokens: jax.Array, targ
 
     def loss(params: Any, taps: Any) -> tuple[Any, Any]:
         out = model.read(params, {}, None, tokens, jnp.ones_like(tokens), taps, training=True)
-        losses = token_loss(out.logits, targets)
-        return losses.loss.sum() / losses.supervised.sum(), out.logits
+        losses = read_loss(model, params, out, targets)
+        return losses.total / losses.supervised_bt.sum(), model.logits(params, out.hidden)
 
     both = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, logits), (grads, taps) = both(params, {"block": model.init_taps(*tokens.shape)["block"]})

@@ -83,7 +83,8 @@ def production_results(arch: Arch, params: Any, rows: list[Example]) -> dict[str
     @partial(jax.jit, compiler_options=bridge.QUICK)
     def run(params: Any) -> Any:
         fast = model.init_fast_state(params, len(rows))
-        logits = model.read(params, fast, None, batch.tokens, batch.segment_ids, training=True).logits
+        out = model.read(params, fast, None, batch.tokens, batch.segment_ids, training=True)
+        logits = model.logits(params, out.hidden)
         rule = bridge.online_rule(RULES)
         return logits, *online_gradients(model, rule, params, fast, batch, jnp.ones((), jnp.float32))
 

@@ -1,33 +1,10 @@
-"""Cross-entropy per token, and the entropy of the prediction."""
+"""Cross-entropy of what a model has read."""
 
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-
-from hope_jax.types import NO_TARGET, Array
+from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
+from hope_jax.models.lm import HopeModel, ReadOutput
+from hope_jax.types import Array, PyTree
 
 
-class TokenLoss(NamedTuple):
-    """Per token, over any leading axes.
-
-    loss: cross-entropy in nats, 0 where there is no target. supervised: bool, has a target.
-    """
-
-    loss: Array
-    supervised: Array
-
-
-def token_loss(logits: Array, targets: Array) -> TokenLoss:
-    """Cross-entropy of each position's target in at least float32; logits [..., V], targets int [...]."""
-    supervised = targets != NO_TARGET
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    chosen = jnp.take_along_axis(wide, jnp.where(supervised, targets, 0)[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(wide, axis=-1) - chosen
-    return TokenLoss(loss=jnp.where(supervised, loss, 0), supervised=supervised)
-
-
-def prediction_entropy(logits: Array) -> Array:
-    """Entropy in nats of softmax(logits) over the last axis."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
-    return -(jnp.exp(log_p) * log_p).sum(-1)
+def read_loss(model: HopeModel, params: PyTree, out: ReadOutput, targets: Array) -> CrossEntropy:
+    """Of each position's target, int [B, n]; its `total` is what is differentiated. No logits are kept."""
+    return cross_entropy(out.hidden, model.head(params), targets)

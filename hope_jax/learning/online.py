@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
+from hope_jax.kernels.xent_teach import CrossEntropy
 from hope_jax.learning import teach
-from hope_jax.learning.loss import token_loss
+from hope_jax.learning.loss import read_loss
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
 from hope_jax.models import documents
@@ -249,8 +250,8 @@ def _cut(
             taught = trees.stop_gradient(
                 read_chunk(model, rule, trees.stop_gradient(params), at, chunk, schedule)
             )
-            out, sums = _read(model, rule, params, fast, state.carry, chunk, None)
-            sums = taught.sums._replace(loss=state.sums.loss + sums.loss)
+            out, losses = _read(model, rule, params, fast, state.carry, chunk, None)
+            sums = taught.sums._replace(loss=state.sums.loss + losses.total)
             return taught._replace(fast=out.fast, carry=out.carry, sums=sums), None
 
         start = state._replace(fast=model.rebase(params, state.fast))
@@ -271,13 +272,13 @@ def _cut_of_one_chunk(
     def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
         at = state._replace(fast=model.rebase(params, state.fast))
         fast, stats = write_pending(model, rule, model.hold_for_write(params), at)
-        out, sums = _read(model, rule, params, fast, state.carry, chunk, taps)
-        return sums.loss, (out, sums, stats)
+        out, losses = _read(model, rule, params, fast, state.carry, chunk, taps)
+        return losses.total, (out, losses, stats)
 
     taps = model.init_taps(*chunk.tokens.shape)
-    (gradient, raw), (out, sums, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
+    (gradient, raw), (out, losses, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
     state = state._replace(stats=stats)
-    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), gradient
+    return _after_read(model, rule, state, chunk, out, losses, raw, schedule), gradient
 
 
 def read_and_teach(
@@ -301,11 +302,11 @@ def read_and_signal(
     """`read_chunk`, and what was read."""
 
     def loss(taps: Any) -> tuple[Array, Any]:
-        out, sums = _read(model, rule, params, state.fast, state.carry, chunk, taps)
-        return sums.loss, (out, sums)
+        out, losses = _read(model, rule, params, state.fast, state.carry, chunk, taps)
+        return losses.total, (out, losses)
 
-    raw, (out, sums) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
-    return _after_read(model, rule, params, state, chunk, out, sums, raw, schedule), out
+    raw, (out, losses) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
+    return _after_read(model, rule, state, chunk, out, losses, raw, schedule), out
 
 
 def _read(
@@ -316,13 +317,10 @@ def _read(
     carry: Carry,
     chunk: Batch,
     taps: Any,
-) -> tuple[ReadOutput, Sums]:
+) -> tuple[ReadOutput, CrossEntropy]:
     fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)
     out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
-    losses = token_loss(out.logits, chunk.targets)
-    zero = jnp.zeros((), losses.loss.dtype)
-    sums = Sums(losses.loss.sum(), losses.supervised.sum().astype(zero.dtype), zero, zero)
-    return out, sums
+    return out, read_loss(model, params, out, chunk.targets)
 
 
 def write_pending(
@@ -341,21 +339,15 @@ def write_pending(
 def _after_read(
     model: HopeModel,
     rule: OnlineRule,
-    params: PyTree,
     state: StreamState,
     chunk: Batch,
     out: ReadOutput,
-    sums: Sums,
+    losses: CrossEntropy,
     raw: PyTree,
     schedule: Array,
 ) -> StreamState:
     """The state with this chunk's write pending."""
-    signal = make_signal(model, rule.teach, params, chunk, out, raw, schedule)
-    norms = trees.safe_norm(signal.block, axis=-1)
-    sums = sums._replace(
-        teach_norm=norms.sum().astype(sums.loss.dtype),
-        teach_tokens=signal.active_n.sum().astype(sums.loss.dtype),
-    )
+    signal = teach.process(rule.teach, raw, losses, schedule)
     clock = model.clock(state.carry, chunk.segment_ids)
     assert out.carry is not None
     return state._replace(
@@ -364,30 +356,19 @@ def _after_read(
         stats=trees.stop_gradient(add_stats_of(state.stats, out.stats)),
         pending=trees.stop_gradient(PendingWrite(out.trace, signal, clock)),
         pending_exists=jnp.ones((), bool),
-        sums=trees.add(state.sums, sums),
+        sums=trees.add(state.sums, sums_of(losses, signal)),
     )
 
 
-def make_signal(
-    model: HopeModel,
-    rule: TeachRule,
-    params: PyTree,
-    chunk: Batch,
-    out: ReadOutput,
-    raw: PyTree,
-    schedule: Array,
-) -> WriteSignal:
-    """The write signal of a chunk that was read as `out`; raw: gradient of its summed loss at the taps."""
-    if rule.source == "global":
-        signal = teach.global_signal(
-            out.logits,
-            chunk.targets,
-            params["embed"],
-            out.pre_norm,
-            lambda x: model.final_norm(params, x),
-        )
-        raw = {**raw, "block": jnp.broadcast_to(signal, raw["block"].shape)}
-    return teach.process(rule, raw, out.logits, chunk.targets, schedule)
+def sums_of(losses: CrossEntropy, signal: WriteSignal) -> Sums:
+    """The sums of one chunk."""
+    dtype = losses.total.dtype
+    return Sums(
+        loss=losses.total,
+        tokens=losses.supervised_bt.sum().astype(dtype),
+        teach_norm=trees.safe_norm(signal.block, axis=-1).sum().astype(dtype),
+        teach_tokens=signal.active_n.sum().astype(dtype),
+    )
 
 
 def add_stats_of(total: PyTree, new: PyTree) -> PyTree:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.learning.loss import token_loss
-from hope_jax.learning.online import OnlineRule, make_signal
+from hope_jax.learning import teach
+from hope_jax.learning.loss import read_loss
+from hope_jax.learning.online import OnlineRule
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -32,14 +33,14 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
 
     def chunk_loss(fast: PyTree, carry: Carry, chunk: Batch, taps: Any) -> tuple[Array, Any]:
         out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps)
-        per_example = token_loss(out.logits, chunk.targets).loss.sum(-1)
-        return per_example.sum(), (per_example, out)
+        losses = read_loss(model, params, out, chunk.targets)
+        return losses.total, (losses, out)
 
     def body(state: tuple[PyTree, Carry], chunk: Batch) -> tuple[tuple[PyTree, Carry], Reread]:
         fast, carry = model.restarted(params, *state, chunk.segment_ids)
         taps = model.init_taps(*chunk.tokens.shape)
         raw, (before, out) = jax.grad(chunk_loss, argnums=3, has_aux=True)(fast, carry, chunk, taps)
-        signal = make_signal(model, rule.teach, params, chunk, out, raw, jnp.ones(()))
+        signal = teach.process(rule.teach, raw, before, jnp.ones(()))
         clock = model.clock(carry, chunk.segment_ids)
         fast, stats = model.write(params, fast, out.trace, signal, clock)
         written = {
@@ -48,7 +49,8 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
             for name, level in levels.items()
         }
         _, (after, _) = chunk_loss(fast, carry, chunk, None)
-        return (fast, trees.stop_gradient(out.carry)), Reread(before, after, written)
+        found = Reread(before.loss_bt.sum(-1), after.loss_bt.sum(-1), written)
+        return (fast, trees.stop_gradient(out.carry)), found
 
     def cut(t: Array) -> Array:
         whole = t.shape[1] // rule.chunk_size * rule.chunk_size

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hope_jax.learning.loss import token_loss
+from hope_jax.learning.loss import read_loss
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -12,13 +12,13 @@ def slow_loss(model: HopeModel, params: PyTree, batch: Batch) -> Array:
     """The summed cross-entropy [] of a batch [B, T]; under `reset_at_document` T is a multiple of N."""
     if not model.spec.reset_at_document:
         out = model.read(params, {}, None, batch.tokens, batch.segment_ids)
-        return token_loss(out.logits, batch.targets).loss.sum()
+        return read_loss(model, params, out, batch.targets).total
 
     def body(carry: Carry, chunk: Batch) -> tuple[Carry, Array]:
         _, carry = model.restarted(params, {}, carry, chunk.segment_ids)
         out = model.read(params, {}, carry, chunk.tokens, chunk.segment_ids)
         assert out.carry is not None
-        return out.carry, token_loss(out.logits, chunk.targets).loss.sum()
+        return out.carry, read_loss(model, params, out, chunk.targets).total
 
     # Chunk by chunk, as only a carry's convolution histories can be cut at the documents' ends.
     def cut(t: Array) -> Array:

@@ -232,7 +232,8 @@ class Streamer:
         """Logits [B, N, V] of the unfinished chunk, read from its start."""
         chunk, training = state.chunk, self.rule.training
         fast, carry = self.model.restarted(params, state.fast, state.carry, chunk.segment_ids)
-        return self.model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, training=training).logits
+        out = self.model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, training=training)
+        return self.model.logits(params, out.hidden)
 
     @partial(jax.jit, static_argnums=0)
     def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
@@ -243,11 +244,12 @@ class Streamer:
             return t.reshape(t.shape[0], -1, size).swapaxes(0, 1)
 
         def body(state: Stream, chunk: Batch) -> tuple[Stream, Array]:
-            result, carry, logits = self._taught(params, state, chunk, last=False)
-            return Stream(result.fast, carry, result.stats, result.sums, state.chunk), logits
+            result, carry, hidden = self._taught(params, state, chunk, last=False)
+            return Stream(result.fast, carry, result.stats, result.sums, state.chunk), hidden
 
-        state, logits = jax.lax.scan(body, state, jax.tree.map(cut, batch))
-        return logits.swapaxes(0, 1).reshape(*batch.tokens.shape, -1), state
+        state, hidden = jax.lax.scan(body, state, jax.tree.map(cut, batch))
+        logits = self.model.logits(params, hidden.swapaxes(0, 1))
+        return logits.reshape(*batch.tokens.shape, -1), state
 
     @partial(jax.jit, static_argnums=0)
     def _finish(self, params: PyTree, state: Stream, batch: Batch) -> StreamResult:
@@ -256,7 +258,7 @@ class Streamer:
     def _taught(
         self, params: PyTree, state: Stream, chunk: Batch, *, last: bool
     ) -> tuple[StreamResult, Carry, Array]:
-        """One chunk read, its signal taken, its memories written; the carry and the logits with it."""
+        """One chunk read, its signal taken, its memories written; the carry and `hidden` with it."""
         nothing = online.PendingWrite(
             None, teach.zero_signal(self.model.init_taps(*chunk.tokens.shape)), state.carry.position
         )
@@ -265,7 +267,7 @@ class Streamer:
         )
         taught, out = online.read_and_signal(self.model, self.rule, params, begun, chunk, jnp.ones(()))
         fast, stats = online.write_pending(self.model, self.rule, params, taught, last=last)
-        return StreamResult(fast, stats, taught.sums), taught.carry, out.logits
+        return StreamResult(fast, stats, taught.sums), taught.carry, out.hidden
 
 
 def _targets(row: Unfinished) -> HostArray:

@@ -1,20 +1,20 @@
 """Teach signals: the local errors that drive the memories (SPEC §2.4).
 
 The raw signal is the gradient of the *sum* of cross-entropies, per layer at each block's output (and at
-each memory level's own output), or at the head, the same for all layers. It is processed in this order:
-x scale; surprise is measured; x schedule; clip per token.
+each memory level's own output), or at the head, the same for all layers: (softmax - onehot) W pulled back
+through the final norm, which is the last block's own. It is processed in this order: x scale; surprise is
+measured; x schedule; clip per token.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.learning.loss import TokenLoss, prediction_entropy, token_loss
+from hope_jax.kernels.xent_teach import CrossEntropy
 from hope_jax.memory.state import WriteSignal
-from hope_jax.types import NO_TARGET, Array, PyTree
+from hope_jax.types import Array, PyTree
 
 
 class TeachRule(NamedTuple):
@@ -50,27 +50,6 @@ class TeachSchedule(NamedTuple):
         return value
 
 
-def head_signal(logits: Array, targets: Array, head_vd: Array) -> Array:
-    """(softmax(logits) - onehot(target)) @ W_head: d(sum of CE)/d(input of the head), in closed form.
-
-    logits [..., V]; targets int [...], `NO_TARGET` gives zeros; head_vd [V, D]. Returns [..., D].
-    """
-    supervised = targets != NO_TARGET
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    error = jax.nn.softmax(wide, axis=-1)
-    error = error - jax.nn.one_hot(targets, logits.shape[-1], dtype=wide.dtype)
-    return (jnp.where(supervised[..., None], error, 0) @ head_vd.astype(wide.dtype)).astype(wide.dtype)
-
-
-def global_signal(
-    logits: Array, targets: Array, head_vd: Array, pre_norm: Array, final_norm: Callable[[Array], Array]
-) -> Array:
-    """`head_signal` pulled back through the final norm: d(sum of CE)/d(last block's output)."""
-    signal = head_signal(logits, targets, head_vd)
-    _, pull_back = jax.vjp(final_norm, pre_norm)
-    return pull_back(signal.astype(pre_norm.dtype))[0].astype(signal.dtype)
-
-
 def clip_per_token(signal: Array, max_norm: float) -> Array:
     """signal / max(|signal_t| / max_norm, 1) over the last axis; max_norm 0: unchanged."""
     if not max_norm:
@@ -79,20 +58,19 @@ def clip_per_token(signal: Array, max_norm: float) -> Array:
     return signal / jnp.maximum(norm / max_norm, 1.0)
 
 
-def process(
-    rule: TeachRule, raw: PyTree, logits: Array, targets: Array, schedule: Array | float
-) -> WriteSignal:
+def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array | float) -> WriteSignal:
     """Raw cotangents -> the signal that `HopeModel.write` takes.
 
-    raw: {"block": [L, B, n, D], memory: {level: [L, B, n, D]}}. logits [B, n, V], targets [B, n].
+    raw: {"block": [L, B, n, D], memory: {level: [L, B, n, D]}}. losses: of the same n tokens.
     schedule: [] the `TeachSchedule`'s multiplier (1 at inference).
     """
-    losses = token_loss(logits, targets)
+    if rule.source == "global":
+        raw = {**raw, "block": jnp.broadcast_to(raw["block"][-1:], raw["block"].shape)}
     scale = jnp.asarray(rule.scale, raw["block"].dtype)
     if rule.batch_mean:
-        scale = scale / jnp.maximum(losses.supervised.sum(), 1)
+        scale = scale / jnp.maximum(losses.supervised_bt.sum(), 1)
     scaled = jax.tree.map(lambda t: t * scale, raw)
-    surprise, counted = _surprise(rule, scaled["block"], losses, logits)
+    surprise, counted = _surprise(rule, scaled["block"], losses)
     final = jax.tree.map(lambda t: clip_per_token(t * schedule, rule.clip).astype(t.dtype), scaled)
     block = final.pop("block")
     return WriteSignal(
@@ -104,13 +82,13 @@ def process(
     )
 
 
-def _surprise(rule: TeachRule, scaled: Array, losses: TokenLoss, logits: Array) -> tuple[Array, Array]:
+def _surprise(rule: TeachRule, scaled: Array, losses: CrossEntropy) -> tuple[Array, Array]:
     """Surprise per layer, example and token [L, B, n], and which tokens count."""
     if rule.metric == "l2":
         return trees.safe_norm(scaled, axis=-1), (scaled != 0).any(-1)
-    per_token = losses.loss if rule.metric == "loss" else prediction_entropy(logits)
+    per_token = losses.loss_bt if rule.metric == "loss" else losses.entropy_bt
     shape = scaled.shape[:-1]
-    return jnp.broadcast_to(per_token, shape), jnp.broadcast_to(losses.supervised, shape)
+    return jnp.broadcast_to(per_token, shape), jnp.broadcast_to(losses.supervised_bt, shape)
 
 
 def zero_signal(taps: dict[str, Any]) -> WriteSignal:

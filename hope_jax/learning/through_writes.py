@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.learning.loss import token_loss
+from hope_jax.learning import teach
+from hope_jax.learning.loss import read_loss
 from hope_jax.learning.online import (
     OnlineRule,
     StreamResult,
     Sums,
     add_stats_of,
-    make_signal,
+    sums_of,
     zero_write_stats,
 )
 from hope_jax.models.blocks import join_cache, split_cache
@@ -125,25 +126,19 @@ def _read_and_write(
     carry = Carry(chunk.position, segments, join_cache(start.local, start.buffers))
     before, carry = model.restarted(params, start.fast, carry, batch.segment_ids)
 
-    def read_loss(taps: Any) -> tuple[Array, Any]:
+    def loss_of(taps: Any) -> tuple[Array, Any]:
         out = model.read(params, before, carry, batch.tokens, batch.segment_ids, taps, training=rule.training)
-        losses = token_loss(out.logits, batch.targets)
-        return losses.loss.sum(), (out, losses)
+        losses = read_loss(model, params, out, batch.targets)
+        return losses.total, (out, losses)
 
     taps = model.init_taps(*batch.tokens.shape)
-    (loss, (out, losses)), raw = jax.value_and_grad(read_loss, has_aux=True)(taps)
-    signal = make_signal(model, rule.teach, params, batch, out, raw, schedule)
+    (loss, (out, losses)), raw = jax.value_and_grad(loss_of, has_aux=True)(taps)
+    signal = teach.process(rule.teach, raw, losses, schedule)
     clock = model.clock(carry, batch.segment_ids)
     fast, stats = model.write(params, out.fast, out.trace, signal, clock, last=last, training=rule.training)
     assert out.carry is not None
     local, buffers = split_cache(out.carry.cache)
-    sums = Sums(
-        loss=loss,
-        tokens=losses.supervised.sum().astype(loss.dtype),
-        teach_norm=trees.safe_norm(signal.block, axis=-1).sum().astype(loss.dtype),
-        teach_tokens=signal.active_n.sum().astype(loss.dtype),
-    )
-    extra = trees.stop_gradient(({**out.stats, **stats}, sums))
+    extra = trees.stop_gradient(({**out.stats, **stats}, sums_of(losses, signal)))
     return _Stepped(loss, _Start(fast, local, buffers)), extra
 
 

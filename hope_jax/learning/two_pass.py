@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from hope_jax import trees
-from hope_jax.learning.loss import token_loss
-from hope_jax.learning.online import OnlineRule, PendingWrite, StreamResult, Sums, make_signal
+from hope_jax.learning import teach
+from hope_jax.learning.loss import read_loss
+from hope_jax.learning.online import OnlineRule, PendingWrite, StreamResult, sums_of
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -43,18 +44,11 @@ def read_pass(
     def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
         start = model.rebase(params, fast)
         out = model.read(params, start, None, batch.tokens, batch.segment_ids, taps, training=rule.training)
-        losses = token_loss(out.logits, batch.targets)
-        return losses.loss.sum(), (out, losses)
+        losses = read_loss(model, params, out, batch.targets)
+        return losses.total, (out, losses)
 
     taps = model.init_taps(*batch.tokens.shape)
     (gradient, raw), (out, losses) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
-    signal = make_signal(model, rule.teach, params, batch, out, raw, schedule)
-    dtype = losses.loss.dtype
-    sums = Sums(
-        loss=losses.loss.sum(),
-        tokens=losses.supervised.sum().astype(dtype),
-        teach_norm=trees.safe_norm(signal.block, axis=-1).sum().astype(dtype),
-        teach_tokens=signal.active_n.sum().astype(dtype),
-    )
-    written = trees.stop_gradient(StreamResult(out.fast, out.stats, sums))
+    signal = teach.process(rule.teach, raw, losses, schedule)
+    written = trees.stop_gradient(StreamResult(out.fast, out.stats, sums_of(losses, signal)))
     return ReadPass(gradient, PendingWrite(out.trace, signal, position), written)

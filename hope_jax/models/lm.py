@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax import trees
+from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.state import Memory, StreamMemory, WriteSignal, WriteStats
 from hope_jax.models import documents, layers
 from hope_jax.models.attention import ReadContext, enter
@@ -42,13 +43,12 @@ class Carry(NamedTuple):
 
 
 class ReadOutput(NamedTuple):
-    """logits [B, n, V], float32 at least; pre_norm [B, n, D] input of the final norm; block_out [L, B, n, D];
+    """hidden [B, n, D] output of the final norm, which the head reads; block_out [L, B, n, D];
     trace: memory name -> what its write needs, leaves [L, B, n, ...]; carry: None without one.
     fast: as given, advanced by the memories that write while they read; stats: of those writes, by memory and
     level, leaves [L, B]."""
 
-    logits: Array
-    pre_norm: Array
+    hidden: Array
     block_out: Array
     trace: dict[str, PyTree]
     carry: Carry | None
@@ -57,7 +57,7 @@ class ReadOutput(NamedTuple):
 
 
 class Lm(nn.Module):
-    """One sequence: tokens [n] -> logits [n, V]."""
+    """One sequence: tokens [n] -> what the head reads, [n, D]."""
 
     spec: ModelSpec
     training: bool = False
@@ -70,8 +70,8 @@ class Lm(nn.Module):
         cache: dict[str, PyTree] | None,
         taps: dict[str, Any],
         context: ReadContext,
-    ) -> tuple[Array, Array, BlockRead]:
-        """Logits, input of the final norm, and what the blocks leave, stacked: leaves [L, ...]."""
+    ) -> tuple[Array, BlockRead]:
+        """Output of the final norm, and what the blocks leave, stacked: leaves [L, ...]."""
         spec = self.spec
         embed = self.param("embed", layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
         x_nd = embed[tokens_n].astype(spec.dtype)
@@ -85,11 +85,7 @@ class Lm(nn.Module):
         )
         block = VARIANTS[spec.block_variant](spec, self.training, name="blocks")
         pre_norm, blocks = read_blocks(block, x_nd, fast, cache, taps, context)
-        hidden = layers.FinalNorm(spec, name="final_norm")(pre_norm)
-        # The loss and the teach signal are differences of logits: these are not rounded to spec.dtype.
-        wide = jnp.promote_types(spec.dtype, jnp.float32)
-        logits = jnp.einsum("nd,vd->nv", hidden, embed.astype(spec.dtype), preferred_element_type=wide)
-        return logits, pre_norm, blocks
+        return layers.FinalNorm(spec, name="final_norm")(pre_norm), blocks
 
 
 def _read_block(
@@ -227,10 +223,10 @@ class HopeModel:
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
 
         block_axes: dict[str, Any] = {**dict.fromkeys(BlockRead._fields, 1), "written": self._fast_axis}
-        logits, pre_norm, blocks = jax.vmap(
+        hidden, blocks = jax.vmap(
             one,
             in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes, 0),
-            out_axes=(0, 0, BlockRead(**block_axes)),
+            out_axes=(0, BlockRead(**block_axes)),
             axis_name=EXAMPLES,
         )(tokens, fast, cache, taps or {}, segment_ids, segments, clock)
         if carry is not None:
@@ -238,9 +234,16 @@ class HopeModel:
             if ATTENTION in cache:
                 cache = {**cache, ATTENTION: enter(carry.cache[ATTENTION], cache[ATTENTION], position)}
             carry = Carry(position + tokens.shape[1], segments, cache)
-        return ReadOutput(
-            logits, pre_norm, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats
-        )
+        return ReadOutput(hidden, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats)
+
+    def head(self, params: PyTree) -> Array:
+        """The matrix [V, D] that makes logits of what is read: the embedding."""
+        return params["embed"]
+
+    def logits(self, params: PyTree, hidden: Array) -> Array:
+        """Logits [..., V], float32 at least, of `ReadOutput.hidden` [..., D]. A loss needs none of them
+        (`learning.loss`)."""
+        return logits_of(hidden, self.head(params))
 
     def clock(self, carry: Carry, segment_ids: Array) -> Array:
         """Where the next chunk, of documents `segment_ids` int32 [B, n], begins in its context: int32 [], or
@@ -266,10 +269,6 @@ class HopeModel:
         local, buffers = split_cache(carry.cache)
         local = documents.select(begins_b, trees.zeros_like(local), local)
         return fast, carry._replace(cache=join_cache(local, buffers))
-
-    def final_norm(self, params: PyTree, x: Array) -> Array:
-        """The norm before the head, of [..., D]."""
-        return jnp.asarray(layers.FinalNorm(self.spec).apply({"params": params["final_norm"]}, x))
 
     def write(
         self,

@@ -11,7 +11,7 @@ from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
 from hope_jax.learning.generate import make_generate
-from hope_jax.learning.loss import token_loss
+from hope_jax.learning.loss import read_loss
 from hope_jax.learning.online import OnlineRule, Sums, online_gradients, stream_loss
 from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.through_writes import through_writes_gradients
@@ -137,7 +137,7 @@ class Step:
 
     def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> Array:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
-        return token_loss(out.logits, batch.targets).loss.sum()
+        return read_loss(self.model, params, out, batch.targets).total
 
 
 def token_loss_count(batch: Batch) -> Array:

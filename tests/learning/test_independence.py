@@ -77,7 +77,7 @@ def test_an_example_does_not_see_the_others(variant: str, mode: str) -> None:
 
     def run(batch: Batch) -> Any:
         fast = train_pass(model, mode, params, batch)[1].fast
-        return fast, model.read(params, fast, None, probe, jnp.ones_like(probe)).logits
+        return fast, model.logits(params, model.read(params, fast, None, probe, jnp.ones_like(probe)).hidden)
 
     compiled = jax.jit(run, compiler_options=QUICK)
     batch, other = rows(1), rows(2)

@@ -1,14 +1,12 @@
 """Teach signals: one backward pass with taps against the naive one, closed form, order of processing."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax.learning import teach
-from hope_jax.learning.loss import prediction_entropy, token_loss
+from hope_jax.learning.loss import read_loss
 from hope_jax.learning.teach import TeachRule, TeachSchedule
 from tests.oracle import bridge, cases
 from tests.oracle import teach as naive
@@ -30,11 +28,12 @@ def passes() -> dict:
 
     def loss(taps: dict) -> tuple:
         out = model.read(params, {}, None, batch.tokens, batch.segment_ids, taps)
-        return token_loss(out.logits, batch.targets).loss.sum(), out
+        losses = read_loss(model, params, out, batch.targets)
+        return losses.total, losses
 
-    raw, out = jax.jit(jax.grad(loss, has_aux=True))(model.init_taps(2, 12))
+    raw, losses = jax.jit(jax.grad(loss, has_aux=True))(model.init_taps(2, 12))
     wanted = [chunk_pass(params, ARCH, row.part(ARCH, 0, 12), None, [{}, {}]) for row in rows]
-    return {"params": params, "model": model, "batch": batch, "raw": raw, "out": out, "wanted": wanted}
+    return {"params": params, "model": model, "batch": batch, "raw": raw, "losses": losses, "wanted": wanted}
 
 
 def test_taps_give_naive_signals(passes: dict) -> None:
@@ -51,22 +50,22 @@ def test_signal_depends_neither_on_batch_nor_on_other_examples(passes: dict) -> 
     bridge.assert_close(passes["raw"]["block"][1, 0], np.asarray(alone[1]["block"]), "row 0")
 
 
-def test_global_signal_is_last_blocks_own(passes: dict) -> None:
-    """The closed form pulled back through the final norm is the cotangent at the last block's output."""
-    out, batch = passes["out"], passes["batch"]
-    params, model = passes["params"], passes["model"]
-    signal = teach.global_signal(
-        out.logits, batch.targets, params["embed"], out.pre_norm, partial(model.final_norm, params)
-    )
-    bridge.assert_close(signal, np.asarray(passes["raw"]["block"][-1]), "global")
+def test_global_signal_is_the_heads_pulled_back_for_all_layers(passes: dict) -> None:
+    signal = teach.process(TeachRule(scale=1.0, source="global"), passes["raw"], passes["losses"], 1.0)
+    for b, (read, _, _, _) in enumerate(passes["wanted"]):
+        targets = np.asarray(passes["batch"].targets[b])
+        logits, pre_norm = np.asarray(read.logits), np.asarray(read.pre_norm)
+        wanted = naive.global_signal(passes["params"], ARCH, pre_norm, logits, targets)
+        for layer in signal.block:
+            bridge.assert_close(layer[b], wanted, f"global {b}")
 
 
 @pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])
 def test_processing_order(metric: str, passes: dict) -> None:
     """Scale, then surprise, then schedule, then clip per token."""
     rule = TeachRule(scale=0.3, clip=0.15, metric=metric)
-    out, batch = passes["out"], passes["batch"]
-    signal = teach.process(rule, passes["raw"], out.logits, batch.targets, 0.5)
+    batch = passes["batch"]
+    signal = teach.process(rule, passes["raw"], passes["losses"], 0.5)
     for b, (read, losses, _, cotangents) in enumerate(passes["wanted"]):
         for layer, by_name in enumerate(cotangents):
             block = np.asarray(by_name["block"])
@@ -85,23 +84,11 @@ def test_processing_order(metric: str, passes: dict) -> None:
 
 
 def test_batch_mean_divides_by_supervised_tokens(passes: dict) -> None:
-    out, batch = passes["out"], passes["batch"]
-    rule = TeachRule(scale=0.3)
-    plain = teach.process(rule, passes["raw"], out.logits, batch.targets, 1.0)
-    mean = teach.process(rule._replace(batch_mean=True), passes["raw"], out.logits, batch.targets, 1.0)
-    count = int((batch.targets >= 0).sum())
+    rule, raw, losses = TeachRule(scale=0.3), passes["raw"], passes["losses"]
+    plain = teach.process(rule, raw, losses, 1.0)
+    mean = teach.process(rule._replace(batch_mean=True), raw, losses, 1.0)
+    count = int((passes["batch"].targets >= 0).sum())
     bridge.assert_close(mean.block * count, np.asarray(plain.block), "block")
-
-
-def test_losses_and_entropy_of_unsupervised_tokens() -> None:
-    logits = np.random.default_rng(0).normal(size=(3, cases.VOCAB)) * 4
-    losses = token_loss(jnp.asarray(logits), jnp.array([2, -1, 5]))
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    np.testing.assert_allclose(losses.loss, [-log_p[0, 2], 0, -log_p[2, 5]], atol=1e-12)
-    np.testing.assert_array_equal(losses.supervised, [True, False, True])
-    np.testing.assert_allclose(
-        prediction_entropy(jnp.asarray(logits)), -(np.exp(log_p) * log_p).sum(-1), atol=1e-12
-    )
 
 
 @pytest.mark.parametrize(

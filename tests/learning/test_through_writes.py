@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.loss import token_loss
-from hope_jax.learning.online import OnlineRule, make_signal, online_gradients
+from hope_jax.learning import teach
+from hope_jax.learning.loss import read_loss
+from hope_jax.learning.online import OnlineRule, online_gradients
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Batch
@@ -66,10 +67,13 @@ def looped_loss(model: HopeModel, rule: OnlineRule, params: Any, batch: Batch) -
             out = model.read(
                 params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training
             )
-            return token_loss(out.logits, chunk.targets).loss.sum(), out
+            losses = read_loss(model, params, out, chunk.targets)
+            return losses.total, (out, losses)
 
-        (value, out), raw = jax.value_and_grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
-        signal = make_signal(model, rule.teach, params, chunk, out, raw, jnp.ones(()))
+        (value, (out, losses)), raw = jax.value_and_grad(loss, has_aux=True)(
+            model.init_taps(*chunk.tokens.shape)
+        )
+        signal = teach.process(rule.teach, raw, losses, jnp.ones(()))
         fast, _ = model.write(params, out.fast, out.trace, signal, jnp.int32(start), training=rule.training)
         carry, total = out.carry, total + value
     return total

@@ -57,7 +57,7 @@ def test_logits_are_float32_under_bfloat16_compute() -> None:
     model = HopeModel(assemble.model_spec(settings(compute_dtype="bfloat16")))
     params = model.init_params(jax.random.key(0))
     out = model.read(params, {}, None, *[jnp.ones((1, 4), jnp.int32)] * 2)
-    assert out.logits.dtype == jnp.float32 and out.pre_norm.dtype == jnp.bfloat16
+    assert out.hidden.dtype == jnp.bfloat16 and model.logits(params, out.hidden).dtype == jnp.float32
     assert params["embed"].dtype == jnp.float32
 
 

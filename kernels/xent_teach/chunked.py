@@ -1,0 +1,188 @@
+"""Production form: tokens in blocks, each block's logits made once and used for everything.
+
+A block of C tokens holds one [C, V] array: its logits, and in their place the errors p - onehot, from which
+follow, with p = softmax(h W^T):
+
+    loss_t = logsumexp(h_t W^T) - h_t W[y_t]        dL/dh = (p - onehot) W        dL/dW = (p - onehot)^T h
+
+dL/dh at the final norm's output is the teach signal at the head (SPEC 2.4). The loss is a sum, so its
+cotangent is one number by which the pass's results are multiplied: the backward pass makes no logits again.
+Three products with the head in all, as many as autodiff takes; which of them are made follows from what is
+differentiated (the head's gradient is not where only the teach signal is wanted).
+
+Blocks are cut over time and hold all examples: a batch that is split over devices stays split.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+BLOCK_LOGITS = 2**24
+"""Logits that a block holds at most (64 MiB in float32), if that is a token or more of each example."""
+
+
+class CrossEntropy(NamedTuple):
+    """total: [] summed cross-entropy in nats of the supervised tokens, what is differentiated.
+
+    Constants under differentiation, for gates, statistics and sums: loss_bt [B, T] of each token, 0 where
+    there is no target; entropy_bt [B, T] of each prediction, in nats; supervised_bt: bool [B, T].
+    """
+
+    total: jax.Array
+    loss_bt: jax.Array
+    entropy_bt: jax.Array
+    supervised_bt: jax.Array
+
+
+def logits_of(hidden: jax.Array, head_vd: jax.Array) -> jax.Array:
+    """hidden [..., D] @ head [V, D]^T: [..., V], computed in hidden's dtype, in float32 at least.
+
+    The loss and the teach signal are differences of logits: these are not rounded to the compute dtype.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logits = _product("rd,vd->rv", rows, head_vd.astype(hidden.dtype))
+    return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def cross_entropy(
+    hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array, block_logits: int = BLOCK_LOGITS
+) -> CrossEntropy:
+    """Cross-entropy of each position's target under softmax(hidden @ head^T).
+
+    hidden: [B, T, D] in the compute dtype. head: [V, D]. targets: int [B, T], negative: none. Sums, softmax
+    and accumulation in float32 at least; products take their operands in the compute dtype. Can be
+    differentiated (in reverse) any number of times with respect to hidden and head; all but the first
+    derivative makes each block's logits again instead of keeping them. block_logits: as `BLOCK_LOGITS`.
+    """
+    batch, tokens = targets_bt.shape
+    longest = max(1, block_logits // (head_vd.shape[0] * batch))
+    blocks = -(-tokens // longest)
+    size = -(-tokens // blocks)
+    found = _cross_entropy(size, hidden_btd, head_vd, targets_bt)
+    return CrossEntropy(*found, targets_bt >= 0)
+
+
+class _Block(NamedTuple):
+    """total: [] summed loss. by_head: d total / d head [V, D], or None. loss, entropy: [B, C]. signal:
+    d total / d hidden [B, C, D], or None."""
+
+    total: jax.Array
+    by_head: jax.Array | None
+    loss: jax.Array
+    entropy: jax.Array
+    signal: jax.Array | None
+
+
+def _block(
+    hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array, *, signal: bool, by_head: bool
+) -> _Block:
+    """One block from its logits; both cotangents are float32 at least."""
+    rows, targets_r = hidden_bcd.reshape(-1, hidden_bcd.shape[-1]), targets_bc.reshape(-1)
+    supervised_r = targets_r >= 0
+    logits_rv = logits_of(rows, head_vd)
+    normaliser_r = jax.nn.logsumexp(logits_rv, axis=-1)
+    chosen_r = jnp.take_along_axis(logits_rv, jnp.where(supervised_r, targets_r, 0)[:, None], axis=-1)[:, 0]
+    loss_r = jnp.where(supervised_r, normaliser_r - chosen_r, 0)
+    log_p_rv = logits_rv - normaliser_r[:, None]
+    p_rv = jnp.exp(log_p_rv)
+    hit_rv = targets_r[:, None] == jnp.arange(head_vd.shape[0])
+    error_rv = jnp.where(supervised_r[:, None], p_rv - hit_rv, 0).astype(rows.dtype)
+
+    def shaped(t: jax.Array) -> jax.Array:
+        return t.reshape(*targets_bc.shape, *t.shape[1:])
+
+    return _Block(
+        total=loss_r.sum(),
+        by_head=_product("rv,rd->vd", error_rv, rows) if by_head else None,
+        loss=shaped(jax.lax.stop_gradient(loss_r)),
+        entropy=shaped(jax.lax.stop_gradient(-(p_rv * log_p_rv).sum(-1))),
+        signal=shaped(_product("rv,vd->rd", error_rv, head_vd)) if signal else None,
+    )
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=wide)
+
+
+def _pass(
+    size: int,
+    hidden_btd: jax.Array,
+    head_vd: jax.Array,
+    targets_bt: jax.Array,
+    *,
+    signal: bool,
+    by_head: bool,
+) -> _Block:
+    """All blocks, in order; by_head and signal in the dtypes of head and hidden."""
+    weights = head_vd.astype(hidden_btd.dtype)
+    block = jax.checkpoint(partial(_block, signal=signal, by_head=by_head))
+    tokens = targets_bt.shape[1]
+    if size == tokens:
+        found = block(hidden_btd, weights, targets_bt)
+    else:
+        found = _over_blocks(block, size, hidden_btd, weights, targets_bt)
+    return found._replace(
+        by_head=None if found.by_head is None else found.by_head.astype(head_vd.dtype),
+        signal=None if found.signal is None else found.signal.astype(hidden_btd.dtype),
+    )
+
+
+def _over_blocks(
+    block: Callable[..., _Block], size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array
+) -> _Block:
+    """Blocks of `size` tokens of each example; the last is filled up with tokens without target."""
+    batch, tokens = targets_bt.shape
+    blocks = -(-tokens // size)
+
+    def cut(t: jax.Array, fill: int) -> jax.Array:
+        rest = [(0, 0), (0, blocks * size - tokens), *[(0, 0)] * (t.ndim - 2)]
+        padded = jnp.pad(t, rest, constant_values=fill)
+        return jnp.moveaxis(padded.reshape(batch, blocks, size, *t.shape[2:]), 1, 0)
+
+    def join(t: jax.Array) -> jax.Array:
+        return jnp.moveaxis(t, 0, 1).reshape(batch, blocks * size, *t.shape[3:])[:, :tokens]
+
+    def body(sums: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        found = block(part[0], head_vd, part[1])
+        sums = jax.tree.map(jnp.add, sums, (found.total, found.by_head))
+        return sums, (found.loss, found.entropy, found.signal)
+
+    hidden, targets = cut(hidden_btd, 0), cut(targets_bt, -1)
+    like = jax.eval_shape(block, hidden[0], head_vd, targets[0])
+    zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), (like.total, like.by_head))
+    (total, by_head), each = jax.lax.scan(body, zero, (hidden, targets))
+    return _Block(total, by_head, *jax.tree.map(join, each))
+
+
+_Found = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> _Found:
+    """(total, loss_bt, entropy_bt), in blocks of `size` tokens of every example."""
+    found = _pass(size, hidden_btd, head_vd, targets_bt, signal=False, by_head=False)
+    return found.total, found.loss, found.entropy
+
+
+def _forward(size: int, hidden: Any, head: Any, targets: Any) -> tuple[_Found, Any]:
+    """The pass with the cotangents of what is differentiated; arguments with their `perturbed`."""
+    found = _pass(
+        size, hidden.value, head.value, targets.value, signal=hidden.perturbed, by_head=head.perturbed
+    )
+    return (found.total, found.loss, found.entropy), (found.signal, found.by_head)
+
+
+def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None]:
+    by_total = cotangents[0]
+    if isinstance(by_total, SymbolicZero):
+        return None, None, None
+    signal, by_head = jax.tree.map(lambda t: (t * by_total).astype(t.dtype), kept)
+    return signal, by_head, None
+
+
+_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

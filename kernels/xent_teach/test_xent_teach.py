@@ -1,0 +1,120 @@
+"""Blocks against the oracle: losses, entropies, first and second derivatives, numerics, memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hope_jax.kernels.xent_teach import cross_entropy, logits_of, naive
+
+BATCH, TOKENS, DIM, VOCAB = 2, 5, 4, 7
+TARGETS = [[3, 0, -1, 6, 2], [-1, 1, 1, 5, 0]]
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+BLOCKS = {"one": 2**24, "ragged": BATCH * VOCAB * 2, "even": BATCH * VOCAB, "below_a_token": 1}
+"""Logits of a block, for blocks of 5, 2 (the last: 1), 1 and 1 tokens of each example."""
+
+
+def case(scale: float = 3.0) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(BATCH, TOKENS, DIM))
+    return jnp.asarray(hidden * scale), jnp.asarray(rng.normal(size=(VOCAB, DIM)))
+
+
+def blocks_total(block_logits: int) -> Callable[..., Any]:
+    return lambda hidden, head: cross_entropy(hidden, head, jnp.asarray(TARGETS), block_logits).total
+
+
+def naive_total(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    return naive.cross_entropy(hidden, head, TARGETS)[0]
+
+
+def assert_close(got: Any, wanted: Any, tolerance: float = 1e-9) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, wanted)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_blocks_match_naive(blocks: str) -> None:
+    hidden, head = case()
+    got = quick(cross_entropy, static_argnums=3)(hidden, head, jnp.asarray(TARGETS), BLOCKS[blocks])
+    total, loss, entropy, signal = naive.cross_entropy(hidden, head, TARGETS)
+    assert_close(tuple(got), (total, loss, entropy, np.asarray(TARGETS) >= 0))
+    by_hidden, by_head = quick(jax.grad(blocks_total(BLOCKS[blocks]), argnums=(0, 1)))(hidden, head)
+    assert_close(by_hidden, signal)
+    assert_close((by_hidden, by_head), jax.grad(naive_total, argnums=(0, 1))(hidden, head))
+
+
+@pytest.mark.parametrize("blocks", ["one", "ragged"])
+def test_second_derivatives_match_naive(blocks: str) -> None:
+    """As mode `through_writes` takes them: a loss of the teach signal and of the cross-entropy."""
+    hidden, head = case(1.0)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=hidden.shape))
+
+    def taught(total: Callable[..., Any], hidden: jax.Array, head: jax.Array) -> jax.Array:
+        value, signal = jax.value_and_grad(total)(hidden, head)
+        return value**2 + (jnp.sin(signal) * direction).sum()
+
+    got = quick(jax.grad(functools.partial(taught, blocks_total(BLOCKS[blocks])), argnums=(0, 1)))(
+        hidden, head
+    )
+    assert_close(got, jax.grad(functools.partial(taught, naive_total), argnums=(0, 1))(hidden, head))
+    by_head = quick(jax.jacrev(jax.grad(blocks_total(BLOCKS[blocks]), argnums=1)))(hidden, head)
+    assert_close(by_head, jax.jacrev(jax.grad(naive_total, argnums=1))(hidden, head))
+
+
+def test_scaled_loss_scales_its_gradient_and_gates_are_constants() -> None:
+    hidden, head = case()
+
+    def loss(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        found = cross_entropy(hidden, head, jnp.asarray(TARGETS))
+        return 0.25 * found.total + found.loss_bt.sum() + found.entropy_bt.sum()
+
+    plain = jax.grad(naive_total, argnums=(0, 1))(hidden, head)
+    assert_close(quick(jax.grad(loss, argnums=(0, 1)))(hidden, head), jax.tree.map(lambda g: g / 4, plain))
+
+    def gates(hidden: jax.Array) -> jax.Array:
+        return cross_entropy(hidden, head, jnp.asarray(TARGETS)).loss_bt.sum()
+
+    assert not np.any(jax.grad(gates)(hidden))
+
+
+def test_a_vanishing_probability_loses_no_loss_and_a_certain_one_no_entropy() -> None:
+    """Logits of +-1000: nothing overflows, in float32 either."""
+    hidden = jnp.asarray([[[1000.0], [-1000.0]]], jnp.float32)
+    head = jnp.asarray([[1.0], [0.0]], jnp.float32)
+    targets = jnp.asarray([[1, 1]])
+    got = cross_entropy(hidden, head, targets)
+    np.testing.assert_allclose(got.loss_bt, [[1000, 0]])
+    np.testing.assert_allclose(got.entropy_bt, [[0, 0]])
+    signal = jax.grad(lambda h: cross_entropy(h, head, targets).total)(hidden)
+    np.testing.assert_allclose(signal, [[[1], [0]]])
+
+
+def test_bfloat16_operands_are_summed_in_float32() -> None:
+    """The head's gradient keeps the head's dtype, hidden's its own; logits are not rounded."""
+    hidden, head = (t.astype(jnp.float32) for t in case(1.0))
+    narrow = hidden.astype(jnp.bfloat16)
+    assert logits_of(narrow, head).dtype == jnp.float32
+    by_hidden, by_head = jax.grad(blocks_total(14), argnums=(0, 1))(narrow, head)
+    assert by_hidden.dtype == jnp.bfloat16 and by_head.dtype == jnp.float32
+    exact = jax.grad(naive_total, argnums=(0, 1))(*case(1.0))
+    for got, wanted in zip((by_hidden, by_head), exact, strict=True):
+        assert np.linalg.norm(np.asarray(got, float) - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("argnums", [0, (0, 1)])
+def test_one_block_of_logits_is_all_that_is_held(argnums: Any) -> None:
+    """Temporaries by the compiler: a block's logits and the gradients, whatever the number of tokens."""
+    tokens, dim, vocab, block = 512, 8, 2048, 16
+    like = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, tokens, dim), (vocab, dim))]
+    targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+
+    def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        return cross_entropy(hidden, head, targets, block * vocab).total
+
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=argnums)).lower(*like, targets).compile()
+    gradients = 4 * (2 * tokens * dim + 3 * vocab * dim)
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * block * vocab + 2 * gradients
