@@ -30,6 +30,7 @@ _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons 
 
 MODULES = {
     "self_mod": "hope_jax.kernels.self_mod.bench",
+    "xent_teach": "hope_jax.kernels.xent_teach.bench",
 }
 """Operation -> module with `comparisons() -> Iterator[Comparison]`."""
 

@@ -87,10 +87,12 @@ def _block(
     normaliser_r = jax.nn.logsumexp(logits_rv, axis=-1)
     chosen_r = jnp.take_along_axis(logits_rv, jnp.where(supervised_r, targets_r, 0)[:, None], axis=-1)[:, 0]
     loss_r = jnp.where(supervised_r, normaliser_r - chosen_r, 0)
-    log_p_rv = logits_rv - normaliser_r[:, None]
-    p_rv = jnp.exp(log_p_rv)
+    # Without a target: p = exp(logits - infinity) = 0, and no hit, so no error; cheaper than a mask [R, V].
+    bound_r = jnp.where(supervised_r, normaliser_r, jnp.inf)
     hit_rv = targets_r[:, None] == jnp.arange(head_vd.shape[0])
-    error_rv = jnp.where(supervised_r[:, None], p_rv - hit_rv, 0).astype(rows.dtype)
+    error_rv = (jnp.exp(logits_rv - bound_r[:, None]) - hit_rv).astype(rows.dtype)
+    log_p_rv = logits_rv - normaliser_r[:, None]
+    entropy_r = -(jnp.exp(log_p_rv) * log_p_rv).sum(-1)
 
     def shaped(t: jax.Array) -> jax.Array:
         return t.reshape(*targets_bc.shape, *t.shape[1:])
@@ -99,7 +101,7 @@ def _block(
         total=loss_r.sum(),
         by_head=_product("rv,rd->vd", error_rv, rows) if by_head else None,
         loss=shaped(jax.lax.stop_gradient(loss_r)),
-        entropy=shaped(jax.lax.stop_gradient(-(p_rv * log_p_rv).sum(-1))),
+        entropy=shaped(jax.lax.stop_gradient(entropy_r)),
         signal=shaped(_product("rv,vd->rd", error_rv, head_vd)) if signal else None,
     )
 
