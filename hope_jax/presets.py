@@ -170,3 +170,27 @@ def mid_titan_baseline_config() -> OrderedConfig:
     config.optim.update({"name": "adamw", "lr": 1e-5})
     config.checkpoint.every = 1000
     return config
+
+
+_PAPER_PERIODS = {"cms_fast": 512, "cms_mid": 2048, "cms_slow": 8192, "cms_ultra": 32768}
+
+
+def paper_size_config(dim: int, heads: int, tokens: float) -> OrderedConfig:
+    """The paper's Hope (self-modifying Titans, then CMS) at one of its sizes, trained on `tokens` tokens.
+
+    From the paper: CMS periods, vocabulary, AdamW, tokens for 760M and 1.3B. Ours: the rest. A CMS of four
+    levels of hidden width D has the parameters of the one MLP of width 4 D that it stands for; with it, 17
+    layers of width 1024, 1536 and 2048 come near to 340M, 760M and 1.3B parameters. Rows of 4,096 tokens and
+    batches of half a million are those of the Titans paper's runs.
+    """
+    config = base_config()
+    config.model.update({"block_variant": "hope_selfmod", "vocab_size": 32000, "cms_hidden_multiplier": 1})
+    set_size(config, dim=dim, num_layers=17, heads=heads)
+    set_levels(config, _PAPER_PERIODS, lr=3e-4, optimizer="nl_l2_precond")
+    set_teaching(config, scale=0.10, clip=5.0)
+    config.data.update({"seq_len": 4096, "batch_size": 128})
+    steps = round(tokens / (4096 * 128))
+    config.train.update({"steps": steps, "online_chunk_size": 512, "compute_dtype": "bfloat16"})
+    config.optim.update({"name": "adamw", "lr": 4e-4, "weight_decay": 0.1, "warmup_steps": 1000})
+    config.checkpoint.every = 1000
+    return config

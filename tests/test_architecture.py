@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"kernels": 1, "memory": 2, "models": 3, "learning": 4, "data": 5, "training": 6, "evals": 7}
+FLOORS = {
+    "kernels": 1,
+    "memory": 2,
+    "models": 3,
+    "learning": 4,
+    "data": 5,
+    "training": 6,
+    "planning": 7,
+    "evals": 7,
+}
 CORE = {"types", "errors", "trees", "timing", "config", "config_schema", "config_check", "presets", ""}
 FRONT_WITHIN = {"data.build", "evals.suite"}
 FORBIDDEN = (

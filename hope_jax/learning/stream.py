@@ -131,7 +131,7 @@ class Streamer:
             chunks = _BLOCK if written - at >= _BLOCK else 1
             part = slice(size * at, size * (at + chunks))
             batch = Batch(row.tokens[:, part], targets[:, part], row.segment_ids[:, part])
-            read, state = self._write_chunks(params, state, batch)
+            read, state = self.write_chunks(params, state, batch)
             skip = max(known - part.start, 0)
             logits.append(read[:, skip:] if skip else read)
             at += chunks
@@ -236,7 +236,7 @@ class Streamer:
         return self.model.logits(params, out.hidden)
 
     @partial(jax.jit, static_argnums=0)
-    def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
+    def write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
         """Reads and writes whole chunks [B, m N]; their logits [B, m N, V]."""
         size = self.rule.chunk_size
 

@@ -1,11 +1,13 @@
 """The compiled pieces of a run: initial state, train step, evaluation, sampling."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
@@ -154,6 +156,12 @@ def describe_writes(stats: WriteStats) -> Mapping[str, Array]:
     return described
 
 
+def jit_train(step: Step, mesh: Mesh) -> Any:
+    """`step.train` over a mesh, as training runs it and `hope_jax.plan` compiles it: batch split by example,
+    state donated and left on every device."""
+    return jax.jit(step.train, donate_argnums=0, out_shardings=replicated(mesh))
+
+
 def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     """Compiles (lazily) the pieces that the training loop drives.
 
@@ -171,7 +179,7 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     mesh = make_mesh()
     everywhere = replicated(mesh)
     init = jax.jit(step.init, out_shardings=everywhere)
-    train = jax.jit(step.train, donate_argnums=0, out_shardings=everywhere)
+    train = jit_train(step, mesh)
     evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
     sample = make_generate(assemble.streamer(config))
 

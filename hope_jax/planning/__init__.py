@@ -1,0 +1,1 @@
+"""What a configuration asks of accelerators that need not be here: compiled for them, never run."""

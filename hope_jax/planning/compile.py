@@ -1,0 +1,123 @@
+"""Compiles the train step, or one chunk of a stream, from shapes alone, for devices that need not be here."""
+
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.planning.counts import Counts, count
+from hope_jax.planning.devices import GIB, Topology
+from hope_jax.training import assemble
+from hope_jax.training.sharding import batch_sharding, make_mesh, replicated
+from hope_jax.training.step import Step, jit_train
+from hope_jax.types import Batch, PyTree
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    # Both would run candidates on the device. Products then go to cuBLAS, whose workspace is counted.
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
+
+
+class Memory(NamedTuple):
+    """Bytes on each device, by the compiler. aliased: of the outputs, in the place of arguments (the donated
+    state). peak: arguments + outputs - aliased + temporaries + code."""
+
+    arguments: float
+    outputs: float
+    aliased: float
+    temporaries: float
+    code: float
+
+    @property
+    def peak(self) -> float:
+        """What has to fit."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+class Compiled(NamedTuple):
+    """A program as compiled. xla_flops, xla_bytes: the compiler's own analysis, which counts each loop's body
+    once; None where it gives none. seconds: of tracing and compiling."""
+
+    memory: Memory
+    counts: Counts
+    xla_flops: float | None
+    xla_bytes: float | None
+    seconds: float
+
+
+class DoesNotFit(Exception):
+    """The compiler itself refused: more memory than the device has. needed: bytes, if it says."""
+
+    def __init__(self, needed: float | None) -> None:
+        super().__init__("does not fit")
+        self.needed = needed
+
+
+def train_step(config: ExperimentConfig, topology: Topology, devices: list[Any], batch_size: int) -> Compiled:
+    """The step that training runs (`training.step.jit_train`), on a global batch of `batch_size` rows.
+
+    Raises:
+      DoesNotFit: the compiler needs more memory than the device has (TPUs).
+    """
+    step, mesh = Step(config), make_mesh(devices)
+    state = _placed(jax.eval_shape(step.init), replicated(mesh))
+    rows: Any = jax.ShapeDtypeStruct(
+        (batch_size, config.data.seq_len), jnp.int32, sharding=batch_sharding(mesh)
+    )
+    return _compile(lambda: jit_train(step, mesh).lower(state, Batch(rows, rows, rows)), topology)
+
+
+def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any], context: int) -> Compiled:
+    """One online chunk of one stream, read and written, with a cache for `context` tokens; on one device."""
+    streamer = assemble.streamer(config)
+    mesh = Mesh(np.asarray(devices[:1]), ("data",))
+    params = jax.eval_shape(streamer.model.init_params, jax.random.key(0))
+    state = jax.eval_shape(lambda p: streamer.begin(p, 1, context), params)
+    params, state = _placed((params, state), replicated(mesh))
+    rows: Any = jax.ShapeDtypeStruct((1, streamer.rule.chunk_size), jnp.int32, sharding=replicated(mesh))
+    return _compile(
+        lambda: type(streamer).write_chunks.lower(streamer, params, state, Batch(rows, rows, rows)), topology
+    )
+
+
+def _placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Shapes with a place."""
+    return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+
+def _compile(lower: Any, topology: Topology) -> Compiled:
+    started = time.perf_counter()
+    platform = topology.accelerator.platform
+    try:
+        compiled = lower().compile(compiler_options=_OPTIONS.get(platform))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_used(str(error))) from error
+    seconds = time.perf_counter() - started
+    counts = count(compiled.as_text(), topology.devices, topology.accelerator.on_chip)
+    m, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return Compiled(
+        memory=Memory(
+            arguments=m.argument_size_in_bytes,
+            outputs=m.output_size_in_bytes,
+            aliased=m.alias_size_in_bytes,
+            temporaries=m.temp_size_in_bytes,
+            code=m.generated_code_size_in_bytes,
+        ),
+        counts=counts,
+        xla_flops=own.get("flops"),
+        xla_bytes=own.get("bytes accessed"),
+        seconds=seconds,
+    )
+
+
+def _used(message: str) -> float | None:
+    """Bytes that an out-of-memory error of the TPU compiler says were wanted ("Used 23.4G of 15.75G hbm")."""
+    found = re.search(r"Used ([\d.]+)([MG]) of", message)
+    return float(found[1]) * {"M": GIB / 1024, "G": GIB}[found[2]] if found else None

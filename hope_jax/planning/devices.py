@@ -1,0 +1,228 @@
+"""Accelerators by name: published figures, and the devices of a topology to compile for.
+
+A topology is `NAME:COUNT` (GPUs on one host, CPU devices) or `NAME:AxB` (a TPU slice).
+"""
+
+import contextlib
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from hope_jax.errors import ConfigError, UserError
+
+GIB = 2**30
+TERA = 1e12
+
+
+class Peaks(NamedTuple):
+    """What one device can do at most. bf16, float32: FLOP/s of matrix products (float32 at JAX's default
+    precision: TF32 tensor cores, one bfloat16 pass on TPUs). bandwidth: bytes/s of main memory. link: bytes/s
+    that one device sends to the others. memory: bytes that a program may use."""
+
+    bf16: float
+    float32: float
+    bandwidth: float
+    link: float
+    memory: float
+
+
+class Accelerator(NamedTuple):
+    """A kind of device. platform: tpu | cuda | cpu. peaks: None where they are not known. target: XLA's
+    description of a GPU to compile for. on_chip: memory spaces of compiled programs that are not main memory
+    (VMEM). title: as people know it."""
+
+    title: str
+    platform: str
+    peaks: Peaks | None
+    target: str = ""
+    on_chip: frozenset[int] = frozenset()
+
+
+class Topology(NamedTuple):
+    """A number of devices of one kind, and their shape as XLA names it."""
+
+    name: str
+    accelerator: Accelerator
+    devices: int
+    shape: str
+
+
+_GPU_HEADROOM = 0.95
+"""Share of a GPU's memory that a program may fill: the driver's context and NCCL take some. An assumption."""
+
+
+def _gpu_target(
+    *,
+    title: str,
+    capability: tuple[int, int],
+    cores: int,
+    clock_ghz: float,
+    memory: float,
+    bandwidth: float,
+    l2_mib: int,
+    shared_kib: int,
+    threads_per_core: int,
+) -> str:
+    """XLA's GpuTargetConfig. shared_kib: shared memory of a multiprocessor; a block may ask for 1 KiB less.
+
+    The limits that follow are those of all GPUs of capability 8 and 9 (CUDA C Programming Guide, table of
+    compute capabilities).
+    """
+    return f"""gpu_device_info {{
+        cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
+        core_count: {cores} fpus_per_core: 128 clock_rate_ghz: {clock_ghz}
+        device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2_mib * 2**20}
+        shared_memory_per_block: 49152 shared_memory_per_block_optin: {(shared_kib - 1) * 1024}
+        shared_memory_per_core: {shared_kib * 1024}
+        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads_per_core}
+        block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+        registers_per_core_limit: 65536 registers_per_block_limit: 65536
+    }}
+    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{title}" """
+
+
+# NVIDIA RTX 6000 Ada Generation datasheet: 142 multiprocessors (18,176 cores), 48 GB, 960 GB/s, PCIe 4.0 x16,
+# 1,457 TFLOPS of FP8 with sparsity, which the Ada architecture whitepaper breaks down to 364.2 of dense
+# bfloat16 and 182.1 of TF32. PCIe 4.0 x16: 16 GT/s x 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
+_RTX6000ADA = Accelerator(
+    title="NVIDIA RTX 6000 Ada Generation",
+    platform="cuda",
+    peaks=Peaks(364.2 * TERA, 182.1 * TERA, 960e9, 31.5e9, _GPU_HEADROOM * 48 * GIB),
+    target=_gpu_target(
+        title="NVIDIA RTX 6000 Ada Generation",
+        capability=(8, 9),
+        cores=142,
+        clock_ghz=2.505,
+        memory=48 * GIB,
+        bandwidth=960e9,
+        l2_mib=96,
+        shared_kib=100,
+        threads_per_core=1536,
+    ),
+)
+# NVIDIA H100 datasheet and Hopper architecture whitepaper, SXM5: 132 multiprocessors, 80 GB of HBM3 at
+# 3.35 TB/s, 989.4 TFLOPS of dense bfloat16, 494.7 of TF32, NVLink 900 GB/s (450 each way), 50 MB of L2.
+_H100 = Accelerator(
+    title="NVIDIA H100 80GB HBM3",
+    platform="cuda",
+    peaks=Peaks(989.4 * TERA, 494.7 * TERA, 3350e9, 450e9, _GPU_HEADROOM * 80 * GIB),
+    target=_gpu_target(
+        title="NVIDIA H100 80GB HBM3",
+        capability=(9, 0),
+        cores=132,
+        clock_ghz=1.98,
+        memory=80 * GIB,
+        bandwidth=3350e9,
+        l2_mib=50,
+        shared_kib=228,
+        threads_per_core=2048,
+    ),
+)
+# cloud.google.com/tpu/docs/v5e: 197 TFLOPS of bfloat16, 16 GB of HBM at 819 GB/s, interconnect 400 GB/s both
+# ways. libtpu leaves 15.75 GiB to a program: it is what its out-of-memory error names as the capacity.
+_V5E = Accelerator(
+    title="TPU v5e",
+    platform="tpu",
+    peaks=Peaks(197 * TERA, 197 * TERA, 819e9, 200e9, 15.75 * GIB),
+    on_chip=frozenset({1}),
+)
+_CPU = Accelerator(title="this machine's CPU as several devices", platform="cpu", peaks=None)
+
+ACCELERATORS = {"rtx6000ada": _RTX6000ADA, "h100": _H100, "v5e": _V5E, "cpu": _CPU}
+
+EXAMPLES = "rtx6000ada:2, h100:8, v5e:2x2, v5e:4x4, cpu:2"
+
+_PIP = {
+    "tpu": "pip install libtpu==0.0.42.1",
+    "cuda": 'pip install "jax-cuda12-plugin[with-cuda]==0.10.2" jax-cuda12-pjrt==0.10.2',
+}
+"""What compiles for a platform, in the versions that jax 0.10.2 pins: about 0.7 GB and 5 GB."""
+
+
+def parse_topology(name: str) -> Topology:
+    """The topology of a name like `h100:8` or `v5e:4x4`.
+
+    Raises:
+      ConfigError: an unknown accelerator, or a shape that it cannot have.
+    """
+    kind, _, shape = name.partition(":")
+    known = f"known accelerators: {', '.join(ACCELERATORS)}; for example {EXAMPLES}"
+    if kind not in ACCELERATORS:
+        raise ConfigError(f"--topology={name}: unknown accelerator {kind!r}; {known}")
+    accelerator = ACCELERATORS[kind]
+    form = r"[1-9]\d*x[1-9]\d*" if accelerator.platform == "tpu" else r"[1-9]\d*"
+    if not re.fullmatch(form, shape):
+        wanted = f"{kind}:AxB" if accelerator.platform == "tpu" else f"{kind}:COUNT"
+        raise ConfigError(f"--topology={name}: want {wanted}; {known}")
+    return Topology(name, accelerator, math.prod(int(n) for n in shape.split("x")), shape)
+
+
+def find_devices(topology: Topology) -> list[Any]:
+    """Devices to compile for; they can run nothing (but for `cpu`). Call it before JAX has done anything.
+
+    Raises:
+      UserError: the plugin of the platform is not installed, or does not know the shape.
+    """
+    # Nothing runs on an accelerator, and looking for one would take its memory or complain.
+    jax.config.update("jax_platforms", "cpu")
+    finders = {"tpu": _tpu_devices, "cuda": _gpu_devices, "cpu": _cpu_devices}
+    return finders[topology.accelerator.platform](topology)
+
+
+def _tpu_devices(topology: Topology) -> list[Any]:
+    # Without these libtpu asks the network which TPU this is.
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(variable, value)
+    # Slices below a host's 2x2 chips are a host of that size.
+    sides = [int(n) for n in topology.shape.split("x")]
+    bounds = {"chips_per_host_bounds": (*sides, 1)} if topology.devices < 4 else {}
+    try:
+        found = topologies.get_topology_desc(topology.name, platform="tpu", **bounds)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"--topology={topology.name}: {error}") from error
+    except RuntimeError as error:
+        raise _missing(topology) from error
+    return list(found.devices)
+
+
+def _gpu_devices(topology: Topology) -> list[Any]:
+    # The plugin refuses to load without a driver otherwise.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    try:
+        found = topologies.get_topology_desc(
+            topology.name,
+            platform="cuda",
+            target_config=topology.accelerator.target,
+            topology=f"1x1x{topology.devices}",
+        )
+    except NotImplementedError as error:
+        raise _missing(topology) from error
+    return list(found.devices)
+
+
+def _cpu_devices(topology: Topology) -> list[Any]:
+    with contextlib.suppress(RuntimeError):  # A process whose JAX has begun keeps the devices that it has.
+        jax.config.update("jax_num_cpu_devices", topology.devices)
+    found = jax.devices("cpu")
+    if len(found) < topology.devices:
+        raise UserError(
+            f"--topology={topology.name}: JAX has started with {len(found)} CPU devices; set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
+        )
+    return list(found[: topology.devices])
+
+
+def _missing(topology: Topology) -> UserError:
+    platform = topology.accelerator.platform
+    return UserError(
+        f"--topology={topology.name} needs JAX's {platform} compiler, which is not installed (the "
+        f"device is not needed): {_PIP[platform]}, best in an environment of its own"
+    )

@@ -1,0 +1,54 @@
+"""The search for the largest batch, with memory as a function."""
+
+from collections.abc import Callable
+
+import pytest
+
+from hope_jax.planning.counts import Collective, Counts
+from hope_jax.planning.devices import Peaks
+from hope_jax.planning.roofline import bound
+from hope_jax.planning.search import largest_batch
+
+
+def refusing(rows: int) -> float | None:
+    return 3 + 2 * rows if rows <= 20 else None
+
+
+@pytest.mark.parametrize(
+    ("needed", "answer", "at_most"),
+    [
+        (lambda rows: 10 + 3 * rows, 30, 3),
+        (lambda rows: 10 + 3 * rows + 0.01 * rows**2, 27, 5),
+        (lambda rows: 10 + 7 * (rows + rows % 2), 12, 6),
+        (lambda rows: 200 + rows, 0, 1),
+        (lambda rows: 99, None, 6),
+        (refusing, 20, 8),
+    ],
+)
+def test_it_ends_at_neighbours_in_few_compilations(
+    needed: Callable[[int], float | None], answer: int | None, at_most: int
+) -> None:
+    compiled: list[int] = []
+
+    def counted(rows: int) -> float | None:
+        compiled.append(rows)
+        return needed(rows)
+
+    fit = largest_batch(counted, 100.0, {3: needed(3)}, compilations=at_most)
+    assert len(compiled) <= at_most
+    if answer is None:
+        assert fit.failing is None and not fit.exact
+    else:
+        assert (fit.largest, fit.failing, fit.exact) == (answer, answer + 1, True)
+
+
+def test_without_compilations_left_it_gives_a_bracket() -> None:
+    fit = largest_batch(lambda rows: None if rows > 37 else 1.0, 100.0, {4: 1.0}, compilations=4)
+    assert fit.largest <= 37 < fit.failing <= 64
+
+
+def test_the_bound_is_the_slowest_part() -> None:
+    counts = Counts({"bf16": 10.0, "f32": 6.0}, 40.0, {"all-reduce": Collective(1, 5.0, 9.0)})
+    limits = bound(counts, Peaks(bf16=10.0, float32=2.0, bandwidth=20.0, link=1.0, memory=1.0))
+    assert limits == (4.0, 2.0, 9.0)
+    assert (limits.seconds, limits.limit) == (9.0, "links")
