@@ -7,8 +7,8 @@ reads never depends on its own write. As the generators do not read M_memory, th
 Everything is for one example and one layer; rows are tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,15 +17,12 @@ import jax.numpy as jnp
 from hope_jax import trees
 from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
-from hope_jax.kernels.self_mod import Layout, Stacked
+from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
 from hope_jax.types import Array, PyTree
 
 GENERATORS, MEMORY = "generators", "memory"
-
-_REMAT_CHUNKS = 8
-"""Chunks whose reads and writes are computed again in the backward pass rather than kept."""
 
 
 class SelfModState(NamedTuple):
@@ -52,14 +49,9 @@ class SelfModCarry(NamedTuple):
     memory: Streams
 
 
-class _Level(NamedTuple):
-    """State of one of the two groups of memories during a call."""
-
-    weights: Stacked
-    momentum: Stacked | None
-
-
-_Read = Callable[[Stacked, Any], tuple[Any, Streams]]
+def _recall(dtype: jnp.dtype, _: PyTree, reads: dict[str, Array], tokens: Streams) -> tuple[Array, Streams]:
+    """What M_memory reads, and the streams that it is written with."""
+    return reads["memory"].astype(dtype), tokens
 
 
 @dataclass(frozen=True)
@@ -173,16 +165,12 @@ class SelfMod:
             x_nd, history = causal_conv(x_nd, params["conv"], history)
         state = self.init(params) if fast is None else fast
         pending = None if carry is None or fast is None else carry
-        generators, first, made, g_stats = self._generate(
+        generators, first, (q, tokens), g_stats = self._generate(
             params, state, pending, x_nd, position, reduce, fast
         )
         call = _Call(self, self.chunk_size_memory, ("memory",), position, reduce, fast is not None)
-
-        def recall(weights: Stacked, xs: tuple[Array, Streams]) -> tuple[Array, Streams]:
-            out = kernel.read(weights, call.layout(state), xs[0])["memory"]
-            return out.astype(x_nd.dtype), xs[1]
-
-        memory, second, o, m_stats = call.run(recall, state, pending and pending.memory, made)
+        recall = partial(_recall, x_nd.dtype)
+        memory, second, o, m_stats = call.run(recall, (), state, pending and pending.memory, q, tokens)
         stats = {GENERATORS: g_stats, MEMORY: m_stats}
         if carry is not None:
             kept = carry.conv if history is None else history.astype(carry.conv.dtype)
@@ -212,26 +200,30 @@ class SelfMod:
     ) -> tuple[SelfModState, Streams, tuple[Array, Streams], WriteStats]:
         """The pass over the generators: their state, pending streams, (queries, streams) of all tokens."""
         call = _Call(self, self.chunk_size, self.generator_names(), position, reduce, fast is not None)
-
-        def generate(weights: Stacked, x: Array) -> tuple[tuple[Any, Streams], Streams]:
-            made = kernel.read(weights, call.layout(state), x)
-            wide = made["eta"].dtype
-            log_alpha = jnp.zeros(len(x), wide)
-            if self.use_alpha:
-                log_alpha = jax.nn.log_sigmoid(made["alpha"][:, 0] + params.get("b_alpha", 0.0)).astype(wide)
-            tokens = Streams(
-                self._unit(made["k"]).astype(x.dtype),
-                made["v"].astype(x.dtype),
-                self.eta_scale * jax.nn.softplus(made["eta"][:, 0]),
-                log_alpha,
-            )
-            q = self._unit(made["q"]).astype(x.dtype) if self.adaptive_q else ()
-            return (q, tokens), tokens
-
-        new, pending, (q, tokens), stats = call.run(generate, state, carry and carry.generators, x)
+        theta = {name: params[name] for name in ("b_alpha",) if name in params}
+        make = partial(self._make_streams, x.dtype)
+        new, pending, (q, tokens), stats = call.run(make, theta, state, carry and carry.generators, x, ())
         if not self.adaptive_q:
             q = self._unit(x @ params["w_q"].astype(x.dtype)).astype(x.dtype)
         return new, pending, (q, tokens), stats
+
+    def _make_streams(
+        self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], _: PyTree
+    ) -> tuple[tuple[Any, Streams], Streams]:
+        """Queries (() where they are not the memories') and streams from what the generators read."""
+        rate = reads["eta"][:, 0]
+        log_alpha = jnp.zeros_like(rate)
+        if self.use_alpha:
+            log_alpha = jax.nn.log_sigmoid(reads["alpha"][:, 0] + theta.get("b_alpha", 0.0)).astype(
+                rate.dtype
+            )
+        tokens = Streams(
+            self._unit(reads["k"]).astype(dtype),
+            reads["v"].astype(dtype),
+            self.eta_scale * jax.nn.softplus(rate),
+            log_alpha,
+        )
+        return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:
         if not self.qk_norm:
@@ -259,58 +251,66 @@ class _Call:
         return kernel.layout_of({name: state.weights[name] for name in self.names})
 
     def run(
-        self, read: _Read, state: SelfModState, pending: Streams | None, xs: PyTree
+        self,
+        make: kernel.Make,
+        theta: PyTree,
+        state: SelfModState,
+        pending: Streams | None,
+        x: Array,
+        other: PyTree,
     ) -> tuple[SelfModState, Streams | None, Any, WriteStats]:
-        """Reads xs (rows are tokens) chunk by chunk with `read(weights, xs) -> outputs, streams`."""
+        """Reads x [n, D] chunk by chunk; make, theta, other: of `hope_jax.kernels.self_mod.sweep`."""
         layout, momentum = self.layout(state), self.memory.momentum
-        group = {name: state.weights[name] for name in self.names}
-        level = _Level(
-            kernel.stack(group),
-            kernel.stack({name: state.momentum[name] for name in self.names}) if momentum else None,
-        )
+        weights = {name: state.weights[name] for name in self.names}
+        buffers = {name: state.momentum[name] for name in self.names} if momentum else None
+        group = Group(kernel.stack(weights), None if buffers is None else kernel.stack(buffers))
+        constants = kernel.Pass(make, layout, self.memory._rule, self.chunk)
+        inputs = Inputs(x, other)
         if not self.writes:
-            return SelfModState(group, ()), pending, read(level.weights, xs)[0], zero_stats()
+            return SelfModState(weights, ()), pending, _read(constants, group, theta, inputs)[0], zero_stats()
         if pending is not None and len(pending.eta):
-            level, pending, outs, stats = self._gather(read, layout, level, pending, xs)
+            group, pending, outs, stats = self._gather(constants, group, theta, inputs, pending)
         else:
-            level, outs, stats = self._whole(read, layout, level, xs)
-        buffers = () if level.momentum is None else kernel.unstack(level.momentum, layout)
-        return SelfModState(kernel.unstack(level.weights, layout), buffers), pending, outs, stats
+            group, outs, stats = self._whole(constants, group, theta, inputs)
+        after = () if group.momentum is None else kernel.unstack(group.momentum, layout)
+        return SelfModState(kernel.unstack(group.weights, layout), after), pending, outs, stats
 
     def _whole(
-        self, read: _Read, layout: Layout, level: _Level, xs: PyTree
-    ) -> tuple[_Level, Any, WriteStats]:
+        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
+    ) -> tuple[Group, Any, WriteStats]:
         """Chunks that begin and end in the call, then the tokens left over, which are read only."""
-
-        def step(level: _Level, xs: PyTree) -> tuple[_Level, tuple[Any, Array]]:
-            outs, tokens = read(level.weights, xs)
-            new = self._write(layout, level, tokens)
-            return new, (outs, _change(layout, new.weights, level.weights))
-
-        tokens = jax.tree.leaves(xs)[0].shape[0]
-        whole, rest = divmod(tokens, self.chunk)
-        blocks, odd = divmod(whole, _REMAT_CHUNKS)
-        parts, norm, at = [], jnp.zeros((), jnp.float32), 0
-        for count, inner in ((blocks, _REMAT_CHUNKS), (odd, 1)):
-            if not count:
-                continue
-            size = count * inner * self.chunk
-            lead = (count, inner, self.chunk)
-            chunks = jax.tree.map(lambda t: t[at : at + size].reshape(*lead, *t.shape[1:]), xs)  # noqa: B023
-            scan = jax.checkpoint(lambda level, xs: jax.lax.scan(step, level, xs), prevent_cse=False)
-            level, (outs, norms) = jax.lax.scan(scan, level, chunks)
-            parts.append(jax.tree.map(lambda t: t.reshape(size, *t.shape[3:]), outs))  # noqa: B023
-            norm, at = norm + norms.sum(), at + size
+        whole, rest = divmod(inputs.x.shape[0], self.chunk)
+        parts, norm, end = [], jnp.zeros((), jnp.float32), whole * self.chunk
+        if whole:
+            first = jax.tree.map(lambda t: t[:end], inputs)
+            over = kernel.sweep if self.reduce is own else self._together
+            group, outs, norm = over(constants, group, theta, first)
+            parts.append(outs)
         if rest or not parts:
-            parts.append(read(level.weights, jax.tree.map(lambda t: t[at:], xs))[0])
+            last = jax.tree.map(lambda t: t[end:], inputs)
+            parts.append(_read(constants, group, theta, last)[0])
         joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
-        return level, joined, self._stats(jnp.float32(whole), norm, jnp.float32(rest))
+        return group, joined, self._stats(jnp.float32(whole), norm, jnp.float32(rest))
+
+    def _together(
+        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
+    ) -> tuple[Group, Any, Array]:
+        """`sweep` for examples that share the group: after every chunk it becomes their mean."""
+
+        def step(group: Group, inputs: Inputs) -> tuple[Group, tuple[Any, Array]]:
+            outs, tokens = _read(constants, group, theta, inputs)
+            new = self._write(constants, group, tokens)
+            return new, (outs, _change(constants.layout, new, group))
+
+        chunks = jax.tree.map(lambda t: t.reshape(-1, self.chunk, *t.shape[1:]), inputs)
+        group, (outs, norms) = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), group, chunks)
+        return group, jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), outs), norms.sum()
 
     def _gather(
-        self, read: _Read, layout: Layout, level: _Level, pending: Streams, xs: PyTree
-    ) -> tuple[_Level, Streams, Any, WriteStats]:
+        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs, pending: Streams
+    ) -> tuple[Group, Streams, Any, WriteStats]:
         """A call inside a longer chunk: its streams are entered, and written if the chunk ends with it."""
-        outs, tokens = read(level.weights, xs)
+        outs, tokens = _read(constants, group, theta, inputs)
         at = jnp.asarray(self.position) % self.chunk
         pending = jax.tree.map(
             lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), at, 0),
@@ -319,16 +319,16 @@ class _Call:
         )
         left = (at + tokens.eta.shape[0]) % self.chunk
 
-        def write(level: _Level) -> tuple[_Level, Array]:
-            new = self._write(layout, level, pending)
-            return new, _change(layout, new.weights, level.weights)
+        def write(group: Group) -> tuple[Group, Array]:
+            new = self._write(constants, group, pending)
+            return new, _change(constants.layout, new, group)
 
-        level, norm = jax.lax.cond(left == 0, write, lambda level: (level, jnp.zeros((), jnp.float32)), level)
+        group, norm = jax.lax.cond(left == 0, write, lambda group: (group, jnp.zeros((), jnp.float32)), group)
         stats = self._stats((left == 0).astype(jnp.float32), norm, left.astype(jnp.float32))
-        return level, pending, outs, stats
+        return group, pending, outs, stats
 
-    def _write(self, layout: Layout, level: _Level, tokens: Streams) -> _Level:
-        new = _Level(*kernel.write_chunk(level.weights, level.momentum, layout, tokens, self.memory._rule))
+    def _write(self, constants: kernel.Pass, group: Group, tokens: Streams) -> Group:
+        new = Group(*kernel.write_chunk(*group, constants.layout, tokens, constants.rule))
         if self.reduce is own:
             return new
         examples = self.reduce(jnp.ones((), new.weights.rows.dtype))
@@ -345,9 +345,16 @@ class _Call:
         )
 
 
-def _change(layout: Layout, new: Stacked, old: Stacked) -> Array:
+def _read(constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Streams]:
+    """Outputs and streams of tokens that are read with the group as it stands."""
+    reads = kernel.read(Products(group), constants.layout, inputs.x)
+    return constants.make(theta, reads, inputs.other)
+
+
+def _change(layout: Layout, new: Group, old: Group) -> Array:
     """Sum over matrices of the Frobenius norm of what a write changed; a statistic, without gradient."""
-    change = kernel.unstack(jax.tree.map(jnp.subtract, *trees.stop_gradient((new, old))), layout)
-    return sum(
-        (trees.safe_norm(c.astype(jnp.float32)) for c in jax.tree.leaves(change)), jnp.zeros((), jnp.float32)
-    )
+    difference = jax.tree.map(jnp.subtract, *trees.stop_gradient((new.weights, old.weights)))
+    norms = [
+        trees.safe_norm(c.astype(jnp.float32)) for c in jax.tree.leaves(kernel.unstack(difference, layout))
+    ]
+    return sum(norms, jnp.zeros((), jnp.float32))

@@ -11,41 +11,26 @@ is a combination of W_0, m_0 and C outer products. The projections of the W_in's
 follow from those at the start by one unit-triangular C x C system, which is common to the whole group
 (WY/UT transform). Only ratios alpha_{s+1} .. alpha_t of decays appear, all at most 1: no decay overflows.
 
-Rows are tokens. Weights are kept as (out, in): the products with few rows, which are nearly all of the work,
-then run over the long axis of the big matrix in the order in which it lies in memory, and the rows of all
-W_in and W_skip stack into one matrix. Everything is for one example; the batch is a vmap.
+Rows are tokens. Everything is for one example; the batch is a vmap.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-Memories: TypeAlias = dict[str, dict[str, jax.Array]]
+from hope_jax.kernels.self_mod.group import Layout, Stacked, columns, hidden_units, of_matrices
+from hope_jax.kernels.self_mod.products import (
+    MOMENTUM_ROWS,
+    ROWS,
+    Group,
+    Products,
+    outer,
+    wide,
+)
 
 BLOCK = 8
 """Width up to which a unit-triangular matrix is inverted by powers; wider ones by blocks, because those
 powers grow until float32 loses the result."""
-
-
-class Part(NamedTuple):
-    """The shape of one memory of a group. skip: it has a W_skip."""
-
-    name: str
-    hidden: int
-    out: int
-    skip: bool
-
-
-Layout: TypeAlias = tuple[Part, ...]
-
-
-class Stacked(NamedTuple):
-    """Weights (or momentum buffers) of a group. rows: [R, D], all W_in and then all W_skip.
-    w_out: [out, hidden] each."""
-
-    rows: jax.Array
-    w_out: tuple[jax.Array, ...]
 
 
 class Tokens(NamedTuple):
@@ -83,17 +68,33 @@ class _Forward(NamedTuple):
     outs: tuple[jax.Array, ...]
 
 
+class Factors(NamedTuple):
+    """A chunk's write: W <- exp(log_total) W - start m - left^T right, m <- keep m + given^T right.
+
+    left, right: of each of `Stacked.matrices`, [n, O] and [n, I]. start, keep: []; given: as left; these
+    three are None without momentum.
+    """
+
+    log_total: jax.Array
+    left: tuple[jax.Array, ...]
+    right: tuple[jax.Array, ...]
+    start: jax.Array | None
+    keep: jax.Array | None
+    given: tuple[jax.Array, ...] | None
+
+
 class _Decays(NamedTuple):
     """What decay, step size and momentum leave of a token, of the first weights W_0, of the first buffer m_0.
 
-    before, total: [C], [] share of W_0 just before token t, after the chunk. lower: [C, C] share of what
-    token s < t wrote, just before t, times eta_s; end: [C] the same after the chunk. lower_m, end_m: as
+    before, log_total: [C], [] share of W_0 just before token t, log of that after the chunk. lower: [C, C]
+    share of what token s < t wrote, just before t, times eta_s; end: [C] the same after the chunk. lower_m,
+    end_m: as
     `lower` and `end` for a gradient, which momentum repeats at later tokens. start_m, start_end: [C], []
     the same for m_0. keep, keep_start: [C], [] share of a gradient, of m_0, in the last buffer.
     """
 
     before: jax.Array
-    total: jax.Array
+    log_total: jax.Array
     lower: jax.Array
     end: jax.Array
     lower_m: jax.Array
@@ -104,60 +105,23 @@ class _Decays(NamedTuple):
     keep_start: jax.Array
 
 
-def layout_of(memories: Memories) -> Layout:
-    """The static description of a group, from its weights (in the order of their names)."""
-    return tuple(
-        Part(name, m["w_in"].shape[0], m["w_out"].shape[0], "w_skip" in m)
-        for name, m in sorted(memories.items())
-    )
-
-
-def stack(memories: Memories) -> Stacked:
-    """The weights of a group as `Stacked`, in the order of `layout_of`."""
-    ordered = [memories[name] for name in sorted(memories)]
-    rows = [m["w_in"] for m in ordered] + [m["w_skip"] for m in ordered if "w_skip" in m]
-    return Stacked(jnp.concatenate(rows), tuple(m["w_out"] for m in ordered))
-
-
-def unstack(weights: Stacked, layout: Layout) -> Memories:
-    """The inverse of `stack`."""
-    memories: Memories = {}
-    for part, (start, skip), w_out in zip(layout, _columns(layout), weights.w_out, strict=True):
-        memories[part.name] = {"w_in": weights.rows[start : start + part.hidden], "w_out": w_out}
-        if part.skip:
-            memories[part.name]["w_skip"] = weights.rows[skip : skip + part.out]
-    return memories
-
-
-def _columns(layout: Layout) -> list[tuple[int, int]]:
-    """Of each memory, where its hidden units and its skip begin among the stacked rows."""
-    found, hidden, skip = [], 0, _hidden(layout)
-    for part in layout:
-        found.append((hidden, skip))
-        hidden, skip = hidden + part.hidden, skip + (part.out if part.skip else 0)
-    return found
-
-
-def _hidden(layout: Layout) -> int:
-    return sum(part.hidden for part in layout)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _gelu_slope(z: jax.Array) -> jax.Array:
     """Derivative of the exact GELU."""
     below = 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
     return below + z * jnp.exp(-0.5 * z * z) * (0.5 / jnp.pi) ** 0.5
 
 
-def _forward(weights: Stacked, layout: Layout, x: jax.Array) -> _Forward:
-    pre = _wide(x @ weights.rows.astype(x.dtype).T)
-    hidden = jax.nn.gelu(pre[:, : _hidden(layout)], approximate=False).astype(x.dtype)
+def _halves(rows_nr: jax.Array) -> list[jax.Array]:
+    """The rows of the keys, and those of the values below them."""
+    return list(jax.lax.split(rows_nr, [len(rows_nr) // 2] * 2, axis=0))
+
+
+def _forward(products: Products, layout: Layout, x: jax.Array) -> _Forward:
+    pre = products.through(ROWS, x)
+    hidden = jax.nn.gelu(pre[:, : hidden_units(layout)], approximate=False).astype(x.dtype)
     outs = []
-    for part, (start, skip), w_out in zip(layout, _columns(layout), weights.w_out, strict=True):
-        out = _wide(hidden[:, start : start + part.hidden] @ w_out.astype(x.dtype).T)
+    for i, (part, (start, skip)) in enumerate(zip(layout, columns(layout), strict=True)):
+        out = products.through(("weights", i + 1), hidden[:, start : start + part.hidden])
         if part.skip:
             out = out + pre[:, skip : skip + part.out]
         elif part.out == x.shape[1]:
@@ -166,12 +130,12 @@ def _forward(weights: Stacked, layout: Layout, x: jax.Array) -> _Forward:
     return _Forward(pre, hidden, tuple(outs))
 
 
-def read(weights: Stacked, layout: Layout, x: jax.Array) -> dict[str, jax.Array]:
+def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Array]:
     """Every memory of a group at the tokens x [n, D]: name -> [n, out], in at least float32.
 
     The skip of a memory is W_skip, where it has one, else x where widths allow, else nothing.
     """
-    outs = _forward(weights, layout, x).outs
+    outs = _forward(products, layout, x).outs
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
@@ -216,7 +180,7 @@ def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) 
     first = beta**steps
     return _Decays(
         before=jnp.exp(before),
-        total=jnp.exp(after[-1]),
+        log_total=after[-1],
         lower=lower,
         end=end,
         lower_m=_exact(lower, carried) if beta else lower,
@@ -234,7 +198,7 @@ def _signals(
     """Per memory, d loss / d M(k), and below it d loss / d M(v) if that is in the inner gradient."""
     found = []
     for out in outs:
-        pred, target = jnp.split(out, 2)
+        pred, target = _halves(out)
         d = [2 * (pred - target), 2 * (target - pred)] if rule.objective == "l2" else [-target, -pred]
         masked = [jnp.where(live[:, None], one, 0) for one in d]
         found.append(masked[0] if rule.stopgrad_vhat else jnp.concatenate(masked))
@@ -242,23 +206,75 @@ def _signals(
 
 
 def _projections(
-    k: jax.Array,
-    pre: jax.Array,
-    momentum_rows: jax.Array | None,
-    left: jax.Array,
-    right: jax.Array,
-    decays: _Decays,
+    products: Products, k: jax.Array, pre: jax.Array, left: jax.Array, right: jax.Array, decays: _Decays
 ) -> jax.Array:
     """y_t = W_{t-1} k_t of the stacked rows W, [C, R]: the rank-one factor removes eta_t y_t k_t^T.
 
-    pre: [C, R], W_0 k_t. left, right: factors of the gradients, as in `write_chunk`.
+    pre: [C, R], W_0 k_t. left, right: factors of the gradients, as in `factors_of_chunk`.
     """
-    wide, repeats = _wide(k), right.shape[0] // k.shape[0]
-    shared = jnp.tile(decays.lower_m, (1, repeats)) * _exact(wide, _wide(right).T)
+    keys, repeats = wide(k), right.shape[0] // k.shape[0]
+    shared = jnp.tile(decays.lower_m, (1, repeats)) * _exact(keys, wide(right).T)
     y = decays.before[:, None] * pre - _exact(shared, left)
-    if momentum_rows is not None:
-        y = y - decays.start_m[:, None] * _wide(k @ momentum_rows.astype(k.dtype).T)
-    return _exact(_unit_lower_inverse(decays.lower * _exact(wide, wide.T)), y)
+    if products.group.momentum is not None:
+        y = y - decays.start_m[:, None] * products.through(MOMENTUM_ROWS, k)
+    return _exact(_unit_lower_inverse(decays.lower * _exact(keys, keys.T)), y)
+
+
+def factors_of_chunk(
+    products: Products, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
+) -> Factors:
+    """What one chunk writes.
+
+    products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
+    dtype, decays and the C x C algebra in at least float32. live: bool [C]; a token that is not live is an
+    exact identity, whatever it holds, and gets no gradient. None: all are live.
+    """
+    live = jnp.ones(tokens.k.shape[0], bool) if live is None else live
+    k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
+    eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
+    decays = _decays(eta, log_alpha, live, rule.momentum)
+    both = jnp.concatenate([k, v])
+    seen = _forward(products, layout, both)
+    signals = _signals(layout, seen.outs, live, rule)
+    # Token t's gradients are left_t^T right_t (and those of v_t below them, if they count).
+    pairs = signals[0].shape[0]
+    left, right = _pull_back(products, layout, signals, seen.pre[:pairs], k.dtype), both[:pairs]
+    share = jnp.tile(decays.end_m, pairs // k.shape[0])[:, None]
+    row_share = share * left
+    if rule.rank1:
+        y = _projections(products, k, seen.pre[: k.shape[0]], left, right, decays)
+        row_share = row_share.at[: k.shape[0]].add(decays.end[:, None] * y)
+    hidden = [
+        seen.hidden[:pairs, start : start + part.hidden]
+        for part, (start, _) in zip(layout, columns(layout), strict=True)
+    ]
+    lefts, rights = (row_share, *(share * d for d in signals)), (right, *hidden)
+    if products.group.momentum is None:
+        return Factors(decays.log_total, lefts, rights, None, None, None)
+    keep = jnp.tile(decays.keep, pairs // k.shape[0])[:, None]
+    given = (keep * left, *(keep * d for d in signals))
+    return Factors(decays.log_total, lefts, rights, decays.start_end, decays.keep_start, given)
+
+
+def advance(group: Group, factors: Factors) -> Group:
+    """The group after the write, in its own dtype."""
+
+    def written(w: jax.Array, m: jax.Array | None, left: jax.Array, right: jax.Array) -> jax.Array:
+        new = jnp.exp(factors.log_total).astype(w.dtype) * w - outer(left, right, w.dtype)
+        return new if m is None else new - jnp.asarray(factors.start).astype(w.dtype) * m
+
+    weights, momentum = group
+    # Every product with the old matrices is done before the first is overwritten: otherwise XLA copies them.
+    factors = jax.lax.optimization_barrier(factors)
+    if momentum is None or factors.given is None or factors.keep is None:
+        pairs = zip(weights.matrices(), factors.left, factors.right, strict=True)
+        return Group(of_matrices(tuple(written(w, None, left, right) for w, left, right in pairs)), None)
+    keep = factors.keep
+    four = zip(weights.matrices(), momentum.matrices(), factors.left, factors.right, strict=True)
+    new = tuple(written(*matrix) for matrix in four)
+    three = zip(momentum.matrices(), factors.given, factors.right, strict=True)
+    buffers = tuple(keep.astype(m.dtype) * m + outer(given, right, m.dtype) for m, given, right in three)
+    return Group(of_matrices(new), of_matrices(buffers))
 
 
 def write_chunk(
@@ -269,66 +285,20 @@ def write_chunk(
     rule: Rule,
     live: jax.Array | None = None,
 ) -> tuple[Stacked, Stacked | None]:
-    """The group after one chunk's writes, and its momentum buffers.
+    """The group after one chunk's writes, and its momentum buffers; see `factors_of_chunk`.
 
-    weights: at the chunk's start; their dtype is the result's. momentum: buffers; None if `rule.momentum` is
-    0. tokens: any number C >= 1; the large products run in k's dtype, decays and the C x C algebra in at
-    least float32. live: bool [C]; a token that is not live is an exact identity, whatever it holds, and
-    gets no gradient. None: all are live.
+    weights: at the chunk's start; their dtype is the result's. momentum: buffers; None if `rule.momentum`
+    is 0.
     """
-    live = jnp.ones(tokens.k.shape[0], bool) if live is None else live
-    k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
-    eta, log_alpha = (jnp.where(live, _wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
-    decays = _decays(eta, log_alpha, live, rule.momentum)
-    both = jnp.concatenate([k, v])
-    seen = _forward(weights, layout, both)
-    signals = _signals(layout, seen.outs, live, rule)
-    # Token t's gradients are left_t^T right_t (and those of v_t below them, if they count).
-    pairs = signals[0].shape[0]
-    left, right = _pull_back(weights, layout, signals, seen.pre[:pairs], k.dtype), both[:pairs]
-    share = jnp.tile(decays.end_m, pairs // k.shape[0])[:, None]
-    keep = jnp.tile(decays.keep, pairs // k.shape[0])[:, None]
-    row_share = share * left
-    if rule.rank1:
-        rows_m = None if momentum is None else momentum.rows
-        y = _projections(k, seen.pre[: k.shape[0]], rows_m, left, right, decays)
-        row_share = row_share.at[: k.shape[0]].add(decays.end[:, None] * y)
-
-    columns = [
-        slice(start, start + part.hidden) for part, (start, _) in zip(layout, _columns(layout), strict=True)
-    ]
-    hidden = [seen.hidden[:pairs, c] for c in columns]
-
-    def advance(w: jax.Array, m: jax.Array | None, taken: jax.Array, right: jax.Array) -> jax.Array:
-        new = decays.total.astype(w.dtype) * w - _outer(taken, right, w.dtype)
-        return new if m is None else new - decays.start_end.astype(w.dtype) * m
-
-    def gather(m: jax.Array, given: jax.Array, right: jax.Array) -> jax.Array:
-        return decays.keep_start.astype(m.dtype) * m + _outer(keep * given, right, m.dtype)
-
-    buffers = [None] * len(layout) if momentum is None else momentum.w_out
-    outs = zip(weights.w_out, buffers, signals, hidden, strict=True)
-    written = Stacked(
-        advance(weights.rows, None if momentum is None else momentum.rows, row_share, right),
-        tuple(advance(w, m, share * d, h) for w, m, d, h in outs),
-    )
-    if momentum is None:
-        return written, None
-    given = zip(momentum.w_out, signals, hidden, strict=True)
-    return written, Stacked(gather(momentum.rows, left, right), tuple(gather(m, d, h) for m, d, h in given))
+    group = Group(weights, momentum)
+    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live))
 
 
 def _pull_back(
-    weights: Stacked, layout: Layout, signals: tuple[jax.Array, ...], pre: jax.Array, dtype: jnp.dtype
+    products: Products, layout: Layout, signals: tuple[jax.Array, ...], pre: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
     """d loss / d (products with the stacked rows) [n, R] from d loss / d outputs [n, out] each."""
-    slope = _gelu_slope(pre[:, : _hidden(layout)])
-    pulled = zip(signals, weights.w_out, strict=True)
-    hidden = [_wide(d.astype(dtype) @ w.astype(dtype)) for d, w in pulled]
+    slope = _gelu_slope(pre[:, : hidden_units(layout)])
+    hidden = [products.back(("weights", i + 1), d, dtype) for i, d in enumerate(signals)]
     skips = [d for part, d in zip(layout, signals, strict=True) if part.skip]
     return jnp.concatenate([jnp.concatenate(hidden, 1) * slope, *skips], 1)
-
-
-def _outer(left: jax.Array, right: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """sum_t left_t right_t^T in `dtype`, multiplied in right's dtype."""
-    return jnp.matmul(left.astype(right.dtype).T, right, preferred_element_type=dtype)

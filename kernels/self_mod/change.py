@@ -1,0 +1,47 @@
+"""How much a chunk changes each matrix of a group, as a statistic, without a pass over the matrices.
+
+With W' = a W - l^T r and y = r W^T (which the write has computed anyway), of every row of W
+
+    |W' - W|^2 = (1 - a)^2 |W|^2 + 2 (1 - a) sum of l * y + sum of l * (r r^T) l,
+    |W'|^2     = a^2 |W|^2 - 2 a sum of l * y + sum of l * (r r^T) l.
+"""
+
+import jax
+import jax.numpy as jnp
+from hope_jax.kernels.self_mod.chunked import Factors
+from hope_jax.kernels.self_mod.group import Layout, Stacked, columns
+from hope_jax.kernels.self_mod.products import wide
+
+Squares = tuple[jax.Array, ...]
+"""Of each of `Stacked.matrices`: |row|^2, [O]."""
+
+
+def squares(weights: Stacked) -> Squares:
+    """Of the weights as they stand."""
+    return tuple(jnp.square(wide(w)).sum(1) for w in jax.lax.stop_gradient(weights.matrices()))
+
+
+def by_factors(factors: Factors, seen: list[jax.Array], before: Squares) -> tuple[Squares, Squares]:
+    """The squares of the change and of the weights after it, without momentum. seen: y by matrix [n, O]."""
+    a = jnp.exp(factors.log_total)
+    changes, after = [], []
+    for left, right, y, square in zip(factors.left, factors.right, seen, before, strict=True):
+        rows = wide(right)
+        written = jnp.sum(left * ((rows @ rows.T) @ left), 0)
+        across = jnp.sum(left * y[: left.shape[0]], 0)
+        changes.append((1 - a) ** 2 * square + 2 * (1 - a) * across + written)
+        after.append(a * a * square - 2 * a * across + written)
+    return tuple(changes), tuple(after)
+
+
+def norm(layout: Layout, changes: Squares) -> jax.Array:
+    """Sum over the memories' matrices of the Frobenius norm of the change, float32 []."""
+    rows, outs = changes[0], changes[1:]
+    parts = list(outs)
+    for part, (hidden, skip) in zip(layout, columns(layout), strict=True):
+        parts.append(rows[hidden : hidden + part.hidden])
+        if part.skip:
+            parts.append(rows[skip : skip + part.out])
+    # Rounding may leave a little less than nothing.
+    norms = [jnp.sqrt(jnp.maximum(jnp.sum(part), 0)) for part in parts]
+    return jax.lax.stop_gradient(sum(norms, jnp.zeros(()))).astype(jnp.float32)

@@ -1,0 +1,166 @@
+"""Products of a few rows with the big matrices of a group, and how their cotangents are gathered.
+
+A chunk multiplies each matrix W with several sets of rows, one after the other: what it reads, its keys and
+values, its errors. The gradient of W is the sum over these products of an outer product each; taken one by
+one, as JAX's derivative does, each is a pass over the whole matrix. So `Recorded` keeps the results of a
+chunk's products, `Replayed` gives them out again as the variables that the rest of the chunk is
+differentiated by, and `joined` turns all that concerns one matrix into a single product.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from hope_jax.kernels.self_mod.group import Stacked
+
+
+class Group(NamedTuple):
+    """Weights and momentum buffers (None without momentum)."""
+
+    weights: Stacked
+    momentum: Stacked | None
+
+
+Key: TypeAlias = tuple[str, int]
+"""("weights" or "momentum", index in `Stacked.matrices`)."""
+
+ROWS: Key = ("weights", 0)
+MOMENTUM_ROWS: Key = ("momentum", 0)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """In at least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def through(w: jax.Array, x: jax.Array) -> jax.Array:
+    """x w^T for few rows x [n, I] and w [O, I]: [n, O], multiplied in x's dtype, in at least float32.
+
+    As w x^T, with the transposed x fenced off: XLA would fold the transposes into one product again, which
+    on CPU is half as fast at 8 rows.
+    """
+    few = jax.lax.optimization_barrier(x.T)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return jax.lax.optimization_barrier(jnp.matmul(w.astype(x.dtype), few, preferred_element_type=dtype)).T
+
+
+def back(w: jax.Array, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """d w for few rows d [n, O] and w [O, I]: [n, I], multiplied in `dtype`, in at least float32."""
+    wanted = jnp.promote_types(dtype, jnp.float32)
+    return jnp.matmul(d.astype(dtype), w.astype(dtype), preferred_element_type=wanted)
+
+
+def outer(left: jax.Array, right: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """sum_t left_t right_t^T in `dtype`, multiplied in right's dtype."""
+    return jnp.matmul(left.astype(right.dtype).T, right, preferred_element_type=dtype)
+
+
+class Products:
+    """The products of one chunk with the matrices of a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def _matrix(self, key: Key) -> jax.Array:
+        stacked = getattr(self.group, key[0])
+        return stacked.matrices()[key[1]]
+
+    def through(self, key: Key, x: jax.Array) -> jax.Array:
+        """See `through`."""
+        return through(self._matrix(key), x)
+
+    def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        return back(self._matrix(key), d, dtype)
+
+
+class Recorded(Products):
+    """Products whose results are kept, in the order of the calls."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        self.results: list[jax.Array] = []
+
+    def through(self, key: Key, x: jax.Array) -> jax.Array:
+        """See `through`."""
+        self.results.append(super().through(key, x))
+        return self.results[-1]
+
+    def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        self.results.append(super().back(key, d, dtype))
+        return self.results[-1]
+
+
+class Replayed(Products):
+    """The same calls again: results come from a record and are differentiated as variables, rows in the usual
+    way. The matrices are constants: see `joined`."""
+
+    def __init__(self, group: Group, results: list[jax.Array]) -> None:
+        super().__init__(group)
+        self.results, self.rows = list(results), list[jax.Array]()
+        self.keys: list[tuple[Key, bool]] = []
+
+    def through(self, key: Key, x: jax.Array) -> jax.Array:
+        """See `through`."""
+        return self._again(key, x, True)
+
+    def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        return self._again(key, d.astype(dtype), False)
+
+    def _again(self, key: Key, rows: jax.Array, is_through: bool) -> jax.Array:
+        result = self.results[len(self.keys)]
+        self.keys.append((key, is_through))
+        self.rows.append(rows)
+        known = _known_through if is_through else _known_back
+        return known(result, self._matrix(key), rows)
+
+
+@jax.custom_vjp
+def _known_through(result: jax.Array, w: jax.Array, x: jax.Array) -> jax.Array:
+    del w, x
+    return result
+
+
+@jax.custom_vjp
+def _known_back(result: jax.Array, w: jax.Array, d: jax.Array) -> jax.Array:
+    del w, d
+    return result
+
+
+def _keep(result: jax.Array, w: jax.Array, rows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return result, (w, jnp.zeros((0,), rows.dtype))
+
+
+def _pull_through(
+    kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
+    w, like = kept
+    return cotangent, None, back(w, cotangent, like.dtype).astype(like.dtype)
+
+
+def _pull_back(kept: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    w, like = kept
+    return cotangent, None, through(w, cotangent.astype(like.dtype)).astype(like.dtype)
+
+
+_known_through.defvjp(_keep, _pull_through)
+_known_back.defvjp(_keep, _pull_back)
+
+
+def joined(
+    keys: list[tuple[Key, bool]], rows: list[jax.Array], cotangents: list[jax.Array]
+) -> dict[Key, tuple[jax.Array, jax.Array]]:
+    """Per matrix (left [n, O], right [n, I]): the products' share of its cotangent is left^T right.
+
+    keys: of each product, whether it was `through`. rows: what the matrix was multiplied with.
+    """
+    found: dict[Key, list[tuple[jax.Array, jax.Array]]] = {}
+    for (key, is_through), row, cotangent in zip(keys, rows, cotangents, strict=True):
+        low = cotangent.astype(row.dtype)
+        found.setdefault(key, []).append((low, row) if is_through else (row, low))
+    return {
+        key: (jnp.concatenate([p[0] for p in pairs]), jnp.concatenate([p[1] for p in pairs]))
+        for key, pairs in found.items()
+    }

@@ -1,0 +1,266 @@
+"""A pass over many chunks: each is read with what those before it wrote, and written; with its own backward.
+
+Backward. Chunk c of a matrix W reads y = W x with several x and writes W' = a W - l^T r (a: the decay of the
+chunk; l, r: rows). With G' = dL/dW' the cotangents are
+
+    dL/dl = -r G'^T,   dL/dr = -l G',   dL/d(log a) = a <G', W>,   G = a G' + sum over products of ybar^T x,
+
+all of them products with few rows but <G', W>, which is one number. It needs no pass over W and G' either:
+from the recursions of W and G, with s = <G, W> at a chunk's start and s' = <G', W'> at its end,
+
+    a <G', W> = s' - sum of l * dL/dl,   s = a <G', W> + sum over products of ybar * y.
+
+Saved are the weights before every `BLOCK_CHUNKS` chunks; of one block at a time the weights before each chunk
+and the results of its products are computed again. What remains, elementwise or C x C, JAX differentiates
+(`products.Replayed`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from hope_jax.kernels.self_mod import change
+from hope_jax.kernels.self_mod.chunked import Factors, Rule, Tokens, advance, factors_of_chunk, read
+from hope_jax.kernels.self_mod.group import Layout, of_matrices
+from hope_jax.kernels.self_mod.products import (
+    Group,
+    Products,
+    Recorded,
+    Replayed,
+    back,
+    joined,
+    outer,
+    through,
+    wide,
+)
+
+PyTree: TypeAlias = Any
+
+Make: TypeAlias = Callable[[PyTree, dict[str, jax.Array], PyTree], tuple[PyTree, Tokens]]
+"""(theta, what the memories read at a chunk's tokens, the tokens' other inputs) -> outputs, and the stream
+that the chunk is written with."""
+
+BLOCK_CHUNKS = 8
+"""Chunks that the backward pass computes again at once."""
+
+
+class Pass(NamedTuple):
+    """The constants of a pass. make: a pure function that closes over no array. chunk: tokens (C)."""
+
+    make: Make
+    layout: Layout
+    rule: Rule
+    chunk: int
+
+
+class Inputs(NamedTuple):
+    """x: [n, D], what the memories read. other: further inputs of `make`, leaves [n, ...]."""
+
+    x: jax.Array
+    other: PyTree
+
+
+def sweep(constants: Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple[Group, PyTree, jax.Array]:
+    """Reads and writes whole chunks in order, n of a multiple of `chunk` tokens.
+
+    theta: what `make` is differentiated by besides. Returns the group after the last write, the outputs of
+    `make` with leaves [n, ...], and the statistic [] sum over chunks and matrices of the Frobenius norm of
+    the change, which has no gradient.
+    """
+    chunks = inputs.x.shape[0] // constants.chunk
+    inner = min(chunks, BLOCK_CHUNKS)
+    whole = chunks // inner * inner if inner else 0
+    outs, norm, at = [], jnp.zeros((), jnp.float32), 0
+    for count, per_block in ((whole, inner), (chunks - whole, chunks - whole)):
+        if not count:
+            continue
+        size = (count // per_block, per_block, constants.chunk)
+        end = at + count * constants.chunk
+        part = jax.tree.map(lambda t: t[at:end].reshape(*size, *t.shape[1:]), inputs)  # noqa: B023
+        group, made, norms = _blocks(constants)(group, theta, part)
+        outs.append(jax.tree.map(lambda t: t.reshape(-1, *t.shape[3:]), made))
+        norm, at = norm + norms.sum(), end
+    return group, jax.tree.map(lambda *t: jnp.concatenate(t), *outs), norm
+
+
+class _Measured(NamedTuple):
+    """A group, and the squares of its weights (() with momentum)."""
+
+    group: Group
+    squares: change.Squares
+
+
+def _step(constants: Pass, products: Products, theta: PyTree, inputs: Inputs) -> tuple[PyTree, Factors]:
+    """Outputs and write of one chunk."""
+    reads = read(products, constants.layout, inputs.x)
+    outs, tokens = constants.make(theta, reads, inputs.other)
+    return outs, factors_of_chunk(products, constants.layout, tokens, constants.rule)
+
+
+def _blocks(constants: Pass) -> Callable[[Group, PyTree, Inputs], tuple[Group, PyTree, jax.Array]]:
+    """The pass over blocks of chunks, leaves of the inputs [blocks, chunks, C, ...], with its derivative."""
+
+    layout = constants.layout
+
+    def one(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[PyTree, jax.Array]]:
+        products = Recorded(at.group)
+        outs, factors = _step(constants, products, theta, inputs)
+        new = advance(at.group, factors)
+        if new.momentum is None:
+            # The second read of a chunk, that of its keys and values.
+            seen = products.results[len(factors.left) : 2 * len(factors.left)]
+            changes, after = change.by_factors(factors, seen, at.squares)
+        else:
+            changes, after = change.squares(jax.tree.map(jnp.subtract, new.weights, at.group.weights)), ()
+        return _Measured(new, after), (outs, change.norm(layout, changes))
+
+    def block(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[Any, Group]]:
+        end, made = jax.lax.scan(partial(one, theta), at, inputs)
+        return end, (made, at.group)
+
+    @jax.custom_vjp
+    def run(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Group, PyTree, jax.Array]:
+        return forward(group, theta, inputs)[0]
+
+    def forward(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
+        at = _Measured(group, () if group.momentum is not None else change.squares(group.weights))
+        (end, _), ((outs, norms), starts) = jax.lax.scan(partial(block, theta), at, inputs)
+        return (end, outs, norms), (starts, end, theta, inputs)
+
+    def backward(kept: Any, cotangents: tuple[Group, PyTree, jax.Array]) -> tuple[Group, PyTree, Inputs]:
+        starts, end, theta, inputs = kept
+        by_end, by_outs, _ = cotangents
+        along = _along(by_end.weights.matrices(), end.weights.matrices())
+        zero = jax.tree.map(jnp.zeros_like, theta)
+        (by_start, _, by_theta), by_inputs = jax.lax.scan(
+            partial(_block_backward, constants, theta),
+            (by_end, along, zero),
+            (starts, inputs, by_outs),
+            reverse=True,
+        )
+        return by_start, by_theta, by_inputs
+
+    run.defvjp(forward, backward)
+    return run
+
+
+_Carried: TypeAlias = tuple[Group, jax.Array, PyTree]
+"""Of the backward pass: G of the group, s, and what `theta` has gathered."""
+
+
+def _block_backward(
+    constants: Pass, theta: PyTree, carried: _Carried, xs: tuple[Group, Inputs, PyTree]
+) -> tuple[_Carried, Inputs]:
+    start, inputs, by_outs = xs
+
+    def again(group: Group, inputs: Inputs) -> tuple[Group, tuple[Group, list[jax.Array]]]:
+        products = Recorded(group)
+        _, factors = _step(constants, products, theta, inputs)
+        return advance(group, factors), (group, products.results)
+
+    _, (groups, results) = jax.lax.scan(again, start, inputs)
+    step = partial(_chunk_backward, constants, theta)
+    return jax.lax.scan(step, carried, (groups, results, inputs, by_outs), reverse=True)
+
+
+def _chunk_backward(
+    constants: Pass,
+    theta: PyTree,
+    carried: _Carried,
+    xs: tuple[Group, list[jax.Array], Inputs, PyTree],
+) -> tuple[_Carried, Inputs]:
+    by_group, along, gathered = carried
+    group, results, inputs, by_outs = xs
+    keys: list[Any] = []
+
+    def rest(
+        results: list[jax.Array], theta: PyTree, inputs: Inputs
+    ) -> tuple[tuple[PyTree, Factors], list[jax.Array]]:
+        products = Replayed(group, results)
+        made = _step(constants, products, theta, inputs)
+        keys.extend(products.keys)
+        return made, products.rows
+
+    (_, factors), pull, rows = jax.vjp(rest, results, theta, inputs, has_aux=True)
+    by_factors, by_start, along = _advance_backward(group, factors, by_group, along)
+    by_results, by_theta, by_inputs = pull((by_outs, by_factors))
+    # As in `advance`: all products with the old cotangents come before these are overwritten.
+    uses = jax.lax.optimization_barrier(joined(keys, rows, by_results))
+    for (kind, index), (left, right) in uses.items():
+        stacked = getattr(by_start, kind)
+        matrices = list(stacked.matrices())
+        matrices[index] = matrices[index] + outer(left, right, matrices[index].dtype)
+        by_start = by_start._replace(**{kind: of_matrices(tuple(matrices))})
+    for (key, _), result, cotangent in zip(keys, results, by_results, strict=True):
+        if key[0] == "weights":
+            along = along + jnp.sum(wide(cotangent) * wide(result)).astype(along.dtype)
+    gathered = jax.tree.map(jnp.add, gathered, by_theta)
+    return (by_start, along, gathered), by_inputs
+
+
+def _advance_backward(
+    group: Group, factors: Factors, by_new: Group, along: jax.Array
+) -> tuple[Factors, Group, jax.Array]:
+    """The cotangents of a chunk's factors and, of the group at its start, what does not come from its
+    products; and a <G', W>."""
+    weights, momentum = by_new
+    by_left = [-through(g, r) for g, r in zip(weights.matrices(), factors.right, strict=True)]
+    by_right = [
+        -back(g, left, r.dtype).astype(r.dtype)
+        for g, left, r in zip(weights.matrices(), factors.left, factors.right, strict=True)
+    ]
+    decayed = along - sum(
+        (jnp.sum(left * by) for left, by in zip(factors.left, by_left, strict=True)), jnp.zeros_like(along)
+    )
+    total = jnp.exp(factors.log_total)
+    by_weights = tuple(total.astype(g.dtype) * g for g in weights.matrices())
+    if momentum is None or group.momentum is None or factors.start is None:
+        by_factors = factors._replace(
+            log_total=decayed.astype(factors.log_total.dtype), left=tuple(by_left), right=tuple(by_right)
+        )
+        return by_factors, Group(of_matrices(by_weights), None), decayed
+    return _with_momentum(group, factors, by_new, decayed, by_left, by_right, by_weights)
+
+
+def _with_momentum(
+    group: Group,
+    factors: Factors,
+    by_new: Group,
+    decayed: jax.Array,
+    by_left: list[jax.Array],
+    by_right: list[jax.Array],
+    by_weights: tuple[jax.Array, ...],
+) -> tuple[Factors, Group, jax.Array]:
+    """The buffers' part: W' = .. - start m, m' = keep m + given^T r."""
+    assert group.momentum is not None and by_new.momentum is not None
+    assert factors.start is not None and factors.keep is not None and factors.given is not None
+    before, by_buffers = group.momentum.matrices(), by_new.momentum.matrices()
+    by_start = -_along(by_new.weights.matrices(), before)
+    start, keep = factors.start, factors.keep
+    by_given = tuple(through(b, r) for b, r in zip(by_buffers, factors.right, strict=True))
+    by_right = [
+        by + back(b, given, r.dtype).astype(r.dtype)
+        for by, b, given, r in zip(by_right, by_buffers, factors.given, factors.right, strict=True)
+    ]
+    by_before = tuple(
+        keep.astype(b.dtype) * b - start.astype(b.dtype) * g
+        for b, g in zip(by_buffers, by_new.weights.matrices(), strict=True)
+    )
+    decayed = decayed - start.astype(decayed.dtype) * by_start
+    by_factors = Factors(
+        log_total=decayed.astype(factors.log_total.dtype),
+        left=tuple(by_left),
+        right=tuple(by_right),
+        start=by_start.astype(start.dtype),
+        keep=_along(by_buffers, before).astype(keep.dtype),
+        given=by_given,
+    )
+    return by_factors, Group(of_matrices(by_weights), of_matrices(by_before)), decayed
+
+
+def _along(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
+    """Inner product over all matrices, in at least float32."""
+    zero = jnp.zeros((), jnp.promote_types(a[0].dtype, jnp.float32))
+    return sum((jnp.vdot(wide(x), wide(y)) for x, y in zip(a, b, strict=True)), zero)
