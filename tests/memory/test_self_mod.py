@@ -205,3 +205,24 @@ def test_without_a_fast_state_the_initial_weights_are_read_and_nothing_is_writte
     unwritten = read(params, x, replace(settings, chunk=99, chunk_memory=99))[0]
     np.testing.assert_allclose(one[0], unwritten, rtol=0, atol=1e-12)
     assert float(jnp.abs(unwritten - read(params, x, settings)[0])[4:].max()) > 1e-4
+
+
+def test_gradients_do_not_depend_on_blocks_calls_or_the_order_of_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eleven chunks in one call (a block of eight, and three) of a batch, one example after the other as wide
+    memories go, against each example alone in calls of two chunks."""
+    memory, _ = make(momentum=0.5, stopgrad_vhat=False)
+    params = make_params(memory)
+    batch = jnp.stack([inputs(), inputs()[::-1]])
+
+    def total(way: Any, params: Any, x: jax.Array) -> jax.Array:
+        return value(partial(way, memory), (params, x))
+
+    one_by_one = jax.jit(jax.grad(partial(total, in_calls), argnums=(0, 1)), compiler_options=QUICK)
+    wanted = [one_by_one(params, x) for x in batch]
+    monkeypatch.setattr("hope_jax.kernels.self_mod.chunk_pass.IN_TURN_WIDTH", 1)
+    together = jax.vmap(jax.grad(partial(total, in_one), argnums=(0, 1)), (None, 0))
+    got = jax.jit(together, compiler_options=QUICK)(params, batch)
+    for i, one in enumerate(wanted):
+        assert_close(jax.tree.map(lambda t: t[i], got), one, f"example {i}")  # noqa: B023

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from hope_jax.kernels.self_mod import change
 from hope_jax.kernels.self_mod.chunked import Factors, Rule, Tokens, advance, factors_of_chunk, read
+from hope_jax.kernels.self_mod.examples import in_turn
 from hope_jax.kernels.self_mod.group import Layout, of_matrices
 from hope_jax.kernels.self_mod.products import (
     Group,
@@ -44,6 +45,11 @@ that the chunk is written with."""
 
 BLOCK_CHUNKS = 8
 """Chunks that the backward pass computes again at once."""
+
+
+IN_TURN_WIDTH = 256
+"""Width from which the examples of a batch go one after the other on CPU (`examples.in_turn`); narrower
+matrices fit into the caches together."""
 
 
 class Pass(NamedTuple):
@@ -79,7 +85,7 @@ def sweep(constants: Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple
         size = (count // per_block, per_block, constants.chunk)
         end = at + count * constants.chunk
         part = jax.tree.map(lambda t: t[at:end].reshape(*size, *t.shape[1:]), inputs)  # noqa: B023
-        group, made, norms = _blocks(constants)(group, theta, part)
+        group, made, norms = _blocks(constants, inputs.x.shape[1])(group, theta, part)
         outs.append(jax.tree.map(lambda t: t.reshape(-1, *t.shape[3:]), made))
         norm, at = norm + norms.sum(), end
     return group, jax.tree.map(lambda *t: jnp.concatenate(t), *outs), norm
@@ -99,7 +105,9 @@ def _step(constants: Pass, products: Products, theta: PyTree, inputs: Inputs) ->
     return outs, factors_of_chunk(products, constants.layout, tokens, constants.rule)
 
 
-def _blocks(constants: Pass) -> Callable[[Group, PyTree, Inputs], tuple[Group, PyTree, jax.Array]]:
+def _blocks(
+    constants: Pass, width: int
+) -> Callable[[Group, PyTree, Inputs], tuple[Group, PyTree, jax.Array]]:
     """The pass over blocks of chunks, leaves of the inputs [blocks, chunks, C, ...], with its derivative."""
 
     layout = constants.layout
@@ -122,12 +130,16 @@ def _blocks(constants: Pass) -> Callable[[Group, PyTree, Inputs], tuple[Group, P
 
     @jax.custom_vjp
     def run(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Group, PyTree, jax.Array]:
-        return forward(group, theta, inputs)[0]
+        return over_blocks(group, theta, inputs)[0]
 
-    def forward(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
+    def over_blocks(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
         at = _Measured(group, () if group.momentum is not None else change.squares(group.weights))
         (end, _), ((outs, norms), starts) = jax.lax.scan(partial(block, theta), at, inputs)
-        return (end, outs, norms), (starts, end, theta, inputs)
+        return (end, outs, norms), (starts, end)
+
+    def forward(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
+        out, states = over_blocks(group, theta, inputs)
+        return out, (*states, theta, inputs)
 
     def backward(kept: Any, cotangents: tuple[Group, PyTree, jax.Array]) -> tuple[Group, PyTree, Inputs]:
         starts, end, theta, inputs = kept
@@ -142,6 +154,8 @@ def _blocks(constants: Pass) -> Callable[[Group, PyTree, Inputs], tuple[Group, P
         )
         return by_start, by_theta, by_inputs
 
+    if width >= IN_TURN_WIDTH:
+        over_blocks, backward = in_turn(over_blocks), in_turn(backward)
     run.defvjp(forward, backward)
     return run
 
