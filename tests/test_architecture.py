@@ -50,7 +50,7 @@ MODULES = modules()
 def floor(module: str) -> int:
     if module in CORE:
         return 0
-    if module in FRONT_WITHIN or module.endswith(".bench"):
+    if module in FRONT_WITHIN or module.endswith((".bench", ".numerics")):
         return 8
     return FLOORS.get(module.split(".")[0], 8)
 

@@ -89,12 +89,20 @@ def test_chunked_matches_naive(rule: Rule, size: tuple[int, float]) -> None:
     assert min(jax.tree.leaves(change)) > 1e-4, "a weight that no write changes tests nothing"
 
 
-@pytest.mark.parametrize(
-    "rule", [Rule("dot", False, True, 0.5), pytest.param(Rule(), marks=pytest.mark.nightly)], ids=str
-)
-def test_gradients_match_naive_with_tokens_left_out(rule: Rule) -> None:
-    group, buffers, tokens = make_group(0), make_group(2), make_tokens(5, 0.8)
-    live = np.array([True, False, True, True, False])
+LIVE = {"left_out": [True, False, True, True, False], "ragged": [True] * 11 + [False] * 2}
+QUICK_GRADIENT = (Rule("dot", False, True, 0.8), "left_out")
+GRADIENT_CASES = [
+    pytest.param(
+        *case, marks=() if case == QUICK_GRADIENT else pytest.mark.nightly, id=f"{case[1]}-{case[0]}"
+    )
+    for case in product(RULES, LIVE)
+]
+
+
+@pytest.mark.parametrize(("rule", "tail"), GRADIENT_CASES)
+def test_gradients_match_naive_with_tokens_left_out(rule: Rule, tail: str) -> None:
+    live = np.array(LIVE[tail])
+    group, buffers, tokens = make_group(0), make_group(2), make_tokens(len(live), 0.8)
     weight = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size).reshape(w.shape)), group)
 
     def value(write: Any, group: Any, buffers: Any, tokens: Tokens) -> jax.Array:
@@ -120,7 +128,8 @@ def test_tokens_that_are_not_live_change_nothing() -> None:
     assert_same(padded, write(group, buffers, first), 1e-12)
 
 
-def test_no_decay_overflows_in_float32() -> None:
+@pytest.mark.parametrize("size", [64, pytest.param(256, marks=pytest.mark.nightly)])
+def test_no_decay_overflows_in_float32(size: int) -> None:
     group = jax.tree.map(jnp.float32, make_group(0))
 
     def total(group: Any, tokens: Tokens) -> jax.Array:
@@ -128,7 +137,7 @@ def test_no_decay_overflows_in_float32() -> None:
 
     value_and_gradient = quick(jax.value_and_grad(total))
     for alpha in (1e-30, 0.5, 1.0):
-        value, gradient = value_and_gradient(group, jax.tree.map(jnp.float32, make_tokens(64, alpha)))
+        value, gradient = value_and_gradient(group, jax.tree.map(jnp.float32, make_tokens(size, alpha)))
         assert np.isfinite(value), alpha
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)), alpha
         assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))

@@ -69,6 +69,19 @@ OPTIONS = {
     "dot_without_decay": {"objective": "dot", "use_alpha": False, "projection_skip": False},
     "no_rank1_chunks_longer_than_calls": {"rank1": False, "chunk_size": 8, "chunk_size_memory": 12},
 }
+RULES = product(("l2", "dot"), (True, False), (True, False), (0.0, 0.5))
+FORMS = {
+    "q_conv": {"adaptive_q": True, "projection_skip": False, "conv_window": 3},
+    "no_alpha": {"use_alpha": False, "chunk_size": 3, "chunk_size_memory": 6, "online_chunk": 6},
+}
+NIGHTLY = {
+    f"{form}-{'-'.join(map(str, rule))}": {
+        **FORMS[form],
+        **dict(zip(("objective", "stopgrad_vhat", "rank1", "momentum"), rule, strict=True)),
+    }
+    for rule, form in product(RULES, FORMS)
+}
+ALL = OPTIONS | NIGHTLY
 
 
 def in_calls(memory: SelfMod, params: Any, x: jax.Array, reduce: Reduce = own) -> Any:
@@ -99,8 +112,8 @@ def in_one(memory: SelfMod, params: Any, x: jax.Array) -> Any:
 
 @cache
 def oracle(name: str) -> Any:
-    settings = make(**OPTIONS[name])[1]
-    out, weights, momentum = read(make_params(make(**OPTIONS[name])[0]), inputs(), settings)
+    memory, settings = make(**ALL[name])
+    out, weights, momentum = read(make_params(memory), inputs(), settings)
     return jax.tree.map(np.asarray, (out, weights, momentum if settings.momentum else {}))
 
 
@@ -114,13 +127,13 @@ QUICK_CASES = [
 ]
 CASES = [
     pytest.param(*case, marks=() if case in QUICK_CASES else pytest.mark.nightly)
-    for case in product(OPTIONS, WAYS)
+    for case in product(ALL, WAYS)
 ]
 
 
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_outputs_and_memories_match_the_loop_over_tokens(name: str, way: str) -> None:
-    memory, _ = make(**OPTIONS[name])
+    memory, _ = make(**ALL[name])
     params, wanted = make_params(memory), oracle(name)
     assert all(1e-3 < np.abs(w).max() < 1e3 for w in jax.tree.leaves(wanted[:2])), "dead or diverged"
     got = jax.jit(partial(WAYS[way], memory), compiler_options=QUICK)(params, inputs())
@@ -135,11 +148,11 @@ def value(way: Any, given: Any) -> jax.Array:
     return sum(jnp.sum(jnp.sin(leaf + 1)) for leaf in jax.tree.leaves(way(*given)[:2]))
 
 
-def gradient(name: str) -> tuple[Any, Any, Any]:
+def gradient(name: str, ragged: int = 0) -> tuple[Any, Any, Any]:
     """(params, x), production's gradient there, and the loop's value as a function of them. Tokens that read
-    the last but one write of M_memory follow it."""
-    memory, settings = make(**OPTIONS[name])
-    given = make_params(memory), inputs(max(2 * settings.chunk_memory, memory.online_chunk))
+    the last but one write of M_memory follow it, and `ragged` more begin another chunk."""
+    memory, settings = make(**ALL[name])
+    given = make_params(memory), inputs(max(2 * settings.chunk_memory, memory.online_chunk) + ragged)
     ours = jax.jit(jax.grad(partial(value, partial(in_calls, memory))), compiler_options=QUICK)
     return given, ours(given), partial(value, partial(read, settings=settings))
 
@@ -163,9 +176,9 @@ def test_gradients_through_the_writes_match_differences_of_the_loop() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ALL)
 def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None:
-    given, got, naive = gradient(name)
+    given, got, naive = gradient(name, ragged=1)
     assert_close(got, jax.tree.map(np.asarray, jax.grad(naive)(given)), "gradient")
 
 
