@@ -32,7 +32,7 @@ def describe(compiled: Compiled, topology: Topology, tokens: int, useful_flops: 
     counts, peaks = compiled.counts, topology.accelerator.peaks
     mine = tokens / topology.devices
     described: dict[str, Any] = {
-        "memory_bytes": {**compiled.memory._asdict(), "peak": compiled.memory.peak},
+        "memory_bytes": compiled.memory._asdict(),
         "capacity_bytes": peaks.memory if peaks else None,
         "fits": compiled.memory.peak <= peaks.memory if peaks else None,
         "matmul_flops": counts.flops,

@@ -1,13 +1,13 @@
 """The compiled pieces of a run: initial state, train step, evaluation, sampling."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
@@ -23,17 +23,21 @@ from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.training.sharding import make_mesh, replicated, shard_batch, shard_whole_batch
+from hope_jax.training.sharding import DATA_AXIS, make_mesh, replicated, shard_batch, shard_whole_batch
 from hope_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, PyTree]
 
 
 class Step:
-    """The pure step functions of one configuration."""
+    """The pure step functions of one configuration.
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    mesh: devices over which the batch is split; None: one device, or as the compiler likes.
+    """
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh | None = None) -> None:
         self.config = config
+        self.mesh = mesh
         self.model = HopeModel(assemble.model_spec(config))
         self.rule: OnlineRule = assemble.online_rule(config)
         self.schedule = assemble.teach_schedule(config)
@@ -78,11 +82,36 @@ class Step:
         return mode(state, batch, self.schedule(state.step))
 
     def _train_stream(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
-        fast = self._start(state, batch)
+        gradient, sums, stats = self._stream_gradient()(state.params, batch, schedule)
+        new_state, grad_norm = self._outer_step(state, gradient, sums)
+        return new_state, self._metrics(state, sums, grad_norm, stats)
+
+    def _stream_gradient(self) -> Callable[[PyTree, Batch, Array], tuple[PyTree, Sums, PyTree]]:
+        """(params, batch, schedule) -> the outer gradient and the sums over the batch, and the statistics of
+        the writes. Where examples do not see each other, each device adds up its own, and they meet once a
+        step; left to the compiler they would meet in every layer of every online chunk."""
         gradients = through_writes_gradients if self.mode == "through_writes" else online_gradients
-        gradient, result = gradients(self.model, self.rule, state.params, fast, batch, schedule)
-        new_state, grad_norm = self._outer_step(state, gradient, result.sums)
-        return new_state, self._metrics(state, result.sums, grad_norm, result.stats)
+
+        def own(params: PyTree, batch: Batch, schedule: Array) -> tuple[PyTree, Sums, PyTree]:
+            fast = self.model.init_fast_state(params, batch.tokens.shape[0])
+            gradient, result = gradients(self.model, self.rule, params, fast, batch, schedule)
+            return gradient, result.sums, result.stats
+
+        def summed(params: PyTree, batch: Batch, schedule: Array) -> tuple[PyTree, Sums, PyTree]:
+            gradient, sums, stats = own(params, batch, schedule)
+            return *jax.lax.psum((gradient, sums), DATA_AXIS), stats
+
+        together = self.model.spec.scope == "batch" or self.rule.teach.batch_mean
+        if self.mesh is None or self.mesh.size == 1 or together:
+            return own
+        everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        return jax.shard_map(
+            summed,
+            mesh=self.mesh,
+            in_specs=(everywhere, rows, everywhere),
+            out_specs=(everywhere, everywhere, PartitionSpec(None, DATA_AXIS)),
+            check_vma=False,
+        )
 
     def _train_two_pass(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
         fast = self._start(state, batch)
@@ -175,8 +204,8 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
             f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {vocab_size} "
             f"tokens; set --config.model.vocab_size={vocab_size} or larger"
         )
-    step = Step(config)
     mesh = make_mesh()
+    step = Step(config, mesh)
     everywhere = replicated(mesh)
     init = jax.jit(step.init, out_shardings=everywhere)
     train = jit_train(step, mesh)
