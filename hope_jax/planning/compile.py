@@ -25,8 +25,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 class Memory(NamedTuple):
     """Bytes on each device, by the compiler. aliased: of the outputs, in the place of arguments (the donated
-    state). peak: what has to fit: on TPUs the compiler's peak and the code, as temporaries are not all there
-    at once; elsewhere arguments + outputs - aliased + temporaries + code, as temporaries are one allocation."""
+    state). peak: what has to fit: on TPUs the compiler's peak and the code, as temporaries are not all
+    there at once; elsewhere arguments + outputs - aliased + temporaries + code, as temporaries are one
+    allocation."""
 
     arguments: float
     outputs: float
