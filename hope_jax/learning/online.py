@@ -20,9 +20,13 @@ from hope_jax.learning import teach
 from hope_jax.learning.loss import read_loss
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
-from hope_jax.models import documents
+from hope_jax.models import documents, tapping
 from hope_jax.models.lm import Carry, HopeModel, ReadOutput
+from hope_jax.models.tapping import Taps
 from hope_jax.types import Array, Batch, PyTree
+
+GRADIENT_ROWS = 256
+"""Rows, of all examples, whose share of a matrix's outer gradient is one product."""
 
 
 class OnlineRule(NamedTuple):
@@ -80,10 +84,14 @@ def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tok
     """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`."""
     taps = model.init_taps(batch_size, rule.chunk_size)
     tokens_bn = jnp.zeros((batch_size, rule.chunk_size), jnp.int32)
-    trace = jax.eval_shape(
-        lambda key: model.read(model.init_params(key), {}, None, tokens_bn, tokens_bn).trace,
-        jax.random.key(0),
-    )
+
+    def recorded(key: Array) -> PyTree:
+        params = model.init_params(key)
+        trace = model.read(params, {}, None, tokens_bn, tokens_bn).trace
+        taps = model.init_gradient_taps(params, *tokens_bn.shape, memories_only=True)
+        return model.recorded(trace, taps)
+
+    trace = jax.eval_shape(recorded, jax.random.key(0))
     carry = model.init_carry(batch_size, tokens)
     pending = PendingWrite(
         trace=jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), trace),
@@ -125,12 +133,17 @@ def online_gradients(
 
     def body(carried: tuple[StreamState, PyTree], chunks: Batch) -> tuple[tuple[StreamState, PyTree], None]:
         state, gradient = carried
-        state, g = _cut(model, rule, params, state, chunks, nothing, schedule)
+        if cut == rule.chunk_size:
+            state, g = _cuts_of_one_chunk(model, rule, params, state, chunks, schedule)
+        else:
+            state, g = _cut(model, rule, params, state, chunks, nothing, schedule)
         return (state, trees.add(gradient, g)), None
 
     if whole.tokens.shape[1]:
-        chunks = _chunks(whole, cut // rule.chunk_size, rule.chunk_size)
-        carried, _ = jax.lax.scan(body, carried, chunks)
+        together = cut // rule.chunk_size
+        if cut == rule.chunk_size:
+            together = _chunks_together(whole.tokens.shape, rule.chunk_size)
+        carried, _ = jax.lax.scan(body, carried, _chunks(whole, together, rule.chunk_size))
     state, gradient = carried
     if rest.tokens.shape[1]:
         whole, tail = _split(rest, rule.chunk_size)
@@ -234,8 +247,8 @@ def _cut(
     gradient: the state after them and their outer gradient."""
     ragged = tail.tokens.shape[1] > 0
     if chunks.tokens.shape[0] + ragged == 1:
-        chunk = tail if ragged else jax.tree.map(lambda t: t[0], chunks)
-        return _cut_of_one_chunk(model, rule, params, state, chunk, schedule)
+        only = jax.tree.map(lambda t: t[None], tail) if ragged else chunks
+        return _cuts_of_one_chunk(model, rule, params, state, only, schedule)
 
     def loss(params: PyTree) -> tuple[Array, StreamState]:
         def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
@@ -264,21 +277,63 @@ def _cut(
     return trees.stop_gradient(end), gradient
 
 
-def _cut_of_one_chunk(
-    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
-) -> tuple[StreamState, PyTree]:
-    """K = N: one backward pass gives the outer gradient and the teach signal."""
+def _chunks_together(shape: tuple[int, ...], chunk_size: int) -> int:
+    """Of a stream [B, T] in whole chunks, how many chunks' factors of the gradient are multiplied at once: as
+    many as have about `GRADIENT_ROWS` rows, and divide the number of chunks."""
+    chunks = shape[1] // chunk_size
+    most = max(1, GRADIENT_ROWS // (shape[0] * chunk_size))
+    return max(d for d in range(1, min(most, chunks) + 1) if chunks % d == 0)
 
-    def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
-        at = state._replace(fast=model.rebase(params, state.fast))
-        fast, stats = write_pending(model, rule, model.hold_for_write(params), at)
-        out, losses = _read(model, rule, params, fast, state.carry, chunk, taps)
+
+def _cuts_of_one_chunk(
+    model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunks: Batch, schedule: Array
+) -> tuple[StreamState, PyTree]:
+    """Chunks [m, B, N] with K = N: the state after them and their outer gradient. That of matrices is made of
+    the rows of all chunks."""
+    gradient_taps = model.init_gradient_taps(params, *chunks.tokens.shape[1:])
+
+    def body(carried: tuple[StreamState, PyTree], chunk: Batch) -> tuple[Any, tuple[Taps, Array]]:
+        state, plain = carried
+        state, (by_plain, factors), hidden = _cut_of_one_chunk(
+            model, rule, params, gradient_taps, state, chunk, schedule
+        )
+        return (state, trees.add(plain, by_plain)), (factors, hidden)
+
+    start = (state, trees.zeros_like(tapping.without(params, gradient_taps)))
+    if chunks.tokens.shape[0] > 1:
+        (state, plain), made = jax.lax.scan(body, start, chunks)
+    else:  # without a loop: a stream's last chunk may be shorter than what the state expects
+        (state, plain), made = body(start, jax.tree.map(lambda t: t[0], chunks))
+        made = jax.tree.map(lambda t: t[None], made)
+    factors, hidden = made
+    return state, tapping.gradient(params, plain, factors, chunks.tokens, hidden)
+
+
+def _cut_of_one_chunk(
+    model: HopeModel,
+    rule: OnlineRule,
+    params: PyTree,
+    gradient_taps: Taps,
+    state: StreamState,
+    chunk: Batch,
+    schedule: Array,
+) -> tuple[StreamState, tuple[PyTree, Taps], Array]:
+    """One backward pass gives the outer gradient (of tapped parameters as factors), the teach signal and the
+    factors of the memories' writes. Also what the head has read."""
+
+    def loss(plain: PyTree, gradient_taps: Taps, taps: Any) -> tuple[Array, Any]:
+        tapped = tapping.attach(params, plain, gradient_taps)
+        at = state._replace(fast=model.rebase(tapped, state.fast))
+        fast, stats = write_pending(model, rule, model.hold_for_write(tapped), at)
+        out, losses = _read(model, rule, tapped, fast, state.carry, chunk, taps)
         return losses.total, (out, losses, stats)
 
-    taps = model.init_taps(*chunk.tokens.shape)
-    (gradient, raw), (out, losses, stats) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
-    state = state._replace(stats=stats)
-    return _after_read(model, rule, state, chunk, out, losses, raw, schedule), gradient
+    plain, taps = tapping.without(params, gradient_taps), model.init_taps(*chunk.tokens.shape)
+    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (by_plain, factors, raw), (out, losses, stats) = grad(plain, gradient_taps, taps)
+    state, recorded = state._replace(stats=stats), model.recorded(out.trace, factors)
+    state = _after_read(model, rule, state, chunk, out._replace(trace=recorded), losses, raw, schedule)
+    return state, (by_plain, factors), out.hidden
 
 
 def read_and_teach(
@@ -301,11 +356,16 @@ def read_and_signal(
 ) -> tuple[StreamState, ReadOutput]:
     """`read_chunk`, and what was read."""
 
-    def loss(taps: Any) -> tuple[Array, Any]:
-        out, losses = _read(model, rule, params, state.fast, state.carry, chunk, taps)
+    def loss(taps: Any, gradient_taps: Taps) -> tuple[Array, Any]:
+        tapped = tapping.attach(params, params, gradient_taps)
+        out, losses = _read(model, rule, tapped, state.fast, state.carry, chunk, taps)
         return losses.total, (out, losses)
 
-    raw, (out, losses) = jax.grad(loss, has_aux=True)(model.init_taps(*chunk.tokens.shape))
+    taps = model.init_taps(*chunk.tokens.shape)
+    gradient_taps = model.init_gradient_taps(params, *chunk.tokens.shape, memories_only=True)
+    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (raw, factors), (out, losses) = grad(taps, gradient_taps)
+    out = out._replace(trace=model.recorded(out.trace, factors))
     return _after_read(model, rule, state, chunk, out, losses, raw, schedule), out
 
 

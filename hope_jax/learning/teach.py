@@ -50,12 +50,15 @@ class TeachSchedule(NamedTuple):
         return value
 
 
-def clip_per_token(signal: Array, max_norm: float) -> Array:
-    """signal / max(|signal_t| / max_norm, 1) over the last axis; max_norm 0: unchanged."""
-    if not max_norm:
-        return signal
+def clip_factor(signal: Array, max_norm: float) -> Array:
+    """1 / max(|signal_t| / max_norm, 1) over the last axis [..., 1]; max_norm 0: 1."""
     norm = trees.safe_norm(signal, axis=-1, keepdims=True)
-    return signal / jnp.maximum(norm / max_norm, 1.0)
+    return 1 / jnp.maximum(norm / max_norm, 1.0) if max_norm else jnp.ones_like(norm)
+
+
+def clip_per_token(signal: Array, max_norm: float) -> Array:
+    """The signal times its `clip_factor`."""
+    return signal * clip_factor(signal, max_norm)
 
 
 def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array | float) -> WriteSignal:
@@ -71,11 +74,14 @@ def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array 
         scale = scale / jnp.maximum(losses.supervised_bt.sum(), 1)
     scaled = jax.tree.map(lambda t: t * scale, raw)
     surprise, counted = _surprise(rule, scaled["block"], losses)
-    final = jax.tree.map(lambda t: clip_per_token(t * schedule, rule.clip).astype(t.dtype), scaled)
-    block = final.pop("block")
+    factor = jax.tree.map(lambda t: (schedule * clip_factor(t * schedule, rule.clip)).astype(t.dtype), scaled)
+    final = jax.tree.map(jnp.multiply, scaled, factor)
+    gain = jax.tree.map(lambda f: (scale * f)[..., 0], factor)
+    block, _ = final.pop("block"), gain.pop("block")
     return WriteSignal(
         block=block,
         own=final,
+        gain=gain,
         surprise_n=surprise,
         counted_n=counted,
         active_n=(block != 0).any(-1),
@@ -95,9 +101,11 @@ def zero_signal(taps: dict[str, Any]) -> WriteSignal:
     """The signal of a chunk that teaches nothing. taps: as `HopeModel.init_taps` gives them."""
     block = taps["block"]
     none = jnp.zeros(block.shape[:-1], bool)
+    own = {name: tap for name, tap in taps.items() if name != "block"}
     return WriteSignal(
         block=block,
-        own={name: tap for name, tap in taps.items() if name != "block"},
+        own=own,
+        gain=jax.tree.map(lambda t: t[..., 0], own),
         surprise_n=jnp.zeros(none.shape, block.dtype),
         counted_n=none,
         active_n=none,

@@ -92,6 +92,18 @@ class Cms:
             x = self._read_level(spec.name, params, fast, x, taps)
         return x, trace
 
+    def recorded(self, trace: dict[str, Array], factors: PyTree) -> dict[str, Array | WriteFactors]:
+        """Under own-output signals the gradient of a write is, token by token, a multiple of the read's: its
+        factors take the place of the level's input. (`dgd` needs outputs too, and reads again.)"""
+        if not self.own_output:
+            return dict(trace)
+        return {
+            spec.name: trace[spec.name]
+            if spec.optimizer == "dgd"
+            else mlp_memory.factors_of_read(factors[spec.name])
+            for spec in self.levels
+        }
+
     def _read_level(
         self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
     ) -> Array:
@@ -104,33 +116,42 @@ class Cms:
         self,
         params: PyTree,
         fast: dict[str, PyTree],
-        trace: dict[str, Array],
+        trace: dict[str, Array | WriteFactors],
         signal: WriteSignal,
         *,
         position: Array,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
-        """Writes every level with one chunk; see `Memory.write`."""
+        """Writes every level with one chunk; see `Memory.write`. trace: of `read`, or `recorded`."""
         mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
         new_fast: dict[str, PyTree] = {}
         stats: dict[str, WriteStats] = {}
         for spec in self.levels:
             name = spec.name
-            teach = signal.own[name] if self.own_output else signal.block
-            factors = mlp_memory.write_factors(
-                params[name],
-                fast[name].delta,
-                trace[name],
-                jnp.where(mask[:, None], teach, 0),
-                output_clip=self.output_clip,
-            )
-            chunk = LevelChunk(factors, mask, signal._replace(own={}))
+            factors = self._factors(params[name], fast[name].delta, trace[name], signal, mask, name)
+            chunk = LevelChunk(factors, mask, signal._replace(own={}, gain={}))
             new_fast[name], written = self._write_level(
                 spec, params[name], fast[name], chunk, position=position, reduce=reduce, last=last
             )
             stats |= written
         return new_fast, stats
+
+    def _factors(
+        self,
+        params: PyTree,
+        delta: PyTree,
+        trace: Array | WriteFactors,
+        signal: WriteSignal,
+        mask: Array,
+        name: str,
+    ) -> WriteFactors:
+        """Of the gradient of one level's write, zero where mask (bool [n]) is False."""
+        if isinstance(trace, WriteFactors):
+            return mlp_memory.with_gain(trace, jnp.where(mask, signal.gain[name], 0))
+        teach = signal.own[name] if self.own_output else signal.block
+        teach = jnp.where(mask[:, None], teach, 0)
+        return mlp_memory.write_factors(params, delta, trace, teach, output_clip=self.output_clip)
 
     def _rules(self) -> WriteRules:
         return WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)

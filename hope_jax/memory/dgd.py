@@ -33,6 +33,8 @@ def factors(plain: WriteFactors, lr: float, mask: Array, *, biases: bool) -> Wri
     forgets nothing. biases: the maps have them.
     """
 
+    assert plain.h is not None and plain.o is not None
+
     def at_output(x: Array, y: Array, g: Array) -> Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         size = jnp.square(x.astype(wide)).sum(-1, keepdims=True) + biases

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.cms_write import root
+from hope_jax.memory.tapped import Factors, multiply
 from hope_jax.types import Array
 
 FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
@@ -29,15 +30,31 @@ class WriteFactors(NamedTuple):
 
     z: [n, D] LayerNorm output; g_h: [n, H] cotangent of the hidden pre-activation;
     a: [n, H] hidden activation; g_o: [n, D] cotangent of the MLP's output.
-    h: [n, H] pre-activation and o: [n, D] output (before any clip), where the cotangents stand.
+    h: [n, H] pre-activation and o: [n, D] output (before any clip), where the cotangents stand; None where
+    the factors are those of a read.
     """
 
     z: Array
     g_h: Array
     a: Array
     g_o: Array
-    h: Array
-    o: Array
+    h: Array | None
+    o: Array | None
+
+
+def factors_of_read(factors: dict[str, Factors]) -> WriteFactors:
+    """What a read's backward pass has found at the memory's tapped matrices, as factors of a write."""
+    up, down = factors["w_up"], factors["w_down"]
+    return WriteFactors(z=up.rows, g_h=up.cotangents, a=down.rows, g_o=down.cotangents, h=None, o=None)
+
+
+def with_gain(factors: WriteFactors, gain_n: Array) -> WriteFactors:
+    """The factors of the gradient at cotangents gain_n times as large."""
+
+    def scaled(g: Array) -> Array:
+        return (gain_n[:, None] * g).astype(g.dtype)
+
+    return factors._replace(g_h=scaled(factors.g_h), g_o=scaled(factors.g_o))
 
 
 def fast_weights(params: Weights) -> Weights:
@@ -67,7 +84,7 @@ def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> 
     Two products rather than one with the sum: a small delta survives in bfloat16, and the gradient of W
     needs no per-example copy of the matrix.
     """
-    y = x @ params[w].astype(x.dtype)
+    y = multiply(x, params[w])
     if delta is not None:
         y = y + x @ delta[w].astype(x.dtype)
     if b in params:

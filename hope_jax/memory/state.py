@@ -30,6 +30,7 @@ class WriteSignal(NamedTuple):
         `HopeModel.write` it holds one such mapping for each memory, by name.
     surprise_n: [n] surprise per token; counted_n: bool [n] tokens that it is averaged over.
     active_n: bool [n] tokens with a teach signal (m_t of SPEC §2.1).
+    gain: level name -> [n] what the cotangent at that level's own output was multiplied with.
     """
 
     block: Array
@@ -37,6 +38,7 @@ class WriteSignal(NamedTuple):
     surprise_n: Array
     counted_n: Array
     active_n: Array
+    gain: dict[str, Any] = {}
 
 
 class WriteStats(NamedTuple):
@@ -94,6 +96,13 @@ class Memory(Protocol):
 
     def taps(self) -> tuple[str, ...]:
         """Names of the outputs at which this memory wants its own teach signal."""
+        ...
+
+    def recorded(self, trace: PyTree, factors: PyTree) -> PyTree:
+        """The trace of a read with what its backward pass has found of the write's gradient.
+
+        factors: tree like the parameters, `hope_jax.memory.tapped.Factors` at the matrices.
+        """
         ...
 
     def write(

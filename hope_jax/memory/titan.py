@@ -20,6 +20,7 @@ from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
+from hope_jax.memory.tapped import multiply
 from hope_jax.types import Array, PyTree
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
@@ -87,6 +88,11 @@ class Titan:
             y = y + taps[name].astype(y.dtype)
         return y, x
 
+    def recorded(self, trace: Array, factors: PyTree) -> Array:
+        """As it is: the write has another cotangent than the read."""
+        del factors
+        return trace
+
     def write(
         self,
         params: PyTree,
@@ -141,7 +147,7 @@ def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach
     dtype = key.dtype
     h = jnp.concatenate([key, value.astype(dtype), teach.astype(dtype)], axis=-1)
     for i in (1, 2, 3):
-        h = h @ params[f"w_{i}"].astype(dtype)
+        h = multiply(h, params[f"w_{i}"])
         if f"b_{i}" in params:
             h = h + params[f"b_{i}"].astype(dtype)
         if i < 3:

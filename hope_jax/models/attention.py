@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax.kernels.causal_conv import causal_conv
+from hope_jax.memory.tapped import multiply
 from hope_jax.models import layers
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
@@ -129,7 +130,7 @@ class Attention(nn.Module):
     def _project(self, name: str, x_nd: Array, *, residual: bool = False) -> Array:
         spec = self.spec
         init = layers.matrix_init(spec, residual=residual)
-        return x_nd @ self.param(name, init, (spec.dim, spec.dim), spec.param_dtype).astype(x_nd.dtype)
+        return multiply(x_nd, self.param(name, init, (spec.dim, spec.dim), spec.param_dtype))
 
     def _heads(self, inputs_nd: Array, context: ReadContext) -> tuple[Array, Array, Array]:
         """Query, key, value [n, heads, K], normalised and rotated as the style says."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax.memory.mlp_memory import layer_norm
+from hope_jax.memory.tapped import multiply
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
 
@@ -131,7 +132,7 @@ class SwiGlu(nn.Module):
 
         def project(name: str, v: Array, columns: int, *, residual: bool = False) -> Array:
             init, shape = matrix_init(spec, residual=residual), (v.shape[-1], columns)
-            return v @ self.param(name, init, shape, spec.param_dtype).astype(v.dtype)
+            return multiply(v, self.param(name, init, shape, spec.param_dtype))
 
         gated = jax.nn.silu(project("w_gate", z, hidden)) * project("w_up", z, hidden)
         return x_nd + project("w_down", gated, spec.dim, residual=True)
@@ -150,5 +151,5 @@ class Mlp(nn.Module):
         w_up = self.param("w_up", matrix_init(spec), up_shape, spec.param_dtype)
         w_down = self.param("w_down", matrix_init(spec, residual=True), down_shape, spec.param_dtype)
         z = norm(self, spec, x_nd)
-        hidden = z @ w_up.astype(x_nd.dtype)
-        return x_nd + jax.nn.gelu(hidden, approximate=False) @ w_down.astype(x_nd.dtype)
+        hidden = jax.nn.gelu(multiply(z, w_up), approximate=False)
+        return x_nd + multiply(hidden, w_down)

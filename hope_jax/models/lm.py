@@ -18,7 +18,7 @@ from flax import linen as nn
 from hope_jax import trees
 from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.state import Memory, StreamMemory, WriteSignal, WriteStats
-from hope_jax.models import documents, layers
+from hope_jax.models import documents, layers, tapping
 from hope_jax.models.attention import ReadContext, enter
 from hope_jax.models.blocks import ATTENTION, BlockRead, join_cache, split_cache
 from hope_jax.models.registry import VARIANTS
@@ -74,7 +74,7 @@ class Lm(nn.Module):
         """Output of the final norm, and what the blocks leave, stacked: leaves [L, ...]."""
         spec = self.spec
         embed = self.param("embed", layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
-        x_nd = embed[tokens_n].astype(spec.dtype)
+        x_nd = tapping.look_up(embed, tokens_n, spec.dtype)
         read_blocks = nn.scan(
             _read_block,
             variable_axes={"params": 0},
@@ -182,6 +182,24 @@ class HopeModel:
             taps[name] = {tap: jnp.zeros(shape, dtype) for tap in memory.taps()}
         return taps
 
+    def init_gradient_taps(
+        self, params: PyTree, batch_size: int, tokens: int, *, memories_only: bool = False
+    ) -> tapping.Taps:
+        """Taps for a read of [batch_size, tokens] of the parameters whose gradient comes as factors.
+
+        memories_only: of the memories that teach signals write.
+        """
+        modules = set(self.memories() if memories_only else params["blocks"]) - set(self.stream_memories())
+        shape = (batch_size, tokens)
+        return tapping.init_taps(params, modules, shape, self.spec.dtype, embed=not memories_only)
+
+    def recorded(self, trace: dict[str, PyTree], factors: tapping.Taps) -> dict[str, PyTree]:
+        """The trace of a read whose memories were tapped, for `write`."""
+        return {
+            name: memory.recorded(trace[name], factors.blocks[name])
+            for name, memory in self.memories().items()
+        }
+
     def read(
         self,
         params: PyTree,
@@ -217,7 +235,14 @@ class HopeModel:
             carry_axes = 0
 
         def one(
-            tokens_n: Array, fast: PyTree, cache: Any, taps: Any, segments_n: Array, seen: Any, clock: Any
+            params: PyTree,
+            tokens_n: Array,
+            fast: PyTree,
+            cache: Any,
+            taps: Any,
+            segments_n: Array,
+            seen: Any,
+            clock: Any,
         ) -> Any:
             context = ReadContext(position, segments_n, None if carry is None else seen, clock)
             return module.apply({"params": params}, tokens_n, fast, cache, taps, context)
@@ -225,10 +250,10 @@ class HopeModel:
         block_axes: dict[str, Any] = {**dict.fromkeys(BlockRead._fields, 1), "written": self._fast_axis}
         hidden, blocks = jax.vmap(
             one,
-            in_axes=(0, self._fast_axis, 1, 1, 0, carry_axes, 0),
+            in_axes=(tapping.example_axes(params), 0, self._fast_axis, 1, 1, 0, carry_axes, 0),
             out_axes=(0, BlockRead(**block_axes)),
             axis_name=EXAMPLES,
-        )(tokens, fast, cache, taps or {}, segment_ids, segments, clock)
+        )(params, tokens, fast, cache, taps or {}, segment_ids, segments, clock)
         if carry is not None:
             cache = blocks.cache
             if ATTENTION in cache:
@@ -238,7 +263,7 @@ class HopeModel:
 
     def head(self, params: PyTree) -> Array:
         """The matrix [V, D] that makes logits of what is read: the embedding."""
-        return params["embed"]
+        return tapping.embedding(params)
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         """Logits [..., V], float32 at least, of `ReadOutput.hidden` [..., D]. A loss needs none of them
@@ -264,7 +289,7 @@ class HopeModel:
         if not self.spec.reset_at_document:
             return fast, carry
         begins_b = (self.clock(carry, segment_ids) == 0) & (carry.position > 0)
-        empty = self.init_fast_state(params, len(segment_ids))
+        empty = self.init_fast_state(tapping.values(params), len(segment_ids))
         fast = {name: documents.select(begins_b, empty[name], state) for name, state in fast.items()}
         local, buffers = split_cache(carry.cache)
         local = documents.select(begins_b, trees.zeros_like(local), local)
@@ -298,7 +323,9 @@ class HopeModel:
                     layer_params[name],
                     layer_fast[name],
                     layer_trace[name],
-                    layer_signal._replace(own=layer_signal.own.get(name, {})),
+                    layer_signal._replace(
+                        own=layer_signal.own.get(name, {}), gain=layer_signal.gain.get(name, {})
+                    ),
                     position=position,
                     reduce=self.spec.reduce,
                     last=last,
@@ -307,30 +334,31 @@ class HopeModel:
             }
             return None, ({k: w[0] for k, w in written.items()}, {k: w[1] for k, w in written.items()})
 
-        block_params = {name: params["blocks"][name] for name in memories}
+        own_params = {name: params["blocks"][name] for name in memories}
 
-        def one(fast: PyTree, trace: PyTree, signal: WriteSignal, position: Array) -> Any:
-            over = (block_params, fast, trace, signal)
+        def one(own_params: PyTree, fast: PyTree, trace: PyTree, signal: WriteSignal, position: Array) -> Any:
+            over = (own_params, fast, trace, signal)
             return jax.lax.scan(partial(layer, position), None, over)[1]
 
         axis = self._fast_axis
         before = {name: fast[name] for name in memories}
         written, stats = jax.vmap(
             one,
-            in_axes=(axis, 1, 1, 0 if position.ndim else None),
+            in_axes=(tapping.block_axes(own_params), axis, 1, 1, 0 if position.ndim else None),
             out_axes=(axis, 1),
             axis_name=EXAMPLES,
-        )(before, trace, signal, position)
+        )(own_params, before, trace, signal, position)
         return {**fast, **written}, stats
 
     def hold_for_write(self, params: PyTree) -> PyTree:
         """The parameters with all but those that act through writes alone held constant (SPEC §4: writes
         are cut, yet SelfModifier and gates learn through them, to first order)."""
-        blocks = dict(trees.stop_gradient(params["blocks"]))
+        held = trees.stop_gradient(tapping.values(params))
+        blocks = dict(held["blocks"])
         for name, memory in self.memories().items():
             live = {key: params["blocks"][name][key] for key in memory.write_only if key in blocks[name]}
             blocks[name] = {**blocks[name], **live}
-        return {**trees.stop_gradient(params), "blocks": blocks}
+        return {**held, "blocks": blocks}
 
     def rebase(self, params: PyTree, fast: dict[str, PyTree]) -> dict[str, PyTree]:
         """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas

@@ -49,7 +49,11 @@ def logits_of(hidden: jax.Array, head_vd: jax.Array) -> jax.Array:
 
 
 def cross_entropy(
-    hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array, block_logits: int = BLOCK_LOGITS
+    hidden_btd: jax.Array,
+    head_vd: jax.Array,
+    targets_bt: jax.Array,
+    block_logits: int = BLOCK_LOGITS,
+    errors_btv: jax.Array | None = None,
 ) -> CrossEntropy:
     """Cross-entropy of each position's target under softmax(hidden @ head^T).
 
@@ -57,30 +61,39 @@ def cross_entropy(
     and accumulation in float32 at least; products take their operands in the compute dtype. Can be
     differentiated (in reverse) any number of times with respect to hidden and head; all but the first
     derivative makes each block's logits again instead of keeping them. block_logits: as `BLOCK_LOGITS`.
+    errors: zeros [B, T, V] in hidden's dtype, which are not read; the first derivative with respect to them
+    is p - onehot, for who takes the head's gradient of many calls at once.
     """
     batch, tokens = targets_bt.shape
     longest = max(1, block_logits // (head_vd.shape[0] * batch))
     blocks = -(-tokens // longest)
     size = -(-tokens // blocks)
-    found = _cross_entropy(size, hidden_btd, head_vd, targets_bt)
+    found = _cross_entropy(size, hidden_btd, head_vd, targets_bt, errors_btv)
     return CrossEntropy(*found, targets_bt >= 0)
 
 
 class _Block(NamedTuple):
     """total: [] summed loss. by_head: d total / d head [V, D], or None. loss, entropy: [B, C]. signal:
-    d total / d hidden [B, C, D], or None."""
+    d total / d hidden [B, C, D], or None. errors: d total / d logits [B, C, V], or None."""
 
     total: jax.Array
     by_head: jax.Array | None
     loss: jax.Array
     entropy: jax.Array
     signal: jax.Array | None
+    errors: jax.Array | None
 
 
-def _block(
-    hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array, *, signal: bool, by_head: bool
-) -> _Block:
-    """One block from its logits; both cotangents are float32 at least."""
+class _Wanted(NamedTuple):
+    """Which cotangents."""
+
+    signal: bool = False
+    by_head: bool = False
+    errors: bool = False
+
+
+def _block(wanted: _Wanted, hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array) -> _Block:
+    """One block from its logits; signal and by_head are float32 at least."""
     rows, targets_r = hidden_bcd.reshape(-1, hidden_bcd.shape[-1]), targets_bc.reshape(-1)
     supervised_r = targets_r >= 0
     logits_rv = logits_of(rows, head_vd)
@@ -99,10 +112,11 @@ def _block(
 
     return _Block(
         total=loss_r.sum(),
-        by_head=_product("rv,rd->vd", error_rv, rows) if by_head else None,
+        by_head=_product("rv,rd->vd", error_rv, rows) if wanted.by_head else None,
         loss=shaped(jax.lax.stop_gradient(loss_r)),
         entropy=shaped(jax.lax.stop_gradient(entropy_r)),
-        signal=shaped(_product("rv,vd->rd", error_rv, head_vd)) if signal else None,
+        signal=shaped(_product("rv,vd->rd", error_rv, head_vd)) if wanted.signal else None,
+        errors=shaped(error_rv) if wanted.errors else None,
     )
 
 
@@ -116,13 +130,11 @@ def _pass(
     hidden_btd: jax.Array,
     head_vd: jax.Array,
     targets_bt: jax.Array,
-    *,
-    signal: bool,
-    by_head: bool,
+    wanted: _Wanted,
 ) -> _Block:
     """All blocks, in order; by_head and signal in the dtypes of head and hidden."""
     weights = head_vd.astype(hidden_btd.dtype)
-    block = jax.checkpoint(partial(_block, signal=signal, by_head=by_head))
+    block = jax.checkpoint(partial(_block, wanted))
     tokens = targets_bt.shape[1]
     if size == tokens:
         found = block(hidden_btd, weights, targets_bt)
@@ -152,7 +164,7 @@ def _over_blocks(
     def body(sums: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         found = block(part[0], head_vd, part[1])
         sums = jax.tree.map(jnp.add, sums, (found.total, found.by_head))
-        return sums, (found.loss, found.entropy, found.signal)
+        return sums, (found.loss, found.entropy, found.signal, found.errors)
 
     hidden, targets = cut(hidden_btd, 0), cut(targets_bt, -1)
     like = jax.eval_shape(block, hidden[0], head_vd, targets[0])
@@ -165,26 +177,32 @@ _Found = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> _Found:
+def _cross_entropy(
+    size: int,
+    hidden_btd: jax.Array,
+    head_vd: jax.Array,
+    targets_bt: jax.Array,
+    errors_btv: jax.Array | None,
+) -> _Found:
     """(total, loss_bt, entropy_bt), in blocks of `size` tokens of every example."""
-    found = _pass(size, hidden_btd, head_vd, targets_bt, signal=False, by_head=False)
+    del errors_btv
+    found = _pass(size, hidden_btd, head_vd, targets_bt, _Wanted())
     return found.total, found.loss, found.entropy
 
 
-def _forward(size: int, hidden: Any, head: Any, targets: Any) -> tuple[_Found, Any]:
+def _forward(size: int, hidden: Any, head: Any, targets: Any, errors: Any) -> tuple[_Found, Any]:
     """The pass with the cotangents of what is differentiated; arguments with their `perturbed`."""
-    found = _pass(
-        size, hidden.value, head.value, targets.value, signal=hidden.perturbed, by_head=head.perturbed
-    )
-    return (found.total, found.loss, found.entropy), (found.signal, found.by_head)
+    wanted = _Wanted(hidden.perturbed, head.perturbed, errors is not None and errors.perturbed)
+    found = _pass(size, hidden.value, head.value, targets.value, wanted)
+    return (found.total, found.loss, found.entropy), (found.signal, found.by_head, found.errors)
 
 
-def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None]:
+def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None, Any]:
     by_total = cotangents[0]
     if isinstance(by_total, SymbolicZero):
-        return None, None, None
-    signal, by_head = jax.tree.map(lambda t: (t * by_total).astype(t.dtype), kept)
-    return signal, by_head, None
+        return None, None, None, None
+    signal, by_head, errors = jax.tree.map(lambda t: (t * by_total).astype(t.dtype), kept)
+    return signal, by_head, None, errors
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
