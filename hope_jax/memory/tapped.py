@@ -5,9 +5,9 @@ W's size for a few rows; kept as (x, dL/dy) it becomes one wide product over the
 same factors, token by token, are what a write of a memory W is made of (`mlp_memory.WriteFactors`).
 
 A `Tapped` matrix stands in a parameter tree in place of W. It is held constant, and has two arrays of zeros
-that no product reads; the derivative with respect to them is *defined* as the factors, so that they leave a
-differentiated function the way every gradient does, through scans and maps. A `Tapped` takes part in one
-product, and can be differentiated once, in reverse.
+that leave its product as it is; the derivative with respect to them is the factors (for the rows, by
+definition), so that these come out of a differentiated function the way every gradient does, through scans
+and maps. A `Tapped` takes part in one product, and can be differentiated once, in reverse.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Factors(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """value: W [..., I, O]. taps: zeros."""
+    """value: W [..., I, O], a constant of what is differentiated. taps: zeros."""
 
     value: Array
     taps: Factors
@@ -37,28 +37,28 @@ Weight: TypeAlias = Array | Tapped
 
 
 @jax.custom_vjp
-def _tapped_product(x: Array, w: Array, taps: Factors) -> Array:
-    del taps
-    return x @ w
+def _rows_tapped(x: Array, rows: Array) -> Array:
+    del rows
+    return x
 
 
-def _forward(x: Array, w: Array, taps: Factors) -> tuple[Array, tuple[Array, Array]]:
-    del taps
-    return x @ w, (x, w)
+def _forward(x: Array, rows: Array) -> tuple[Array, Array]:
+    del rows
+    return x, x
 
 
-def _backward(kept: tuple[Array, Array], by_y: Array) -> tuple[Array, None, Factors]:
-    x, w = kept
-    return by_y @ w.T, None, Factors(x, by_y)
+def _backward(x: Array, by_x: Array) -> tuple[Array, Array]:
+    return by_x, x
 
 
-_tapped_product.defvjp(_forward, _backward)
+_rows_tapped.defvjp(_forward, _backward)
 
 
 def multiply(x: Array, w: Weight) -> Array:
     """x [n, I] times w [I, O], in x's dtype."""
     if isinstance(w, Tapped):
-        return _tapped_product(x, jax.lax.stop_gradient(w.value).astype(x.dtype), w.taps)
+        # The product itself is left to JAX, which keeps no copy of W for the backward pass of a scan.
+        return _rows_tapped(x, w.taps.rows) @ w.value.astype(x.dtype) + w.taps.cotangents
     return x @ w.astype(x.dtype)
 
 
@@ -66,7 +66,7 @@ def values(params: PyTree) -> PyTree:
     """The parameters with every tapped matrix as the plain, constant array that it holds."""
 
     def value(w: Weight) -> Array:
-        return jax.lax.stop_gradient(w.value) if isinstance(w, Tapped) else w
+        return w.value if isinstance(w, Tapped) else w
 
     return jax.tree.map(value, params, is_leaf=lambda node: isinstance(node, Tapped))
 

@@ -64,13 +64,18 @@ def init_taps(
 
 
 def attach(params: PyTree, plain: PyTree, taps: Taps) -> PyTree:
-    """The parameters with taps at their matrices and embedding; the others from `plain` (`without`)."""
+    """The parameters with taps at their matrices and embedding, which are held constant; the others from
+    `plain` (`without`)."""
 
     def joined(tap: Factors | None, w: Array, other: Array | None) -> Array | Tapped | None:
-        return other if tap is None else Tapped(w, tap)
+        return other if tap is None else Tapped(jax.lax.stop_gradient(w), tap)
 
     blocks = tapped.over(joined, taps.blocks, params["blocks"], plain["blocks"])
-    embed = plain[EMBED] if taps.embed is None else TappedEmbedding(params[EMBED], taps.embed)
+    embed = (
+        plain[EMBED]
+        if taps.embed is None
+        else TappedEmbedding(jax.lax.stop_gradient(params[EMBED]), taps.embed)
+    )
     return {**plain, "blocks": blocks, EMBED: embed}
 
 
@@ -88,13 +93,13 @@ def values(params: PyTree) -> PyTree:
 def embedding(params: PyTree) -> Array:
     """The embedding [V, D], constant if it is tapped."""
     embed = params[EMBED]
-    return jax.lax.stop_gradient(embed.value) if isinstance(embed, TappedEmbedding) else embed
+    return embed.value if isinstance(embed, TappedEmbedding) else embed
 
 
 def look_up(embed: Array | TappedEmbedding, tokens_n: Array, dtype: jnp.dtype) -> Array:
     """The embedding's rows [n, D] at the tokens, of one example."""
     if isinstance(embed, TappedEmbedding):
-        return jax.lax.stop_gradient(embed.value)[tokens_n].astype(dtype) + embed.taps.looked_up
+        return embed.value[tokens_n].astype(dtype) + embed.taps.looked_up
     return embed[tokens_n].astype(dtype)
 
 
