@@ -2,6 +2,9 @@
 
 Useful operations of a token: 72 D^2 forward (as in `hope_jax.models.flops`), twice that backward;
 recomputation is not counted.
+
+The backward's memory grows with T by what a block of `chunk_pass.BLOCK_TOKENS` saves: its first weights (all
+memories together 8 D^2 and a little) and the results of the products of its tokens (about 29 D a token).
 """
 
 from collections.abc import Callable, Iterator
@@ -79,4 +82,6 @@ def comparisons() -> Iterator[Comparison]:
     }
     for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1)):
         goals = reach if dim == 512 else {}
+        if batch > 1:
+            goals = {name: tuple(g for g in of if g.measure == "share") for name, of in goals.items()}
         yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_cases, dim, tokens, batch, goals))

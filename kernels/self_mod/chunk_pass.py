@@ -10,9 +10,9 @@ from the recursions of W and G, with s = <G, W> at a chunk's start and s' = <G',
 
     a <G', W> = s' - sum of l * dL/dl,   s = a <G', W> + sum over products of ybar * y.
 
-Saved are the weights before every `BLOCK_CHUNKS` chunks; of one block at a time the weights before each chunk
-and the results of its products are computed again. What remains, elementwise or C x C, JAX differentiates
-(`products.Replayed`).
+Saved are the results of all products and, at the start of every block, the weights. The weights before a
+chunk are those at its block's start and what the chunks between wrote, as factors (`products.Factored`): no
+matrix is computed again. What remains, elementwise or C x C, JAX differentiates (`products.Replayed`).
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.self_mod import change
+from hope_jax.kernels.self_mod.before import Before, at_chunk, before_each
 from hope_jax.kernels.self_mod.chunked import Factors, Rule, Tokens, advance, factors_of_chunk, read
 from hope_jax.kernels.self_mod.examples import in_turn
 from hope_jax.kernels.self_mod.group import Layout, of_matrices
@@ -32,6 +33,8 @@ from hope_jax.kernels.self_mod.products import (
     Replayed,
     back,
     joined,
+    matrices_of,
+    once_done,
     outer,
     through,
     wide,
@@ -43,9 +46,8 @@ Make: TypeAlias = Callable[[PyTree, dict[str, jax.Array], PyTree], tuple[PyTree,
 """(theta, what the memories read at a chunk's tokens, the tokens' other inputs) -> outputs, and the stream
 that the chunk is written with."""
 
-BLOCK_CHUNKS = 8
-"""Chunks that the backward pass computes again at once."""
-
+BLOCK_TOKENS = 128
+"""Tokens between saved weights. The longer, the less is saved, and the more factors stand for a matrix."""
 
 IN_TURN_WIDTH = 256
 """Width from which the examples of a batch go one after the other on CPU (`examples.in_turn`); narrower
@@ -76,7 +78,7 @@ def sweep(constants: Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple
     the change, which has no gradient.
     """
     chunks = inputs.x.shape[0] // constants.chunk
-    inner = min(chunks, BLOCK_CHUNKS)
+    inner = min(chunks, max(1, BLOCK_TOKENS // constants.chunk))
     whole = chunks // inner * inner if inner else 0
     outs, norm, at = [], jnp.zeros((), jnp.float32), 0
     for count, per_block in ((whole, inner), (chunks - whole, chunks - whole)):
@@ -112,17 +114,20 @@ def _blocks(
 
     layout = constants.layout
 
-    def one(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[PyTree, jax.Array]]:
+    def one(
+        theta: PyTree, at: _Measured, inputs: Inputs
+    ) -> tuple[_Measured, tuple[PyTree, jax.Array, list[jax.Array]]]:
         products = Recorded(at.group)
         outs, factors = _step(constants, products, theta, inputs)
-        new = advance(at.group, factors)
+        ready = once_done(factors.log_total, products.results)
+        new = advance(at.group, factors._replace(log_total=ready))
         if new.momentum is None:
             # The second read of a chunk, that of its keys and values.
             seen = products.results[len(factors.left) : 2 * len(factors.left)]
             changes, after = change.by_factors(factors, seen, at.squares)
         else:
             changes, after = change.squares(jax.tree.map(jnp.subtract, new.weights, at.group.weights)), ()
-        return _Measured(new, after), (outs, change.norm(layout, changes))
+        return _Measured(new, after), (outs, change.norm(layout, changes), products.results)
 
     def block(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[Any, Group]]:
         end, made = jax.lax.scan(partial(one, theta), at, inputs)
@@ -134,22 +139,22 @@ def _blocks(
 
     def over_blocks(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
         at = _Measured(group, () if group.momentum is not None else change.squares(group.weights))
-        (end, _), ((outs, norms), starts) = jax.lax.scan(partial(block, theta), at, inputs)
-        return (end, outs, norms), (starts, end)
+        (end, _), ((outs, norms, results), starts) = jax.lax.scan(partial(block, theta), at, inputs)
+        return (end, outs, norms), (starts, results, end)
 
     def forward(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
-        out, states = over_blocks(group, theta, inputs)
-        return out, (*states, theta, inputs)
+        out, saved = over_blocks(group, theta, inputs)
+        return out, (*saved, theta, inputs)
 
     def backward(kept: Any, cotangents: tuple[Group, PyTree, jax.Array]) -> tuple[Group, PyTree, Inputs]:
-        starts, end, theta, inputs = kept
+        starts, results, end, theta, inputs = kept
         by_end, by_outs, _ = cotangents
         along = _along(by_end.weights.matrices(), end.weights.matrices())
         zero = jax.tree.map(jnp.zeros_like, theta)
         (by_start, _, by_theta), by_inputs = jax.lax.scan(
             partial(_block_backward, constants, theta),
             (by_end, along, zero),
-            (starts, inputs, by_outs),
+            (starts, results, inputs, by_outs),
             reverse=True,
         )
         return by_start, by_theta, by_inputs
@@ -165,48 +170,48 @@ _Carried: TypeAlias = tuple[Group, jax.Array, PyTree]
 
 
 def _block_backward(
-    constants: Pass, theta: PyTree, carried: _Carried, xs: tuple[Group, Inputs, PyTree]
+    constants: Pass, theta: PyTree, carried: _Carried, xs: tuple[Group, list[jax.Array], Inputs, PyTree]
 ) -> tuple[_Carried, Inputs]:
-    start, inputs, by_outs = xs
+    start, results, inputs, by_outs = xs
 
-    def again(group: Group, inputs: Inputs) -> tuple[Group, tuple[Group, list[jax.Array]]]:
-        products = Recorded(group)
-        _, factors = _step(constants, products, theta, inputs)
-        return advance(group, factors), (group, products.results)
+    def again(results: list[jax.Array], inputs: Inputs) -> Factors:
+        return _step(constants, Replayed(matrices_of(start), results), theta, inputs)[1]
 
-    _, (groups, results) = jax.lax.scan(again, start, inputs)
-    step = partial(_chunk_backward, constants, theta)
-    return jax.lax.scan(step, carried, (groups, results, inputs, by_outs), reverse=True)
+    shared, own = before_each(start, jax.lax.map(lambda chunk: again(*chunk), (results, inputs)))
+    step = partial(_chunk_backward, constants, theta, shared)
+    return jax.lax.scan(step, carried, (own, results, inputs, by_outs), reverse=True)
 
 
 def _chunk_backward(
     constants: Pass,
     theta: PyTree,
+    shared: Before,
     carried: _Carried,
-    xs: tuple[Group, list[jax.Array], Inputs, PyTree],
+    xs: tuple[Before, list[jax.Array], Inputs, PyTree],
 ) -> tuple[_Carried, Inputs]:
     by_group, along, gathered = carried
-    group, results, inputs, by_outs = xs
+    own, results, inputs, by_outs = xs
+    matrices = at_chunk(shared, own)
     keys: list[Any] = []
 
     def rest(
         results: list[jax.Array], theta: PyTree, inputs: Inputs
     ) -> tuple[tuple[PyTree, Factors], list[jax.Array]]:
-        products = Replayed(group, results)
+        products = Replayed(matrices, results)
         made = _step(constants, products, theta, inputs)
         keys.extend(products.keys)
         return made, products.rows
 
     (_, factors), pull, rows = jax.vjp(rest, results, theta, inputs, has_aux=True)
-    by_factors, by_start, along = _advance_backward(group, factors, by_group, along)
+    buffers = tuple(m for (kind, _), m in matrices.items() if kind == "momentum")
+    by_factors, by_start, along = _advance_backward(buffers, factors, by_group, along)
     by_results, by_theta, by_inputs = pull((by_outs, by_factors))
-    # As in `advance`: all products with the old cotangents come before these are overwritten.
-    uses = jax.lax.optimization_barrier(joined(keys, rows, by_results))
+    uses = joined(keys, rows, by_results)
     for (kind, index), (left, right) in uses.items():
         stacked = getattr(by_start, kind)
-        matrices = list(stacked.matrices())
-        matrices[index] = matrices[index] + outer(left, right, matrices[index].dtype)
-        by_start = by_start._replace(**{kind: of_matrices(tuple(matrices))})
+        of_kind = list(stacked.matrices())
+        of_kind[index] = of_kind[index] + outer(left, right, of_kind[index].dtype)
+        by_start = by_start._replace(**{kind: of_matrices(tuple(of_kind))})
     for (key, _), result, cotangent in zip(keys, results, by_results, strict=True):
         if key[0] == "weights":
             along = along + jnp.sum(wide(cotangent) * wide(result)).astype(along.dtype)
@@ -215,10 +220,10 @@ def _chunk_backward(
 
 
 def _advance_backward(
-    group: Group, factors: Factors, by_new: Group, along: jax.Array
+    buffers: tuple[jax.Array, ...], factors: Factors, by_new: Group, along: jax.Array
 ) -> tuple[Factors, Group, jax.Array]:
     """The cotangents of a chunk's factors and, of the group at its start, what does not come from its
-    products; and a <G', W>."""
+    products; and a <G', W>. buffers: at its start, of the momentum."""
     weights, momentum = by_new
     by_left = [-through(g, r) for g, r in zip(weights.matrices(), factors.right, strict=True)]
     by_right = [
@@ -228,18 +233,18 @@ def _advance_backward(
     decayed = along - sum(
         (jnp.sum(left * by) for left, by in zip(factors.left, by_left, strict=True)), jnp.zeros_like(along)
     )
-    total = jnp.exp(factors.log_total)
+    total = once_done(jnp.exp(factors.log_total), [*by_left, *by_right])
     by_weights = tuple(total.astype(g.dtype) * g for g in weights.matrices())
-    if momentum is None or group.momentum is None or factors.start is None:
+    if momentum is None or factors.start is None:
         by_factors = factors._replace(
             log_total=decayed.astype(factors.log_total.dtype), left=tuple(by_left), right=tuple(by_right)
         )
         return by_factors, Group(of_matrices(by_weights), None), decayed
-    return _with_momentum(group, factors, by_new, decayed, by_left, by_right, by_weights)
+    return _with_momentum(buffers, factors, by_new, decayed, by_left, by_right, by_weights)
 
 
 def _with_momentum(
-    group: Group,
+    before: tuple[jax.Array, ...],
     factors: Factors,
     by_new: Group,
     decayed: jax.Array,
@@ -248,9 +253,9 @@ def _with_momentum(
     by_weights: tuple[jax.Array, ...],
 ) -> tuple[Factors, Group, jax.Array]:
     """The buffers' part: W' = .. - start m, m' = keep m + given^T r."""
-    assert group.momentum is not None and by_new.momentum is not None
+    assert by_new.momentum is not None
     assert factors.start is not None and factors.keep is not None and factors.given is not None
-    before, by_buffers = group.momentum.matrices(), by_new.momentum.matrices()
+    by_buffers = by_new.momentum.matrices()
     by_start = -_along(by_new.weights.matrices(), before)
     start, keep = factors.start, factors.keep
     by_given = tuple(through(b, r) for b, r in zip(by_buffers, factors.right, strict=True))

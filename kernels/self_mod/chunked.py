@@ -18,11 +18,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.self_mod.group import Layout, Stacked, columns, hidden_units, of_matrices
+from hope_jax.kernels.self_mod.group import Layout, Stacked, hidden_units, of_matrices
 from hope_jax.kernels.self_mod.products import (
     MOMENTUM_ROWS,
     ROWS,
     Group,
+    Key,
     Products,
     outer,
     wide,
@@ -61,10 +62,13 @@ class Rule(NamedTuple):
 
 
 class _Forward(NamedTuple):
-    """A group's read. pre: [n, R] products with `rows`; hidden: activations; outs: [n, out] each."""
+    """A group's read of n rows. pre: [n, R] products with `rows`; units: [n, hidden units], those of the
+    W_in's; below: see `_normal_below`; hidden, outs: activations [n, hidden], outputs [n, out] by memory."""
 
     pre: jax.Array
-    hidden: jax.Array
+    units: jax.Array
+    below: jax.Array
+    hidden: tuple[jax.Array, ...]
     outs: tuple[jax.Array, ...]
 
 
@@ -105,29 +109,50 @@ class _Decays(NamedTuple):
     keep_start: jax.Array
 
 
-def _gelu_slope(z: jax.Array) -> jax.Array:
-    """Derivative of the exact GELU."""
-    below = 0.5 * (1 + jax.lax.erf(z * 0.5**0.5))
+def _normal_below(z: jax.Array) -> jax.Array:
+    """The normal distribution's share below z: the exact GELU is z times it. Fenced, or XLA computes it once
+    more in everything that reads it."""
+    return jax.lax.optimization_barrier(0.5 * (1 + jax.lax.erf(z * 0.5**0.5)))
+
+
+def _gelu_slope(z: jax.Array, below: jax.Array) -> jax.Array:
+    """Derivative of the exact GELU. below: of `_normal_below`."""
     return below + z * jnp.exp(-0.5 * z * z) * (0.5 / jnp.pi) ** 0.5
 
 
-def _halves(rows_nr: jax.Array) -> list[jax.Array]:
-    """The rows of the keys, and those of the values below them."""
-    return list(jax.lax.split(rows_nr, [len(rows_nr) // 2] * 2, axis=0))
+# Parts are split off: the derivative of slices would fill up each of them to the whole, and add.
+def _columns(x_nr: jax.Array, widths: list[int]) -> list[jax.Array]:
+    return list(jax.lax.split(x_nr, widths, axis=1))
 
 
-def _forward(products: Products, layout: Layout, x: jax.Array) -> _Forward:
-    pre = products.through(ROWS, x)
-    hidden = jax.nn.gelu(pre[:, : hidden_units(layout)], approximate=False).astype(x.dtype)
+def _through(products: Products, key: Key, sets: list[jax.Array]) -> list[jax.Array]:
+    """One product for several sets of rows."""
+    joined = products.through(key, jnp.concatenate(sets))
+    return list(jax.lax.split(joined, [len(rows) for rows in sets], axis=0))
+
+
+def _forward(products: Products, layout: Layout, sets: list[jax.Array]) -> list[_Forward]:
+    """The read of several sets of rows."""
+    pre = _through(products, ROWS, sets)
+    widths = [hidden_units(layout), *(part.out for part in layout if part.skip)]
+    units, *skips = zip(*(_columns(one, widths) for one in pre), strict=True)
+    below = [_normal_below(one) for one in units]
+    hidden = [
+        _columns((z * share).astype(x.dtype), [part.hidden for part in layout])
+        for z, share, x in zip(units, below, sets, strict=True)
+    ]
     outs = []
-    for i, (part, (start, skip)) in enumerate(zip(layout, columns(layout), strict=True)):
-        out = products.through(("weights", i + 1), hidden[:, start : start + part.hidden])
+    for i, part in enumerate(layout):
+        out = _through(products, ("weights", i + 1), [one[i] for one in hidden])
         if part.skip:
-            out = out + pre[:, skip : skip + part.out]
-        elif part.out == x.shape[1]:
-            out = out + x
+            out = [a + b for a, b in zip(out, skips.pop(0), strict=True)]
+        elif part.out == sets[0].shape[1]:
+            out = [a + x for a, x in zip(out, sets, strict=True)]
         outs.append(out)
-    return _Forward(pre, hidden, tuple(outs))
+    return [
+        _Forward(pre[i], units[i], below[i], tuple(hidden[i]), tuple(out[i] for out in outs))
+        for i in range(len(sets))
+    ]
 
 
 def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Array]:
@@ -135,7 +160,7 @@ def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Arra
 
     The skip of a memory is W_skip, where it has one, else x where widths allow, else nothing.
     """
-    outs = _forward(products, layout, x).outs
+    outs = _forward(products, layout, [x])[0].outs
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
@@ -192,13 +217,10 @@ def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) 
     )
 
 
-def _signals(
-    layout: Layout, outs: tuple[jax.Array, ...], live: jax.Array, rule: Rule
-) -> tuple[jax.Array, ...]:
+def _signals(seen: list[_Forward], live: jax.Array, rule: Rule) -> tuple[jax.Array, ...]:
     """Per memory, d loss / d M(k), and below it d loss / d M(v) if that is in the inner gradient."""
     found = []
-    for out in outs:
-        pred, target = _halves(out)
+    for pred, target in zip(seen[0].outs, seen[1].outs, strict=True):
         d = [2 * (pred - target), 2 * (target - pred)] if rule.objective == "l2" else [-target, -pred]
         masked = [jnp.where(live[:, None], one, 0) for one in d]
         found.append(masked[0] if rule.stopgrad_vhat else jnp.concatenate(masked))
@@ -215,7 +237,7 @@ def _projections(
     keys, repeats = wide(k), right.shape[0] // k.shape[0]
     shared = jnp.tile(decays.lower_m, (1, repeats)) * _exact(keys, wide(right).T)
     y = decays.before[:, None] * pre - _exact(shared, left)
-    if products.group.momentum is not None:
+    if products.momentum:
         y = y - decays.start_m[:, None] * products.through(MOMENTUM_ROWS, k)
     return _exact(_unit_lower_inverse(decays.lower * _exact(keys, keys.T)), y)
 
@@ -233,23 +255,23 @@ def factors_of_chunk(
     k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
     eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
     decays = _decays(eta, log_alpha, live, rule.momentum)
-    both = jnp.concatenate([k, v])
-    seen = _forward(products, layout, both)
-    signals = _signals(layout, seen.outs, live, rule)
+    seen = _forward(products, layout, [k, v])
+    signals = _signals(seen, live, rule)
     # Token t's gradients are left_t^T right_t (and those of v_t below them, if they count).
-    pairs = signals[0].shape[0]
-    left, right = _pull_back(products, layout, signals, seen.pre[:pairs], k.dtype), both[:pairs]
+    slopes = [_gelu_slope(one.units, one.below) for one in seen]
+    slope, right, hidden = slopes[0], k, seen[0].hidden
+    if not rule.stopgrad_vhat:
+        slope, right = jnp.concatenate(slopes), jnp.concatenate([k, v])
+        hidden = tuple(jnp.concatenate(both) for both in zip(hidden, seen[1].hidden, strict=True))
+    pairs = len(right)
+    left = _pull_back(products, layout, signals, slope, k.dtype)
     share = jnp.tile(decays.end_m, pairs // k.shape[0])[:, None]
     row_share = share * left
     if rule.rank1:
-        y = _projections(products, k, seen.pre[: k.shape[0]], left, right, decays)
+        y = _projections(products, k, seen[0].pre, left, right, decays)
         row_share = row_share.at[: k.shape[0]].add(decays.end[:, None] * y)
-    hidden = [
-        seen.hidden[:pairs, start : start + part.hidden]
-        for part, (start, _) in zip(layout, columns(layout), strict=True)
-    ]
     lefts, rights = (row_share, *(share * d for d in signals)), (right, *hidden)
-    if products.group.momentum is None:
+    if not products.momentum:
         return Factors(decays.log_total, lefts, rights, None, None, None)
     keep = jnp.tile(decays.keep, pairs // k.shape[0])[:, None]
     given = (keep * left, *(keep * d for d in signals))
@@ -264,7 +286,6 @@ def advance(group: Group, factors: Factors) -> Group:
         return new if m is None else new - jnp.asarray(factors.start).astype(w.dtype) * m
 
     weights, momentum = group
-    # Every product with the old matrices is done before the first is overwritten: otherwise XLA copies them.
     factors = jax.lax.optimization_barrier(factors)
     if momentum is None or factors.given is None or factors.keep is None:
         pairs = zip(weights.matrices(), factors.left, factors.right, strict=True)
@@ -295,10 +316,9 @@ def write_chunk(
 
 
 def _pull_back(
-    products: Products, layout: Layout, signals: tuple[jax.Array, ...], pre: jax.Array, dtype: jnp.dtype
+    products: Products, layout: Layout, signals: tuple[jax.Array, ...], slope: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
     """d loss / d (products with the stacked rows) [n, R] from d loss / d outputs [n, out] each."""
-    slope = _gelu_slope(pre[:, : hidden_units(layout)])
     hidden = [products.back(("weights", i + 1), d, dtype) for i, d in enumerate(signals)]
     skips = [d for part, d in zip(layout, signals, strict=True) if part.skip]
     return jnp.concatenate([jnp.concatenate(hidden, 1) * slope, *skips], 1)

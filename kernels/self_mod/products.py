@@ -7,6 +7,7 @@ chunk's products, `Replayed` gives them out again as the variables that the rest
 differentiated by, and `joined` turns all that concerns one matrix into a single product.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -26,6 +27,12 @@ Key: TypeAlias = tuple[str, int]
 
 ROWS: Key = ("weights", 0)
 MOMENTUM_ROWS: Key = ("momentum", 0)
+
+
+def matrices_of(group: Group) -> dict[Key, jax.Array]:
+    """All of a group's."""
+    kinds = {name: stacked for name, stacked in group._asdict().items() if stacked is not None}
+    return {(name, i): w for name, stacked in kinds.items() for i, w in enumerate(stacked.matrices())}
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -50,6 +57,45 @@ def back(w: jax.Array, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.matmul(d.astype(dtype), w.astype(dtype), preferred_element_type=wanted)
 
 
+def once_done(x: jax.Array, done: list[jax.Array]) -> jax.Array:
+    """x [], as a value that is not known before the products `done` are. Where all products with an old
+    matrix come before it is overwritten, XLA need not copy it; a barrier is gone before XLA decides that."""
+    return x + sum((0.0 * product[0, 0] for product in done), jnp.zeros(())).astype(x.dtype)
+
+
+class Factored(NamedTuple):
+    """The matrix scale * base - sum over r of weight_r left_r^T right_r. beside: [O, I + r], base and left^T
+    side by side, so that one product serves both. right: [r, I]; scale: []; weight: [r]."""
+
+    beside: jax.Array
+    right: jax.Array
+    scale: jax.Array
+    weight: jax.Array
+
+    def through(self, x: jax.Array) -> jax.Array:
+        """See `through`."""
+        inside = -self.weight * back(self.right.T, x, x.dtype)
+        return through(self.beside, jnp.concatenate([self.scale * wide(x), inside], 1).astype(x.dtype))
+
+    def back(self, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        base, left = jax.lax.split(
+            back(self.beside, d, dtype), [self.right.shape[1], self.right.shape[0]], axis=1
+        )
+        return self.scale.astype(base.dtype) * base - back(self.right, self.weight * left, dtype)
+
+
+Matrix: TypeAlias = jax.Array | Factored
+
+
+def _through(w: Matrix, x: jax.Array) -> jax.Array:
+    return w.through(x) if isinstance(w, Factored) else through(w, x)
+
+
+def _back(w: Matrix, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return w.back(d, dtype) if isinstance(w, Factored) else back(w, d, dtype)
+
+
 def outer(left: jax.Array, right: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """sum_t left_t right_t^T in `dtype`, multiplied in right's dtype."""
     return jnp.matmul(left.astype(right.dtype).T, right, preferred_element_type=dtype)
@@ -59,19 +105,16 @@ class Products:
     """The products of one chunk with the matrices of a group."""
 
     def __init__(self, group: Group) -> None:
-        self.group = group
-
-    def _matrix(self, key: Key) -> jax.Array:
-        stacked = getattr(self.group, key[0])
-        return stacked.matrices()[key[1]]
+        self.momentum = group.momentum is not None
+        self._matrices = matrices_of(group)
 
     def through(self, key: Key, x: jax.Array) -> jax.Array:
         """See `through`."""
-        return through(self._matrix(key), x)
+        return through(self._matrices[key], x)
 
     def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """See `back`."""
-        return back(self._matrix(key), d, dtype)
+        return back(self._matrices[key], d, dtype)
 
 
 class Recorded(Products):
@@ -94,10 +137,11 @@ class Recorded(Products):
 
 class Replayed(Products):
     """The same calls again: results come from a record and are differentiated as variables, rows in the usual
-    way. The matrices are constants: see `joined`."""
+    way. The matrices are constants, and needed for derivatives alone: see `joined`."""
 
-    def __init__(self, group: Group, results: list[jax.Array]) -> None:
-        super().__init__(group)
+    def __init__(self, matrices: Mapping[Key, Matrix], results: list[jax.Array]) -> None:
+        self.momentum = MOMENTUM_ROWS in matrices
+        self._constants = matrices
         self.results, self.rows = list(results), list[jax.Array]()
         self.keys: list[tuple[Key, bool]] = []
 
@@ -114,35 +158,33 @@ class Replayed(Products):
         self.keys.append((key, is_through))
         self.rows.append(rows)
         known = _known_through if is_through else _known_back
-        return known(result, self._matrix(key), rows)
+        return known(result, self._constants[key], rows)
 
 
 @jax.custom_vjp
-def _known_through(result: jax.Array, w: jax.Array, x: jax.Array) -> jax.Array:
+def _known_through(result: jax.Array, w: Matrix, x: jax.Array) -> jax.Array:
     del w, x
     return result
 
 
 @jax.custom_vjp
-def _known_back(result: jax.Array, w: jax.Array, d: jax.Array) -> jax.Array:
+def _known_back(result: jax.Array, w: Matrix, d: jax.Array) -> jax.Array:
     del w, d
     return result
 
 
-def _keep(result: jax.Array, w: jax.Array, rows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _keep(result: jax.Array, w: Matrix, rows: jax.Array) -> tuple[jax.Array, tuple[Matrix, jax.Array]]:
     return result, (w, jnp.zeros((0,), rows.dtype))
 
 
-def _pull_through(
-    kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, None, jax.Array]:
+def _pull_through(kept: tuple[Matrix, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     w, like = kept
-    return cotangent, None, back(w, cotangent, like.dtype).astype(like.dtype)
+    return cotangent, None, _back(w, cotangent, like.dtype).astype(like.dtype)
 
 
-def _pull_back(kept: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+def _pull_back(kept: tuple[Matrix, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     w, like = kept
-    return cotangent, None, through(w, cotangent.astype(like.dtype)).astype(like.dtype)
+    return cotangent, None, _through(w, cotangent.astype(like.dtype)).astype(like.dtype)
 
 
 _known_through.defvjp(_keep, _pull_through)
