@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax import trees
+from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
 from hope_jax.types import Array, PyTree
 
 
@@ -57,18 +58,7 @@ def newton_schulz(x: Array, steps: int, eps: float) -> Array:
     x: [..., rows, columns]: leading axes are a batch of matrices, each iterated by itself. Anything with
     fewer than two axes is returned as it is.
     """
-    if x.ndim < 2:
-        return x
-    x = x / (trees.safe_norm(x, axis=(-2, -1), keepdims=True) + eps)
-    wide = x.shape[-1] > x.shape[-2]
-
-    def iterate(_: int, x: Array) -> Array:
-        transposed = jnp.swapaxes(x, -2, -1)
-        # X (X^T X) = (X X^T) X: the smaller of the two products.
-        cubed = (x @ transposed) @ x if wide else x @ (transposed @ x)
-        return 1.5 * x - 0.5 * cubed
-
-    return jax.lax.fori_loop(0, steps, iterate, x, unroll=True)
+    return x if x.ndim < 2 else orthogonalize(x, CUBIC, steps, eps)
 
 
 def scale_by_m3(rule: M3Rule) -> optax.GradientTransformation:

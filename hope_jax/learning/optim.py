@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hope_jax.kernels.newton_schulz import QUINTIC, iterate
 from hope_jax.learning.m3 import M3Rule, scale_by_m3
 from hope_jax.types import Array, PyTree
 
@@ -18,6 +19,9 @@ MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
 
 MEMORIES = ("cms", "titan", "self_mod")
 """Names below `blocks` whose parameters are memories; everything else is the backbone."""
+
+MUON_STEPS = 5
+"""Newton-Schulz iterations of Muon."""
 
 OUT_IN = "self_mod"
 """Below this name matrices lie as [out, in]; everywhere else as [in, out]."""
@@ -224,10 +228,20 @@ def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
             optax.add_decayed_weights(rule.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
-    return optax.contrib.muon(
-        rate,
-        beta=rule.momentum,
-        weight_decay=rule.weight_decay,
-        weight_decay_mask=lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params)),
-        muon_weight_dimension_numbers=muon_axes,
+    return optax.chain(
+        # Momentum by optax, without its iteration.
+        optax.contrib.scale_by_muon(ns_steps=0, beta=rule.momentum, weight_dimension_numbers=muon_axes),
+        optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal, momentum, muon_axes(momentum))),
+        optax.add_decayed_weights(
+            rule.weight_decay,
+            lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params)),
+        ),
+        optax.scale_by_learning_rate(rate),
     )
+
+
+def _orthogonal(momentum: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
+    """Muon's direction from momentum of norm 1, [..., rows, columns]: singular values near
+    sqrt(max(1, out / in))."""
+    fan_in, fan_out = (momentum.shape[axis] for axis in axes)
+    return max(1.0, fan_out / fan_in) ** 0.5 * iterate(momentum, QUINTIC, MUON_STEPS)

@@ -184,6 +184,25 @@ def test_muon_scales_by_out_over_in_whichever_way_a_matrix_lies(name: str) -> No
     assert (table.min() > 0.6 and table.max() < 1.3) == (name == "muon")
 
 
+@pytest.mark.parametrize("name", ["muon_hybrid", "muon"])
+def test_muon_is_optax_muon(name: str) -> None:
+    """optax's own, its iteration included, under the same clip, groups and decay."""
+    params, r = draw(0), rule(name, weight_decay=0.1, momentum=0.8)
+    got = by_path(run(optim.make_optimizer(r), params, 4)[0])
+    groups = optim.update_groups(r, params)
+    decayed = jax.tree.map(lambda group: group == MATRIX, optim.parameter_groups(params))
+    whole = optax.contrib.muon(
+        0.02, beta=0.8, weight_decay=0.1, weight_decay_mask=decayed,
+        adam_learning_rate=0.01, muon_weight_dimension_numbers=jax.tree.map(
+            lambda group, axes: axes if group == MATRIX else None, groups, optim.muon_axes(params)
+        ),
+    )  # fmt: skip
+    wanted = by_path(run(whole, params, 4)[0])
+    for path, group in by_path(groups).items():
+        if group == MATRIX:
+            np.testing.assert_allclose(got[path], wanted[path], rtol=1e-9, atol=1e-12, err_msg=path)
+
+
 MEMORY_PATHS = ("blocks/cms", "blocks/titan", "blocks/self_mod")
 
 

@@ -1,0 +1,112 @@
+"""Both production forms against the oracle, and the iteration that Muon and optax mean by the name."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hope_jax.kernels.newton_schulz import (
+    CUBIC,
+    QUINTIC,
+    Coefficients,
+    batched,
+    iterate,
+    naive,
+    numerics,
+    orthogonalize,
+)
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+SHAPES = [(4, 4), (3, 17), (17, 3), (1, 5), (12, 20)]
+RULES = [(QUINTIC, 5), (QUINTIC, 1), (CUBIC, 3), (CUBIC, 0)]
+
+
+def drawn(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
+
+
+@pytest.fixture(params=["by_gram", "direct"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms at every shape, symmetric products in ragged strips of 5 rows."""
+    monkeypatch.setattr(batched, "STRIP", 5)
+    monkeypatch.setattr(
+        batched, "operations", lambda *_, by_gram: float(by_gram != (request.param == "by_gram"))
+    )
+    return str(request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("coefficients", "steps"), RULES)
+def test_matches_naive(form: str, shape: tuple[int, int], coefficients: Coefficients, steps: int) -> None:
+    x, eps, towards = drawn(*shape), 1e-3, drawn(*shape, 1)[..., 0]
+
+    def both(f: object) -> tuple[jax.Array, jax.Array]:
+        rule = partial(f, coefficients=coefficients, steps=steps, eps=eps)
+        return rule(x), jax.grad(lambda t: jnp.vdot(rule(t), towards))(x)
+
+    for got, wanted in zip(both(orthogonalize), both(naive.orthogonalize), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_stack_is_its_matrices_one_by_one(form: str) -> None:
+    stack = drawn(2, 3, 6, 9)
+    wanted = [[naive.orthogonalize(x, QUINTIC, 5, 1e-8) for x in row] for row in stack]
+    np.testing.assert_allclose(orthogonalize(stack, QUINTIC, 5, 1e-8), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_matrix_of_zeros_stays_and_has_a_gradient(form: str) -> None:
+    x = jnp.stack([jnp.zeros((3, 5)), drawn(3, 5)])
+    got = orthogonalize(x, QUINTIC, 5, 1e-2)
+    assert not got[0].any() and got[1].any()
+    slope = jax.grad(lambda t: orthogonalize(t, QUINTIC, 5, 1e-2).sum())(x)
+    np.testing.assert_allclose(slope[0], QUINTIC[0] ** 5 / 1e-2, rtol=1e-12)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_shorter_types(form: str, dtype: str, near: float, shape: tuple[int, int]) -> None:
+    x = drawn(*shape)
+    got = orthogonalize(x.astype(dtype), QUINTIC, 5, 1e-8)
+    assert got.dtype == dtype
+    wanted = naive.orthogonalize(x, QUINTIC, 5, 1e-8)
+    assert np.linalg.norm(np.asarray(got, np.float64) - wanted) < near * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("smallest", [0.0, 1e-4])
+def test_singular_values_that_float32_does_not_see_stay_bounded(form: str, smallest: float) -> None:
+    """Where A is singular up to rounding, rounding makes it indefinite."""
+    errors = [numerics.error(form, "float32", rule, smallest, (40, 90)) for rule in RULES[:1] + RULES[2:3]]
+    assert all(0 < error < 0.1 for error in errors), errors
+
+
+def test_it_is_what_optax_takes_for_muon() -> None:
+    """optax's Muon without steps, then ours: the momentum orthogonalised as optax does."""
+    params = {"w": jnp.zeros((2, 5, 8)), "v": jnp.zeros((9, 4))}
+    grads = jax.tree.map(lambda t: drawn(*t.shape), params)
+
+    def axes(tree: object) -> object:
+        return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), tree)
+
+    def update(steps: int) -> dict[str, jax.Array]:
+        optimizer = scale_by_muon(ns_steps=steps, weight_dimension_numbers=axes)
+        return dict(optimizer.update(grads, optimizer.init(params))[0])
+
+    ours = jax.tree.map(lambda t: iterate(t, QUINTIC, 5), update(0))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), ours, update(5))
+
+
+def test_the_form_with_fewer_operations_is_taken_and_only_where_float32_is_float32() -> None:
+    count = partial(batched.operations, coefficients=QUINTIC, steps=5)
+    assert count(512, 2048, by_gram=False) > 1.7 * count(512, 2048, by_gram=True)
+    assert count(512, 512, by_gram=False) < count(512, 512, by_gram=True)
+    assert count(2048, 2048, by_gram=False) > 1.2 * count(2048, 2048, by_gram=True)
+    exported = jax.export.export(jax.jit(lambda x: iterate(x, QUINTIC, 5)), platforms=["cuda"])(
+        jax.ShapeDtypeStruct((8, 64), jnp.float32)
+    )
+    assert exported.mlir_module().count("stablehlo.dot_general") == 15
+
+
+def test_the_coefficients_are_those_of_optax() -> None:
+    np.testing.assert_allclose(scale_by_muon().init(jnp.zeros((2, 2))).ns_coeffs, QUINTIC, rtol=1e-7)
