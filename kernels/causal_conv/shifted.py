@@ -1,4 +1,9 @@
-"""Production form: one shifted multiply-add per tap, which XLA fuses into a single pass."""
+"""Production form: one shifted multiply-add per tap, which XLA fuses into a single pass.
+
+On 2 CPU cores 40 to 86 times faster than `lax.conv_general_dilated` forward, 2 to 43 times with gradients, at
+width 512, window 4, one and six sequences of 32 to 2,048 tokens (`python -m hope_jax.bench causal_conv`). No
+GPU or TPU has run it.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.causal_conv import causal_conv, naive
+from hope_jax.kernels.causal_conv import bench, causal_conv, naive
 from jax.test_util import check_grads
 
 
@@ -33,3 +33,9 @@ def test_pieces_with_carried_history_equal_one_call() -> None:
 def test_gradients_match_finite_differences() -> None:
     x, taps = case(6, 3)
     check_grads(lambda a, b: causal_conv(a, b)[0], (x, taps), order=1, modes=["rev"])
+
+
+def test_the_library_that_the_benchmark_compares_with_computes_the_same() -> None:
+    x, taps = (jnp.asarray(t) for t in case(9, 4))
+    stack = jnp.stack([x, 2 * x])
+    np.testing.assert_allclose(bench.library(stack, taps), bench.shifted(stack, taps), rtol=0, atol=1e-12)
