@@ -76,10 +76,10 @@ def project_out_context(
     def project(g: Array, axis: int, context: Array) -> Array:
         norm = trees.safe_norm(context)
         unit = (context / jnp.where(norm > 0, norm + eps, 1)).astype(g.dtype)
-        shape = [1] * g.ndim
-        shape[axis] = -1
-        unit = unit.reshape(shape)
-        return jnp.where(norm > 0, g - (g * unit).sum(axis, keepdims=True) * unit, g)
+        # A product with the matrix: as a sum of products XLA:CPU takes 30 times as long.
+        along = jnp.expand_dims(jnp.tensordot(unit, g, (0, axis)), axis)
+        shape = [-1 if i == axis else 1 for i in range(g.ndim)]
+        return jnp.where(norm > 0, g - along * unit.reshape(shape), g)
 
     def function(grads: PyTree, context: Array | None) -> PyTree:
         if context is None:
@@ -182,7 +182,7 @@ def is_linear(spec: LevelSpec) -> bool:
 
     For `dgd` of the gradients that `hope_jax.memory.dgd` has made.
     """
-    return spec.optimizer in ("sgd", "momentum", "nl_l2_precond", "dgd")
+    return spec.optimizer in ("sgd", "momentum", "l2_objective", "nl_l2_precond", "dgd")
 
 
 def projects(spec: LevelSpec) -> bool:

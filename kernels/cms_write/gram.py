@@ -1,104 +1,135 @@
 """Production form: the periods of a chunk advance as coefficients, and the matrices are touched once.
 
-A chunk of P periods takes P inner steps in order,
+All gradients of a chunk are taken at its first weights, G_p = sum over the tokens t of period p of
+x_t g_t^T, so the state after it is a combination of (D_0, v_0, G_1 .. G_P), whose coefficients
+(`coefficients`) ask only for the inner products of these:
 
-    v <- beta v + (1 - beta) G_p,   D <- bound_D(D + bound_w(-lr v)),   G_p = sum over the period of x_t g_t^T
+    <G_p, G_q> = sum_{t in p, s in q} (x_t . x_s)(g_t . g_s),   <D_0, G_q> = sum_{t in q} x_t^T D_0 g_t.
 
-with all G_p taken at the chunk's first weights. So every v and D is a combination of (D_0, v_0, G_1 .. G_P),
-and the bounds ask only for norms, which follow from the Gram matrix of these P + 2 matrices. Its entries
-come from tokens: <G_p, G_q> = sum_{t in p, s in q} (x_t . x_s)(g_t . g_s) and
-<D_0, G_q> = sum_{t in q} x_t^T D_0 g_t.
-The cost is O(n I O) in a few products instead of P passes over I x O matrices.
+The cost is O(n I O) in a few products instead of P passes over I x O matrices. A bias is part of the map: the
+row of a matrix that meets a constant input 1.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, Rates, coefficients
+from hope_jax.kernels.cms_write.products import times_transposed
+
+
+class Affine(NamedTuple):
+    """A matrix [I, O] and its bias [O], or None."""
+
+    matrix: jax.Array
+    bias: jax.Array | None
+
+
+class Rows(NamedTuple):
+    """Tokens of the gradient of an affine map: sum_t x_t g_t^T [I, O], and sum_t b_t [O] for a bias."""
+
+    x_ni: jax.Array
+    g_no: jax.Array
+    b_no: jax.Array | None
+
+
+class Map(NamedTuple):
+    """One affine map of a level and what a chunk writes into it.
+
+    rows: n tokens. delta: what the context has added. velocity: average of its gradients, or None: v = G_p.
+    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off.
+    """
+
+    rows: Rows
+    delta: Affine
+    velocity: Affine | None
+    max_write: jax.Array | None
+    max_delta: jax.Array | None
 
 
 class Written(NamedTuple):
-    """delta, velocity: [I, O] after the chunk (velocity None if there was none). write_hits, delta_hits:
-    bool [P], periods in which a bound was active (applied or not)."""
+    """delta, velocity: after the chunk (velocity None if there was none). write_hits, delta_hits: bool [P],
+    applied periods in which a bound was active."""
 
-    delta: jax.Array
-    velocity: jax.Array | None
+    delta: Affine
+    velocity: Affine | None
     write_hits: jax.Array
     delta_hits: jax.Array
 
 
-def root(square: jax.Array) -> jax.Array:
-    """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
-def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """min(bound / size, 1), finite with its slopes at size 0 and bound 0; bool: whether it is below 1."""
-    # Below the root of the smallest number the slope bound / size^2 would overflow.
-    over = size > jnp.maximum(bound, jnp.sqrt(jnp.finfo(size.dtype).tiny))
-    return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
-
-
 def write_periods(
-    x_ni: jax.Array,
-    g_no: jax.Array,
-    delta: jax.Array,
-    velocity: jax.Array | None,
-    applied_p: jax.Array,
-    *,
-    beta: float,
-    lr: float,
-    max_write: jax.Array | None,
-    max_delta: jax.Array | None,
-) -> Written:
+    maps: tuple[Map, ...], applied_p: jax.Array, *, beta: float | jax.Array, lr: float
+) -> tuple[Written, ...]:
     """Writes the P periods of a chunk in order.
 
-    x_ni, g_no: factors of the gradients, n = P * C tokens. delta, velocity: [I, O]; velocity None: v = G_p.
-    applied_p: bool [P]; a period that is not applied leaves delta and velocity as they were.
-    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off.
+    maps: alike in what they have (velocity, bounds); each with n = P * C tokens. applied_p: bool [P]; a
+    period that is not applied leaves delta and velocity as they were.
     """
-    periods = applied_p.shape[0]
-    x, g = x_ni.astype(delta.dtype), g_no.astype(delta.dtype)
-    gram = _gram(x, g, delta, velocity, periods)
-    basis = jnp.eye(periods + 2, dtype=delta.dtype)
+    maps = tuple(_in_dtype(one) for one in maps)
+    first, periods = maps[0], applied_p.shape[0]
+    rates = Rates(None if first.velocity is None else beta, lr)
+    bounds = jax.tree.map(lambda *b: jnp.stack(b), *((one.max_write, one.max_delta) for one in maps))
+    inner = None
+    if first.max_write is not None or first.max_delta is not None:
+        inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
+    dtype = first.delta.matrix.dtype
 
-    def bounded(c: jax.Array, bound: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        if bound is None:
-            return c, jnp.zeros((), bool)
-        factor, hit = shrink(root(c @ gram @ c), bound)
-        return c * factor, hit
+    def of_map(inner: Inner | None, max_write: jax.Array | None, max_delta: jax.Array | None) -> Coefficients:
+        return coefficients(inner, applied_p, rates, max_write, max_delta, dtype)
 
-    def step(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        (d, v), (applied, own) = carry, xs
-        new_v = own if velocity is None else beta * v + (1 - beta) * own
-        write, write_hit = bounded(-lr * new_v, max_write)
-        new_d, delta_hit = bounded(d + write, max_delta)
-        return (jnp.where(applied, new_d, d), jnp.where(applied, new_v, v)), (write_hit, delta_hit)
-
-    (d, v), hits = jax.lax.scan(step, (basis[0], basis[1]), (applied_p, basis[2:]))
-
-    def combine(c: jax.Array) -> jax.Array:
-        by_token = jnp.repeat(c[2:], x.shape[0] // periods)
-        total = c[0] * delta + (x * by_token[:, None]).T @ g
-        return total if velocity is None else total + c[1] * velocity
-
-    return Written(combine(d), None if velocity is None else combine(v), *hits)
+    found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
+    return tuple(_combine(one, jax.tree.map(lambda c, i=i: c[i], found)) for i, one in enumerate(maps))
 
 
-def _gram(
-    x: jax.Array, g: jax.Array, delta: jax.Array, velocity: jax.Array | None, periods: int
-) -> jax.Array:
-    """Inner products of (delta, velocity, G_1 .. G_P), [P + 2, P + 2]; velocity None counts as zero."""
-    tokens = ((x @ x.T) * (g @ g.T)).reshape(periods, -1, periods, x.shape[0] // periods)
-    carried = [delta, jnp.zeros((), delta.dtype) if velocity is None else velocity]
-    cross = jnp.stack(
-        [
-            jnp.zeros(periods, delta.dtype) if m.ndim == 0 else ((x @ m) * g).reshape(periods, -1).sum(1)
-            for m in carried
-        ]
+def _in_dtype(one: Map) -> Map:
+    dtype = one.delta.matrix.dtype
+    return one._replace(rows=jax.tree.map(lambda t: t.astype(dtype), one.rows))
+
+
+def token_products(rows: Rows, other: Rows) -> jax.Array:
+    """Inner products of the gradients of single tokens, [n, m]."""
+    products = (times_transposed(rows.x_ni, other.x_ni)) * (times_transposed(rows.g_no, other.g_no))
+    return products if rows.b_no is None else products + times_transposed(rows.b_no, other.b_no)
+
+
+def inner_products(one: Map, periods: int) -> Inner:
+    """Of the map's delta, velocity and gradients."""
+    x, g, b = one.rows
+    zero = jnp.zeros((), g.dtype)
+    gg_pp = (
+        token_products(one.rows, one.rows).reshape(periods, -1, periods, x.shape[0] // periods).sum((1, 3))
     )
-    corner = jnp.stack([jnp.stack([jnp.sum(a * b) for b in carried]) for a in carried])
-    return jnp.block([[corner, cross], [cross.T, tokens.sum((1, 3))]])
+
+    def along(m: Affine) -> jax.Array:
+        # Over the narrower side first: the products that reading W_up and pulling back W_down have made.
+        narrow_in = x.shape[1] <= g.shape[1]
+        each = ((x @ m.matrix) * g if narrow_in else x * times_transposed(g, m.matrix)).sum(1)
+        if b is not None and m.bias is not None:
+            each = each + b @ m.bias
+        return each.reshape(periods, -1).sum(1)
+
+    def inner(m: Affine, other: Affine) -> jax.Array:
+        size = jnp.sum(m.matrix * other.matrix)
+        return size if m.bias is None or other.bias is None else size + m.bias @ other.bias
+
+    d, v = one.delta, one.velocity
+    if v is None:
+        return Inner(inner(d, d), zero, zero, along(d), jnp.zeros(periods, g.dtype), gg_pp)
+    return Inner(inner(d, d), inner(d, v), inner(v, v), along(d), along(v), gg_pp)
+
+
+def _combine(one: Map, c: Coefficients) -> Written:
+    x, g, b = one.rows
+    delta, velocity = one.delta, one.velocity
+    period = x.shape[0] // c.g_p.shape[0]
+    weights = [c.g_p] if velocity is None else [c.g_p, c.velocity_g_p]
+    by_token = [jnp.repeat(w, period) for w in weights]
+    weighted = jax.lax.optimization_barrier(jnp.concatenate([(x * w[:, None]).T for w in by_token]))
+    sums = jnp.split(weighted @ g, len(weights))
+    biases = [None if b is None else w @ b for w in by_token]
+    if velocity is None:
+        new = jax.tree.map(lambda d, s: c.d * d + s, delta, Affine(sums[0], biases[0]))
+        return Written(new, None, c.write_hits, c.delta_hits)
+    new = jax.tree.map(lambda d, v, s: c.d * d + c.v * v + s, delta, velocity, Affine(sums[0], biases[0]))
+    ema = jax.tree.map(lambda v, s: c.velocity_v * v + s, velocity, Affine(sums[1], biases[1]))
+    return Written(new, ema, c.write_hits, c.delta_hits)

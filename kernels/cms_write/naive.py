@@ -1,35 +1,36 @@
-"""Oracle: dense gradients, one period after the other."""
+"""Oracle: dense gradients, one token and one period after the other."""
 
+import jax.numpy as jnp
 import numpy as np
+from hope_jax.kernels.cms_write.gram import Affine, Map
 
 
-def write_periods(
-    x: np.ndarray,
-    g: np.ndarray,
-    delta: np.ndarray,
-    velocity: np.ndarray | None,
-    applied: np.ndarray,
-    *,
-    beta: float,
-    lr: float,
-    max_write: float | None,
-    max_delta: float | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The delta and velocity of `gram.write_periods`, step by step."""
+def _bounded(weights: Affine, bound: float | None) -> Affine:
+    if bound is None:
+        return weights
+    parts = [weights.matrix.ravel(), jnp.zeros(0) if weights.bias is None else weights.bias]
+    factor = 1 / jnp.maximum(jnp.linalg.norm(jnp.concatenate(parts)) / bound, 1)
+    return Affine(weights.matrix * factor, None if weights.bias is None else weights.bias * factor)
+
+
+def _mix(a: float, first: Affine, b: float, second: Affine) -> Affine:
+    bias = None if first.bias is None else a * first.bias + b * second.bias
+    return Affine(a * first.matrix + b * second.matrix, bias)
+
+
+def write_periods(one: Map, applied: np.ndarray, *, beta: float, lr: float) -> tuple[Affine, Affine | None]:
+    """The delta and velocity of `gram.write_periods` for one map, step by step."""
+    (x, g, b), delta, velocity = one.rows, one.delta, one.velocity
     period = len(x) // len(applied)
     for p, on in enumerate(applied):
         if not on:
             continue
-        gradient = np.zeros_like(delta)
-        for t in range(p * period, (p + 1) * period):
-            gradient += np.outer(x[t], g[t])
-        u = gradient
+        tokens = range(p * period, (p + 1) * period)
+        gradient = Affine(
+            sum(jnp.outer(x[t], g[t]) for t in tokens), None if b is None else sum(b[t] for t in tokens)
+        )
         if velocity is not None:
-            u = velocity = beta * velocity + (1 - beta) * gradient
-        write = -lr * u
-        if max_write is not None:
-            write = write / max(float(np.linalg.norm(write)) / max_write, 1.0)
-        delta = delta + write
-        if max_delta is not None:
-            delta = delta / max(float(np.linalg.norm(delta)) / max_delta, 1.0)
+            gradient = velocity = _mix(beta, velocity, 1 - beta, gradient)
+        write = _bounded(_mix(-lr, gradient, 0, gradient), one.max_write)
+        delta = _bounded(_mix(1, delta, 1, write), one.max_delta)
     return delta, velocity

@@ -1,0 +1,140 @@
+"""The periods of a chunk as coefficients, for one affine map under a linear inner optimizer.
+
+A chunk of P periods takes P inner steps in order,
+
+    v <- beta v + (1 - beta) G_p,   D <- bound_D(D + s_p w_p),   w_p = -lr v,  s_p = bound_w(w_p) / w_p,
+
+so every v and D is a combination of (D_0, v_0, G_1 .. G_P), and the bounds ask only for norms, which follow
+from the inner products of these P + 2. The v_p and w_p do not depend on the bounds and are known at once;
+what runs from period to period is a few scalars: |D|^2, and <D, s_q w_q> of the writes to come.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Inner(NamedTuple):
+    """Inner products of one map's D_0 (d), v_0 (v) and gradients G_1 .. G_P (g), leaves [...]; without a
+    velocity those with v are zero."""
+
+    dd: jax.Array
+    dv: jax.Array
+    vv: jax.Array
+    dg_p: jax.Array
+    vg_p: jax.Array
+    gg_pp: jax.Array
+
+
+class Coefficients(NamedTuple):
+    """The map after a chunk: D = d D_0 + v v_0 + sum_p g_p G_p, and its velocity likewise (`velocity_v`,
+    `velocity_g_p`; of no meaning without one). write_hits, delta_hits: bool [P], applied periods in which a
+    bound was active."""
+
+    d: jax.Array
+    v: jax.Array
+    g_p: jax.Array
+    velocity_v: jax.Array
+    velocity_g_p: jax.Array
+    write_hits: jax.Array
+    delta_hits: jax.Array
+
+
+class Rates(NamedTuple):
+    """Constants of the inner optimizer; beta None: no velocity, v_p = G_p."""
+
+    beta: float | jax.Array | None
+    lr: float
+
+
+def root(square: jax.Array) -> jax.Array:
+    """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """min(bound / size, 1), finite with its slopes at size 0 and bound 0; bool: whether it is below 1."""
+    # Below the root of the smallest number the slope bound / size^2 would overflow.
+    over = size > jnp.maximum(bound, jnp.sqrt(jnp.finfo(size.dtype).tiny))
+    return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
+
+
+def velocities(rates: Rates, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Coefficients [P, 1 + P] of v_p after each period, over (v_0, G_1 .. G_P)."""
+    periods = applied_p.shape[0]
+    if rates.beta is None:
+        return jnp.concatenate([jnp.zeros((periods, 1), dtype), jnp.eye(periods, dtype=dtype)], axis=1)
+    steps = jnp.cumsum(applied_p)
+    since = steps[:, None] - steps
+    own = applied_p & jnp.tri(periods, dtype=bool)
+    # A power's exponent is masked before it is taken: later periods would have negative ones.
+    gradients = jnp.where(own, (1 - rates.beta) * rates.beta ** jnp.where(own, since, 0).astype(dtype), 0)
+    first = rates.beta ** steps.astype(dtype)
+    return jnp.concatenate([first[:, None], gradients], axis=1).astype(dtype)
+
+
+def coefficients(
+    inner: Inner | None,
+    applied_p: jax.Array,
+    rates: Rates,
+    max_write: jax.Array | None,
+    max_delta: jax.Array | None,
+    dtype: jnp.dtype,
+) -> Coefficients:
+    """Of one map. inner may be None if both bounds are."""
+    v_pb = velocities(rates, applied_p, dtype)
+    writes_pb = jnp.where(applied_p[:, None], -rates.lr * v_pb, 0)
+    write_hits = delta_hits = jnp.zeros(applied_p.shape, bool)
+    keep_p = jnp.ones(applied_p.shape, dtype)
+    if inner is not None:
+        vg = jnp.concatenate([inner.vv[None], inner.vg_p])
+        gram_bb = jnp.concatenate(
+            [vg[None], jnp.concatenate([inner.vg_p[:, None], inner.gg_pp], axis=1)], axis=0
+        )
+        gram_pp = _outer(writes_pb, gram_bb)
+        if max_write is not None:
+            factor, write_hits = shrink(root(jnp.diagonal(gram_pp)), max_write)
+            writes_pb = writes_pb * factor[:, None]
+            gram_pp = gram_pp * factor[:, None] * factor
+        if max_delta is not None:
+            along_p = _times(writes_pb, jnp.concatenate([inner.dv[None], inner.dg_p]))
+            keep_p, delta_hits = _kept(inner.dd, along_p, gram_pp, applied_p, max_delta)
+    # What is left at the end of the write of period q: the product of the factors from q on.
+    left_p = jnp.cumprod(keep_p[::-1])[::-1]
+    change_b = _times(writes_pb.T, left_p)
+    return Coefficients(
+        left_p[0], change_b[0], change_b[1:], v_pb[-1, 0], v_pb[-1, 1:], write_hits, delta_hits
+    )
+
+
+def _outer(a_pb: jax.Array, gram_bb: jax.Array) -> jax.Array:
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.matmul(jnp.matmul(a_pb, gram_bb, precision=exact), a_pb.T, precision=exact)
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _kept(
+    square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array, max_delta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What the bound on delta leaves of it in each period [P], and bool [P], whether it was active.
+
+    square: |D_0|^2. along_p: <D_0, s_p w_p>. gram_pp: <s_p w_p, s_q w_q>.
+    """
+
+    def step(
+        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        (square, along_p), (p, gram_p, applied) = carry, xs
+        square = square + 2 * along_p[p] + gram_p[p]
+        factor, hit = shrink(root(square), max_delta)
+        factor = jnp.where(applied, factor, 1)
+        return (square * factor**2, (along_p + gram_p) * factor), (factor, hit & applied)
+
+    each = (jnp.arange(applied_p.shape[0]), gram_pp, applied_p)
+    kept: tuple[jax.Array, jax.Array] = jax.lax.scan(step, (square, along_p), each)[1]
+    return kept

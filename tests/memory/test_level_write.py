@@ -1,0 +1,73 @@
+"""A chunk's periods at once and one after the other are the same write, for every linear inner optimizer."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.memory import mlp_memory
+from hope_jax.memory.gate import GateRule
+from hope_jax.memory.inner_optim import VARIANTS, is_linear
+from hope_jax.memory.level_write import LevelWriter, init_level
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.period_write import Bounds, PeriodWriter, WriteRules
+from hope_jax.memory.state import WriteSignal, own
+
+N, D, H = 12, 5, 8
+LINEAR = [v for v in VARIANTS if is_linear(LevelSpec("level", 2, 0.1, v))]
+
+
+class OneByOne(LevelWriter):
+    def write_periods(self, state: Any, by_period: Any) -> Any:
+        return PeriodWriter.write_periods(self, state, by_period)
+
+
+@pytest.mark.parametrize("bounds", [Bounds(0.0, 0.0), Bounds(0.03, 0.05)])
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("period", [pytest.param(1, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("variant", LINEAR)
+def test_periods_at_once_are_periods_one_by_one(
+    variant: str, period: int, biases: bool, bounds: Bounds
+) -> None:
+    rng = np.random.default_rng(0)
+    params = {"w_up": rng.normal(size=(D, H)), "w_down": rng.normal(size=(H, D))}
+    if biases:
+        params |= {"b_up": rng.normal(size=H), "b_down": rng.normal(size=D)}
+    params = jax.tree.map(jnp.asarray, params)
+    spec = LevelSpec("level", period, 0.1, variant, beta=0.8)
+    rules = WriteRules(N, GateRule("l2", 0.2), bounds)
+    mask = jnp.asarray(rng.random(N) < 0.7)
+    surprise = jnp.asarray(rng.random(N))
+    x, teach = jnp.asarray(rng.normal(size=(2, N, D)))
+    signal = WriteSignal(teach, {}, surprise, mask, mask)
+
+    def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> Any:
+        state = init_level(spec, params, N)
+        delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
+        state = state._replace(delta=delta)
+        factors = mlp_memory.write_factors(params, delta, x, jnp.where(mask[:, None], teach, 0))
+        for _ in range(2):
+            state, stats = writer(rules, spec, params, own).write(
+                state, factors, mask, signal, jnp.int32(0), last=False
+            )
+        return state, stats
+
+    def value(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> jax.Array:
+        leaves = [t for t in jax.tree.leaves(run(writer, x, teach)[0]) if t.dtype == jnp.float64]
+        return sum(jnp.sum(jnp.sin(leaf + jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves)
+
+    both = LevelWriter, OneByOne
+    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    states = [quick(partial(run, writer))(x, teach) for writer in both]
+    gradients = [quick(jax.grad(partial(value, writer), argnums=(0, 1)))(x, teach) for writer in both]
+    ends, stats = zip(*states, strict=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *ends)
+    # Statistics are float32 whatever the state is.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *gradients)
+    assert float(stats[0].updates_applied) > 1
+    if bounds.write:
+        assert float(stats[0].write_clip_hits + stats[0].delta_clip_hits) > 0
