@@ -4,9 +4,9 @@ python -m hope_jax.bench [NAME ...] [--json=FILE] [--rounds=5] [--list]
 
 NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self_mod/forward`); none: all of
 them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
-comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s, memory of
-temporaries and compile time, and each goal with whether it is met. Figures are this machine's: ratios and
-shares carry over between runs, times do not.
+comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
+would be at that peak, memory of temporaries and compile time, and each goal with whether it is met. Figures
+are this machine's: ratios and shares carry over between runs, times do not.
 """
 
 import importlib
@@ -29,7 +29,14 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
 MODULES = {
+    "causal_conv": "hope_jax.kernels.causal_conv.bench",
+    "cms_write": "hope_jax.kernels.cms_write.bench",
+    "compile": "hope_jax.benchmarks.compilation",
+    "loader": "hope_jax.benchmarks.loader",
+    "newton_schulz": "hope_jax.kernels.newton_schulz.bench",
     "self_mod": "hope_jax.kernels.self_mod.bench",
+    "step": "hope_jax.benchmarks.step",
+    "step_small": "hope_jax.benchmarks.step_small",
     "xent_teach": "hope_jax.kernels.xent_teach.bench",
 }
 """Operation -> module with `comparisons() -> Iterator[Comparison]`."""
@@ -53,7 +60,7 @@ def comparisons(names: list[str]) -> Iterator[Comparison]:
 HEADER = " ".join(
     [
         f"{'case':34}",
-        f"{'median ms':>10} {'spread':>7} {'ratio':>7} {'share':>7} {'tokens/s':>10}",
+        f"{'median ms':>10} {'spread':>7} {'ratio':>7} {'share':>7} {'tokens/s':>10} {'at peak':>10}",
         f"{'MiB':>8} {'compile s':>9}  goals",
     ]
 )
@@ -74,6 +81,7 @@ def line(timing: Timing) -> str:
             cell(timing.ratio, ".2f", 7),
             cell(timing.share, ".1%", 7),
             cell(timing.tokens_per_second, ",.0f", 10),
+            cell(timing.tokens_per_second_at_peak, ",.0f", 10),
             cell(timing.temporary_mib, ".1f", 8),
             cell(timing.compile_seconds, ".1f", 9),
             f" {goals}",

@@ -31,14 +31,17 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
 def define_config() -> None:
-    """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key."""
+    """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key; several commands
+    may be imported into one process."""
     flags.DEFINE_string(
         _CONFIG,
         None,
         "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
         "--config.train.steps=20 or --config.model.cms_levels.cms_slow.update_period=64.",
+        allow_override=True,
     )
-    flags.DEFINE_multi_string(_OVERRIDES, [], "KEY=VALUE; what --config.KEY=VALUE is short for.")
+    short_for = "KEY=VALUE; what --config.KEY=VALUE is short for."
+    flags.DEFINE_multi_string(_OVERRIDES, [], short_for, allow_override=True)
 
 
 def define_checkpoint() -> flags.FlagHolder[str | None]:

@@ -1,6 +1,7 @@
 """Train a model, or resume the run of a workdir.
 
 python -m hope_jax.launch --config=FILE [--config.KEY=VALUE ...] [--workdir=DIR]
+    [--compilation_cache=DIR|none]
 
 Progress goes to stderr; the last line of stdout is a JSON object with eval_loss, unigram_entropy,
 tokens_per_sec and train_seconds.
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from hope_jax import cli
+from hope_jax import cli, compilation_cache
 from hope_jax.config_check import validate, warnings
 from hope_jax.errors import ConfigError
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     # From here on JAX is needed, which takes seconds to import.
     import jax
 
+    compilation_cache.use()
     from hope_jax.memory import inner_optim
     from hope_jax.models import registry
 

@@ -15,9 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 Measure = Literal[
-    "ratio", "share", "share_ratio", "tokens_per_second", "temporary_mib", "compile_seconds", "time_ratio"
+    "ratio",
+    "share",
+    "share_ratio",
+    "tokens_per_second",
+    "tokens_ratio",
+    "temporary_mib",
+    "compile_seconds",
+    "seconds",
+    "time_ratio",
 ]
-_AT_MOST: tuple[Measure, ...] = ("temporary_mib", "compile_seconds", "time_ratio")
+_AT_MOST: tuple[Measure, ...] = ("temporary_mib", "compile_seconds", "seconds", "time_ratio")
 
 PEAK_SIZE = 2048
 """Side of the square float32 product that stands for the machine's peak."""
@@ -27,7 +35,7 @@ SHORTEST_SAMPLE = 0.02
 
 
 class Goal(NamedTuple):
-    """What a case is to reach: `measure` at least (memory and compile time: at most) `value`."""
+    """What a case is to reach: `measure` at least (memory and times: at most) `value`."""
 
     measure: Measure
     value: float
@@ -39,6 +47,7 @@ class Case(NamedTuple):
     run: starts the work and returns its arrays. flops: useful floating-point operations of a call (those of
     the model: recomputation is not counted), 0 if it has none to speak of. tokens: of a call.
     temporary_bytes: by the compiler's analysis. compile_seconds: tracing, lowering and compiling.
+    single: a call is long and the first is like any other: a sample is one call, without warming up.
     """
 
     name: str
@@ -48,6 +57,7 @@ class Case(NamedTuple):
     temporary_bytes: int | None = None
     compile_seconds: float | None = None
     goals: tuple[Goal, ...] = ()
+    single: bool = False
 
 
 class Comparison(NamedTuple):
@@ -62,8 +72,9 @@ class Timing(NamedTuple):
     """A case's figures.
 
     seconds: median of a call. spread: interquartile range over the median. ratio: the first case's median
-    over this one's (above 1: faster). share: flops / seconds / peak. share_ratio: of the first case's share.
-    time_ratio: 1 / ratio. met: "measure value" of each goal -> whether it is reached.
+    over this one's (above 1: faster). share: flops / seconds / peak. share_ratio: of the first case's
+    share. time_ratio: 1 / ratio. tokens_ratio: tokens/s over the first case's. tokens_per_second_at_peak:
+    what no implementation exceeds. met: "measure value" of each goal -> whether it is reached.
     """
 
     comparison: str
@@ -75,6 +86,8 @@ class Timing(NamedTuple):
     share: float | None
     share_ratio: float | None
     tokens_per_second: float | None
+    tokens_per_second_at_peak: float | None
+    tokens_ratio: float | None
     temporary_mib: float | None
     compile_seconds: float | None
     peak_gflops: float
@@ -116,6 +129,8 @@ def _sample(case: Case, calls: int) -> float:
 
 def _calls(case: Case) -> int:
     """How many calls a sample takes; the first call here also warms up."""
+    if case.single:
+        return 1
     jax.block_until_ready(case.run())
     return max(1, int(SHORTEST_SAMPLE / max(_sample(case, 1), 1e-9)))
 
@@ -129,26 +144,19 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
         for case in (peak, *cases):
             samples[case.name].append(_sample(case, calls[case.name]))
     peak_rate = peak.flops / float(np.median(samples[peak.name]))
-    base = cases[0]
-    base_seconds = float(np.median(samples[base.name]))
-    base_share = base.flops / base_seconds / peak_rate
-    return [
-        _timing(comparison.name, case, samples[case.name], peak_rate, base_seconds, base_share)
-        for case in cases
-    ]
+    base = cases[0], float(np.median(samples[cases[0].name]))
+    return [_timing(comparison.name, case, samples[case.name], peak_rate, *base) for case in cases]
 
 
 def _timing(
-    comparison: str,
-    case: Case,
-    samples: list[float],
-    peak_rate: float,
-    base_seconds: float,
-    base_share: float,
+    comparison: str, case: Case, samples: list[float], peak_rate: float, base: Case, base_seconds: float
 ) -> Timing:
     seconds = float(np.median(samples))
     low, high = np.percentile(samples, (25, 75))
     share = case.flops / seconds / peak_rate if case.flops else None
+    base_share = base.flops / base_seconds / peak_rate
+    rate, base_rate = case.tokens / seconds, base.tokens / base_seconds
+    most = case.tokens * peak_rate / case.flops if case.flops else 0.0
     timing = Timing(
         comparison=comparison,
         case=case.name,
@@ -158,7 +166,9 @@ def _timing(
         time_ratio=seconds / base_seconds,
         share=share,
         share_ratio=share / base_share if share and base_share else None,
-        tokens_per_second=case.tokens / seconds if case.tokens else None,
+        tokens_per_second=rate or None,
+        tokens_per_second_at_peak=most or None,
+        tokens_ratio=rate / base_rate if base_rate else None,
         temporary_mib=None if case.temporary_bytes is None else case.temporary_bytes / 2**20,
         compile_seconds=case.compile_seconds,
         peak_gflops=peak_rate / 1e9,

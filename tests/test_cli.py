@@ -1,6 +1,7 @@
 """The command line: config files, overrides, one paragraph an error, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,10 @@ def config_file(tmp_path: Path) -> Path:
 
 def launch(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hope_jax.launch", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
 
 
 def test_read_config_applies_overrides_in_order(config_file: Path) -> None:
@@ -158,3 +162,29 @@ def test_launch_trains_into_the_default_workdir(config_file: Path) -> None:
     summary = json.loads(run.stdout.splitlines()[-1])
     assert set(summary) == {"eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds"}
     assert (config_file.parent / "runs" / "small" / "metrics.jsonl").is_file()
+
+
+@pytest.mark.nightly
+def test_a_second_launch_reads_the_programs_that_the_first_compiled(config_file: Path) -> None:
+    """One of which the first left half written."""
+    folder = config_file.parent
+
+    def rows(workdir: str) -> list[dict[str, float]]:
+        run = launch(
+            *(f"--config={config_file}", f"--workdir={workdir}", "--compilation_cache=kept"),
+            *("--config.log.tensorboard=false", "--config.eval.generate_tokens=0"),
+            cwd=folder,
+        )
+        assert run.returncode == 0, run.stderr
+        listed = [json.loads(line) for line in (folder / workdir / "metrics.jsonl").read_text().splitlines()]
+        return [{key: row[key] for key in ("loss", "grad_norm", "eval_loss") if key in row} for row in listed]
+
+    first = rows("first")
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "kept").glob("*-cache")}
+    assert [path for path in kept if path.name.startswith("jit_train")]
+    damaged = next(path for path in kept if path.name.startswith("jit_evaluate"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    del kept[damaged]
+    assert rows("second") == first
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert not (folder / "cache" / "hope_jax").exists()

@@ -1,0 +1,96 @@
+"""The train step of a configuration as training runs it, compiled and ready to be called again and again."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.config_check import validate
+from hope_jax.config_schema import resolve
+from hope_jax.timing import Case, Goal
+from hope_jax.training import assemble
+from hope_jax.training.program import TrainState
+from hope_jax.training.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from hope_jax.training.step import Step, jit_train
+from hope_jax.types import Batch, PyTree
+
+
+class CompiledStep(NamedTuple):
+    """executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and
+    lowering. compile_seconds: of XLA."""
+
+    step: Step
+    executable: Any
+    lower_seconds: float
+    compile_seconds: float
+
+
+def random_batch(config: ExperimentConfig, seed: int = 0) -> Batch:
+    """Rows [B, T] of random tokens, each followed by the next; one document a row."""
+    shape = (config.data.batch_size, config.data.seq_len + 1)
+    tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    one = np.ones((shape[0], config.data.seq_len), np.int32)
+    return Batch(*(t for t in (tokens[:, :-1].copy(), tokens[:, 1:].copy(), one)))  # type: ignore[arg-type]
+
+
+def compile_step(config: ExperimentConfig) -> CompiledStep:
+    """Compiles the train step of a configuration for one device; nothing of the state is allocated.
+
+    Raises: ConfigError.
+    """
+    validate(config)
+    mesh = make_mesh(jax.devices()[:1])
+    step = Step(config, mesh)
+
+    def placed(tree: PyTree, sharding: Any) -> Any:
+        return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+    state = placed(jax.eval_shape(step.init), replicated(mesh))
+    batch = placed(random_batch(config), batch_sharding(mesh))
+    started = time.perf_counter()
+    lowered = jit_train(step, mesh).lower(state, batch)
+    lowered_at = time.perf_counter()
+    executable = lowered.compile()
+    return CompiledStep(step, executable, lowered_at - started, time.perf_counter() - lowered_at)
+
+
+class StepRun:
+    """One step after the other from a fresh state, all on one batch: calling it starts the next."""
+
+    def __init__(self, compiled: CompiledStep) -> None:
+        step = compiled.step
+        assert step.mesh is not None
+        self._executable = compiled.executable
+        self._batch = shard_batch(step.mesh, random_batch(step.config))
+        self._state: TrainState = jax.jit(step.init, out_shardings=replicated(step.mesh))()
+
+    def __call__(self) -> tuple[TrainState, PyTree]:
+        """The state after one more step, and its metrics. The state before it is gone: it was donated."""
+        self._state, metrics = self._executable(self._state, self._batch)
+        return self._state, metrics
+
+
+def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
+    """The train step of a configuration as a case."""
+    compiled = compile_step(config)
+    tokens = config.data.batch_size * config.data.seq_len
+    analysis = compiled.executable.memory_analysis()
+    return Case(
+        name,
+        StepRun(compiled),
+        flops=tokens * assemble.flops_per_token(config),
+        tokens=tokens,
+        temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
+        compile_seconds=compiled.lower_seconds + compiled.compile_seconds,
+        goals=goals,
+    )
+
+
+def changed(config: Any, **values: Any) -> ExperimentConfig:
+    """The resolved configuration of a ConfigDict with values set, `train__steps=3` for `train.steps`."""
+    for key, value in values.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return resolve(config.to_dict())

@@ -1,0 +1,84 @@
+"""Useful FLOPs of a train step, term by term against products written out by hand."""
+
+from hope_jax.memory.levels import LevelSpec
+from hope_jax.models.flops import train_flops_per_token
+from hope_jax.models.spec import ModelSpec
+
+D, H, V, T, N = 8, 32, 64, 16, 4
+LEVELS = (LevelSpec("a", 4, 0.1), LevelSpec("b", 8, 0.1))
+HEAD, PROJECTIONS, LEVEL = 2 * D * V, 8 * D * D, 4 * D * H
+SEEN = 4 * D * T / 2
+
+
+def spec(variant: str, **values: object) -> ModelSpec:
+    fields = {
+        "style": "modern",
+        "vocab_size": V,
+        "dim": D,
+        "num_layers": 1,
+        "heads": 2,
+        "mlp_hidden": H,
+        "cms_hidden": H,
+        "titan_hidden": H,
+        "cms_levels": LEVELS,
+        "chunk_size": N,
+        "titan_level": LevelSpec("titan", 8, 0.1),
+    }
+    return ModelSpec(block_variant=variant, **{**fields, **values})  # type: ignore[arg-type]
+
+
+def test_transformer_is_three_times_its_forward_pass() -> None:
+    forward = HEAD + PROJECTIONS + SEEN + LEVEL
+    assert train_flops_per_token(spec("transformer"), T, "two_pass", T) == 3 * forward
+    assert train_flops_per_token(spec("transformer"), T, "through_writes", N) == 3 * forward
+    short = spec("transformer", sliding_window=4)
+    assert train_flops_per_token(short, T, "two_pass", T) == 3 * (forward - SEEN + 4 * D * 4)
+
+
+def test_keys_from_before_a_cut_have_no_cotangents() -> None:
+    whole = train_flops_per_token(spec("transformer"), T, "online", T)
+    cut = train_flops_per_token(spec("transformer"), T, "online", N)
+    assert whole - cut == 4 * D * (T - N) / 2
+
+
+def test_a_level_is_an_mlp_and_its_write_an_outer_product_a_matrix() -> None:
+    plain = spec("transformer", mlp_hidden=2 * H)
+    for mode in ("two_pass", "online"):
+        base = train_flops_per_token(plain, T, mode, N)
+        assert train_flops_per_token(spec("hope_attention"), T, mode, N) == base + 2 * LEVEL
+        block = spec("hope_attention", own_output=False)
+        assert train_flops_per_token(block, T, mode, N) == base + 2 * LEVEL + 2 * LEVEL / 2
+
+
+def test_titan_reads_its_self_modifier_and_online_learns_it() -> None:
+    first, rest = 2 * 3 * D * H, 2 * H * H + 2 * H * D
+    read = 3 * (HEAD + PROJECTIONS + SEEN + LEVEL)
+    write = LEVEL + LEVEL / 2 + first + rest
+    assert train_flops_per_token(spec("titan"), T, "two_pass", T) == read + write
+    learnt = LEVEL + LEVEL / 2 + first + 2 * rest
+    assert train_flops_per_token(spec("titan"), T, "online", T) == read + write + learnt
+    without = spec("titan", self_modifier=False)
+    assert train_flops_per_token(without, T, "online", T) == read + LEVEL
+    late = spec("titan", titan_level=LevelSpec("titan", T, 0.1))
+    assert train_flops_per_token(late, T, "online", T) == read + write
+
+
+def test_through_writes_differentiates_read_signal_and_write() -> None:
+    """One layer, two levels: the signal passes the head and all of level b, and of level a the way back to
+    its hidden layer."""
+    forward = HEAD + PROJECTIONS + SEEN + 2 * LEVEL
+    signal = HEAD + LEVEL + LEVEL / 2
+    write = 2 * LEVEL
+    assert train_flops_per_token(spec("hope_attention"), T, "through_writes", N) == 3 * (
+        forward + signal + write
+    )
+
+
+def test_self_mod_signal_has_its_own_backward_pass_between_cuts() -> None:
+    """Two layers: of the last one's levels the outer gradient is the signal."""
+    own, two = 72 * D * D, spec("hope_selfmod", num_layers=2)
+    joint = 3 * (HEAD + 2 * (own + 2 * LEVEL)) + 2 * 2 * LEVEL
+    assert train_flops_per_token(two, T, "two_pass", T) == joint
+    extra = own + LEVEL + LEVEL / 2
+    assert train_flops_per_token(two, T, "online", T) == joint + extra
+    assert train_flops_per_token(two, T, "online", T, per_layer=False) == joint
