@@ -64,13 +64,12 @@ def main(argv: list[str]) -> None:
 
 def make_plan(config: ExperimentConfig, topology: Any, contexts: list[int]) -> dict[str, Any]:
     """Everything but the configuration's name, as plain values."""
-    from hope_jax.models.flops import train_flops_per_token
     from hope_jax.planning import compile, devices, report, search
     from hope_jax.training import assemble
 
     found = devices.find_devices(topology)
     rows, peaks = config.data.batch_size, topology.accelerator.peaks
-    useful = train_flops_per_token(assemble.model_spec(config), config.data.seq_len)
+    useful = assemble.flops_per_token(config)
 
     def needed(per_device: int) -> float | None:
         logger.info("compiling for %d rows a device", per_device)

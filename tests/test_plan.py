@@ -1,5 +1,7 @@
 """python -m hope_jax.plan: the table and JSON of a small configuration on CPU devices, and its errors."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.errors import ConfigError, UserError
+from hope_jax.errors import ConfigError
 from hope_jax.planning import devices
 
 ROOT = Path(__file__).parents[1]
@@ -102,8 +104,34 @@ def test_a_missing_plugin_is_named_with_its_remedy(
         raise {"v5e:2x2": RuntimeError, "h100:8": NotImplementedError}[name]("not here")
 
     monkeypatch.setattr(devices.topologies, "get_topology_desc", absent)
-    with pytest.raises(UserError, match=f"not installed.*pip install.*{package}"):
+    with pytest.raises(ConfigError, match=f"not installed.*pip install.*{package}"):
         devices.find_devices(devices.parse_topology(name))
+
+
+@pytest.mark.parametrize(("name", "module"), [("v5e:2x2", "libtpu"), ("h100:8", "jax_plugins.xla_cuda12")])
+def test_without_the_plugin_the_command_ends_with_code_2(name: str, module: str) -> None:
+    with contextlib.suppress(ModuleNotFoundError):
+        if importlib.util.find_spec(module):
+            pytest.skip(f"{module} is installed")
+    done = run(f"--topology={name}", "--config.data.batch_size=8")
+    assert done.returncode == 2
+    assert "not installed" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("variant", ["hope_attention", "hope_hybrid"])
+def test_a_window_makes_the_cost_of_a_stream_flat(variant: str, tmp_path: Path) -> None:
+    """The command of docs/plan.md: all but the documents' numbers, 4 bytes a token, is as large."""
+    small = [f"--config.{key}={value}" for key, value in {**TINY, "model.block_variant": variant}.items()]
+    window, target = "--config.model.sliding_window=32", tmp_path / "plan.json"
+    contexts = ["--notrain", "--streaming", "--contexts=64,1024"]
+    done = run("--topology=cpu:1", f"--json={target}", *contexts, window, *small)
+    assert done.returncode == 0, done.stderr
+    short, long = json.loads(target.read_text())["streaming"]
+    assert long["matmul_flops"] == short["matmul_flops"]
+    numbers = 4 * (1024 - 64)
+    for part in ("arguments", "outputs"):
+        assert long["memory_bytes"][part] - short["memory_bytes"][part] == numbers
+    assert long["memory_bytes"]["aliased"] > 0.9 * long["memory_bytes"]["outputs"] - 4 * 16 * 64 * 4
 
 
 def test_topologies_are_counted() -> None:

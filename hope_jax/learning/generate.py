@@ -43,11 +43,13 @@ def continue_stream(
     temperature: float,
     seed: int,
     targets: bool = False,
+    in_place: bool = False,
 ) -> Iterator[Drawn]:
     """Draws `max_tokens` tokens of a stream of batch size one, and feeds each before the next is drawn.
 
     seed: modulo 2**32. targets: drawn tokens are targets, so teach-driven memories learn from them;
     else only memories that write while they read do. They belong to the document of the last token.
+    in_place: each state takes the place of the one before it, `state` first: none but the last can be used.
 
     Raises:
       ValueError: nothing has been read.
@@ -58,7 +60,12 @@ def continue_stream(
     for _ in range(max_tokens):
         token = np.asarray(draw(logits, heat, seed_u32, jnp.asarray(state.position, jnp.int32)))
         read, state = streamer.feed(
-            params, state, token[None, None], segment_ids=segment, target_mask=np.full((1, 1), targets)
+            params,
+            state,
+            token[None, None],
+            segment_ids=segment,
+            target_mask=np.full((1, 1), targets),
+            in_place=in_place,
         )
         yield Drawn(int(token), logits, state)
         logits = read[0, -1]
@@ -90,10 +97,17 @@ def make_generate(streamer: Streamer) -> Generate:
     ) -> np.ndarray:
         if not len(prompt):
             raise ValueError("prompt: want at least one token, got none")
-        state = streamer.begin(params, 1, roomy(streamer, len(prompt) + max_tokens), fast)
+        own = jax.tree.map(jnp.copy, fast)
+        state = streamer.begin(params, 1, roomy(streamer, len(prompt) + max_tokens), own)
         _, state = streamer.feed(params, state, np.asarray(prompt, np.int32)[None])
         steps = continue_stream(
-            streamer, params, state, max_tokens=max_tokens, temperature=temperature, seed=seed
+            streamer,
+            params,
+            state,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            in_place=True,
         )
         return np.array([drawn.token for drawn in steps], np.int32)
 

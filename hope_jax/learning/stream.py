@@ -103,12 +103,15 @@ class Streamer:
         tokens: np.ndarray | Array,
         segment_ids: np.ndarray | Array | None = None,
         target_mask: np.ndarray | Array | None = None,
+        *,
+        in_place: bool = False,
     ) -> tuple[Array, Stream]:
         """Reads n more tokens of each stream; n may be 0.
 
         tokens: int [B, n]. segment_ids: int [B, n] document of each token, 0: padding; None: all 1.
         target_mask: bool [B, n], False: the token is no target and teaches nothing; None: all True. The
         target of position t is token t + 1, if its mask is True and it is of the same document.
+        in_place: the new state takes the place of `state`, which cannot be used again.
 
         Returns the logits [B, n, V] and the state after these tokens.
 
@@ -127,11 +130,12 @@ class Streamer:
         state = self._with_room(state, int(state.chunk.start) + size * (written + 1))
         targets = _targets(row)
         logits, at = [], 0
+        write = self.write_chunks_in_place if in_place else self.write_chunks
         while at < written:
             chunks = _BLOCK if written - at >= _BLOCK else 1
             part = slice(size * at, size * (at + chunks))
             batch = Batch(row.tokens[:, part], targets[:, part], row.segment_ids[:, part])
-            read, state = self.write_chunks(params, state, batch)
+            read, state = write(params, state, batch)
             skip = max(known - part.start, 0)
             logits.append(read[:, skip:] if skip else read)
             at += chunks
@@ -235,8 +239,7 @@ class Streamer:
         out = self.model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, training=training)
         return self.model.logits(params, out.hidden)
 
-    @partial(jax.jit, static_argnums=0)
-    def write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
+    def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
         """Reads and writes whole chunks [B, m N]; their logits [B, m N, V]."""
         size = self.rule.chunk_size
 
@@ -250,6 +253,10 @@ class Streamer:
         state, hidden = jax.lax.scan(body, state, jax.tree.map(cut, batch))
         logits = self.model.logits(params, hidden.swapaxes(0, 1))
         return logits.reshape(*batch.tokens.shape, -1), state
+
+    write_chunks = partial(jax.jit, static_argnums=0)(_write_chunks)
+    # Without a second cache and second memories beside the first.
+    write_chunks_in_place = partial(jax.jit, static_argnums=0, donate_argnums=2)(_write_chunks)
 
     @partial(jax.jit, static_argnums=0)
     def _finish(self, params: PyTree, state: Stream, batch: Batch) -> StreamResult:

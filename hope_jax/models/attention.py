@@ -2,7 +2,8 @@
 
 One sequence: [n, D] -> [n, D]. Documents of a packed row do not see each other. The cache is one
 preallocated buffer, read through the mask beside the call's own tokens; a call returns their rows, and
-`enter` writes them into the buffer, once for all layers and examples.
+`enter` writes them into the buffer, once for all layers and examples. With a sliding window the buffer is a
+ring: the token at position p lies in row p mod rows, and what leaves the window is overwritten.
 """
 
 from typing import NamedTuple
@@ -19,9 +20,9 @@ from hope_jax.types import Array
 
 
 class Cache(NamedTuple):
-    """What attention carries in one layer, or the rows that n tokens add to it (n in the place of capacity).
+    """What attention carries in one layer, or the rows that n tokens add to it (n in the place of rows).
 
-    key, value: [capacity, heads, K], normalised and rotated as they are used.
+    key, value: [rows, heads, K] (`cache_rows`), normalised and rotated as they are used.
     conv: [window - 1, D] last inputs of the local convolution ([0, D] without one).
     """
 
@@ -34,9 +35,9 @@ class ReadContext(NamedTuple):
     """Where the tokens of a call stand in their context.
 
     position: int32 [] index of the first token. segments_n: int32 [n] document of each token, 0: padding.
-    cached_segments: int32 [capacity] documents of the cached tokens, read up to `position`; or None without
-    a cache. clock: int32 [] the first token's index in the context of the memories, where that is another
-    than attention's; None: `position`.
+    cached_segments: int32 [capacity] documents of the context's tokens, by position, read up to `position`;
+    or None without a cache. clock: int32 [] the first token's index in the context of the memories, where
+    that is another than attention's; None: `position`.
     """
 
     position: Array
@@ -45,34 +46,52 @@ class ReadContext(NamedTuple):
     clock: Array | None = None
 
 
-def init_cache(spec: ModelSpec, capacity: int) -> Cache:
+def cache_rows(spec: ModelSpec, capacity: int) -> int:
+    """Rows that hold what `capacity` tokens leave to see."""
+    return min(capacity, spec.sliding_window or capacity)
+
+
+def init_cache(spec: ModelSpec, rows: int) -> Cache:
     """An empty cache for one layer and one example."""
-    shape = (capacity, spec.heads, spec.head_dim)
+    shape = (rows, spec.heads, spec.head_dim)
     conv = jnp.zeros((max(spec.local_conv_window - 1, 0), spec.dim), spec.dtype)
     return Cache(key=jnp.zeros(shape, spec.dtype), value=jnp.zeros(shape, spec.dtype), conv=conv)
 
 
-def enter(cache: Cache, rows: Cache, position: Array) -> Cache:
+def cached_positions(position: Array, rows: int) -> Array:
+    """int32 [rows]: position of the token in each row before the token at `position`; negative: none yet."""
+    last = position - 1
+    return last - (last - jnp.arange(rows, dtype=jnp.int32)) % rows
+
+
+@jax.named_scope("enter")
+def enter(spec: ModelSpec, cache: Cache, rows: Cache, position: Array) -> Cache:
     """The cache with the rows of the tokens from `position` on; leaves may have leading axes alike."""
+    size, tokens = cache.key.shape[-3], rows.key.shape[-3]
 
     def at(buffer: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), position, axis=-3)
+        new = new.astype(buffer.dtype)
+        if size != spec.sliding_window:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new, position, axis=-3)
+        first = max(tokens - size, 0)
+        rows_at = (position + jnp.arange(first, tokens, dtype=jnp.int32)) % size
+        return buffer.at[..., rows_at, :, :].set(new[..., first:, :, :], unique_indices=True)
 
     return Cache(at(cache.key, rows.key), at(cache.value, rows.value), rows.conv)
 
 
-def visible(spec: ModelSpec, context: ReadContext) -> Array:
-    """bool [n, keys]: key is not later, in the same document, inside the window. Keys: the cached ones, then
-    the call's own."""
+def visible(spec: ModelSpec, context: ReadContext, rows: int) -> Array:
+    """bool [n, rows + n]: key is not later, in the same document, inside the window. Keys: those of a cache
+    of `rows` rows, then the call's own."""
     n = context.segments_n.shape[0]
     query_at = context.position + jnp.arange(n)
-    key_at, key_segments, there = query_at, context.segments_n, jnp.ones(n, bool)
+    key_at, key_segments = query_at, context.segments_n
     if context.cached_segments is not None:
-        cached_at = jnp.arange(context.cached_segments.shape[0])
+        cached_at = cached_positions(context.position, rows)
+        segments = jnp.take(context.cached_segments, cached_at, mode="clip")
         key_at = jnp.concatenate([cached_at, key_at])
-        key_segments = jnp.concatenate([context.cached_segments, key_segments])
-        there = jnp.concatenate([cached_at < context.position, there])
-    mask = there & (key_at <= query_at[:, None])
+        key_segments = jnp.concatenate([segments, key_segments])
+    mask = (key_at >= 0) & (key_at <= query_at[:, None])
     mask &= key_segments == context.segments_n[:, None]
     if spec.sliding_window:
         mask &= key_at > query_at[:, None] - spec.sliding_window
@@ -117,7 +136,7 @@ class Attention(nn.Module):
             taps = self.param("conv", init, (spec.local_conv_window, spec.dim), spec.param_dtype)
             inputs, conv = causal_conv(inputs, taps, None if cache is None else cache.conv)
         query, key, value = self._heads(inputs, context)
-        mask = visible(spec, context)
+        mask = visible(spec, context, 0 if cache is None else cache.key.shape[0])
         if cache is None:
             out, rows = attend(query, key, value, mask), None
         else:

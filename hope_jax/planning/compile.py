@@ -72,7 +72,8 @@ def train_step(config: ExperimentConfig, topology: Topology, devices: list[Any],
 
 
 def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any], context: int) -> Compiled:
-    """One online chunk of one stream, read and written, with a cache for `context` tokens; on one device."""
+    """One online chunk of one stream, read and written in place, with a cache for `context` tokens; on one
+    device."""
     streamer = assemble.streamer(config)
     mesh = Mesh(np.asarray(devices[:1]), ("data",))
     params = jax.eval_shape(streamer.model.init_params, jax.random.key(0))
@@ -80,7 +81,8 @@ def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any
     params, state = _placed((params, state), replicated(mesh))
     rows: Any = jax.ShapeDtypeStruct((1, streamer.rule.chunk_size), jnp.int32, sharding=replicated(mesh))
     return _compile(
-        lambda: type(streamer).write_chunks.lower(streamer, params, state, Batch(rows, rows, rows)), topology
+        lambda: type(streamer).write_chunks_in_place.lower(streamer, params, state, Batch(rows, rows, rows)),
+        topology,
     )
 
 

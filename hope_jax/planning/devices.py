@@ -85,9 +85,12 @@ def _gpu_target(
     platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{title}" """
 
 
-# NVIDIA RTX 6000 Ada Generation datasheet: 142 multiprocessors (18,176 cores), 48 GB, 960 GB/s, PCIe 4.0 x16,
-# 1,457 TFLOPS of FP8 with sparsity, which the Ada architecture whitepaper breaks down to 364.2 of dense
-# bfloat16 and 182.1 of TF32. PCIe 4.0 x16: 16 GT/s x 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
+# 142 multiprocessors (18,176 cores), 48 GB on 384 bits, 960 GB/s, 91.1 TFLOPS outside the tensor cores:
+# NVIDIA's figures as grafikkarten.com/de/news/nvidia-rtx-6000-grafikkarte-der-ada-generation repeats them;
+# 2,505 MHz, 96 MB of L2, PCIe 4.0 x16: cputronic.com/de/gpu/nvidia-rtx-6000-ada-generation. Dense bfloat16
+# is four times the 91.06 TFLOPS of 18,176 x 2 x 2.505 GHz and TF32 twice, NVIDIA's ratios for its
+# professional GPUs (A40 datasheet: 37.4, 149.7, 74.8). NVIDIA's own page was not at hand. PCIe: 16 GT/s x
+# 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
 _RTX6000ADA = Accelerator(
     title="NVIDIA RTX 6000 Ada Generation",
     platform="cuda",
@@ -165,7 +168,8 @@ def find_devices(topology: Topology) -> list[Any]:
     """Devices to compile for; they can run nothing (but for `cpu`). Call it before JAX has done anything.
 
     Raises:
-      UserError: the plugin of the platform is not installed, or does not know the shape.
+      ConfigError: the plugin of the platform is not installed, or does not know the shape.
+      UserError: JAX has started with fewer CPU devices.
     """
     # Nothing runs on an accelerator, and looking for one would take its memory or complain.
     jax.config.update("jax_platforms", "cpu")
@@ -220,9 +224,9 @@ def _cpu_devices(topology: Topology) -> list[Any]:
     return list(found[: topology.devices])
 
 
-def _missing(topology: Topology) -> UserError:
+def _missing(topology: Topology) -> ConfigError:
     platform = topology.accelerator.platform
-    return UserError(
+    return ConfigError(
         f"--topology={topology.name} needs JAX's {platform} compiler, which is not installed (the "
         f"device is not needed): {_PIP[platform]}, best in an environment of its own"
     )
