@@ -259,7 +259,7 @@ EQUATIONS = (
         "own",
         "online mode",
         "chunks read with what earlier chunks wrote; the outer gradient on the way",
-        (LEARNING + "online.py::online_gradients",),
+        (LEARNING + "outer_gradient.py::online_gradients",),
         (ORACLE + "stream.py::online", "parity_tests/torch_reference/stream.py::outer_gradient"),
         (TESTS + "learning/test_online.py::test_online_matches_naive_stream", TORCH),
     ),

@@ -201,7 +201,7 @@ ODDITIES = (
         "the inner optimizer `muon` is tanh of `preconditioned`, as here",
         "DeepMomentum's `muon` orthogonalises nothing.",
         "The same rule under the same name, described in docs/memory.md; the outer Muon is "
-        "`optax.contrib.muon`.",
+        "optax's with `kernels/newton_schulz`.",
         "Not a difference: `cms_update_muon` matches.",
     ),
     Difference(
@@ -368,8 +368,8 @@ RULES = (
         "muon_bias_correction",
         "optax corrects Muon's Nesterov momentum for its bias, torch does not",
         "torch.optim.Muon orthogonalises (1 - mu) g + mu buf, buf <- mu buf + (1 - mu) g, in bfloat16.",
-        "`optax.contrib.muon`, in the parameters' precision. The rest of the recurrence is replayed with "
-        "optax's parts and matches.",
+        "`optax.contrib.scale_by_muon`, in the parameters' precision. The rest of the recurrence is replayed "
+        "with optax's parts and matches.",
         "optax divides buf by 1 - mu^(t+1) and g by 1 - mu^t before it adds them. At t = 1 both sums are "
         "parallel to g; later the weight of the newest gradient against buf is (1 - mu^(t+1)) / (1 - mu^t) "
         "times torch's, which tends to 1.",

@@ -38,7 +38,7 @@ def replay(g: Golden) -> None:
     def piece(row: Any, cache: Any, start: Any, entered: Any) -> Any:
         here = jnp.ones(len(row), jnp.int32)
         y, rows = module.apply(variables, row, ReadContext(start, here, entered), cache)
-        return y, enter(cache, rows, start)
+        return y, enter(spec, cache, rows, start)
 
     run = quick_jit(jax.vmap(piece, in_axes=(0, 0, None, None)))
     cache = jax.tree.map(lambda t: jnp.stack([t] * len(x)), init_cache(spec, tokens))

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from hope_jax.learning.online import online_gradients
+from hope_jax.learning.outer_gradient import online_gradients
 from parity_tests import torch_bridge as bridge
 from parity_tests.torch_cases import CHUNK, TOKENS, modern, published
 from parity_tests.torch_reference import model as reference

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hope_jax.learning.online import online_gradients
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass

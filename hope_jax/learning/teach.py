@@ -61,6 +61,7 @@ def clip_per_token(signal: Array, max_norm: float) -> Array:
     return signal * clip_factor(signal, max_norm)
 
 
+@jax.named_scope("teach")
 def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array | float) -> WriteSignal:
     """Raw cotangents -> the signal that `HopeModel.write` takes.
 

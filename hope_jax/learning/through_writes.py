@@ -23,6 +23,7 @@ from hope_jax.learning.online import (
     sums_of,
     zero_write_stats,
 )
+from hope_jax.learning.outer_gradient import add_gradients
 from hope_jax.models.blocks import join_cache, split_cache
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import Array, Batch, PyTree
@@ -56,12 +57,12 @@ def through_writes_gradients(
 ) -> tuple[PyTree, StreamResult]:
     """The outer gradient of the *sum* of cross-entropies with nothing cut, and what the streams wrote.
 
-    Arguments and results as of `online.online_gradients`; `rule.truncate` has no part in it.
+    Arguments and results as of `outer_gradient.online_gradients`; `rule.truncate` has no part in it.
     """
     size, tokens = rule.chunk_size, batch.tokens.shape[1]
     before_last = (tokens - 1) // size
     chunks, last = _cut(batch, before_last, size)
-    local, buffers = split_cache(model.init_carry(batch.tokens.shape[0], tokens).cache)
+    local, buffers = split_cache(model.init_carry(batch.tokens.shape[0], tokens, whole=True).cache)
     start = _Start(fast, local, buffers)
 
     def step(params: PyTree, start: _Start, chunk: _Chunk, last: bool = False) -> tuple[_Stepped, Any]:
@@ -97,13 +98,13 @@ def through_writes_gradients(
 
         (loss, _), pull = jax.vjp(forward, params, _floats(at))
         by_params, cotangent = pull((jnp.ones_like(loss), cotangent))
-        return (trees.add(gradient, by_params), cotangent), None
+        return (add_gradients(gradient, by_params), cotangent), None
 
     carried_back, _ = jax.lax.scan(backward, (gradient, cotangent), (saved, chunks), reverse=True)
     gradient, cotangent = carried_back
     # Memories held as whole weights start from the meta parameters.
     _, pull = jax.vjp(lambda p: _floats(start._replace(fast=model.rebase(p, fast))), params)
-    gradient = trees.add(gradient, pull(cotangent)[0])
+    gradient = add_gradients(gradient, pull(cotangent)[0])
     return gradient, StreamResult(final_fast, add_stats_of(stats, new_stats), trees.add(sums, new_sums))
 
 

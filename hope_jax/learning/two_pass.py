@@ -12,6 +12,7 @@ from hope_jax import trees
 from hope_jax.learning import teach
 from hope_jax.learning.loss import read_loss
 from hope_jax.learning.online import OnlineRule, PendingWrite, StreamResult, sums_of
+from hope_jax.models import tapping
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -38,17 +39,25 @@ def read_pass(
 ) -> ReadPass:
     """The outer gradient, differentiated through the memories that write while they read; the write to come.
 
+    fast: what is read; memories that teach signals write may be left out where they have written nothing.
     batch: [B, T]. position: int32 [] tokens that the memories' context has seen before this sequence.
     """
 
-    def loss(params: PyTree, taps: Any) -> tuple[Array, Any]:
-        start = model.rebase(params, fast)
-        out = model.read(params, start, None, batch.tokens, batch.segment_ids, taps, training=rule.training)
-        losses = read_loss(model, params, out, batch.targets)
+    def loss(plain: PyTree, gradient_taps: tapping.Taps, taps: Any) -> tuple[Array, Any]:
+        tapped = tapping.attach(params, plain, gradient_taps)
+        start = model.rebase(tapped, fast)
+        out = model.read(tapped, start, None, batch.tokens, batch.segment_ids, taps, training=rule.training)
+        losses = read_loss(model, tapped, out, batch.targets)
         return losses.total, (out, losses)
 
     taps = model.init_taps(*batch.tokens.shape)
-    (gradient, raw), (out, losses) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, taps)
+    gradient_taps = model.init_gradient_taps(params, *batch.tokens.shape, memories_only=True)
+    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    plain = tapping.without(params, gradient_taps)
+    (by_plain, factors, raw), (out, losses) = grad(plain, gradient_taps, taps)
+    one_chunk = jax.tree.map(lambda t: t[None], factors)
+    gradient = tapping.gradient(params, by_plain, one_chunk, batch.tokens[None], None)
     signal = teach.process(rule.teach, raw, losses, schedule)
     written = trees.stop_gradient(StreamResult(out.fast, out.stats, sums_of(losses, signal)))
-    return ReadPass(gradient, PendingWrite(out.trace, signal, position), written)
+    trace = trees.stop_gradient(model.recorded(out.trace, factors))
+    return ReadPass(gradient, PendingWrite(trace, signal, position), written)

@@ -88,6 +88,11 @@ class NestedCms(Cms):
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {spec.name: self._fresh(spec, params[spec.name]) for spec in self.levels}
 
+    def entered(self, held: dict[str, PyTree], written: dict[str, PyTree], at: Array) -> dict[str, PyTree]:
+        """As written: its states are matrices, since levels start again from others' inits."""
+        del held, at
+        return written
+
     def _fresh(self, spec: LevelSpec, params: PyTree) -> PyTree:
         state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
         return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state

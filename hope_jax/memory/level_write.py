@@ -4,15 +4,18 @@ A memory gives the factors of its gradient, token by token; here they are summed
 through the level's inner optimizer. One example and one layer; rows are tokens.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.kernels.cms_write import root, write_periods
+from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
 from hope_jax.memory import dgd, gate, levels, mlp_memory
 from hope_jax.memory.inner_optim import (
+    L2_OBJECTIVE_WEIGHT,
     is_linear,
     make_inner_optimizer,
     projects,
@@ -131,62 +134,118 @@ class LevelWriter(PeriodWriter[Pending]):
         return super().write_periods(state, by_period)
 
     def _in_closed_form(self) -> bool:
-        """Whether a chunk's periods can advance as coefficients: a linear optimizer, matrices without
-        biases, and one example a state."""
-        return is_linear(self.spec) and len(self.weights) == 2 and self.reduce is own
+        """Whether a chunk's periods can advance as coefficients: linear optimizer, one example a state."""
+        return is_linear(self.spec) and self.reduce is own
 
     def _write_linear(
         self, state: LevelState, factors: WriteFactors, mask: Array, surprise_n: Array, counted_n: Array
     ) -> tuple[LevelState, WriteStats]:
         """All whole periods of a chunk at once (`hope_jax.kernels.cms_write`); inputs [P, C, ...]."""
-        dtype, spec, bounds = self.norms[0].dtype, self.spec, self.rules.bounds
-        surprise = gate.measure(surprise_n.astype(dtype), counted_n)
-        tokens = mask.sum(1).astype(jnp.float32)
-        is_open = jax.vmap(lambda s: gate.is_open(self.rules.gate_rule, s))(surprise)
-        applied = is_open & (tokens > 0)
-        z = factors.z.astype(dtype)
-        inputs = {"w_up": project_tokens(z, spec.eps) if projects(spec) else z, "w_down": factors.a}
-        outputs = {"w_up": factors.g_h, "w_down": factors.g_o}
-        before = velocity(state.opt)
-        written = {
-            name: write_periods(
-                inputs[name].reshape(-1, inputs[name].shape[-1]),
-                outputs[name].reshape(-1, outputs[name].shape[-1]),
-                state.delta[name],
-                None if before is None else before[name],
-                applied,
-                beta=spec.beta,
-                lr=spec.lr,
-                max_write=_limit(bounds.write, norm),
-                max_delta=_limit(bounds.delta, norm),
+        spec, ended = self.spec, self.ended(mask, surprise_n, counted_n)
+        applied = self.applied(ended)
+        written = write_periods(self._maps(state, factors, ended), applied, beta=spec.beta, lr=spec.lr)
+        hits = [w.write_hits for w in written], [w.delta_hits for w in written]
+        stats = self.stats_of(ended, factors, *hits)
+        opt, delta = state.opt, _by_name([w.delta for w in written])
+        if velocity(opt) is not None:
+            opt = with_velocity(opt, _by_name([w.velocity for w in written]), applied.sum())
+        return state._replace(delta=delta, opt=opt), stats
+
+    def ended(self, mask: Array, surprise_n: Array, counted_n: Array) -> Ended:
+        """Of periods [P, C]: leaves [P]."""
+        dtype = self.norms[0].dtype
+        of_period: Callable[..., Ended] = partial(count, dtype=dtype)
+        return jax.vmap(of_period)(mask, surprise_n, counted_n)
+
+    def applied(self, ended: Ended) -> Array:
+        """bool [P]: periods that are written, of `ended` with leaves [P]."""
+        return self._is_open(ended) & (ended.tokens > 0)
+
+    def _is_open(self, ended: Ended) -> Array:
+        return jax.vmap(lambda s: gate.is_open(self.rules.gate_rule, s))(ended.surprise)
+
+    def stats_of(
+        self, ended: Ended, factors: WriteFactors, write_hits: list[Array], delta_hits: list[Array]
+    ) -> WriteStats:
+        """Statistics [P] of periods; factors [P, C, ...]; hits bool [P] a map."""
+        dtype = self.norms[0].dtype
+        norms = [
+            *_period_norms(factors.z, factors.g_h, dtype, "b_up" in self.weights),
+            *_period_norms(factors.a, factors.g_o, dtype, "b_down" in self.weights),
+        ]
+        is_open, applied = self._is_open(ended), self.applied(ended)
+        surprise = gate.mean_surprise(ended.surprise)
+        return write_stats(is_open, applied, ended.tokens, surprise, norms, write_hits, delta_hits)
+
+    def _maps(self, state: LevelState, factors: WriteFactors, ended: Ended) -> tuple[Map, ...]:
+        """What the periods [P, C, ...] write into each of the level's affine maps."""
+        bounds, before = self.rules.bounds, velocity(state.opt)
+        return tuple(
+            Map(
+                rows,
+                _affine(state.delta, group),
+                None if before is None else _affine(before, group),
+                limit(bounds.write, norm),
+                limit(bounds.delta, norm),
             )
-            for name, norm in zip(("w_up", "w_down"), self.norms, strict=True)
-        }
-        norms = [_period_norms(factors.z, factors.g_h, dtype), _period_norms(factors.a, factors.g_o, dtype)]
-        hits = [w.write_hits for w in written.values()], [w.delta_hits for w in written.values()]
-        stats = write_stats(is_open, applied, tokens, gate.mean_surprise(surprise), norms, *hits)
-        opt = state.opt
-        if before is not None:
-            ema = {name: w.velocity for name, w in written.items()}
-            opt = with_velocity(opt, ema, applied.sum())
-        return state._replace(delta={name: w.delta for name, w in written.items()}, opt=opt), stats
+            for rows, group, norm in zip(
+                self.rows_of(factors, ended), mlp_memory.GROUPS, self.norms, strict=True
+            )
+        )
+
+    def rows_of(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
+        """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...]."""
+        spec, z = self.spec, factors.z.astype(self.norms[0].dtype)
+        inputs = project_tokens(z, ended.seen, spec.eps) if projects(spec) else z, factors.a
+        return tuple(
+            self._rows(_flat(x), _flat(g), biases=group[1] in self.weights)
+            for x, g, group in zip(inputs, (factors.g_h, factors.g_o), mlp_memory.GROUPS, strict=True)
+        )
+
+    def _rows(self, x: Array, g: Array, *, biases: bool) -> Rows:
+        """The tokens of a map's update, before the average."""
+        b = g if biases else None
+        if self.spec.optimizer != "l2_objective":
+            return Rows(x, g, b)
+        return Rows(_with_mean(x), g, None if b is None else _with_mean(b))
 
 
-def project_tokens(z_pcd: Array, eps: float) -> Array:
-    """Tokens [P, C, D] without their component along their period's mean: the projection of
-    `inner_optim.project_out_context`, applied to the factors of the gradient."""
-    context = z_pcd.mean(1, keepdims=True)
+def _with_mean(rows: Array) -> Array:
+    """`inner_optim.add_row_mean` of each row's outer product, which has the row along its first axis."""
+    return rows + L2_OBJECTIVE_WEIGHT * rows.mean(1, keepdims=True)
+
+
+def _flat(t_pcd: Array) -> Array:
+    return t_pcd.reshape(-1, t_pcd.shape[-1])
+
+
+def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:
+    return Affine(weights[group[0]], weights.get(group[1]))
+
+
+def _by_name(maps: list[Affine]) -> mlp_memory.Weights:
+    pairs = zip(mlp_memory.GROUPS, maps, strict=True)
+    return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}
+
+
+def project_tokens(z_pcd: Array, seen_p: Array, eps: float) -> Array:
+    """Tokens [P, C, D] without their component along the mean of the `seen` ones of their period (others are
+    zero): the projection of `inner_optim.project_out_context`, applied to the factors of the gradient."""
+    context = z_pcd.sum(1, keepdims=True) / jnp.maximum(seen_p, 1)[:, None, None]
     norm = root(jnp.square(context).sum(-1, keepdims=True))
     unit = context / (norm + eps)
     return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
 
 
-def _period_norms(x_pci: Array, g_pco: Array, dtype: jnp.dtype) -> Array:
-    """Frobenius norm [P] of each period's gradient sum_t x_t g_t^T, from its tokens' inner products."""
+def _period_norms(x_pci: Array, g_pco: Array, dtype: jnp.dtype, biases: bool) -> list[Array]:
+    """Frobenius norms [P] of each period's gradient sum_t x_t g_t^T, from its tokens' inner products, and of
+    the bias's, sum_t g_t."""
     x, g = x_pci.astype(dtype), g_pco.astype(dtype)
-    square = jnp.einsum("pci,pdi->pcd", x, x) * jnp.einsum("pco,pdo->pcd", g, g)
-    return root(square.sum((1, 2)))
+    by_outputs = jnp.einsum("pco,pdo->pcd", g, g)
+    square = jnp.einsum("pci,pdi->pcd", x, x) * by_outputs
+    return [root(s.sum((1, 2))) for s in ((square, by_outputs) if biases else (square,))]
 
 
-def _limit(bound: float, norm: Array) -> Array | None:
+def limit(bound: float, norm: Array) -> Array | None:
+    """The bound on a map's size that `Bounds` sets, from its slow norm; None: off."""
     return bound * norm if bound else None

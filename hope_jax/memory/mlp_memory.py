@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.kernels.cms_write import root
+from hope_jax import trees
+from hope_jax.kernels.cms_write import Dual, dual, root
 from hope_jax.memory.tapped import Factors, multiply
 from hope_jax.types import Array
 
@@ -23,6 +24,10 @@ GROUPS = (("w_up", "b_up"), ("w_down", "b_down"))
 LAYER_NORM_EPS = 1e-5
 
 Weights = dict[str, Array]
+
+Delta = Weights | dict[str, Dual]
+"""What a context has added: matrices and biases, or, for short contexts, an affine map's tokens under the
+name of its matrix (`hope_jax.memory.dual_write`)."""
 
 
 class WriteFactors(NamedTuple):
@@ -71,6 +76,16 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float = LAYER_NORM_EPS)
     return normed.astype(x.dtype)
 
 
+def gelu(x: Array) -> Array:
+    """The exact GELU, x Phi(x), by erf in at least float32.
+
+    `jax.nn.gelu` takes erfc, whose two branches XLA:CPU computes again in every product that x goes into.
+    Exact digits of very negative x are lost: the error is that of 1 + erf times |x|.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 def normalise(params: Weights, x: Array) -> Array:
     """LN(x), or x for a level without LayerNorm."""
     if "ln_scale" not in params:
@@ -78,13 +93,16 @@ def normalise(params: Weights, x: Array) -> Array:
     return layer_norm(x, params["ln_scale"], params["ln_bias"])
 
 
-def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> Array:
+def affine(x: Array, params: Weights, delta: Delta | None, w: str, b: str) -> Array:
     """x (W + dW) + b + db in x's dtype.
 
     Two products rather than one with the sum: a small delta survives in bfloat16, and the gradient of W
     needs no per-example copy of the matrix.
     """
     y = multiply(x, params[w])
+    if delta is not None and isinstance(delta[w], Dual):
+        y = y + dual.read(trees.cast(delta[w], x.dtype), x)
+        return y + params[b].astype(x.dtype) if b in params else y
     if delta is not None:
         y = y + x @ delta[w].astype(x.dtype)
     if b in params:
@@ -99,24 +117,24 @@ def clip_factor(o: Array, max_norm: float) -> Array:
     return jax.lax.stop_gradient(1.0 / jnp.maximum(norm / max_norm, 1.0)).astype(o.dtype)
 
 
-def read(params: Weights, delta: Weights | None, x: Array, *, output_clip: float | None = None) -> Array:
+def read(params: Weights, delta: Delta | None, x: Array, *, output_clip: float | None = None) -> Array:
     """x [n, D] -> y [n, D] at weights params + delta (Eq. 71's inner MLP), its input added to `branch`."""
     return x + branch(params, delta, x, output_clip=output_clip)
 
 
-def branch(params: Weights, delta: Weights | None, x: Array, *, output_clip: float | None = None) -> Array:
+def branch(params: Weights, delta: Delta | None, x: Array, *, output_clip: float | None = None) -> Array:
     """W_down gelu(W_up LN(x)) [n, D] at weights params + delta.
 
     output_clip bounds each token's norm (the reference's train mode has 1.0; None: off).
     """
     z = normalise(params, x)
-    a = jax.nn.gelu(affine(z, params, delta, "w_up", "b_up"), approximate=False)
+    a = gelu(affine(z, params, delta, "w_up", "b_up"))
     o = affine(a, params, delta, "w_down", "b_down")
     return o if output_clip is None else o * clip_factor(o, output_clip)
 
 
 def write_factors(
-    params: Weights, delta: Weights, x: Array, teach: Array, *, output_clip: float | None = None
+    params: Weights, delta: Delta, x: Array, teach: Array, *, output_clip: float | None = None
 ) -> WriteFactors:
     """Factors of the gradient of sum_t <teach_t, y_t> with respect to the fast weights.
 
@@ -125,14 +143,21 @@ def write_factors(
     """
     z = normalise(params, x)
     h = affine(z, params, delta, "w_up", "b_up")
-    a, gelu_vjp = jax.vjp(lambda pre: jax.nn.gelu(pre, approximate=False), h)
+    a, gelu_vjp = jax.vjp(gelu, h)
     o = affine(a, params, delta, "w_down", "b_down")
     g_o = teach.astype(x.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
-    g_a = g_o @ params["w_down"].astype(x.dtype).T + g_o @ delta["w_down"].astype(x.dtype).T
+    g_a = g_o @ params["w_down"].astype(x.dtype).T + _pull_back(delta["w_down"], g_o)
     (g_h,) = gelu_vjp(g_a)
     return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
+
+
+def _pull_back(delta: Array | Dual, g: Array) -> Array:
+    """g [n, O] times the transposed delta, [n, I]."""
+    if isinstance(delta, Dual):
+        return dual.pull_back(trees.cast(delta, g.dtype), g)
+    return g @ delta.astype(g.dtype).T
 
 
 def write_gradient(factors: WriteFactors, like: Weights) -> Weights:

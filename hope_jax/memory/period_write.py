@@ -120,7 +120,7 @@ class PeriodWriter(ABC, Generic[P]):
         if rest and last and self.rules.flush_partial_at_end:
             tail = self.gather(jax.tree.map(lambda t: t[whole * period :], tokens))
             state, tail_stats = self.apply(state, tail)
-            stats = add_stats(stats, _flushed(tail_stats))
+            stats = add_stats(stats, flushed(tail_stats))
         return state, stats
 
     def write_periods(self, state: LevelState, by_period: Any) -> tuple[LevelState, WriteStats]:
@@ -153,7 +153,7 @@ class PeriodWriter(ABC, Generic[P]):
             dropped = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
             return new_state._replace(pending=empty), dropped
         early, early_stats = apply(None)
-        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, _flushed(early_stats)))
+        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
 
     def apply(self, state: LevelState, period: P) -> tuple[LevelState, WriteStats]:
         """The state after the period's write, bounded, if the gate is open and a token is left."""
@@ -179,7 +179,7 @@ def _length(tokens: Any) -> int:
     return int(jax.tree.leaves(tokens)[0].shape[0])
 
 
-def _flushed(stats: WriteStats) -> WriteStats:
+def flushed(stats: WriteStats) -> WriteStats:
     """The statistics of a partial period that a stream's end has written."""
     return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
 

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.memory import gate, mlp_memory, titans_rule
-from hope_jax.memory.level_write import LevelWriter, init_level
+from hope_jax.memory import dual_write, gate, mlp_memory, titans_rule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
@@ -46,6 +45,7 @@ class Titan:
     own_output: bool = True
     output_clip: float | None = None
     flush_partial_at_end: bool = False
+    context_tokens: int = 0
     self_modifier: bool = True
     correction_clip: float = 0.0
 
@@ -73,8 +73,9 @@ class Titan:
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
-        start = titans_rule.init if self._titans else init_level
-        return {self.level.name: start(self.level, params, self.chunk_size)}
+        if self._titans:
+            return {self.level.name: titans_rule.init(self.level, params, self.chunk_size)}
+        return {self.level.name: dual_write.fresh(self.level, params, self.chunk_size, self.context_tokens)}
 
     def read(
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
@@ -124,9 +125,17 @@ class Titan:
             tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
             new, stats = writer.write_chunk(state, tokens, position, last)
         else:
-            plain = LevelWriter(rules, self.level, weights, reduce)
+            plain = dual_write.writer(state, rules, self.level, weights, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)
         return {name: new}, {name: stats}
+
+    def entered(
+        self, held: dict[str, LevelState], written: dict[str, LevelState], at: Array
+    ) -> dict[str, LevelState]:
+        """See `Memory.entered`."""
+        name = self.level.name
+        state = dual_write.entered(held[name], written[name], self.level, self.chunk_size, at)
+        return {name: state}
 
 
 def shorten(correction: Array, teach: Array, bound: float) -> Array:
@@ -139,6 +148,7 @@ def shorten(correction: Array, teach: Array, bound: float) -> Array:
     return jnp.where(over, correction * allowed / jnp.where(over, size, 1), correction)
 
 
+@jax.named_scope("self_modifier")
 def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach: Array) -> Array:
     """The correction [n, D] that a 3-layer MLP makes of [key, value, delta], [n, D] each.
 
@@ -151,5 +161,5 @@ def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach
         if f"b_{i}" in params:
             h = h + params[f"b_{i}"].astype(dtype)
         if i < 3:
-            h = jax.nn.gelu(h, approximate=False)
+            h = mlp_memory.gelu(h)
     return h

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.models import layers
-from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
+from hope_jax.models.attention import Attention, Cache, ReadContext, cache_rows, init_cache
 from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, TitanLayer, make_cms, make_titan
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array, PyTree
@@ -72,9 +72,10 @@ class Block(nn.Module):
         return {}
 
     @staticmethod
-    def init_cache(spec: ModelSpec, capacity: int) -> dict[str, PyTree]:
-        """What one layer carries of one example besides fast state, before the first of `capacity` tokens."""
-        return {ATTENTION: init_cache(spec, capacity)}
+    def init_cache(spec: ModelSpec, capacity: int, *, whole: bool = False) -> dict[str, PyTree]:
+        """What one layer carries of one example besides fast state, before the first of `capacity` tokens.
+        whole: of attention all keys and values, also those that leave the window."""
+        return {ATTENTION: init_cache(spec, capacity if whole else cache_rows(spec, capacity))}
 
     def __call__(
         self,
@@ -189,9 +190,9 @@ class HopeSelfModBlock(Block):
         return {"self_mod": spec.self_mod}
 
     @staticmethod
-    def init_cache(spec: ModelSpec, capacity: int) -> dict[str, PyTree]:
+    def init_cache(spec: ModelSpec, capacity: int, *, whole: bool = False) -> dict[str, PyTree]:
         """Convolution history and the streams of unfinished chunks; no attention, so no `capacity`."""
-        del capacity
+        del capacity, whole
         return {"self_mod": spec.self_mod.init_carry(spec.dtype)}
 
     @nn.compact

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.memory.mlp_memory import layer_norm
+from hope_jax.memory.mlp_memory import gelu, layer_norm
 from hope_jax.memory.tapped import multiply
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
@@ -151,5 +151,5 @@ class Mlp(nn.Module):
         w_up = self.param("w_up", matrix_init(spec), up_shape, spec.param_dtype)
         w_down = self.param("w_down", matrix_init(spec, residual=True), down_shape, spec.param_dtype)
         z = norm(self, spec, x_nd)
-        hidden = jax.nn.gelu(multiply(z, w_up), approximate=False)
+        hidden = gelu(multiply(z, w_up))
         return x_nd + multiply(hidden, w_down)

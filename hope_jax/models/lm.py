@@ -26,15 +26,15 @@ from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
 NO_SEGMENT = -1
-"""Document number of a cache slot that holds no token."""
+"""Document number of a position that has not been read."""
 
 
 class Carry(NamedTuple):
     """What crosses the chunks of a stream besides the fast state.
 
     position: int32 [] tokens read so far, the same for all examples of a call.
-    segments: int32 [B, capacity] document of each cached token. cache: what the blocks carry, by name
-    (`Block.init_cache`), leaves [L, B, ...].
+    segments: int32 [B, capacity] document of each token read, by position. cache: what the blocks carry, by
+    name (`Block.init_cache`), leaves [L, B, ...].
     """
 
     position: Array
@@ -164,9 +164,10 @@ class HopeModel:
             lambda t: jnp.broadcast_to(t[:, None], (t.shape[0], batch_size, *t.shape[1:])), fast
         )
 
-    def init_carry(self, batch_size: int, capacity: int) -> Carry:
-        """An empty carry that can hold `capacity` tokens of each context."""
-        layer = VARIANTS[self.spec.block_variant].init_cache(self.spec, capacity)
+    def init_carry(self, batch_size: int, capacity: int, *, whole: bool = False) -> Carry:
+        """An empty carry for `capacity` tokens of each context. whole: attention keeps all of their keys and
+        values, also those that leave a sliding window."""
+        layer = VARIANTS[self.spec.block_variant].init_cache(self.spec, capacity, whole=whole)
         stacked = jax.tree.map(
             lambda t: jnp.zeros((self.spec.num_layers, batch_size, *t.shape), t.dtype), layer
         )
@@ -183,15 +184,26 @@ class HopeModel:
         return taps
 
     def init_gradient_taps(
-        self, params: PyTree, batch_size: int, tokens: int, *, memories_only: bool = False
+        self,
+        params: PyTree,
+        batch_size: int,
+        tokens: int,
+        *,
+        memories_only: bool = False,
+        head: bool = True,
     ) -> tapping.Taps:
         """Taps for a read of [batch_size, tokens] of the parameters whose gradient comes as factors.
 
-        memories_only: of the memories that teach signals write.
+        memories_only: of what reads use of memories that teach signals write. head: of the embedding there.
         """
-        modules = set(self.memories() if memories_only else params["blocks"]) - set(self.stream_memories())
+        write_only = {name: memory.write_only for name, memory in self.memories().items()}
+        others = set() if memories_only else set(params["blocks"]) - set(self.stream_memories())
+        modules = {**dict.fromkeys(others, ()), **write_only}
         shape = (batch_size, tokens)
-        return tapping.init_taps(params, modules, shape, self.spec.dtype, embed=not memories_only)
+        embed, dtype = not memories_only, self.spec.dtype
+        # A write comes after a whole chunk, whatever is read then.
+        written = None if memories_only else self.spec.chunk_size
+        return tapping.init_taps(params, modules, shape, dtype, written=written, embed=embed, head=head)
 
     def recorded(self, trace: dict[str, PyTree], factors: tapping.Taps) -> dict[str, PyTree]:
         """The trace of a read whose memories were tapped, for `write`."""
@@ -257,7 +269,8 @@ class HopeModel:
         if carry is not None:
             cache = blocks.cache
             if ATTENTION in cache:
-                cache = {**cache, ATTENTION: enter(carry.cache[ATTENTION], cache[ATTENTION], position)}
+                buffers = enter(self.spec, carry.cache[ATTENTION], cache[ATTENTION], position)
+                cache = {**cache, ATTENTION: buffers}
             carry = Carry(position + tokens.shape[1], segments, cache)
         return ReadOutput(hidden, blocks.x, blocks.trace, carry, {**fast, **blocks.written}, blocks.stats)
 
@@ -319,7 +332,7 @@ class HopeModel:
         def layer(position: Array, _: None, xs: Any) -> tuple[None, Any]:
             layer_params, layer_fast, layer_trace, layer_signal = xs
             written = {
-                name: memory.write(
+                name: jax.named_scope(f"{name}_write")(memory.write)(
                     layer_params[name],
                     layer_fast[name],
                     layer_trace[name],
@@ -348,7 +361,13 @@ class HopeModel:
             out_axes=(axis, 1),
             axis_name=EXAMPLES,
         )(own_params, before, trace, signal, position)
-        return {**fast, **written}, stats
+        complete = {}
+        for name, memory in memories.items():
+            over = jax.vmap(memory.entered, in_axes=(0, 0, None))
+            if axis == 1:
+                over = jax.vmap(over, in_axes=(1, 1, 0 if position.ndim else None), out_axes=1)
+            complete[name] = over(before[name], written[name], position)
+        return {**fast, **complete}, stats
 
     def hold_for_write(self, params: PyTree) -> PyTree:
         """The parameters with all but those that act through writes alone held constant (SPEC §4: writes

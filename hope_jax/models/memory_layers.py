@@ -41,6 +41,7 @@ def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
         own_output=spec.own_output,
         output_clip=spec.read_clip if training else None,
         flush_partial_at_end=spec.flush_partial_at_end,
+        context_tokens=spec.context_tokens,
     )
 
 
@@ -142,6 +143,7 @@ def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:
         own_output=spec.own_output,
         output_clip=spec.read_clip if training else None,
         flush_partial_at_end=spec.flush_partial_at_end,
+        context_tokens=spec.context_tokens,
         self_modifier=spec.self_modifier,
         correction_clip=spec.correction_clip,
     )

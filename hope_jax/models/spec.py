@@ -24,6 +24,7 @@ class ModelSpec(NamedTuple):
     cms_levels: in chain order. chunk_size: tokens of an online chunk (N).
     cms_connection: sequential | independent | nested.
     own_output: CMS levels learn from their own output's cotangent, not the block's.
+    context_tokens: no context is longer than this, so levels may be held as tokens (`dual_write`); 0: any.
     scope: whose memory a fast state is: `example` or `batch`.
     reset_at_document: each document of a packed row is a context of its own (`models.documents`).
     read_clip: bound on each CMS level's residual branch while training;
@@ -61,6 +62,7 @@ class ModelSpec(NamedTuple):
     correction_clip: float = 0.0
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
     alpha_near_one: bool = True
+    context_tokens: int = 0
     scope: str = "example"
     reset_at_document: bool = False
     read_clip: float | None = None

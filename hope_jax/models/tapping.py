@@ -5,7 +5,7 @@ has a backward pass of its own; and the embedding, which is looked up at the tok
 head.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +19,11 @@ EMBED = "embed"
 
 
 class EmbeddingTaps(NamedTuple):
-    """looked_up: [B, n, D] cotangents of what tokens look up; errors: [B, n, V] those of the logits. Zeros
-    before the derivative is taken."""
+    """looked_up: [B, n, D] cotangents of what tokens look up; errors: [B, n, V] those of the logits, or None:
+    the head is not tapped. Zeros before the derivative is taken."""
 
     looked_up: Array
-    errors: Array
+    errors: Array | None
 
 
 class TappedEmbedding(NamedTuple):
@@ -42,25 +42,37 @@ class Taps(NamedTuple):
 
 
 def init_taps(
-    params: PyTree, modules: Collection[str], shape: tuple[int, int], dtype: jnp.dtype, *, embed: bool
+    params: PyTree,
+    modules: Mapping[str, Collection[str]],
+    shape: tuple[int, int],
+    dtype: jnp.dtype,
+    *,
+    written: int | None,
+    embed: bool,
+    head: bool,
 ) -> Taps:
     """Taps of the matrices of the named modules, for a read of tokens [B, n] that computes in `dtype`.
 
-    embed: and of the embedding.
+    modules: with the names of their parameters that act through writes alone, of `written` tokens (None: not
+    tapped). embed: and of the embedding where tokens look it up; head: and where it is the head.
     """
 
     def tap(path: tuple[Any, ...], leaf: Array) -> Factors | None:
         names = [entry.key for entry in path]
         if names[0] not in modules or not names[-1].startswith("w_") or leaf.ndim != 3:
             return None
-        at = (leaf.shape[0], *shape)
+        tokens = written if names[1] in modules[names[0]] else shape[1]
+        if tokens is None:
+            return None
+        at = (leaf.shape[0], shape[0], tokens)
         return Factors(jnp.zeros((*at, leaf.shape[1]), dtype), jnp.zeros((*at, leaf.shape[2]), dtype))
 
     blocks = jax.tree_util.tree_map_with_path(tap, params["blocks"])
     if not embed:
         return Taps(blocks, None)
     vocab, dim = params[EMBED].shape
-    return Taps(blocks, EmbeddingTaps(jnp.zeros((*shape, dim), dtype), jnp.zeros((*shape, vocab), dtype)))
+    errors = jnp.zeros((*shape, vocab), dtype) if head else None
+    return Taps(blocks, EmbeddingTaps(jnp.zeros((*shape, dim), dtype), errors))
 
 
 def attach(params: PyTree, plain: PyTree, taps: Taps) -> PyTree:
@@ -116,27 +128,34 @@ def example_axes(params: PyTree) -> Any:
     """`in_axes` of all parameters; see `block_axes`."""
     axes: dict[str, Any] = {**dict.fromkeys(params), "blocks": block_axes(params["blocks"])}
     if isinstance(params[EMBED], TappedEmbedding):
-        axes[EMBED] = TappedEmbedding(None, EmbeddingTaps(0, 0))  # type: ignore[arg-type]
+        axes[EMBED] = TappedEmbedding(None, jax.tree.map(lambda _: 0, params[EMBED].taps))  # type: ignore[arg-type]
     return axes
 
 
-def gradient(params: PyTree, plain: PyTree, factors: Taps, tokens: Array, hidden: Array) -> PyTree:
+@jax.named_scope("gradient_sum")
+def gradient(params: PyTree, plain: PyTree, factors: Taps, tokens: Array, at_head: Array | None) -> PyTree:
     """The whole gradient, a tree like `params`.
 
     plain: of the parameters that are not tapped (`without`). factors: of the others, with a leading axis of
-    chunks. tokens: int32 [chunks, B, n]; hidden: [chunks, B, n, D] what the head has read.
+    chunks. tokens: int32 [chunks, B, n]. at_head: [V, D] the embedding's share as the head, if it is tapped.
     """
 
     def product(factor: Factors | None, w: Array, g: Array | None) -> Array | None:
         return g if factor is None else _summed(factor, w.dtype)
 
     blocks = tapped.over(product, factors.blocks, params["blocks"], plain["blocks"])
-    if factors.embed is None:
+    if factors.embed is None or at_head is None:
         return {**plain, "blocks": blocks}
-    looked_up, errors = factors.embed
-    embed = params[EMBED]
-    at_head = jnp.einsum("cbnv,cbnd->vd", errors, hidden, preferred_element_type=embed.dtype)
-    return {**plain, "blocks": blocks, EMBED: at_head.at[tokens].add(looked_up.astype(embed.dtype))}
+    looked_up = factors.embed.looked_up.astype(at_head.dtype)
+    return {**plain, "blocks": blocks, EMBED: at_head.at[tokens].add(looked_up)}
+
+
+def head_gradient(params: PyTree, factors: Taps, hidden: Array) -> Array | None:
+    """[V, D], of the errors and hidden states [chunks, B, n, D] that the head has read; None: not tapped."""
+    if factors.embed is None or factors.embed.errors is None:
+        return None
+    errors = factors.embed.errors
+    return jnp.einsum("cbnv,cbnd->vd", errors, hidden, preferred_element_type=params[EMBED].dtype)
 
 
 def _summed(factors: Factors, dtype: jnp.dtype) -> Array:

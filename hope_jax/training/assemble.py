@@ -15,6 +15,7 @@ from hope_jax.memory.cms import Bounds
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 
@@ -63,6 +64,14 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
     )
 
 
+def step_spec(config: ExperimentConfig) -> ModelSpec:
+    """`model_spec` for the steps of a run, whose contexts are its rows unless memory persists."""
+    memory, known = config.memory, config.train.algorithm_mode != "two_pass"
+    own = memory.scope == "example" and memory.lifetime == "context"
+    tokens = config.data.seq_len if known and own else 0
+    return model_spec(config)._replace(context_tokens=tokens)
+
+
 def _self_mod(config: ExperimentConfig) -> SelfMod:
     own, model = config.model.self_modifying, config.model
     return SelfMod(
@@ -105,6 +114,17 @@ def online_rule(config: ExperimentConfig) -> OnlineRule:
         source=config.teach.source,
     )
     return OnlineRule(chunk_size=online_chunk(config), truncate=truncate(config), teach=teach)
+
+
+def flops_per_token(config: ExperimentConfig) -> float:
+    """Useful FLOPs of a train step per token."""
+    return train_flops_per_token(
+        model_spec(config),
+        config.data.seq_len,
+        config.train.algorithm_mode,
+        truncate(config),
+        per_layer=config.teach.source == "per_layer",
+    )
 
 
 def streamer(config: ExperimentConfig) -> Streamer:

@@ -14,12 +14,12 @@ from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
 from hope_jax.learning.generate import make_generate
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.online import OnlineRule, Sums, online_gradients, stream_loss
+from hope_jax.learning.online import OnlineRule, Sums, stream_loss
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.state import WriteStats
-from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainProgram, TrainState
@@ -38,7 +38,7 @@ class Step:
     def __init__(self, config: ExperimentConfig, mesh: Mesh | None = None) -> None:
         self.config = config
         self.mesh = mesh
-        self.model = HopeModel(assemble.model_spec(config))
+        self.model = HopeModel(assemble.step_spec(config))
         self.rule: OnlineRule = assemble.online_rule(config)
         self.schedule = assemble.teach_schedule(config)
         self.optim_rule = assemble.optim_rule(config)
@@ -115,18 +115,25 @@ class Step:
 
     def _train_two_pass(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
         fast = self._start(state, batch)
+        # Fresh memories have written nothing: a read of their deltas would multiply zeros.
+        read_with = fast if self.persistent else {name: fast[name] for name in self.model.stream_memories()}
         seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
         gradient, pending, read = read_pass(
-            self.model, self.rule, state.params, fast, batch, schedule, seen * batch.tokens.shape[1]
+            self.model, self.rule, state.params, read_with, batch, schedule, seen * batch.tokens.shape[1]
         )
         new_state, grad_norm = self._outer_step(state, gradient, read.sums)
         fast, stats = self.model.write(
-            state.params, read.fast, *pending, last=not self.persistent, training=self.rule.training
+            state.params,
+            {**fast, **read.fast},
+            *pending,
+            last=not self.persistent,
+            training=self.rule.training,
         )
         if self.persistent:
             new_state = new_state._replace(fast=self.model.move(state.params, new_state.params, fast))
         return new_state, self._metrics(state, read.sums, grad_norm, {**read.stats, **stats})
 
+    @jax.named_scope("outer_step")
     def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
         """Steps the meta parameters along the mean gradient per supervised token; also its norm."""
         mean = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1).astype(g.dtype), gradient)
@@ -226,5 +233,5 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
         eval_step=lambda state, batch: evaluate(state, shard_whole_batch(mesh, batch)),
         generate=generate,
         notes=(optim.describe_groups(step.optim_rule, shapes.params, step.untrained),),
-        flops_per_token=train_flops_per_token(step.model.spec, config.data.seq_len),
+        flops_per_token=assemble.flops_per_token(config),
     )

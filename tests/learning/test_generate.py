@@ -91,3 +91,16 @@ def test_the_sampler_draws_what_a_stream_draws() -> None:
     assert generate(params, None, prompt, 0, 0.7, 1).shape == (0,)
     with pytest.raises(ValueError, match="prompt: want at least one token"):
         generate(params, None, prompt[:0], 4, 0.7, 1)
+
+
+@pytest.mark.parametrize("prompt_tokens", [3, 2 * CHUNK + 1])
+def test_the_samplers_states_take_each_others_place_and_spare_the_given_memories(prompt_tokens: int) -> None:
+    streamer, params = setup("hope_attention")
+    fast = streamer.model.init_fast_state(params, 1)
+    prompt = np.arange(prompt_tokens) % VOCAB
+    first, again = (make_generate(streamer)(params, fast, prompt, 20, 0.7, 1) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    state = streamer.begin(params, 1, ROOM, jax.tree.map(jnp.copy, fast))
+    held = state.carry.cache["attn"].key
+    streamer.feed(params, state, np.arange(CHUNK + 1)[None] % VOCAB, in_place=True)
+    assert held.is_deleted() and not jax.tree.leaves(fast)[0].is_deleted()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hope_jax import trees
-from hope_jax.learning.online import OnlineRule, StreamResult, online_gradients
+from hope_jax.learning.online import OnlineRule, StreamResult
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.teach import TeachRule
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import online_gradients
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.memory.cms import LevelState
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level

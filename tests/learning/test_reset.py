@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import OnlineRule, online_gradients, stream_loss
+from hope_jax.learning.online import OnlineRule, stream_loss
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.reread import reread
 from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.stream import Streamer

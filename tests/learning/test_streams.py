@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import StreamResult, online_gradients, stream_loss
+from hope_jax.learning.online import StreamResult, stream_loss
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.types import Batch
 from tests.oracle import bridge, cases

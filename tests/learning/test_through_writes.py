@@ -11,7 +11,8 @@ import pytest
 
 from hope_jax.learning import teach
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.online import OnlineRule, online_gradients
+from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Batch
