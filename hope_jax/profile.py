@@ -1,9 +1,11 @@
 """Where a train step's time goes, by part of the model (CPU).
 
 python -m hope_jax.profile --step=MODE/VARIANT [--top=25] [--json=FILE]
+python -m hope_jax.profile --step=small/bROWS/VARIANT [--top=25] [--json=FILE]
 python -m hope_jax.profile --config=FILE [--config.KEY=VALUE ...] [--top=25] [--json=FILE]
 
---step is the step that `python -m hope_jax.bench step/MODE/VARIANT` times. Compiles the step, runs it twice,
+--step is the step that `python -m hope_jax.bench step/MODE/VARIANT` times, or a case of
+`python -m hope_jax.bench step_small/bROWS`. Compiles the step, runs it twice,
 traces a third run and joins the trace's times with the names in the compiled program. For each part: its
 share of the step's wall time; of its own time, what is spent in the backward pass, in forward work done again
 there, and in operations that contain a matrix product, with the rate of those. Then the operations that take
@@ -21,7 +23,9 @@ from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
 
-_STEP = flags.DEFINE_string("step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan.")
+_STEP = flags.DEFINE_string(
+    "step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan; or small/b1/VARIANT."
+)
 _TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File for the figures as JSON.", allow_override=True)
 cli.define_config()
@@ -79,15 +83,18 @@ def main(argv: list[str]) -> None:
 
 
 def _config() -> ExperimentConfig:
-    from hope_jax.benchmarks import step
+    from hope_jax.benchmarks import step, step_small
 
     if not _STEP.value:
         return cli.load_config()
-    mode, _, variant = str(_STEP.value).partition("/")
+    mode, _, variant = str(_STEP.value).rpartition("/")
+    if mode in ("small/b1", "small/b4") and variant in step_small.PUBLISHED:
+        return step_small.config(variant, int(mode[-1]))
     if mode not in step.MODES or variant not in (step.BASE, *step.VARIANTS):
         raise ConfigError(
             f"--step={_STEP.value}: want MODE/VARIANT, MODE one of {', '.join(step.MODES)}, VARIANT one of "
-            f"{', '.join((step.BASE, *step.VARIANTS))}"
+            f"{', '.join((step.BASE, *step.VARIANTS))}; or small/b1/VARIANT or small/b4/VARIANT, VARIANT one "
+            f"of {', '.join(step_small.PUBLISHED)}"
         )
     return step.config(variant, mode)
 

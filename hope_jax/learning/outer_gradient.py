@@ -64,7 +64,7 @@ def online_gradients(
     if whole.tokens.shape[1]:
         together = cut // rule.chunk_size
         if cut == rule.chunk_size:
-            together = _chunks_together(whole.tokens.shape, rule.chunk_size)
+            together = chunks_together(whole.tokens.shape, rule.chunk_size)
         carried, _ = jax.lax.scan(body, carried, cut_chunks(whole, together, rule.chunk_size))
     state, gradient = carried
     if rest.tokens.shape[1]:
@@ -164,7 +164,7 @@ def _cut(
     return trees.stop_gradient(end), gradient
 
 
-def _chunks_together(shape: tuple[int, ...], chunk_size: int) -> int:
+def chunks_together(shape: tuple[int, ...], chunk_size: int) -> int:
     """Of a stream [B, T] in whole chunks, how many chunks' factors of the gradient are multiplied at once: as
     many as have about `GRADIENT_ROWS` rows, and divide the number of chunks."""
     chunks = shape[1] // chunk_size

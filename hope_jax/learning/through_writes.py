@@ -7,6 +7,8 @@ chunk sees only its own and earlier rows, so the finished buffer serves every ch
 one buffer gathers its cotangent. Memory grows with the number of chunks by the saved fast states alone.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +25,13 @@ from hope_jax.learning.online import (
     sums_of,
     zero_write_stats,
 )
-from hope_jax.learning.outer_gradient import add_gradients
+from hope_jax.learning.outer_gradient import add_gradients, chunks_together
+from hope_jax.memory import tapped
+from hope_jax.memory.tapped import Factors, Measured
+from hope_jax.models import tapping
 from hope_jax.models.blocks import join_cache, split_cache
 from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.models.tapping import Taps
 from hope_jax.types import Array, Batch, PyTree
 
 
@@ -52,6 +58,30 @@ class _Stepped(NamedTuple):
     start: _Start
 
 
+class _Weights(NamedTuple):
+    """Parameters, for a chunk. read: of reads. write: those of each memory, as its writes use them."""
+
+    read: PyTree
+    write: dict[str, PyTree]
+
+
+class _Live(NamedTuple):
+    """Parameters whose gradient is not asked for as factors. plain: see `tapping.without`. head: the
+    embedding as the head. write: of each memory the matrices that reads have taps of, `Measured`, as writes
+    use them, and None for its other parameters."""
+
+    plain: PyTree
+    head: Array
+    write: dict[str, PyTree]
+
+
+class _OuterTaps(NamedTuple):
+    """See `tapping.attach_outer`."""
+
+    outer: Taps
+    pulled: Taps
+
+
 def through_writes_gradients(
     model: HopeModel, rule: OnlineRule, params: PyTree, fast: PyTree, batch: Batch, schedule: Array
 ) -> tuple[PyTree, StreamResult]:
@@ -64,13 +94,13 @@ def through_writes_gradients(
     chunks, last = _cut(batch, before_last, size)
     local, buffers = split_cache(model.init_carry(batch.tokens.shape[0], tokens, whole=True).cache)
     start = _Start(fast, local, buffers)
-
-    def step(params: PyTree, start: _Start, chunk: _Chunk, last: bool = False) -> tuple[_Stepped, Any]:
-        return _read_and_write(model, rule, params, start, chunk, batch.segment_ids, schedule, last=last)
+    step = partial(_read_and_write, model, rule, batch.segment_ids, schedule)
+    taps = _taps(model, params, batch.tokens.shape[0], size)
+    untapped = _untapped(model, params, taps)
 
     def forward(carried: Any, chunk: _Chunk) -> tuple[Any, tuple[PyTree, PyTree]]:
         start, stats, sums = carried
-        stepped, (new_stats, new_sums) = step(params, start, chunk)
+        stepped, (new_stats, new_sums) = step(untapped, start, chunk)
         carried = (stepped.start, add_stats_of(stats, new_stats), trees.add(sums, new_sums))
         return carried, (start.fast, start.local)
 
@@ -80,63 +110,156 @@ def through_writes_gradients(
     end, stats, sums = carried
 
     def end_loss(params: PyTree, floats: list[Array]) -> tuple[Array, Any]:
-        stepped, extra = step(params, _merge(end, floats), last, last=True)
+        stepped, extra = step(_untapped(model, params, taps), _merge(end, floats), last, last=True)
         return stepped.loss, (stepped.start.fast, extra)
 
     (gradient, cotangent), (final_fast, (new_stats, new_sums)) = jax.grad(
         end_loss, argnums=(0, 1), has_aux=True
     )(params, _floats(end))
-
-    def backward(carried: tuple[PyTree, list[Array]], xs: Any) -> tuple[tuple[PyTree, list[Array]], None]:
-        gradient, cotangent = carried
-        (fast, local), chunk = xs
-        at = _Start(fast, local, end.buffers)
-
-        def forward(params: PyTree, floats: list[Array]) -> tuple[Array, list[Array]]:
-            stepped, _ = step(params, _merge(at, floats), chunk)
-            return stepped.loss, _floats(stepped.start)
-
-        (loss, _), pull = jax.vjp(forward, params, _floats(at))
-        by_params, cotangent = pull((jnp.ones_like(loss), cotangent))
-        return (add_gradients(gradient, by_params), cotangent), None
-
-    carried_back, _ = jax.lax.scan(backward, (gradient, cotangent), (saved, chunks), reverse=True)
-    gradient, cotangent = carried_back
+    gradient, cotangent = _backward(
+        model, step, params, taps, (saved, chunks), end.buffers, (gradient, cotangent)
+    )
     # Memories held as whole weights start from the meta parameters.
     _, pull = jax.vjp(lambda p: _floats(start._replace(fast=model.rebase(p, fast))), params)
     gradient = add_gradients(gradient, pull(cotangent)[0])
     return gradient, StreamResult(final_fast, add_stats_of(stats, new_stats), trees.add(sums, new_sums))
 
 
+def _backward(
+    model: HopeModel,
+    step: Callable[..., Any],
+    params: PyTree,
+    taps: _OuterTaps,
+    starts_and_chunks: tuple[Any, _Chunk],
+    buffers: PyTree,
+    after: tuple[PyTree, list[Array]],
+) -> tuple[PyTree, list[Array]]:
+    """The gradient of chunks [m, ...] and all that comes after them, and the cotangent of what they start
+    from. after: the same of what comes after them alone."""
+    count, batch_size, size = starts_and_chunks[1].batch.tokens.shape
+    if not count:
+        return after
+    live = _live(model, params, taps)
+
+    def of_group(carried: tuple[PyTree, list[Array]], group: Any) -> tuple[tuple[PyTree, list[Array]], None]:
+        gradient, cotangent = carried
+
+        def of_chunk(carried: tuple[_Live, list[Array]], xs: Any) -> tuple[Any, _OuterTaps]:
+            by_live, cotangent = carried
+            (fast, local), chunk = xs
+            at = _Start(fast, local, buffers)
+
+            def forward(live: _Live, taps: _OuterTaps, floats: list[Array]) -> tuple[Array, list[Array]]:
+                stepped, _ = step(_tapped(params, live, taps), _merge(at, floats), chunk)
+                return stepped.loss, _floats(stepped.start)
+
+            (loss, _), pull = jax.vjp(forward, live, taps, _floats(at))
+            more, factors, cotangent = pull((jnp.ones_like(loss), cotangent))
+            return (add_gradients(by_live, more), cotangent), factors
+
+        nothing = trees.zeros_like(live)
+        (by_live, cotangent), factors = jax.lax.scan(of_chunk, (nothing, cotangent), group, reverse=True)
+        by_params = _joined(params, by_live, factors, group[1].batch.tokens)
+        return (add_gradients(gradient, by_params), cotangent), None
+
+    together = chunks_together((batch_size, count * size), size)
+    if together == count:
+        return of_group(after, starts_and_chunks)[0]
+    groups = jax.tree.map(lambda t: t.reshape(count // together, together, *t.shape[1:]), starts_and_chunks)
+    return jax.lax.scan(of_group, after, groups, reverse=True)[0]
+
+
+def _taps(model: HopeModel, params: PyTree, batch_size: int, size: int) -> _OuterTaps:
+    """Taps of one chunk for all that gives its gradient as factors."""
+    outer = model.init_gradient_taps(params, batch_size, size, head=False)
+    write_only = {name: memory.write_only for name, memory in model.memories().items()}
+    return _OuterTaps(outer, tapping.read_alone(outer, write_only))
+
+
+def _live(model: HopeModel, params: PyTree, taps: _OuterTaps) -> _Live:
+    """The parameters whose gradient the taps do not give."""
+
+    def matrix(tap: Factors | None, w: PyTree) -> Measured | None:
+        return None if tap is None else tapped.measured(w)
+
+    of_reads, blocks = taps.pulled.blocks, params["blocks"]
+    write = {name: tapped.over(matrix, of_reads[name], blocks[name]) for name in model.memories()}
+    return _Live(tapping.without(params, taps.outer), params[tapping.EMBED], write)
+
+
+def _untapped(model: HopeModel, params: PyTree, taps: _OuterTaps) -> _Weights:
+    """The parameters without taps."""
+    return _weights(params, _live(model, params, taps), taps)
+
+
+def _tapped(params: PyTree, live: _Live, taps: _OuterTaps) -> _Weights:
+    """The parameters with taps."""
+    return _weights(tapping.attach_outer(params, live.plain, live.head, *taps), live, taps)
+
+
+def _weights(read: PyTree, live: _Live, taps: _OuterTaps) -> _Weights:
+    """With the matrices of `live` for writes."""
+
+    def written(tap: Factors | None, w: Any, measured: Measured | None) -> Any:
+        return w if tap is None else measured
+
+    blocks = taps.pulled.blocks
+    write = {
+        name: tapped.over(written, blocks[name], read["blocks"][name], matrices)
+        for name, matrices in live.write.items()
+    }
+    return _Weights(read, write)
+
+
+def _joined(params: PyTree, live: _Live, factors: _OuterTaps, tokens: Array) -> PyTree:
+    """The gradient of all parameters from what was asked for; factors with a leading axis of chunks."""
+    both = tapping.both_products(*factors)
+    gradient = tapping.gradient(params, live.plain, both, tokens, live.head)
+    blocks, of_reads = dict(gradient["blocks"]), factors.pulled.blocks
+
+    def added(tap: Factors | None, g: Array, by_write: Measured | None, w: Array) -> Array:
+        return g if tap is None or by_write is None else g + tapped.pull_measured(w, by_write)
+
+    for name, by_write in live.write.items():
+        blocks[name] = tapped.over(added, of_reads[name], blocks[name], by_write, params["blocks"][name])
+    return {**gradient, "blocks": blocks}
+
+
 def _read_and_write(
     model: HopeModel,
     rule: OnlineRule,
-    params: PyTree,
-    start: _Start,
-    chunk: _Chunk,
     segments: Array,
     schedule: Array,
+    weights: _Weights,
+    start: _Start,
+    chunk: _Chunk,
     *,
-    last: bool,
+    last: bool = False,
 ) -> tuple[_Stepped, tuple[PyTree, Sums]]:
-    """Reads a chunk, takes its teach signal, writes it; nothing is cut. Also statistics and sums.
+    """Reads a chunk, takes its teach signal and the factors of its writes from the same backward pass, and
+    writes it; nothing is cut. Also statistics and sums.
 
     segments: documents of the whole stream [B, T]; the causal mask hides those to come.
     """
-    batch = chunk.batch
+    batch, params = chunk.batch, weights.read
     carry = Carry(chunk.position, segments, join_cache(start.local, start.buffers))
     before, carry = model.restarted(params, start.fast, carry, batch.segment_ids)
 
-    def loss_of(taps: Any) -> tuple[Array, Any]:
-        out = model.read(params, before, carry, batch.tokens, batch.segment_ids, taps, training=rule.training)
-        losses = read_loss(model, params, out, batch.targets)
+    def loss_of(taps: Any, inner: Taps) -> tuple[Array, Any]:
+        at = tapping.with_inner(params, inner)
+        out = model.read(at, before, carry, batch.tokens, batch.segment_ids, taps, training=rule.training)
+        losses = read_loss(model, at, out, batch.targets)
         return losses.total, (out, losses)
 
     taps = model.init_taps(*batch.tokens.shape)
-    (loss, (out, losses)), raw = jax.value_and_grad(loss_of, has_aux=True)(taps)
+    inner = model.init_gradient_taps(tapping.values(params), *batch.tokens.shape, memories_only=True)
+    inner_gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    (loss, (out, losses)), (raw, factors) = inner_gradient(taps, inner)
     signal = teach.process(rule.teach, raw, losses, schedule)
     clock = model.clock(carry, batch.segment_ids)
-    fast, stats = model.write(params, out.fast, out.trace, signal, clock, last=last, training=rule.training)
+    writing = {**params, "blocks": {**params["blocks"], **weights.write}}
+    trace = model.recorded(out.trace, factors)
+    fast, stats = model.write(writing, out.fast, trace, signal, clock, last=last, training=rule.training)
     assert out.carry is not None
     local, buffers = split_cache(out.carry.cache)
     extra = trees.stop_gradient(({**out.stats, **stats}, sums_of(losses, signal)))

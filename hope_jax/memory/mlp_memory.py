@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import Dual, dual, root
+from hope_jax.memory import tapped
 from hope_jax.memory.tapped import Factors, multiply
 from hope_jax.types import Array
 
@@ -64,7 +65,7 @@ def with_gain(factors: WriteFactors, gain_n: Array) -> WriteFactors:
 
 def fast_weights(params: Weights) -> Weights:
     """The part of a level's parameters that writes change."""
-    return {name: params[name] for name in FAST_WEIGHTS if name in params}
+    return {name: tapped.value(params[name]) for name in FAST_WEIGHTS if name in params}
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = LAYER_NORM_EPS) -> Array:
@@ -148,7 +149,7 @@ def write_factors(
     g_o = teach.astype(x.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
-    g_a = g_o @ params["w_down"].astype(x.dtype).T + _pull_back(delta["w_down"], g_o)
+    g_a = g_o @ tapped.value(params["w_down"]).astype(x.dtype).T + _pull_back(delta["w_down"], g_o)
     (g_h,) = gelu_vjp(g_a)
     return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
 
@@ -179,7 +180,7 @@ def write_gradient(factors: WriteFactors, like: Weights) -> Weights:
 def group_norms(weights: Weights) -> tuple[Array, ...]:
     """Frobenius norm of each of `GROUPS`, with slope zero at zero."""
     return tuple(
-        root(jnp.stack([jnp.sum(jnp.square(weights[name])) for name in group if name in weights]).sum())
+        root(jnp.stack([tapped.square(weights[name]) for name in group if name in weights]).sum())
         for group in GROUPS
     )
 

@@ -121,11 +121,11 @@ class Titan:
         rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
         if self._titans:
             gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
-            writer = titans_rule.TitansWriter(rules, self.level, weights, reduce)
+            writer = titans_rule.TitansWriter(rules, self.level, params, reduce)
             tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
             new, stats = writer.write_chunk(state, tokens, position, last)
         else:
-            plain = dual_write.writer(state, rules, self.level, weights, reduce)
+            plain = dual_write.writer(state, rules, self.level, params, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)
         return {name: new}, {name: stats}
 

@@ -91,6 +91,60 @@ def attach(params: PyTree, plain: PyTree, taps: Taps) -> PyTree:
     return {**plain, "blocks": blocks, EMBED: embed}
 
 
+def attach_outer(params: PyTree, plain: PyTree, head: Array, outer: Taps, pulled: Taps) -> PyTree:
+    """`attach` for a function with a derivative inside, which takes taps of its own (`with_inner`).
+
+    head: [V, D] the embedding as the head, which is differentiated as it is. outer, pulled: see `Tapped`;
+    parameters that are not read are in `outer` alone.
+    """
+
+    def joined(outer: Factors | None, pulled: Factors | None, w: Array, other: Array | None) -> Any:
+        if outer is None:
+            return other
+        held = jax.lax.stop_gradient(w)
+        return Tapped(held, outer) if pulled is None else Tapped(held, None, outer, pulled)
+
+    blocks = tapped.over(joined, outer.blocks, pulled.blocks, params["blocks"], plain["blocks"])
+    assert outer.embed is not None
+    return {**plain, "blocks": blocks, EMBED: TappedEmbedding(head, outer.embed)}
+
+
+def with_inner(params: PyTree, taps: Taps) -> PyTree:
+    """The parameters, perhaps of `attach_outer`, with taps of a derivative that leaves them constant; the
+    derivative of that is not cut."""
+
+    def joined(tap: Factors | None, w: Array | Tapped) -> Array | Tapped:
+        if tap is None:
+            return w
+        return w._replace(taps=tap) if isinstance(w, Tapped) else Tapped(w, tap)
+
+    return {**params, "blocks": tapped.over(joined, taps.blocks, params["blocks"])}
+
+
+def read_alone(taps: Taps, write_only: Mapping[str, Collection[str]]) -> Taps:
+    """The taps but for those of parameters that act through writes alone, by module."""
+
+    def kept(path: tuple[Any, ...], tap: Factors) -> Factors | None:
+        names = [entry.key for entry in path]
+        return None if names[1] in write_only.get(names[0], ()) else tap
+
+    def is_tap(node: object) -> bool:
+        return isinstance(node, Factors)
+
+    return Taps(jax.tree_util.tree_map_with_path(kept, taps.blocks, is_leaf=is_tap), None)
+
+
+def both_products(outer: Taps, pulled: Taps) -> Taps:
+    """The factors of what `attach_outer` has tapped, those of a matrix's two products one after the other."""
+
+    def joined(outer: Factors | None, pulled: Factors | None) -> Factors | None:
+        if outer is None or pulled is None:
+            return outer
+        return Factors(*(jnp.concatenate(pair, axis=-2) for pair in zip(outer, pulled, strict=True)))
+
+    return outer._replace(blocks=tapped.over(joined, outer.blocks, pulled.blocks))
+
+
 def without(params: PyTree, taps: Taps) -> PyTree:
     """The parameters that are not tapped; None in place of the others."""
     blocks = tapped.over(lambda tap, w: w if tap is None else None, taps.blocks, params["blocks"])
@@ -111,7 +165,7 @@ def embedding(params: PyTree) -> Array:
 def look_up(embed: Array | TappedEmbedding, tokens_n: Array, dtype: jnp.dtype) -> Array:
     """The embedding's rows [n, D] at the tokens, of one example."""
     if isinstance(embed, TappedEmbedding):
-        return embed.value[tokens_n].astype(dtype) + embed.taps.looked_up
+        return jax.lax.stop_gradient(embed.value)[tokens_n].astype(dtype) + embed.taps.looked_up
     return embed[tokens_n].astype(dtype)
 
 
@@ -119,7 +173,10 @@ def block_axes(blocks: PyTree) -> Any:
     """`in_axes` of parameters of blocks in a map over examples: taps have a batch axis, the rest has none."""
 
     def axes(node: Array | Tapped) -> Tapped | None:
-        return Tapped(None, Factors(1, 1)) if isinstance(node, Tapped) else None  # type: ignore[arg-type]
+        if not isinstance(node, Tapped):
+            return None
+        every: Tapped = jax.tree.map(lambda _: 1, node)
+        return every._replace(value=None)  # type: ignore[arg-type]
 
     return jax.tree.map(axes, blocks, is_leaf=lambda node: isinstance(node, Tapped))
 
