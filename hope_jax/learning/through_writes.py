@@ -5,6 +5,10 @@ history), the backward scan reads and writes every chunk again and pulls the cot
 signal included: second order for CMS and TITAN. Keys and values are one buffer for the whole stream: a
 chunk sees only its own and earlier rows, so the finished buffer serves every chunk's second reading, and
 one buffer gathers its cotangent. Memory grows with the number of chunks by the saved fast states alone.
+
+Gradients of matrices leave a chunk as the factors of both products that they take part in, that of the read
+and that of its teach signal, and are multiplied for many chunks at once (`models.tapping`). The norms of a
+memory's matrices, which bounds ask for at every write, are measured once and differentiated as numbers.
 """
 
 from collections.abc import Callable
