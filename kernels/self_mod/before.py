@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.self_mod.chunked import Factors, advance
-from hope_jax.kernels.self_mod.products import Factored, Group, Key, Matrix, matrices_of, wide
+from hope_jax.kernels.self_mod.products import Beside, Factored, Group, Key, Matrix, matrices_of
 
 Before: TypeAlias = dict[Key, Any]
 """Of each matrix: what all chunks share (None: nothing), or what is a chunk's own."""
@@ -25,7 +25,7 @@ def before_each(start: Group, factors: Factors) -> tuple[Before, Before]:
     if start.momentum is not None:
         _, groups = jax.lax.scan(lambda group, one: (advance(group, one), group), start, factors)
         return dict.fromkeys(matrices_of(start)), matrices_of(groups)
-    scale, weight = _decays(factors.log_total, factors.left[0].shape[1])
+    scale, weight = _decays(factors.log_total)
     shared: Before = {}
     own: Before = {}
     for i, (w, left, right) in enumerate(
@@ -34,9 +34,10 @@ def before_each(start: Group, factors: Factors) -> tuple[Before, Before]:
         # Nothing is read after the last write.
         left_ro, right_ri = (t[:-1].reshape(-1, t.shape[-1]) for t in (left, right))
         if len(w) < len(left_ro):
-            written = (weight[:, None] * left_ro.T) @ wide(right_ri)
-            shared["weights", i] = None
-            own["weights", i] = scale[:, None, None].astype(w.dtype) * w - written.astype(w.dtype)
+            each = jax.vmap(
+                lambda s, by, w=w, left=left_ro, right=right_ri: Factored(w, left, right, s, by).dense()
+            )
+            shared["weights", i], own["weights", i] = None, each(scale, weight)
         else:
             beside = jnp.concatenate([w, left_ro.T.astype(w.dtype)], 1)
             shared["weights", i], own["weights", i] = (beside, right_ri), (scale, weight)
@@ -45,13 +46,13 @@ def before_each(start: Group, factors: Factors) -> tuple[Before, Before]:
 
 def at_chunk(shared: Before, own: Before) -> dict[Key, Matrix]:
     """The matrices before one chunk, from what is its own."""
-    return {key: own[key] if of is None else Factored(*of, *own[key]) for key, of in shared.items()}
+    return {key: own[key] if of is None else Beside(*of, *own[key]) for key, of in shared.items()}
 
 
-def _decays(log_total: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """Of W_0, [chunks], and of what the chunks but the last wrote, [chunks, (chunks - 1) rows]."""
+def _decays(log_total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of W_0, [chunks], and of what the chunks but the last wrote, [chunks, chunks - 1]."""
     until = jnp.cumsum(log_total)
     before = jnp.concatenate([jnp.zeros_like(until[:1]), until[:-1]])
     earlier = jnp.tril(jnp.ones((len(until), len(until)), bool), -1)[:, :-1]
     between = jnp.where(earlier, jnp.exp(jnp.where(earlier, before[:, None] - until[:-1], 0)), 0)
-    return jnp.exp(before), jnp.repeat(between, rows, 1)
+    return jnp.exp(before), between

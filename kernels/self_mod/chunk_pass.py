@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.self_mod import change
+from hope_jax.kernels.self_mod import block, change
 from hope_jax.kernels.self_mod.before import Before, at_chunk, before_each
-from hope_jax.kernels.self_mod.chunked import Factors, Rule, Tokens, advance, factors_of_chunk, read
+from hope_jax.kernels.self_mod.chunked import Across, Factors, Rule, Tokens, advance, factors_of_chunk, read
 from hope_jax.kernels.self_mod.examples import in_turn
 from hope_jax.kernels.self_mod.group import Layout, of_matrices
 from hope_jax.kernels.self_mod.products import (
@@ -49,9 +49,13 @@ that the chunk is written with."""
 BLOCK_TOKENS = 128
 """Tokens between saved weights. The longer, the less is saved, and the more factors stand for a matrix."""
 
-IN_TURN_WIDTH = 256
-"""Width from which the examples of a batch go one after the other on CPU (`examples.in_turn`); narrower
-matrices fit into the caches together."""
+WRITE_TOKENS = 32
+"""Tokens between writes to wide matrices (`block`). The longer, the fewer passes over them, and the more
+factors stand for a matrix."""
+
+WIDE = 256
+"""Width from which matrices are wide: a pass over one costs more than a product with a few factors, and on
+CPU the examples of a batch go one after the other (`examples.in_turn`). Narrower ones stay in the caches."""
 
 
 class Pass(NamedTuple):
@@ -100,11 +104,71 @@ class _Measured(NamedTuple):
     squares: change.Squares
 
 
-def _step(constants: Pass, products: Products, theta: PyTree, inputs: Inputs) -> tuple[PyTree, Factors]:
+def _step(
+    constants: Pass, products: Products, theta: PyTree, inputs: Inputs
+) -> tuple[PyTree, tuple[Factors, Across]]:
     """Outputs and write of one chunk."""
     reads = read(products, constants.layout, inputs.x)
     outs, tokens = constants.make(theta, reads, inputs.other)
     return outs, factors_of_chunk(products, constants.layout, tokens, constants.rule)
+
+
+_Made: TypeAlias = tuple[PyTree, jax.Array, list[jax.Array]]
+"""Outputs, the norm of the change, and results of products, by chunk."""
+
+
+def _read_and_write(
+    constants: Pass, theta: PyTree, start: _Measured, inputs: Inputs
+) -> tuple[_Measured, _Made]:
+    """Chunks in order, leaves of the inputs [chunks, C, ...]."""
+    chunks = inputs.x.shape[0]
+    together = min(chunks, WRITE_TOKENS // constants.chunk)
+    if together < 2 or inputs.x.shape[-1] < WIDE or start.group.momentum is not None:
+        return jax.lax.scan(partial(_dense, constants, theta), start, inputs)
+    whole = chunks // together * together
+    several = partial(_factored, constants, theta)
+    split = jax.tree.map(lambda t: t[:whole].reshape(-1, together, *t.shape[1:]), inputs)
+    end, made = jax.lax.scan(several, start, split)
+    made = jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), made)
+    if whole < chunks:
+        end, last = several(end, jax.tree.map(lambda t: t[whole:], inputs))
+        made = jax.tree.map(lambda *t: jnp.concatenate(t), made, last)
+    return end, made
+
+
+def _dense(constants: Pass, theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, _Made]:
+    """One chunk, written to the matrices."""
+    products = Recorded(at.group)
+    outs, (factors, across) = _step(constants, products, theta, inputs)
+    ready = once_done(factors.log_total, products.results)
+    new = advance(at.group, factors._replace(log_total=ready))
+    if new.momentum is None:
+        changes, after = change.by_factors(factors, across, at.squares)
+    else:
+        changes, after = change.squares(jax.tree.map(jnp.subtract, new.weights, at.group.weights)), ()
+    return _Measured(new, after), (outs, change.norm(constants.layout, changes), products.results)
+
+
+def _factored(constants: Pass, theta: PyTree, start: _Measured, inputs: Inputs) -> tuple[_Measured, _Made]:
+    """A few chunks, written to the matrices together. What they read is known: one product for all."""
+    group, x = start.group, inputs.x
+    read_first = through(group.weights.rows, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], -1)
+
+    def chunk(
+        now: tuple[block.Pending, change.Squares], inputs: tuple[Inputs, jax.Array]
+    ) -> tuple[tuple[block.Pending, change.Squares], _Made]:
+        pending, squares = now
+        products = Recorded(block.matrices_now(group, pending), inputs[1])
+        outs, (factors, across) = _step(constants, products, theta, inputs[0])
+        changes, squares = change.by_factors(factors, across, squares)
+        made = outs, change.norm(constants.layout, changes), products.results
+        return (block.entered(pending, factors), squares), made
+
+    first = jax.tree.map(lambda t: t[0], inputs)
+    shapes = jax.eval_shape(lambda: _step(constants, Products(group), theta, first))[1][0]
+    now = block.nothing(group, shapes, len(x)), start.squares
+    (pending, squares), made = jax.lax.scan(chunk, now, (inputs, read_first))
+    return _Measured(block.written(group, pending), squares), made
 
 
 def _blocks(
@@ -112,25 +176,8 @@ def _blocks(
 ) -> Callable[[Group, PyTree, Inputs], tuple[Group, PyTree, jax.Array]]:
     """The pass over blocks of chunks, leaves of the inputs [blocks, chunks, C, ...], with its derivative."""
 
-    layout = constants.layout
-
-    def one(
-        theta: PyTree, at: _Measured, inputs: Inputs
-    ) -> tuple[_Measured, tuple[PyTree, jax.Array, list[jax.Array]]]:
-        products = Recorded(at.group)
-        outs, factors = _step(constants, products, theta, inputs)
-        ready = once_done(factors.log_total, products.results)
-        new = advance(at.group, factors._replace(log_total=ready))
-        if new.momentum is None:
-            # The second read of a chunk, that of its keys and values.
-            seen = products.results[len(factors.left) : 2 * len(factors.left)]
-            changes, after = change.by_factors(factors, seen, at.squares)
-        else:
-            changes, after = change.squares(jax.tree.map(jnp.subtract, new.weights, at.group.weights)), ()
-        return _Measured(new, after), (outs, change.norm(layout, changes), products.results)
-
-    def block(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[Any, Group]]:
-        end, made = jax.lax.scan(partial(one, theta), at, inputs)
+    def saved(theta: PyTree, at: _Measured, inputs: Inputs) -> tuple[_Measured, tuple[Any, Group]]:
+        end, made = _read_and_write(constants, theta, at, inputs)
         return end, (made, at.group)
 
     @jax.custom_vjp
@@ -139,7 +186,7 @@ def _blocks(
 
     def over_blocks(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
         at = _Measured(group, () if group.momentum is not None else change.squares(group.weights))
-        (end, _), ((outs, norms, results), starts) = jax.lax.scan(partial(block, theta), at, inputs)
+        (end, _), ((outs, norms, results), starts) = jax.lax.scan(partial(saved, theta), at, inputs)
         return (end, outs, norms), (starts, results, end)
 
     def forward(group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Any]:
@@ -159,7 +206,7 @@ def _blocks(
         )
         return by_start, by_theta, by_inputs
 
-    if width >= IN_TURN_WIDTH:
+    if width >= WIDE:
         over_blocks, backward = in_turn(over_blocks), in_turn(backward)
     run.defvjp(forward, backward)
     return run
@@ -175,7 +222,7 @@ def _block_backward(
     start, results, inputs, by_outs = xs
 
     def again(results: list[jax.Array], inputs: Inputs) -> Factors:
-        return _step(constants, Replayed(matrices_of(start), results), theta, inputs)[1]
+        return _step(constants, Replayed(matrices_of(start), results), theta, inputs)[1][0]
 
     shared, own = before_each(start, jax.lax.map(lambda chunk: again(*chunk), (results, inputs)))
     step = partial(_chunk_backward, constants, theta, shared)
@@ -198,9 +245,9 @@ def _chunk_backward(
         results: list[jax.Array], theta: PyTree, inputs: Inputs
     ) -> tuple[tuple[PyTree, Factors], list[jax.Array]]:
         products = Replayed(matrices, results)
-        made = _step(constants, products, theta, inputs)
+        outs, (factors, _) = _step(constants, products, theta, inputs)
         keys.extend(products.keys)
-        return made, products.rows
+        return (outs, factors), products.rows
 
     (_, factors), pull, rows = jax.vjp(rest, results, theta, inputs, has_aux=True)
     buffers = tuple(m for (kind, _), m in matrices.items() if kind == "momentum")

@@ -14,7 +14,7 @@ follow from those at the start by one unit-triangular C x C system, which is com
 Rows are tokens. Everything is for one example; the batch is a vmap.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from hope_jax.kernels.self_mod.products import (
     MOMENTUM_ROWS,
     ROWS,
     Group,
-    Key,
     Products,
     outer,
     wide,
@@ -61,15 +60,14 @@ class Rule(NamedTuple):
     momentum: float = 0.0
 
 
-class _Forward(NamedTuple):
-    """A group's read of n rows. pre: [n, R] products with `rows`; units: [n, hidden units], those of the
-    W_in's; below: see `_normal_below`; hidden, outs: activations [n, hidden], outputs [n, out] by memory."""
+class _Inside(NamedTuple):
+    """What a group's read of n rows computes before the W_out's. pre: [n, R] products with `rows`; units:
+    [n, hidden units], those of the W_in's; below: see `_normal_below`; activations: [n, hidden units]."""
 
     pre: jax.Array
     units: jax.Array
     below: jax.Array
-    hidden: tuple[jax.Array, ...]
-    outs: tuple[jax.Array, ...]
+    activations: jax.Array
 
 
 class Factors(NamedTuple):
@@ -85,6 +83,11 @@ class Factors(NamedTuple):
     start: jax.Array | None
     keep: jax.Array | None
     given: tuple[jax.Array, ...] | None
+
+
+Across: TypeAlias = tuple[jax.Array, ...]
+"""Of each matrix, sum over tokens of left * (right W^T), W at the chunk's start: of `rows` by row, [R]; of a
+W_out, []. What `change` needs."""
 
 
 class _Decays(NamedTuple):
@@ -125,34 +128,37 @@ def _columns(x_nr: jax.Array, widths: list[int]) -> list[jax.Array]:
     return list(jax.lax.split(x_nr, widths, axis=1))
 
 
-def _through(products: Products, key: Key, sets: list[jax.Array]) -> list[jax.Array]:
-    """One product for several sets of rows."""
-    joined = products.through(key, jnp.concatenate(sets))
-    return list(jax.lax.split(joined, [len(rows) for rows in sets], axis=0))
-
-
-def _forward(products: Products, layout: Layout, sets: list[jax.Array]) -> list[_Forward]:
-    """The read of several sets of rows."""
-    pre = _through(products, ROWS, sets)
-    widths = [hidden_units(layout), *(part.out for part in layout if part.skip)]
-    units, *skips = zip(*(_columns(one, widths) for one in pre), strict=True)
+def _inside(products: Products, layout: Layout, sets: list[jax.Array]) -> list[_Inside]:
+    """The first half of the read of several sets of rows, with one product for all of them."""
+    joined = products.through(ROWS, jnp.concatenate(sets))
+    pres = jax.lax.split(joined, [len(rows) for rows in sets], axis=0)
+    units = [_columns(pre, _widths(layout))[0] for pre in pres]
     below = [_normal_below(one) for one in units]
-    hidden = [
-        _columns((z * share).astype(x.dtype), [part.hidden for part in layout])
-        for z, share, x in zip(units, below, sets, strict=True)
-    ]
-    outs = []
-    for i, part in enumerate(layout):
-        out = _through(products, ("weights", i + 1), [one[i] for one in hidden])
+    return [_Inside(pre, z, share, z * share) for pre, z, share in zip(pres, units, below, strict=True)]
+
+
+def _widths(layout: Layout) -> list[int]:
+    """Of the parts of a product with `rows`: all hidden units, and each W_skip."""
+    return [hidden_units(layout), *(part.out for part in layout if part.skip)]
+
+
+def _outputs(
+    products: Products, layout: Layout, hidden: tuple[jax.Array, ...], pre: jax.Array, x: jax.Array
+) -> tuple[jax.Array, ...]:
+    """W_out hidden + skip, by memory: linear in `hidden`, `pre` and `x` together."""
+    skips, outs = _columns(pre, _widths(layout))[1:], []
+    for i, (part, units) in enumerate(zip(layout, hidden, strict=True)):
+        out = products.through(("weights", i + 1), units)
         if part.skip:
-            out = [a + b for a, b in zip(out, skips.pop(0), strict=True)]
-        elif part.out == sets[0].shape[1]:
-            out = [a + x for a, x in zip(out, sets, strict=True)]
+            out = out + skips.pop(0)
+        elif part.out == x.shape[1]:
+            out = out + x
         outs.append(out)
-    return [
-        _Forward(pre[i], units[i], below[i], tuple(hidden[i]), tuple(out[i] for out in outs))
-        for i in range(len(sets))
-    ]
+    return tuple(outs)
+
+
+def _by_memory(layout: Layout, activations: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    return tuple(_columns(activations.astype(dtype), [part.hidden for part in layout]))
 
 
 def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Array]:
@@ -160,7 +166,8 @@ def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Arra
 
     The skip of a memory is W_skip, where it has one, else x where widths allow, else nothing.
     """
-    outs = _forward(products, layout, [x])[0].outs
+    (seen,) = _inside(products, layout, [x])
+    outs = _outputs(products, layout, _by_memory(layout, seen.activations, x.dtype), seen.pre, x)
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
@@ -217,14 +224,46 @@ def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) 
     )
 
 
-def _signals(seen: list[_Forward], live: jax.Array, rule: Rule) -> tuple[jax.Array, ...]:
-    """Per memory, d loss / d M(k), and below it d loss / d M(v) if that is in the inner gradient."""
-    found = []
-    for pred, target in zip(seen[0].outs, seen[1].outs, strict=True):
-        d = [2 * (pred - target), 2 * (target - pred)] if rule.objective == "l2" else [-target, -pred]
-        masked = [jnp.where(live[:, None], one, 0) for one in d]
-        found.append(masked[0] if rule.stopgrad_vhat else jnp.concatenate(masked))
-    return tuple(found)
+class _Errors(NamedTuple):
+    """Of every memory, (signals_t)^T right_t is token t's gradient of W_out; [n, out] and [n, hidden].
+    n: C, or 2 C where that of M(v) is of rank one more."""
+
+    signals: tuple[jax.Array, ...]
+    right: tuple[jax.Array, ...]
+
+
+def _errors(
+    products: Products,
+    layout: Layout,
+    k: jax.Array,
+    v: jax.Array,
+    seen: list[_Inside],
+    live: jax.Array,
+    rule: Rule,
+) -> _Errors:
+    """The inner loss's derivative by M(k) and, if it is in the inner gradient, by M(v).
+
+    Under l2 these are D = 2 (M(k) - M(v)) and -D: one product with the difference of the activations gives
+    D, and the gradient of W_out is D^T (h(k) - h(v)).
+    """
+    dtype = k.dtype
+    at_k, at_v = seen
+    apart = _by_memory(layout, at_k.activations - at_v.activations, dtype)
+    hidden_k = _by_memory(layout, at_k.activations, dtype)
+    if rule.objective == "l2":
+        errors = _outputs(products, layout, apart, at_k.pre - at_v.pre, wide(k) - wide(v))
+        signals = tuple(jnp.where(live[:, None], 2 * error, 0) for error in errors)
+        return _Errors(signals, hidden_k if rule.stopgrad_vhat else apart)
+    hidden_v = _by_memory(layout, at_v.activations, dtype)
+    hidden = tuple(jnp.concatenate(both) for both in zip(hidden_k, hidden_v, strict=True))
+    outs = _outputs(products, layout, hidden, jnp.concatenate([at_k.pre, at_v.pre]), jnp.concatenate([k, v]))
+    preds, targets = zip(*(jnp.split(out, 2) for out in outs), strict=True)
+    by_pred = [jnp.where(live[:, None], -target, 0) for target in targets]
+    if rule.stopgrad_vhat:
+        return _Errors(tuple(by_pred), hidden_k)
+    by_target = [jnp.where(live[:, None], -pred, 0) for pred in preds]
+    signals = tuple(jnp.concatenate(both) for both in zip(by_pred, by_target, strict=True))
+    return _Errors(signals, hidden)
 
 
 def _projections(
@@ -244,7 +283,7 @@ def _projections(
 
 def factors_of_chunk(
     products: Products, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
-) -> Factors:
+) -> tuple[Factors, Across]:
     """What one chunk writes.
 
     products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
@@ -255,27 +294,31 @@ def factors_of_chunk(
     k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
     eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
     decays = _decays(eta, log_alpha, live, rule.momentum)
-    seen = _forward(products, layout, [k, v])
-    signals = _signals(seen, live, rule)
+    seen = _inside(products, layout, [k, v])
+    signals, hidden = _errors(products, layout, k, v, seen, live, rule)
+    pulled = [products.back(("weights", i + 1), d, k.dtype) for i, d in enumerate(signals)]
     # Token t's gradients are left_t^T right_t (and those of v_t below them, if they count).
-    slopes = [_gelu_slope(one.units, one.below) for one in seen]
-    slope, right, hidden = slopes[0], k, seen[0].hidden
+    left, right = _row_gradients(layout, seen, signals, pulled, rule), k
     if not rule.stopgrad_vhat:
-        slope, right = jnp.concatenate(slopes), jnp.concatenate([k, v])
-        hidden = tuple(jnp.concatenate(both) for both in zip(hidden, seen[1].hidden, strict=True))
-    pairs = len(right)
-    left = _pull_back(products, layout, signals, slope, k.dtype)
-    share = jnp.tile(decays.end_m, pairs // k.shape[0])[:, None]
-    row_share = share * left
+        right = jnp.concatenate([k, v])
+
+    def shared(rows: jax.Array, share: jax.Array) -> jax.Array:
+        return jnp.tile(share, len(rows) // len(k))[:, None] * rows
+
+    row_share = shared(left, decays.end_m)
     if rule.rank1:
         y = _projections(products, k, seen[0].pre, left, right, decays)
         row_share = row_share.at[: k.shape[0]].add(decays.end[:, None] * y)
-    lefts, rights = (row_share, *(share * d for d in signals)), (right, *hidden)
+    lefts, rights = (row_share, *(shared(d, decays.end_m) for d in signals)), (right, *hidden)
+    pres = seen[0].pre if rule.stopgrad_vhat else jnp.concatenate([one.pre for one in seen])
+    across = (
+        jnp.sum(row_share * pres, 0),
+        *(jnp.sum(shared(d, decays.end_m) * h) for d, h in zip(pulled, hidden, strict=True)),
+    )
     if not products.momentum:
-        return Factors(decays.log_total, lefts, rights, None, None, None)
-    keep = jnp.tile(decays.keep, pairs // k.shape[0])[:, None]
-    given = (keep * left, *(keep * d for d in signals))
-    return Factors(decays.log_total, lefts, rights, decays.start_end, decays.keep_start, given)
+        return Factors(decays.log_total, lefts, rights, None, None, None), across
+    given = (shared(left, decays.keep), *(shared(d, decays.keep) for d in signals))
+    return Factors(decays.log_total, lefts, rights, decays.start_end, decays.keep_start, given), across
 
 
 def advance(group: Group, factors: Factors) -> Group:
@@ -312,13 +355,19 @@ def write_chunk(
     is 0.
     """
     group = Group(weights, momentum)
-    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live))
+    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live)[0])
 
 
-def _pull_back(
-    products: Products, layout: Layout, signals: tuple[jax.Array, ...], slope: jax.Array, dtype: jnp.dtype
+def _row_gradients(
+    layout: Layout, seen: list[_Inside], signals: tuple[jax.Array, ...], pulled: list[jax.Array], rule: Rule
 ) -> jax.Array:
-    """d loss / d (products with the stacked rows) [n, R] from d loss / d outputs [n, out] each."""
-    hidden = [products.back(("weights", i + 1), d, dtype) for i, d in enumerate(signals)]
+    """d loss / d (products with the stacked rows) [n, R] from d loss / d outputs, [n, out] each, and what the
+    W_out's make of them, [n, hidden] each. n: C, 2 C with the rows of v."""
+    slopes = [_gelu_slope(one.units, one.below) for one in seen]
     skips = [d for part, d in zip(layout, signals, strict=True) if part.skip]
-    return jnp.concatenate([jnp.concatenate(hidden, 1) * slope, *skips], 1)
+    hidden = jnp.concatenate(pulled, 1)
+    if rule.stopgrad_vhat:
+        return jnp.concatenate([hidden * slopes[0], *skips], 1)
+    if rule.objective == "l2":
+        hidden, *skips = (jnp.concatenate([d, -d]) for d in (hidden, *skips))
+    return jnp.concatenate([hidden * jnp.concatenate(slopes), *skips], 1)

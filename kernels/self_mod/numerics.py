@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hope_jax.kernels.self_mod import Rule, Tokens, layout_of, stack, write_chunk
+from hope_jax.kernels.self_mod import Rule, Tokens, chunk_pass, layout_of, stack, write_chunk
 
 from hope_jax.memory.self_mod import SelfMod
 
@@ -163,6 +163,7 @@ def _shown(cell: Callable[[int, float], tuple[float, float]], size: int, decay: 
 def main() -> None:
     """Prints the tables of docs/numerics.md."""
     jax.config.update("jax_enable_x64", True)
+    chunk_pass.WIDE = DIM  # the form that wide memories take
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     kinds: tuple[Keys, ...] = ("independent", "correlated")
     for dtype in dtypes:

@@ -64,8 +64,37 @@ def once_done(x: jax.Array, done: list[jax.Array]) -> jax.Array:
 
 
 class Factored(NamedTuple):
-    """The matrix scale * base - sum over r of weight_r left_r^T right_r. beside: [O, I + r], base and left^T
-    side by side, so that one product serves both. right: [r, I]; scale: []; weight: [r]."""
+    """The matrix scale * base - sum over chunks c and their rows r of weight_c left_r^T right_r.
+
+    base: [O, I]; left, right: [chunks n, O] and [chunks n, I]; scale: []; weight: [chunks].
+    """
+
+    base: jax.Array
+    left: jax.Array
+    right: jax.Array
+    scale: jax.Array
+    weight: jax.Array
+
+    def through(self, x: jax.Array, of_base: jax.Array | None = None) -> jax.Array:
+        """See `through`. of_base: the same of `base` alone, where it is known."""
+        of_base = through(self.base, x) if of_base is None else of_base
+        inside = _by_row(self.weight, self.right) * back(self.right.T, x, x.dtype)
+        return self.scale.astype(of_base.dtype) * of_base - back(self.left, inside, inside.dtype)
+
+    def back(self, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        inside = _by_row(self.weight, self.left) * back(self.left.T, d, self.left.dtype)
+        of_base = back(self.base, d, dtype)
+        return self.scale.astype(of_base.dtype) * of_base - back(self.right, inside, dtype)
+
+    def dense(self) -> jax.Array:
+        """As one array, in the dtype of `base`."""
+        left = _by_row(self.weight, self.left)[:, None] * self.left
+        return self.scale.astype(self.base.dtype) * self.base - outer(left, self.right, self.base.dtype)
+
+
+class Beside(NamedTuple):
+    """A `Factored` matrix that one product serves. beside: [O, I + chunks n], base and left^T in one."""
 
     beside: jax.Array
     right: jax.Array
@@ -74,7 +103,7 @@ class Factored(NamedTuple):
 
     def through(self, x: jax.Array) -> jax.Array:
         """See `through`."""
-        inside = -self.weight * back(self.right.T, x, x.dtype)
+        inside = -_by_row(self.weight, self.right) * back(self.right.T, x, x.dtype)
         return through(self.beside, jnp.concatenate([self.scale * wide(x), inside], 1).astype(x.dtype))
 
     def back(self, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -82,18 +111,23 @@ class Factored(NamedTuple):
         base, left = jax.lax.split(
             back(self.beside, d, dtype), [self.right.shape[1], self.right.shape[0]], axis=1
         )
-        return self.scale.astype(base.dtype) * base - back(self.right, self.weight * left, dtype)
+        inside = _by_row(self.weight, self.right) * left
+        return self.scale.astype(base.dtype) * base - back(self.right, inside, dtype)
 
 
-Matrix: TypeAlias = jax.Array | Factored
+def _by_row(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.repeat(weight, len(rows) // max(1, len(weight)))
+
+
+Matrix: TypeAlias = jax.Array | Factored | Beside
 
 
 def _through(w: Matrix, x: jax.Array) -> jax.Array:
-    return w.through(x) if isinstance(w, Factored) else through(w, x)
+    return through(w, x) if isinstance(w, jax.Array) else w.through(x)
 
 
 def _back(w: Matrix, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return w.back(d, dtype) if isinstance(w, Factored) else back(w, d, dtype)
+    return back(w, d, dtype) if isinstance(w, jax.Array) else w.back(d, dtype)
 
 
 def outer(left: jax.Array, right: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -104,29 +138,35 @@ def outer(left: jax.Array, right: jax.Array, dtype: jnp.dtype) -> jax.Array:
 class Products:
     """The products of one chunk with the matrices of a group."""
 
-    def __init__(self, group: Group) -> None:
-        self.momentum = group.momentum is not None
-        self._matrices = matrices_of(group)
+    def __init__(self, group: Group | Mapping[Key, Matrix]) -> None:
+        self._matrices = matrices_of(group) if isinstance(group, Group) else group
+        self.momentum = MOMENTUM_ROWS in self._matrices
 
     def through(self, key: Key, x: jax.Array) -> jax.Array:
         """See `through`."""
-        return through(self._matrices[key], x)
+        return _through(self._matrices[key], x)
 
     def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """See `back`."""
-        return back(self._matrices[key], d, dtype)
+        return _back(self._matrices[key], d, dtype)
 
 
 class Recorded(Products):
-    """Products whose results are kept, in the order of the calls."""
+    """Products whose results are kept, in the order of the calls. of_base: the first one's with a `Factored`
+    matrix's base, where it is known."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group | Mapping[Key, Matrix], of_base: jax.Array | None = None) -> None:
         super().__init__(group)
         self.results: list[jax.Array] = []
+        self._of_base = of_base
 
     def through(self, key: Key, x: jax.Array) -> jax.Array:
         """See `through`."""
-        self.results.append(super().through(key, x))
+        matrix = self._matrices[key]
+        if self._of_base is not None and not self.results and isinstance(matrix, Factored):
+            self.results.append(matrix.through(x, self._of_base))
+        else:
+            self.results.append(super().through(key, x))
         return self.results[-1]
 
     def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -140,8 +180,7 @@ class Replayed(Products):
     way. The matrices are constants, and needed for derivatives alone: see `joined`."""
 
     def __init__(self, matrices: Mapping[Key, Matrix], results: list[jax.Array]) -> None:
-        self.momentum = MOMENTUM_ROWS in matrices
-        self._constants = matrices
+        super().__init__(matrices)
         self.results, self.rows = list(results), list[jax.Array]()
         self.keys: list[tuple[Key, bool]] = []
 
@@ -158,7 +197,7 @@ class Replayed(Products):
         self.keys.append((key, is_through))
         self.rows.append(rows)
         known = _known_through if is_through else _known_back
-        return known(result, self._constants[key], rows)
+        return known(result, self._matrices[key], rows)
 
 
 @jax.custom_vjp
