@@ -152,7 +152,11 @@ def train(
         )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        meta = {"tokenizer_digest": tokenizer.sha256, "versions": telemetry.versions()}
+        meta = {
+            "tokenizer_digest": tokenizer.sha256,
+            "versions": telemetry.versions(),
+            "git_revision": telemetry.git_revision(),
+        }
         folder = workdir / files.CHECKPOINT_DIR
         checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
         stack.enter_context(checkpointer)
