@@ -1,9 +1,9 @@
-"""Print one digest of all arrays of a checkpoint: parameters, optimizer, fast state, random stream, data cursor.
+"""Print one digest of a checkpoint: parameters, optimizer, fast state, random stream, data cursor.
 
 python -m hope_jax.digest PATH
 
-PATH is a workdir (its newest checkpoint) or one checkpoints/<step>. The digest does not depend on the files' layout:
-two runs that end in the same state have the same one. All files are held against their own digests first.
+PATH is a workdir (its newest checkpoint) or one checkpoints/<step>. The digest does not depend on the files'
+layout: two runs that end in the same state have the same one. All files are held against their own first.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """The sidecars of a checkpoint: what it belongs to, and a digest of every file. Written last, checked first.
 
 Beside `checkpoints/<step>/` lie `<step>.yaml` (the resolved configuration), `<step>.meta.json` (digests,
-tokenizer, mode, random stream, data cursor, versions) and `<step>.sha256`, which lists these two and every file
-of the folder and is written when all of them are on disk: a checkpoint without it is unfinished. From the
-folder `checkpoints`, `sha256sum -c <step>.sha256` checks the same.
+tokenizer, mode, random stream, data cursor, versions) and `<step>.sha256`, which lists these two and every
+file of the folder and is written when all of them are on disk: a checkpoint without it is unfinished. From
+the folder `checkpoints`, `sha256sum -c <step>.sha256` checks the same.
 """
 
 import hashlib
