@@ -265,7 +265,7 @@ def test_huge_declared_arrays_are_refused_before_they_are_allocated(copy):
     array.resize(exclusive_max=[2**50, 6], expand_only=True).result()
     meta = json.loads((folder / "16.meta.json").read_text())
     seal.write(folder, 16, meta, yaml.safe_load((folder / "16.yaml").read_text()))
-    with pytest.raises(CheckpointError, match=r"declares arrays of .* GiB|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"declares arrays of .* GiB"):
         stored.load_checkpoint(folder / "16")
 
 
