@@ -3,8 +3,8 @@
 python -m hope_jax.verify PATH... [--json]
 
 PATH is a workdir (all its checkpoints), a folder checkpoints/, or one checkpoints/<step>. Exit code 0, or 1
-with the first bad file named. --json prints {"ok", "digest", "files"} for each PATH, a line each, and of a bad
-one "bad" and "problem".
+with the first bad file named. --json prints {"ok", "digest", "files"} for each PATH, a line each, and of a
+bad one "bad" and "problem".
 """
 
 import json
