@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and started again writes what the uninterrupted one writes, bit for bit."""
+"""A run that is killed at any moment and started again writes, bit for bit, what an undisturbed one does."""
 
 import random
 from pathlib import Path
