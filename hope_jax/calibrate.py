@@ -28,7 +28,7 @@ from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import registry
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
-from hope_jax.training.checkpoint import load_checkpoint
+from hope_jax.training.stored import load_checkpoint
 from hope_jax.types import NO_TARGET, Batch, PyTree
 
 _CHECKPOINT = cli.define_checkpoint()

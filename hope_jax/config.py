@@ -230,6 +230,7 @@ class CheckpointConfig:
     every: Whole = 1000  # steps; one is always written at the end
     keep_last: Count = 3  # newest checkpoints that are kept
     keep_every: Whole = 0  # steps between checkpoints that are kept for good; 0: none
+    verify: bool = True  # before resuming: hold every file against its digest
 
 
 @dataclass(frozen=True)

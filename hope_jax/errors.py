@@ -21,6 +21,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, unfinished, or does not fit the run."""
 
 
+class WorkdirError(UserError):
+    """The workdir cannot be written: no room, no permission, or a file system that is read-only."""
+
+
 class MemoryFileError(UserError):
     """A saved memory that is missing, damaged, or another model's, or that cannot be written."""
 

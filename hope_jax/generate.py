@@ -30,8 +30,8 @@ from hope_jax.learning.generate import continue_stream
 from hope_jax.memory import inner_optim
 from hope_jax.models import registry
 from hope_jax.training import memory_file
-from hope_jax.training.checkpoint import load_checkpoint
 from hope_jax.training.inference import Trained, prepare, read_text
+from hope_jax.training.stored import load_checkpoint
 
 _CHECKPOINT = cli.define_checkpoint()
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; may be left out with --memory.")

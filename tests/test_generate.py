@@ -16,8 +16,8 @@ from absl.testing import flagsaver
 from hope_jax import calibrate, cli, generate
 from hope_jax.config_schema import resolve
 from hope_jax.training import arrays, memory_file
-from hope_jax.training.checkpoint import load_checkpoint
 from hope_jax.training.inference import Trained, prepare, read_text
+from hope_jax.training.stored import load_checkpoint
 from tests.checkpoints import save_small, small_config
 
 ROOT = Path(__file__).parents[1]

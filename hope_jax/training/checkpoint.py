@@ -1,26 +1,28 @@
 """Checkpoints of a run, by Orbax: asynchronous, atomic, and readable without the program that wrote them.
 
 `<workdir>/checkpoints/<step>/` holds three items: `state` (every array of the `TrainState`, by name), `data`
-(the data iterator's state) and `meta` (configuration, tokenizer digest, versions, totals of the run).
+(the data iterator's state) and `meta` (configuration, tokenizer digest, versions, totals of the run). When
+Orbax has written a checkpoint, it is read back and sealed with digests of its arrays and files (`seal.py`).
 """
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from hope_jax.config import CheckpointConfig
 from hope_jax.errors import CheckpointError
-from hope_jax.training import arrays
-from hope_jax.training.files import CHECKPOINT_DIR, flatten
+from hope_jax.training import arrays, seal, stored
+from hope_jax.training.files import flatten
 from hope_jax.training.program import TrainState
+from hope_jax.training.stored import DAMAGE
 from hope_jax.types import Array, PyTree
 
 logger = logging.getLogger("hope_jax.training")
@@ -33,31 +35,12 @@ _CURSOR_KEYS = (
 )  # fmt: skip
 """What gives the data iterator's state its meaning: a run cannot go on from it under other values."""
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError)
-"""What Orbax and TensorStore raise for a folder that is unfinished, damaged or cannot be written."""
-
 
 class Restored(NamedTuple):
     """A run's state at a checkpoint."""
 
     step: int
     state: TrainState
-    data: Any
-    meta: Meta
-
-
-class LoadedCheckpoint(NamedTuple):
-    """A checkpoint as plain arrays, for commands that do not train.
-
-    state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for).
-    config: the run's whole configuration as nested dicts.
-    meta: `config`, `tokenizer_digest`, `versions`, `progress`.
-    """
-
-    path: Path
-    step: int
-    state: dict[str, PyTree]
-    config: dict[str, Any]
     data: Any
     meta: Meta
 
@@ -102,20 +85,40 @@ def _listed(changes: Mapping[str, str]) -> str:
     return ", ".join(f"{key} ({change})" for key, change in changes.items()) or "no configuration key"
 
 
+def _unwritten(what: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{what}: a checkpoint could not be written ({type(error).__name__}: {str(error)[:200]}); those "
+        "before it are as they were. Make room or check the permissions, and run the same command again"
+    )
+
+
+def _mode(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sidecar says of how the run's memories write."""
+    train, online = config["train"], ("online_chunk_size", "truncate_tokens")
+    about = {key: train[key] for key in online}
+    return {
+        "algorithm_mode": train["algorithm_mode"],
+        "online": {**about, "memory": dict(config["memory"]), "teach": dict(config["teach"])},
+    }
+
+
 class Checkpointer:
     """Saves and restores the checkpoints of one run. Use as a context manager, or call `close`.
 
     Args:
         directory: `<workdir>/checkpoints`, an absolute path; made if absent.
-        settings: which checkpoints are kept.
+        settings: which checkpoints are kept, and whether they are verified on restore.
         config: the run's configuration as nested dicts.
-        meta: what else goes into each checkpoint's `meta` (`tokenizer_digest`, `versions`).
+        meta: what else goes into each checkpoint's `meta` (`tokenizer_digest`, `versions`, `git_revision`).
     """
 
     def __init__(
         self, directory: Path, settings: CheckpointConfig, config: dict[str, Any], meta: Meta
     ) -> None:
         self._directory = directory
+        self._verify = settings.verify
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._sealing: Future[None] | None = None
         self._config = config
         self._meta = meta
         for path in sorted(directory.glob("*tmp*")) if directory.exists() else ():
@@ -140,6 +143,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Wait for what is being written and release the threads."""
+        self._sealer.shutdown()
         self._manager.close()
 
     def wait(self) -> None:
@@ -147,13 +151,7 @@ class Checkpointer:
 
         Raises: CheckpointError if one could not be written.
         """
-        try:
-            self._manager.wait_until_finished()
-        except _DAMAGE as error:
-            raise CheckpointError(
-                f"a checkpoint in {self._directory} could not be written ({type(error).__name__}: {error}); "
-                "make room or check the permissions, and run the same command again"
-            ) from error
+        self._join(self._directory)
 
     def latest_path(self) -> Path | None:
         """Folder of the newest complete checkpoint."""
@@ -175,37 +173,70 @@ class Checkpointer:
             data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave(meta),
         )
+        self._join(self._directory)
         try:
             self._manager.save(step, args=items, force=True)
-        except _DAMAGE as error:  # also of the save before, which runs in the background
-            raise CheckpointError(
-                f"{self._directory / str(step)} or the checkpoint before it cannot be written "
-                f"({type(error).__name__}: {error}); make room or check the permissions"
-            ) from error
+        except DAMAGE as error:
+            raise _unwritten(self._directory / str(step), error) from error
+        self._sealing = self._sealer.submit(self._seal, step)
+
+    def _join(self, what: Path) -> None:
+        """Waits for the checkpoint that is being written: until then nothing else may use the manager."""
+        sealing, self._sealing = self._sealing, None
+        try:
+            if sealing is not None:
+                sealing.result()
+        except (CheckpointError, *DAMAGE) as error:
+            raise _unwritten(what, error) from error
+
+    def _seal(self, step: int) -> None:
+        """Reads the checkpoint back when it is on disk, and writes its sidecars. Runs in a thread."""
+        self._manager.wait_until_finished()
+        if jax.process_index() != 0:
+            return
+        path = self._directory / str(step)
+        loaded = stored.load_checkpoint(path, verify=False)
+        about = {
+            "checkpoint_digest": stored.digest(loaded),
+            "tokenizer_digest": loaded.meta["tokenizer_digest"],
+            **_mode(loaded.config),
+            "rng": loaded.state["rng"].tolist(),
+            "data": loaded.data,
+            "versions": loaded.meta["versions"],
+            "git_revision": loaded.meta.get("git_revision"),
+        }
+        seal.write(self._directory, step, about, loaded.config)
+        seal.remove_orphans(self._directory)
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that can be read, placed as `like` (an `abstract` state); None without one.
+        """The newest good checkpoint, placed as `like` (an `abstract` state); None without one.
 
-        A checkpoint that cannot be read is set aside (`unreadable-<step>`) with a warning.
+        Good is one whose files are what their digests say (`checkpoint.verify`) and that can be read. Newer
+        ones are set aside (`unreadable-<step>`) with a loud message. Where a run was killed before its first
+        checkpoint was sealed, an unsealed one counts, and is sealed now.
 
         Raises: CheckpointError if it was written by a run that this configuration cannot continue, or if
-            no checkpoint is readable.
+            no checkpoint is good.
         """
         problems = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._candidates():
             path = self._directory / str(step)
             try:
+                self._check_seal(step)
                 meta, saved = self._describe(step)
-            except _DAMAGE as error:
+            except (CheckpointError, *DAMAGE) as error:
                 problems.append(self._report(path, error))
                 continue
             self._check_fit(path, meta, saved, like)
             try:
+                stored.check_size(path, saved)
                 restored = self._read(step, like, meta)
-            except _DAMAGE as error:
+            except (CheckpointError, *DAMAGE) as error:
                 problems.append(self._report(path, error))
                 continue
             self._set_aside([self._directory / str(s) for s in self._manager.all_steps() if s > step])
+            if not seal.is_sealed(self._directory, step):
+                self._seal(step)
             return restored
         if problems:
             raise CheckpointError(
@@ -213,6 +244,19 @@ class Checkpointer:
                 "a backup, or start again with another --workdir."
             )
         return None
+
+    def _candidates(self) -> list[int]:
+        """Steps to try, newest first: the sealed ones, else all."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        sealed = [step for step in steps if seal.is_sealed(self._directory, step)]
+        for step in steps:
+            if step not in sealed:
+                logger.warning("%s was not sealed: its writing was cut short", self._directory / str(step))
+        return sealed or steps
+
+    def _check_seal(self, step: int) -> None:
+        if self._verify and seal.is_sealed(self._directory, step):
+            seal.check(self._directory, step)
 
     def _describe(self, step: int) -> tuple[Meta, PyTree]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -233,11 +277,14 @@ class Checkpointer:
         return problem
 
     def _set_aside(self, folders: list[Path]) -> None:
+        """Renames checkpoints, and their sidecars, out of the way of those that the run will write."""
         if folders and jax.process_index() == 0:
             for folder in folders:
-                target = folder.with_name(f"unreadable-{folder.name}")
-                shutil.rmtree(target, ignore_errors=True)
-                folder.rename(target)
+                for path in [folder, *seal.sidecars(folder.parent, int(folder.name))]:
+                    target = path.with_name(f"unreadable-{path.name}")
+                    shutil.rmtree(target, ignore_errors=True)
+                    if path.exists():
+                        path.rename(target)
         if folders:
             self._manager.reload()
 
@@ -266,44 +313,3 @@ class Checkpointer:
             )
         if changes:
             logger.warning("Resuming %s with changed configuration: %s", path, _listed(changes))
-
-
-def _resolve(path: Path) -> tuple[Path, int]:
-    """The folder of checkpoints and the step that `path` (workdir, checkpoints or step folder) names."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; name a workdir or one of its checkpoints/<step>")
-    if path.name.isdigit():
-        return path.parent, int(path.name)
-    folder = path / CHECKPOINT_DIR if (path / CHECKPOINT_DIR).is_dir() else path
-    steps = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
-    if not steps:
-        raise CheckpointError(f"{path} holds no checkpoint; name a workdir or one of its checkpoints/<step>")
-    return folder, max(steps)
-
-
-def load_checkpoint(path: Path, fields: Collection[str] = TrainState._fields) -> LoadedCheckpoint:
-    """Read a checkpoint as numpy arrays, on any machine and without building its program.
-
-    Args:
-        path: a workdir (its newest checkpoint), its `checkpoints` folder, or one `checkpoints/<step>`.
-        fields: which parts of the `TrainState` to read, e.g. ("params", "fast").
-    Raises: CheckpointError if there is none or it cannot be read.
-    """
-    folder, step = _resolve(path.absolute())
-    where = folder / str(step)
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta, data = reader.restore(where / "meta"), reader.restore(where / "data")
-        handler = ocp.PyTreeCheckpointHandler()
-        tree = handler.metadata(where / "state").tree
-        with ocp.Checkpointer(handler) as reader:
-            wanted = {name: tree[name] for name in fields}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = reader.restore(where / "state", args=how)
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
-            "damaged, or not a checkpoint of this package; name another checkpoints/<step>"
-        ) from error
-    return LoadedCheckpoint(where, step, state, meta["config"], data, meta)

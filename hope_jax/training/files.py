@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -12,10 +13,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
+from hope_jax.errors import WorkdirError
+
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 CHECKPOINT_DIR = "checkpoints"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -35,6 +39,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+    """Turns what the system says of a folder that cannot be written into a message with a remedy.
+
+    Raises: WorkdirError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        where = error.filename or workdir
+        raise WorkdirError(
+            f"--workdir={workdir}: {where} cannot be written ({error.strerror}). Checkpoints that were "
+            "complete are as they were: make room or give write permission, and run the same command again, "
+            "or choose another --workdir"
+        ) from error
 
 
 def write_atomic(path: Path, text: str) -> None:

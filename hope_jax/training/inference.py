@@ -14,7 +14,7 @@ from hope_jax.errors import CheckpointError
 from hope_jax.learning.generate import roomy
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.training import arrays, assemble
-from hope_jax.training.checkpoint import LoadedCheckpoint
+from hope_jax.training.stored import LoadedCheckpoint
 from hope_jax.types import PyTree
 
 

@@ -29,6 +29,7 @@ from hope_jax.training.hooks import (
     StepEvent,
     evaluate,
 )
+from hope_jax.training.lock import WorkdirLock
 from hope_jax.training.metrics import Progress, Recorder, Row
 from hope_jax.training.program import TrainProgram, TrainState
 from hope_jax.training.report import write_report
@@ -140,7 +141,7 @@ def train(
         `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (nats per token of the same
         tokens; None if none was evaluated), `loss`, `tokens`, `tokens_per_sec`, `train_seconds`,
         `compile_seconds`, `steps` (number of the last step done), `interrupted`.
-    Raises: ConfigError, CheckpointError, DivergenceError.
+    Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError.
     """
     workdir = workdir.absolute()
     claim_workdir(workdir, config.train.resume)
@@ -151,8 +152,15 @@ def train(
             f"train.step_offset={config.train.step_offset}, the number the run starts from"
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(files.writing(workdir))
+        if jax.process_index() == 0:
+            stack.enter_context(WorkdirLock(workdir))
         stop = stack.enter_context(StopSignals())
-        meta = {"tokenizer_digest": tokenizer.sha256, "versions": telemetry.versions()}
+        meta = {
+            "tokenizer_digest": tokenizer.sha256,
+            "versions": telemetry.versions(),
+            "git_revision": telemetry.git_revision(),
+        }
         folder = workdir / files.CHECKPOINT_DIR
         checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
         stack.enter_context(checkpointer)

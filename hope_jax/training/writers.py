@@ -1,9 +1,11 @@
 """Where a row of metrics goes: `metrics.jsonl`, the log, TensorBoard, Weights & Biases."""
 
 import datetime
+import errno
 import hashlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,12 +47,18 @@ class JsonlWriter:
     """Appends rows to `<workdir>/metrics.jsonl`, each flushed at once."""
 
     def __init__(self, workdir: Path) -> None:
-        self._file = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        self._path = workdir / METRICS_FILE
+        # unbuffered: a row that does not fit must not come up again at closing
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Append the row."""
-        self._file.write(dump_row(row))
-        self._file.flush()
+        """Append the row. Raises: OSError with the file's name."""
+        line = dump_row(row).encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         """Close the file."""

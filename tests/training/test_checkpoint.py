@@ -8,7 +8,7 @@ import pytest
 
 from hope_jax.config import CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
 from hope_jax.errors import CheckpointError
-from hope_jax.training.checkpoint import load_checkpoint
+from hope_jax.training.stored import load_checkpoint
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from hope_jax.errors import CheckpointError
 from hope_jax.training import arrays
-from hope_jax.training.checkpoint import LoadedCheckpoint, load_checkpoint
 from hope_jax.training.inference import Trained, prepare, read_text
+from hope_jax.training.stored import LoadedCheckpoint, load_checkpoint
 from tests.checkpoints import save_small, small_config
 
 pytestmark = pytest.mark.usefixtures("quick")

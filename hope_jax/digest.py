@@ -1,0 +1,26 @@
+"""Print one digest of a checkpoint: parameters, optimizer, fast state, random stream, data cursor.
+
+python -m hope_jax.digest PATH
+
+PATH is a workdir (its newest checkpoint) or one checkpoints/<step>. The digest does not depend on the files'
+layout: two runs that end in the same state have the same one. All files are held against their own first.
+"""
+
+from pathlib import Path
+
+from hope_jax import cli
+from hope_jax.errors import ConfigError
+
+
+def main(argv: list[str]) -> None:
+    """Prints the digest alone."""
+    if len(argv) != 1:
+        raise ConfigError("name one workdir, or one of its checkpoints/<step>")
+    # JAX and Orbax take seconds to import
+    from hope_jax.training import integrity
+
+    print(integrity.digest(Path(argv[0])), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

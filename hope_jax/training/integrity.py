@@ -1,0 +1,63 @@
+"""Whether what is on disk is what was written: checkpoints and workdirs, everything recomputed."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from hope_jax.training import manifest, seal, stored
+from hope_jax.training.manifest import BadFileError
+
+
+class Verified(NamedTuple):
+    """What was found good. digest: of the arrays (a workdir's: of its newest checkpoint). files: how many."""
+
+    digest: str
+    files: int
+
+
+def verify(path: Path) -> Verified:
+    """Recomputes every digest of a workdir, a folder `checkpoints`, or one `checkpoints/<step>`.
+
+    Raises: BadFileError: names the first bad file. CheckpointError: there is nothing to verify.
+    """
+    path = path.absolute()
+    if path.name.isdigit():
+        return verify_checkpoint(path.parent, int(path.name))
+    folder, newest = stored.resolve(path)
+    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    each = {step: verify_checkpoint(folder, step) for step in steps}
+    return Verified(each[newest].digest, sum(one.files for one in each.values()))
+
+
+def verify_checkpoint(folder: Path, step: int) -> Verified:
+    """Files against their list; arrays, cursor and configuration against the metadata beside them.
+
+    Raises: BadFileError: names the first bad file, by its path.
+    """
+    try:
+        meta = seal.check(folder, step)
+        listed = manifest.parse(manifest.read_text(folder / f"{step}.sha256"), f"{step}.sha256")
+        loaded = stored.load_checkpoint(folder / str(step), verify=False)
+        found = {
+            "checkpoint_digest": stored.digest(loaded),
+            "tokenizer_digest": loaded.meta.get("tokenizer_digest"),
+            "data": loaded.data,
+        }
+        for key, value in found.items():
+            if meta.get(key) != value:
+                problem = f"says {key} is {meta.get(key)!r}, the checkpoint's is {value!r}"
+                raise BadFileError(f"{step}.meta.json", problem)
+        if yaml.safe_load(manifest.read_text(folder / f"{step}.yaml")) != loaded.config:
+            raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
+    except BadFileError as error:
+        raise error.under(folder) from error
+    return Verified(found["checkpoint_digest"], len(listed) + 1)
+
+
+def digest(path: Path) -> str:
+    """The digest of a checkpoint's arrays and cursor; its files are checked first.
+
+    Raises: CheckpointError.
+    """
+    return stored.digest(stored.load_checkpoint(path))

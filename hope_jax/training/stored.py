@@ -1,0 +1,112 @@
+"""A checkpoint as plain arrays, for commands that do not train; verified before it is read.
+
+Reading executes nothing: arrays by Orbax (TensorStore), the rest as JSON and YAML.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hope_jax.errors import CheckpointError
+from hope_jax.training import arrays, seal
+from hope_jax.training.files import CHECKPOINT_DIR
+from hope_jax.training.program import TrainState
+from hope_jax.types import PyTree
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError)
+"""What Orbax and TensorStore raise for a folder that is unfinished, damaged or cannot be written."""
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint as plain arrays, for commands that do not train.
+
+    state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for).
+    config: the run's whole configuration as nested dicts.
+    meta: `config`, `tokenizer_digest`, `versions`, `progress`.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, PyTree]
+    config: dict[str, Any]
+    data: Any
+    meta: dict[str, Any]
+
+
+def resolve(path: Path) -> tuple[Path, int]:
+    """The folder of checkpoints and the step that `path` (workdir, checkpoints or step folder) names.
+
+    Raises: CheckpointError if there is none.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; name a workdir or one of its checkpoints/<step>")
+    if path.name.isdigit():
+        return path.parent, int(path.name)
+    folder = path / CHECKPOINT_DIR if (path / CHECKPOINT_DIR).is_dir() else path
+    steps = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
+    steps = [step for step in steps if seal.is_sealed(folder, step)] or steps
+    if not steps:
+        raise CheckpointError(f"{path} holds no checkpoint; name a workdir or one of its checkpoints/<step>")
+    return folder, max(steps)
+
+
+def load_checkpoint(
+    path: Path, fields: Collection[str] = TrainState._fields, *, verify: bool = True
+) -> LoadedCheckpoint:
+    """Read a checkpoint as numpy arrays, on any machine and without building its program.
+
+    Args:
+        path: a workdir (its newest checkpoint), its `checkpoints` folder, or one `checkpoints/<step>`.
+        fields: which parts of the `TrainState` to read, e.g. ("params", "fast").
+        verify: hold all its files against their digests first.
+    Raises: CheckpointError if there is none, a file is not what its digest says, or it cannot be read.
+    """
+    folder, step = resolve(path.absolute())
+    if verify:
+        seal.check(folder, step)
+    where = folder / str(step)
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta, data = reader.restore(where / "meta"), reader.restore(where / "data")
+        handler = ocp.PyTreeCheckpointHandler()
+        tree = handler.metadata(where / "state").tree
+        wanted = {name: tree[name] for name in fields}
+        check_size(where, wanted)
+        with ocp.Checkpointer(handler) as reader:
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+            state = reader.restore(where / "state", args=how)
+        return LoadedCheckpoint(where, step, state, meta["config"], data, meta)
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
+            "damaged, or not a checkpoint of this package; name another checkpoints/<step>"
+        ) from error
+
+
+def digest(loaded: LoadedCheckpoint) -> str:
+    """Hex SHA-256 over all arrays of a checkpoint and its data cursor, independent of the files' layout."""
+    cursor = json.dumps(loaded.data, sort_keys=True)
+    return hashlib.sha256(f"{arrays.digest(arrays.named(loaded.state))}\n{cursor}\n".encode()).hexdigest()
+
+
+def check_size(path: Path, declared: PyTree) -> None:
+    """Refuses metadata that declare arrays larger than the machine's memory, before any is allocated.
+
+    Raises: CheckpointError.
+    """
+    size = sum(int(np.prod(leaf.shape, dtype=object)) * np.dtype(leaf.dtype).itemsize
+               for leaf in jax.tree.leaves(declared))  # fmt: skip
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise CheckpointError(
+            f"{path} declares arrays of {size / 2**30:,.1f} GiB, and this machine has "
+            f"{memory / 2**30:.1f}; read it on a larger one, or restore it from a copy if it is damaged"
+        )

@@ -1,0 +1,50 @@
+"""Verify checkpoints: recompute the digests of all files and arrays.
+
+python -m hope_jax.verify PATH... [--json]
+
+PATH is a workdir (all its checkpoints), a folder checkpoints/, or one checkpoints/<step>. Exit code 0, or 1
+with the first bad file named. --json prints {"ok", "digest", "files"} for each PATH, a line each, and of a
+bad one "bad" and "problem".
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from hope_jax import cli
+from hope_jax.errors import ConfigError, UserError
+
+_JSON = flags.DEFINE_boolean("json", False, "Print one JSON object for each path.", allow_override=True)
+
+
+def main(argv: list[str]) -> int:
+    """Verifies every path, the bad ones too, and says what was found."""
+    if not argv:
+        raise ConfigError("name a workdir, or one of its checkpoints/<step>")
+    # JAX and Orbax take seconds to import
+    from hope_jax.training import integrity
+    from hope_jax.training.manifest import BadFileError
+
+    good = True
+    for name in argv:
+        try:
+            found = integrity.verify(Path(name))
+        except UserError as error:
+            good = False
+            bad = error.path if isinstance(error, BadFileError) else name
+            problem = error.problem if isinstance(error, BadFileError) else str(error)
+            report = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            report = {"ok": True, "digest": found.digest, "files": found.files}
+            if not _JSON.value:
+                print(f"{name}: good, {found.files} files, digest {found.digest}")
+        if _JSON.value:
+            print(json.dumps(report), flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,121 @@
+"""A workdir that two runs want, that is full, or that cannot be written: clear words, nothing lost."""
+
+import contextlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hope_jax.errors import CheckpointError, ConfigError, WorkdirError
+from hope_jax.training import files, integrity
+from hope_jax.training.lock import LOCK_FILE, WorkdirLock
+from tests.training.toy import rows_of, toy_config, toy_program, toy_train
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hope_jax.training.lock import WorkdirLock
+with WorkdirLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def no_room_beyond(size):
+    """No file may grow beyond `size` bytes: what a full disk does to files that are being written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
+    toy_train(tmp_path, toy_config(steps=8))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != LOCK_FILE}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"in use by another run \(process {holder.pid} on"):
+            toy_train(tmp_path, toy_config(steps=12))
+        after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != LOCK_FILE}
+        assert after == before
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    assert (tmp_path / LOCK_FILE).exists()
+    assert toy_train(tmp_path, toy_config(steps=12))["steps"] == 12
+
+
+def test_the_lock_ends_with_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), WorkdirLock(tmp_path):
+        raise RuntimeError("boom")
+    with WorkdirLock(tmp_path), pytest.raises(ConfigError, match="in use"), WorkdirLock(tmp_path):
+        pass
+
+
+def test_a_holder_that_says_nothing_is_still_a_holder(tmp_path):
+    with WorkdirLock(tmp_path):
+        (tmp_path / LOCK_FILE).write_text("{")
+        with pytest.raises(ConfigError, match="in use by another run; nothing"), WorkdirLock(tmp_path):
+            pass
+
+
+def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(tmp_path):
+    """The second checkpoint does not fit; the first one, and every row before it, are as they were."""
+    straight, full = tmp_path / "straight", tmp_path / "full"
+    toy_train(straight)
+    with contextlib.ExitStack() as stack:
+
+        def fill(number):
+            if number == 12:
+                wait_for(full / "checkpoints" / "8.sha256")
+                stack.enter_context(no_room_beyond(64))
+
+        with pytest.raises((CheckpointError, WorkdirError), match=r"(?i)(too large|written).*[Mm]ake room"):
+            toy_train(full, on_step=fill)
+    found = integrity.verify(full)
+    assert found.digest == integrity.verify_checkpoint(straight / "checkpoints", 8).digest
+    toy_train(full)
+    assert rows_of(full) == rows_of(straight)
+    assert integrity.digest(full) == integrity.digest(straight)
+
+
+def test_a_row_that_does_not_fit_is_no_traceback(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def fill(number):
+            if number == 3:
+                size = (tmp_path / files.METRICS_FILE).stat().st_size
+                stack.enter_context(no_room_beyond(size + 10))
+
+        with pytest.raises(WorkdirError, match=r"metrics\.jsonl cannot be written .*make room"):
+            toy_train(tmp_path, toy_config(steps=6), on_step=fill)
+    toy_train(tmp_path, toy_config(steps=6))
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 4, 6]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system that is read-only for everyone")
+def test_a_read_only_workdir_is_refused_before_anything_is_compiled():
+    def never():
+        raise AssertionError("the program was started")
+
+    with pytest.raises(WorkdirError, match=r"--workdir=/sys/kernel: .* cannot be written .*make room"):
+        toy_train(Path("/sys/kernel"), program=toy_program()._replace(init=never))
