@@ -9,6 +9,7 @@ import numpy as np
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate
 from hope_jax.config_schema import resolve
+from hope_jax.presets import pilot_config
 from hope_jax.timing import Case, Goal
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainState
@@ -94,3 +95,19 @@ def changed(config: Any, **values: Any) -> ExperimentConfig:
         section, name = key.split("__")
         config[section][name] = value
     return resolve(config.to_dict())
+
+
+def timed_step(variant: str, **values: Any) -> ExperimentConfig:
+    """The pilot with another block, of 2 layers, in rows of 256 tokens, float32, with AdamW; values as of
+    `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
+    so that the same batch keeps teaching."""
+    pilot = pilot_config()
+    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
+    pilot.optim.update({"name": "adamw", "lr": 1e-6})
+    own = {
+        "model__num_layers": 2,
+        "data__seq_len": 256,
+        "data__mixture": {},
+        "train__compute_dtype": "float32",
+    }
+    return changed(pilot, model__block_variant=variant, **{**own, **values})

@@ -10,33 +10,18 @@ operation (docs/speed.md), memories cost as little as attention and MLPs.
 from collections.abc import Iterator
 from functools import partial
 
-from hope_jax.benchmarks.runs import changed, step_case
+from hope_jax.benchmarks.runs import step_case, timed_step
 from hope_jax.config import ExperimentConfig
-from hope_jax.presets import pilot_config
 from hope_jax.timing import Case, Comparison, Goal
 
 BASE = "transformer"
 VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
 MODES = ("online", "two_pass", "through_writes")
-TOKENS = 256
 
 
-def config(variant: str, mode: str, tokens: int = TOKENS) -> ExperimentConfig:
-    """The pilot with another block and mode at 2 layers and one row. Teaching starts at full strength, so
-    that writes are not blocked, and the outer rate is small, so that the same batch keeps teaching."""
-    pilot = pilot_config()
-    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
-    pilot.optim.update({"name": "adamw", "lr": 1e-6})
-    return changed(
-        pilot,
-        model__block_variant=variant,
-        model__num_layers=2,
-        data__seq_len=tokens,
-        data__batch_size=1,
-        data__mixture={},
-        train__algorithm_mode=mode,
-        train__compute_dtype="float32",
-    )
+def config(variant: str, mode: str) -> ExperimentConfig:
+    """One row a step, of a variant in a mode."""
+    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1)
 
 
 def _cases(variant: str, mode: str) -> tuple[Case, ...]:

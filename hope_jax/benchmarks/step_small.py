@@ -9,9 +9,8 @@ published code reached on two CPU cores. What a step can reach at most is the pe
 from collections.abc import Iterator
 from functools import partial
 
-from hope_jax.benchmarks.runs import changed, step_case
+from hope_jax.benchmarks.runs import step_case, timed_step
 from hope_jax.config import ExperimentConfig
-from hope_jax.presets import pilot_config, set_size
 from hope_jax.timing import Case, Comparison, Goal
 
 PUBLISHED = {"transformer": 475, "hope_attention": 87, "hope_hybrid": 89, "hope_selfmod": 68}
@@ -21,20 +20,14 @@ TIMES = 60
 
 
 def config(variant: str, batch: int) -> ExperimentConfig:
-    """The pilot's mechanisms at the row's sizes; see `hope_jax.benchmarks.step.config` for the rates."""
-    pilot = pilot_config()
-    set_size(pilot, dim=128, num_layers=2, heads=4)
-    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
-    pilot.optim.update({"name": "adamw", "lr": 1e-6})
-    return changed(
-        pilot,
-        model__block_variant=variant,
+    """The pilot's mechanisms at the small width."""
+    return timed_step(
+        variant,
+        model__dim=128,
+        model__heads=4,
         model__vocab_size=8192,
-        data__seq_len=256,
         data__batch_size=batch,
-        data__mixture={},
         train__online_chunk_size=64,
-        train__compute_dtype="float32",
     )
 
 
