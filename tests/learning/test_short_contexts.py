@@ -22,26 +22,25 @@ from hope_jax.types import Batch
 
 CHUNK, VOCAB, LONGEST = 8, 11, 24
 QUICK = {"xla_backend_optimization_level": 0}
-LEVELS = {
-    "modern": (
-        LevelSpec("one", 1, 0.02, "nl_l2_precond"),
-        LevelSpec("part", 4, 0.02, "nl_l2_precond"),
-        LevelSpec("whole", 8, 0.02, "momentum", beta=0.5),
-        LevelSpec("spanning", 16, 0.02, "nl_l2_precond"),
-        LevelSpec("longer", 64, 0.02, "sgd"),
-    ),
-    "reference": (
-        LevelSpec("part", 4, 0.02, "l2_objective"),
-        LevelSpec("spanning", 16, 0.02, "nl_l2_precond"),
-        LevelSpec("square", 8, 0.002, "preconditioned"),
-    ),
-}
+ONE = LevelSpec("one", 1, 0.02, "nl_l2_precond")
+PART = LevelSpec("part", 4, 0.02, "nl_l2_precond")
+WHOLE = LevelSpec("whole", 8, 0.02, "momentum", beta=0.5)
+SPANNING = LevelSpec("spanning", 16, 0.02, "nl_l2_precond")
+LONGER = LevelSpec("longer", 64, 0.02, "sgd")
+REFERENCE = (
+    PART._replace(optimizer="l2_objective"),
+    SPANNING,
+    LevelSpec("square", 8, 0.002, "preconditioned"),
+)
+ALL = (ONE, PART, WHOLE, SPANNING, LONGER)
 
 
-def make(variant: str, style: str, context_tokens: int, **values: Any) -> HopeModel:
+def make(
+    variant: str, style: str, levels: tuple[LevelSpec, ...], context_tokens: int, **values: Any
+) -> HopeModel:
     return HopeModel(
         ModelSpec(
-            variant, style, VOCAB, 32, 1, 2, 128, 128, LEVELS[style], CHUNK,
+            variant, style, VOCAB, 32, 1, 2, 128, 128, levels, CHUNK,
             "rms" if style == "modern" else "none", flush_partial_at_end=True, context_tokens=context_tokens,
             titan_level=LevelSpec("titan", 4, 0.02, "nl_l2_precond"), titan_hidden=128,
             dtype=jnp.dtype("float64"), param_dtype=jnp.dtype("float64"), **values,
@@ -89,29 +88,45 @@ BOUNDED = {"bounds": Bounds(0.002, 0.003), "gate": GateRule("l2", 0.01)}
 
 
 @pytest.mark.parametrize(
-    ("mode", "variant", "style", "tokens", "truncate", "values"),
+    ("mode", "variant", "style", "levels", "tokens", "truncate", "values"),
     [
-        (online_gradients, "hope_hybrid", "modern", 20, CHUNK, BOUNDED),
-        (online_gradients, "hope_attention", "reference", 20, CHUNK, BOUNDED),
-        (online_gradients, "hope_attention", "modern", 24, 2 * CHUNK, {"cms_connection": "independent"}),
-        pytest.param(online_gradients, "hope_attention", "modern", 24, CHUNK, {}, marks=NIGHTLY),
-        pytest.param(
-            read_only, "hope_hybrid", "reference", 24, CHUNK, {"own_output": False}, marks=NIGHTLY
+        (online_gradients, "hope_hybrid", "modern", (PART, WHOLE, LONGER), 20, CHUNK, BOUNDED),
+        (online_gradients, "hope_attention", "reference", REFERENCE, 20, CHUNK, BOUNDED),
+        (
+            online_gradients, "hope_attention", "modern", (ONE, SPANNING), 24, 2 * CHUNK,
+            {"cms_connection": "independent"},
         ),
-        pytest.param(through_writes_gradients, "hope_hybrid", "modern", 20, CHUNK, BOUNDED, marks=NIGHTLY),
+        pytest.param(online_gradients, "hope_hybrid", "modern", ALL, 20, CHUNK, BOUNDED, marks=NIGHTLY),
+        pytest.param(online_gradients, "hope_attention", "modern", ALL, 24, CHUNK, {}, marks=NIGHTLY),
         pytest.param(
-            online_gradients, "titan", "reference", 24, CHUNK, {"own_output": False}, marks=NIGHTLY
+            online_gradients, "hope_attention", "modern", ALL, 24, 2 * CHUNK,
+            {"cms_connection": "independent"}, marks=NIGHTLY,
+        ),
+        pytest.param(
+            read_only, "hope_hybrid", "reference", REFERENCE, 24, CHUNK, {"own_output": False}, marks=NIGHTLY
+        ),
+        pytest.param(
+            through_writes_gradients, "hope_hybrid", "modern", ALL, 20, CHUNK, BOUNDED, marks=NIGHTLY
+        ),
+        pytest.param(
+            online_gradients, "titan", "reference", REFERENCE, 24, CHUNK, {"own_output": False}, marks=NIGHTLY
         ),
     ],
 )  # fmt: skip
 def test_tokens_and_matrices_agree(
-    mode: Any, variant: str, style: str, tokens: int, truncate: int, values: dict[str, Any]
+    mode: Any,
+    variant: str,
+    style: str,
+    levels: tuple[LevelSpec, ...],
+    tokens: int,
+    truncate: int,
+    values: dict[str, Any],
 ) -> None:
     rule = OnlineRule(CHUNK, truncate, TeachRule(scale=0.3, clip=0.4))
+    params = make(variant, style, levels, 0, **values).init_params(jax.random.key(0))
     found = []
     for context in (LONGEST, 0):
-        model = make(variant, style, context, **values)
-        params = model.init_params(jax.random.key(0))
+        model = make(variant, style, levels, context, **values)
         fast = model.init_fast_state(params, 2)
         nodes = jax.tree.leaves(fast, is_leaf=lambda x: isinstance(x, Dual))
         assert any(isinstance(x, Dual) for x in nodes) == bool(context)
@@ -124,8 +139,12 @@ def test_tokens_and_matrices_agree(
 
 
 def test_longer_streams_are_refused() -> None:
-    model = make("hope_attention", "modern", LONGEST)
-    params = model.init_params(jax.random.key(0))
+    model = make("hope_attention", "modern", (PART,), LONGEST)
     rule = OnlineRule(CHUNK, CHUNK, TeachRule())
+
+    def run() -> Any:
+        params = model.init_params(jax.random.key(0))
+        return stream_loss(model, rule, params, model.init_fast_state(params, 2), rows(32))
+
     with pytest.raises(ValueError, match="context_tokens=24"):
-        stream_loss(model, rule, params, model.init_fast_state(params, 2), rows(32))
+        jax.eval_shape(run)
