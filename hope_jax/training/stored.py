@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from hope_jax.errors import CheckpointError
 from hope_jax.training import arrays, seal
 from hope_jax.training.files import CHECKPOINT_DIR
+from hope_jax.training.manifest import BadFileError
 from hope_jax.training.program import TrainState
 from hope_jax.types import PyTree
 
@@ -70,7 +71,10 @@ def load_checkpoint(
     """
     folder, step = resolve(path.absolute())
     if verify:
-        seal.check(folder, step)
+        try:
+            seal.check(folder, step)
+        except BadFileError as error:
+            raise error.under(folder) from error
     where = folder / str(step)
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
