@@ -1,7 +1,8 @@
 """Measure inner learning rates: how often does a write lower the loss of what it was written from?
 
-python -m hope_jax.calibrate --config=FILE --checkpoint=WORKDIR [--rates=0.01,0.1,1] [--config.KEY=VALUE ...]
+python -m hope_jax.calibrate --checkpoint=PATH [--config=FILE] [--rates=0.01,0.1,1] [--config.KEY=VALUE ...]
 
+PATH is a workdir, one checkpoints/<step>, or a release bundle; without --config its own configuration holds.
 For each level (CMS, TITAN) alone, the others written with rate 0, and for all together, streams held-out text
 and prints the share of written chunks whose loss falls when they are read again (of a level that spans
 chunks, its period's last chunk), the mean change per token then, and what the writes change in the loss of
@@ -20,7 +21,6 @@ from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import document_multiple, validate
 from hope_jax.data import corpus, pipeline
-from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
 from hope_jax.memory import inner_optim
@@ -28,6 +28,7 @@ from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import registry
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
+from hope_jax.training.inference import load_tokenizer
 from hope_jax.training.stored import load_checkpoint
 from hope_jax.types import NO_TARGET, Batch, PyTree
 
@@ -87,15 +88,16 @@ def main(argv: list[str]) -> None:
         candidates = [float(rate) for rate in _RATES.value]
     except ValueError as error:
         raise ConfigError(f"--rates: want numbers, got {','.join(_RATES.value)}") from error
-    config = cli.load_config()
+    loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params",))
+    config = cli.load_config(loaded.config)
     validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
     if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
         raise ConfigError(
             "calibrate: want train.algorithm_mode=online and model.block_variant one of "
             + ", ".join(VARIANTS)
         )
-    params = load_checkpoint(Path(_CHECKPOINT.value), ("params",)).state["params"]
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+    params = loaded.state["params"]
+    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data.tokenizer)
     _, held_out = corpus.split_documents(corpus.load_documents(config.data.source))
     batches = pipeline.make_eval_batches(
         documents=held_out,

@@ -46,7 +46,7 @@ def define_config() -> None:
 
 def define_checkpoint() -> flags.FlagHolder[str | None]:
     """Gives the command `--checkpoint=PATH`; several commands may be imported into one process."""
-    help_text = "Workdir (its newest checkpoint), or one checkpoints/<step>."
+    help_text = "Workdir (its newest checkpoint), one checkpoints/<step>, or release bundle."
     return flags.DEFINE_string(_CHECKPOINT, None, help_text, allow_override=True)
 
 
@@ -60,9 +60,12 @@ def config_path() -> Path:
     return Path(str(path))
 
 
-def load_config() -> ExperimentConfig:
-    """The configuration of `--config` with its overrides. Raises: ConfigError."""
-    return read_config(config_path(), FLAGS[_OVERRIDES].value or ())
+def load_config(own: Config | None = None) -> ExperimentConfig:
+    """The configuration of `--config`, or `own` without that flag, with overrides. Raises: ConfigError."""
+    overrides = FLAGS[_OVERRIDES].value or ()
+    if own is not None and not FLAGS[_CONFIG].value:
+        return _overridden(own, overrides)
+    return read_config(config_path(), overrides)
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -70,7 +73,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
     Raises: ConfigError for a file that is missing or fails, and for unknown keys and values.
     """
-    values = as_plain_dict(_run_config_file(path))
+    return _overridden(_run_config_file(path), overrides)
+
+
+def _overridden(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
+    values = as_plain_dict(config)
     for override in overrides:
         key, _, text = override.partition("=")
         set_override(values, key, text)

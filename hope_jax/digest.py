@@ -2,8 +2,9 @@
 
 python -m hope_jax.digest PATH
 
-PATH is a workdir (its newest checkpoint) or one checkpoints/<step>. The digest does not depend on the files'
-layout: two runs that end in the same state have the same one. All files are held against their own first.
+PATH is a workdir (its newest checkpoint), one checkpoints/<step>, or a release bundle. The digest does not
+depend on the files' layout: two runs that end in the same state have the same one. All files are held against
+their own first.
 """
 
 from pathlib import Path

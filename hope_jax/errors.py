@@ -25,6 +25,10 @@ class WorkdirError(UserError):
     """The workdir cannot be written: no room, no permission, or a file system that is read-only."""
 
 
+class BundleError(UserError):
+    """A release bundle that cannot be made."""
+
+
 class MemoryFileError(UserError):
     """A saved memory that is missing, damaged, or another model's, or that cannot be written."""
 

@@ -1,10 +1,10 @@
-"""Verify checkpoints: recompute the digests of all files and arrays.
+"""Verify checkpoints and release bundles: recompute the digests of all files and arrays.
 
 python -m hope_jax.verify PATH... [--json]
 
-PATH is a workdir (all its checkpoints), a folder checkpoints/, or one checkpoints/<step>. Exit code 0, or 1
-with the first bad file named. --json prints {"ok", "digest", "files"} for each PATH, a line each, and of a
-bad one "bad" and "problem".
+PATH is a workdir (all its checkpoints), a folder checkpoints/, one checkpoints/<step>, or a release bundle
+(everything in it). Exit code 0, or 1 with the first bad file named. --json prints {"ok", "digest", "files"}
+for each PATH, a line each, and of a bad one "bad" and "problem".
 """
 
 import json
@@ -22,15 +22,16 @@ _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object for each path
 def main(argv: list[str]) -> int:
     """Verifies every path, the bad ones too, and says what was found."""
     if not argv:
-        raise ConfigError("name a workdir, or one of its checkpoints/<step>")
+        raise ConfigError("name a workdir, one of its checkpoints/<step>, or a release bundle")
     # JAX and Orbax take seconds to import
-    from hope_jax.training import integrity
+    from hope_jax.training import bundle, integrity
     from hope_jax.training.manifest import BadFileError
 
     good = True
     for name in argv:
         try:
-            found = integrity.verify(Path(name))
+            path = Path(name)
+            found = bundle.verify(path) if bundle.is_bundle(path) else integrity.verify(path)
         except UserError as error:
             good = False
             bad = error.path if isinstance(error, BadFileError) else name

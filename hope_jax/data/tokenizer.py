@@ -24,6 +24,7 @@ class Tokenizer:
 
     With the embedded model `decode(encode(text)) == text` for every text: what the vocabulary lacks is spelt
     in bytes. BOS and EOS are never produced from text; the pipeline puts them around documents.
+    model, sha256: the serialized model, and its hex digest.
     """
 
     def __init__(self, model: bytes, name: str) -> None:
@@ -41,6 +42,7 @@ class Tokenizer:
             if token < 0:
                 raise DataError(f"data.tokenizer={name!r}: the model has no {role} token; train it with one")
         self.name = name
+        self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         mark = (self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode())
         known = [i for i in mark if self._processor.is_byte(i)]

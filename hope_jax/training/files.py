@@ -19,6 +19,11 @@ METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 CHECKPOINT_DIR = "checkpoints"
+REPORT_FILE = "report.html"
+LOSS_FILE = "loss.png"
+TOKENIZER_FILE = "tokenizer.model"
+BASELINE_DIR, EVAL_DIR = "baselines", "evals"
+"""These three of a release bundle alone."""
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 

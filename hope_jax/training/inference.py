@@ -14,6 +14,7 @@ from hope_jax.errors import CheckpointError
 from hope_jax.learning.generate import roomy
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.training import arrays, assemble
+from hope_jax.training.files import TOKENIZER_FILE
 from hope_jax.training.stored import LoadedCheckpoint
 from hope_jax.types import PyTree
 
@@ -29,6 +30,25 @@ class Trained(NamedTuple):
     fast: PyTree | None
 
 
+def load_tokenizer(checkpoint: Path, digest: str, source: str) -> Tokenizer:
+    """The tokenizer of a checkpoint's run: a release bundle's own, which lies beside `checkpoints/`, else
+    that of `source` (`data.tokenizer`). digest: of the one that the run was trained with.
+
+    Raises:
+      CheckpointError: it is another one.
+      DataError: it cannot be read.
+    """
+    kept = checkpoint.parent.parent / TOKENIZER_FILE
+    source = str(kept) if kept.is_file() else source
+    tokenizer = Tokenizer.load(source)
+    if tokenizer.sha256 != digest:
+        raise CheckpointError(
+            f"{checkpoint} was trained with another tokenizer (digest {digest}, that of "
+            f"data.tokenizer={source!r} is {tokenizer.sha256}): bring back the one it names"
+        )
+    return tokenizer
+
+
 def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
     """The model of a checkpoint that was loaded with ("params", "fast"); config: its own.
 
@@ -36,13 +56,7 @@ def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
       CheckpointError: arrays that do not fit the configuration, or another tokenizer than the run's.
       DataError: the tokenizer cannot be read.
     """
-    tokenizer = Tokenizer.load(config.data.tokenizer)
-    wanted = loaded.meta["tokenizer_digest"]
-    if tokenizer.sha256 != wanted:
-        raise CheckpointError(
-            f"{loaded.path} was trained with another tokenizer (digest {wanted}, that of "
-            f"data.tokenizer={config.data.tokenizer!r} is {tokenizer.sha256}): bring back the one it names"
-        )
+    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data.tokenizer)
     streamer = assemble.streamer(config)
     params = _fit(loaded, "params", jax.eval_shape(streamer.model.init_params, jax.random.key(0)))
     fast = None

@@ -1,6 +1,7 @@
 """Lists of files with their SHA-256, as `sha256sum` writes and checks them; read as if from hostile hands."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from hope_jax.errors import CheckpointError
 
@@ -52,6 +54,27 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadFileError(path.name, f"cannot be read ({error})") from error
+
+
+def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
+    """A JSON object that says of itself `format` and `version`. what: for the message.
+
+    Raises: BadFileError: it cannot be read, or is of another format or version.
+    """
+    try:
+        meta = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(path.name, f"is no JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != form:
+        raise BadFileError(path.name, f"is no {what} (format {form!r} is missing)")
+    found = meta.get("version")
+    if type(found) is not int or found != version:  # True equals 1
+        raise BadFileError(
+            path.name,
+            f"has format version {found!r}, this program reads {version}",
+            "use the hope_jax that wrote it",
+        )
+    return meta
 
 
 def hash_file(path: Path, name: str, progress: Progress = lambda count: None) -> str:

@@ -17,7 +17,15 @@ from hope_jax.training.figures import (
     write_levels,
     writes_figure,
 )
-from hope_jax.training.files import METRICS_FILE, SUMMARY_FILE, flatten, read_rows, write_atomic
+from hope_jax.training.files import (
+    LOSS_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    flatten,
+    read_rows,
+    write_atomic,
+)
 
 _CSS = """
 body { margin: 0; background: #f4f6f7; color: #22303c;
@@ -217,5 +225,5 @@ def write_report(workdir: Path) -> None:
             f"{workdir / SUMMARY_FILE} cannot be read ({error}); run the training again"
         ) from error
     if rows:
-        save_png(loss_figure(rows), workdir / "loss.png")
-    write_atomic(workdir / "report.html", render(summary, rows))
+        save_png(loss_figure(rows), workdir / LOSS_FILE)
+    write_atomic(workdir / REPORT_FILE, render(summary, rows))

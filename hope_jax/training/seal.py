@@ -71,7 +71,7 @@ def check(folder: Path, step: int, *, quiet: bool = False) -> Meta:
     size = sum((folder / name).lstat().st_size for name in there if (folder / name).exists())
     progress = manifest.log_progress(str(folder / str(step)), size)
     manifest.check(folder, listed, there, (lambda count: None) if quiet else progress)
-    meta = _read_meta(meta_path)
+    meta = read_meta(folder, step)
     if meta["step"] != step:
         raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
     if meta.get("config_digest") != _digest(manifest.read_text(config_path)):
@@ -93,19 +93,10 @@ def _sealed_files(folder: Path, step: int) -> list[str]:
     return sorted([*manifest.files_below(folder, str(step)), *beside])
 
 
-def _read_meta(path: Path) -> Meta:
-    try:
-        meta = json.loads(manifest.read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(path.name, f"is no JSON ({error})") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise BadFileError(path.name, f"is no metadata of a checkpoint (format {FORMAT!r} is missing)")
-    if meta.get("version") != VERSION:
-        raise BadFileError(
-            path.name,
-            f"has format version {meta.get('version')!r}, this program reads {VERSION}",
-            "use the hope_jax that wrote it",
-        )
+def read_meta(folder: Path, step: int) -> Meta:
+    """The metadata beside a checkpoint. Raises: BadFileError: none of this format and version."""
+    path = sidecars(folder, step)[0]
+    meta = manifest.read_metadata(path, FORMAT, VERSION, "metadata of a checkpoint")
     if not isinstance(meta.get("step"), int):
         raise BadFileError(path.name, "names no step")
     return meta
