@@ -87,13 +87,19 @@ def _pattern(kind: ArrayKind) -> re.Pattern[str]:
 _PATTERNS = {kind: _pattern(kind) for kind in ARRAYS}
 
 
-def describe(name: str) -> ArrayKind:
-    """What the array of a dotted name is, its axes complete. Raises: KeyError: no parameter of ours."""
+def kind_of(name: str) -> ArrayKind:
+    """The entry of `ARRAYS` for a dotted name. Raises: KeyError: no parameter of ours."""
     for kind, pattern in _PATTERNS.items():
         if pattern.fullmatch(name):
-            axes = ("layer", *kind.axes) if name.startswith("blocks.") else kind.axes
-            return ArrayKind(name, axes, kind.what)
-    raise KeyError(name)
+            return kind
+    raise KeyError(f"{name} is in no entry of weights.ARRAYS")
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What the header says of an array: all its `axes`, and `what` it is. Raises: KeyError."""
+    kind = kind_of(name)
+    stacked = ("layer",) if name.startswith("blocks.") else ()
+    return {"axes": [*stacked, *kind.axes], "what": kind.what}
 
 
 def save(path: Path, params: PyTree, step: int) -> str:
@@ -104,12 +110,11 @@ def save(path: Path, params: PyTree, step: int) -> str:
     """
     # Safetensors takes an array's memory as it lies.
     flat = {name: np.asarray(leaf, order="C") for name, leaf in arrays.named(params).items()}
-    kinds = {name: describe(name) for name in sorted(flat)}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
-        "arrays": {name: {"axes": list(kind.axes), "what": kind.what} for name, kind in kinds.items()},
+        "arrays": {name: describe(name) for name in sorted(flat)},
     }
     try:
         save_file(flat, path, metadata={_KEY: json.dumps(header)})
