@@ -94,7 +94,8 @@ def write(
         for name, (folder, paths) in zip(_names(evals, "evals"), results, strict=True):
             for path in paths:
                 _copy(path, root / EVAL_DIR / name / path.relative_to(folder))
-        loaded = stored.load_checkpoint(main.folder / str(main.step), ("params",), verify=False)
+        copied = root / CHECKPOINT_DIR / str(main.step)
+        loaded = stored.load_checkpoint(copied, ("params",), verify=False)
         weights.save(root / WEIGHTS_FILE, loaded.state["params"], main.step)
         write_atomic(root / CARD_FILE, model_card.render(root, loaded, list(others)))
         files = _seal(root)
@@ -266,8 +267,9 @@ def _only_step(root: Path) -> int:
     """The step of a bundled run. Raises: BadFileError: it has none, or several."""
     folder = root / CHECKPOINT_DIR
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    if len(found) != 1 or not found[0].name.isdigit():
-        raise BadFileError(str(folder), f"holds {len(found)} folders, a bundle's run has one checkpoint")
+    if len(found) != 1 or not re.fullmatch(r"[0-9]+", found[0].name):
+        names = ", ".join(sorted(path.name for path in found)) or "no folder"
+        raise BadFileError(str(folder), f"holds {names}, and a bundle's run has one checkpoint")
     return int(found[0].name)
 
 
