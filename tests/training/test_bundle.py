@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from hope_jax.config_schema import resolve
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import BundleError, CheckpointError, ConfigError
-from hope_jax.training import arrays, bundle, integrity, manifest, seal, stored, weights
+from hope_jax.training import arrays, bundle, integrity, manifest, seal, stored, telemetry, weights
 from hope_jax.training.inference import prepare, read_text
 from hope_jax.training.manifest import BadFileError
 from tests.checkpoints import save_small, small_config
@@ -39,6 +40,14 @@ class Runs(NamedTuple):
     main: Path
     titan: Path
     evals: Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_revision() -> Iterator[None]:
+    """Bundles of one test agree also where someone commits meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telemetry, "git_revision", lambda: "0" * 40)
+        yield
 
 
 def save_run(workdir: Path, tokenizer: Path, **model: Any) -> Path:
