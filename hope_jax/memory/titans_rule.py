@@ -152,7 +152,7 @@ class TitansWriter(PeriodWriter[Period]):
 
         ended = count(tokens.mask, tokens.surprise_n, tokens.counted_n, dtype)
         total = self.reduce(Period(a, b, e, weighted(w), weighted(v), ended))
-        examples = self.reduce(jnp.ones((), dtype))
+        examples = self.reduce(1)
         mean = jax.tree.map(lambda t: (t / examples).astype(dtype), total)
         return mean._replace(ended=total.ended)
 
