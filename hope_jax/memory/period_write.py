@@ -94,6 +94,11 @@ class PeriodWriter(ABC, Generic[P]):
     def gather(self, tokens: Any) -> P:
         """What consecutive tokens add, over all examples that share the state. tokens: leaves [n, ...]."""
 
+    def shared(self, ended: Ended, tokens: int) -> Ended:
+        """A sum over the examples that share the state, each with `tokens` tokens: nobody needs to ask for
+        their number."""
+        return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
+
     @abstractmethod
     def join(self, first: P, second: P) -> P:
         """What the tokens of both have added, in this order."""

@@ -4,7 +4,9 @@ its devices and precision.
 python tests/training/device_runs.py '[{"name": ..., "overrides": [...], "devices": [1, 4]}, ...]'
 
 Prints one JSON object a case: name -> {"differences": {devices: {quantity: largest difference from the first
-number of devices, over the largest value of that array}}, "collectives": {devices: {kind: times a step}}}.
+number of devices, over the largest value of that array}}, "collectives": {devices: {kind: times a step}},
+"split": arrays of parameters and fast state that are split at rest, "wrote": smallest number of writes of a
+level in a step}.
 """
 
 import json
@@ -19,8 +21,9 @@ from hope_jax import config_check
 from hope_jax.cli import read_config
 from hope_jax.config import ExperimentConfig
 from hope_jax.planning.counts import count
+from hope_jax.training import sharding
 from hope_jax.training.arrays import named
-from hope_jax.training.sharding import make_mesh, shard_whole_batch
+from hope_jax.training.sharding import WHOLE, make_mesh, shard_whole_batch
 from hope_jax.training.step import Step, jit_train, state_shardings
 from hope_jax.types import Batch
 
@@ -50,8 +53,9 @@ def batches(config: ExperimentConfig) -> list[Batch]:
     return made
 
 
-def run(config: ExperimentConfig, devices: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Every loss, statistic and array of the last state by name; how often each collective runs in a step."""
+def run(config: ExperimentConfig, devices: int) -> tuple[dict[str, np.ndarray], dict[str, float], list[int]]:
+    """Every loss, statistic and array of the last state by name; how often each collective runs in a step;
+    how many arrays of the parameters and of the fast state are split."""
     config_check.validate(config, device_count=devices)
     mesh = make_mesh(jax.devices()[:devices])
     step = Step(config, mesh)
@@ -64,7 +68,9 @@ def run(config: ExperimentConfig, devices: int) -> tuple[dict[str, np.ndarray], 
         found |= {f"{name}.{number}": np.asarray(value) for name, value in named(metrics).items()}
     found |= {name: np.asarray(value) for name, value in named(state._asdict()).items()}
     counts = count(train.as_text(), devices)
-    return found, {kind: each.times for kind, each in counts.collectives.items()}
+    parts = (step.specs.params, step.specs.fast)
+    split = [sum(spec != WHOLE for spec in jax.tree.leaves(part)) for part in parts]
+    return found, {kind: each.times for kind, each in counts.collectives.items()}, split
 
 
 def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, float]:
@@ -82,12 +88,12 @@ def compare(case: dict[str, Any]) -> dict[str, Any]:
     """One case's results; see above."""
     config = read_config(Path("configs/pilot_smoke.py"), [*SMALL, *case["overrides"]])
     first, *rest = case["devices"]
-    alone, counts = run(config, first)
+    alone, counts, _ = run(config, first)
     differences, collectives = {}, {str(first): counts}
     for devices in rest:
-        found, collectives[str(devices)] = run(config, devices)
+        found, collectives[str(devices)], split = run(config, devices)
         differences[str(devices)] = difference(alone, found)
-    return {"differences": differences, "collectives": collectives, "wrote": _wrote(alone)}
+    return {"differences": differences, "collectives": collectives, "split": split, "wrote": _wrote(alone)}
 
 
 def _wrote(found: dict[str, np.ndarray]) -> float:
@@ -98,6 +104,7 @@ def _wrote(found: dict[str, np.ndarray]) -> float:
 
 if __name__ == "__main__":
     cases = json.loads(sys.argv[1])
+    sharding.SMALLEST_SHARED = 256  # the matrices of these models
     jax.config.update("jax_num_cpu_devices", max(max(case["devices"]) for case in cases))
     jax.config.update("jax_enable_x64", any("float64" in str(case["overrides"]) for case in cases))
     for case in cases:
