@@ -12,4 +12,6 @@ from hope_jax.presets import paper_size_config
 
 
 def get_config() -> OrderedConfig:
-    return paper_size_config(dim=2048, heads=32, tokens=100e9)
+    config = paper_size_config(dim=2048, heads=32, tokens=100e9)
+    config.train.fsdp = True
+    return config

@@ -165,6 +165,7 @@ class TrainConfig:
     resume: Literal["auto", "never"] = "auto"  # continue a workdir's run | refuse a workdir that holds one
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matmuls
     param_policy: Literal["all", "memories_frozen", "backbone_frozen"] = "all"  # which parameters train
+    fsdp: bool = False  # split parameters, optimizer and persistent fast state over the devices, at rest
     profile: bool = False  # write a trace of a few steps to <workdir>/profile
 
 

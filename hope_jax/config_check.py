@@ -366,6 +366,17 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:
-    batch = config.data.batch_size
-    if device_count is not None and batch % device_count:
-        yield f"data.batch_size={batch} is not divisible by the {device_count} devices"
+    batch, dim = config.data.batch_size, config.model.dim
+    if device_count is None:
+        return
+    if batch % device_count:
+        fits = batch - batch % device_count or device_count
+        yield (
+            f"data.batch_size={batch} is not divisible by the {device_count} devices, of which each has the "
+            f"same number of rows; use {fits}"
+        )
+    if config.train.fsdp and dim % device_count:
+        yield (
+            f"train.fsdp=True: model.dim={dim} is not divisible by the {device_count} devices, so the "
+            "matrices cannot be split over them; set it to False"
+        )

@@ -136,7 +136,7 @@ def mid_stage2_config() -> OrderedConfig:
     set_size(config, dim=768, num_layers=18, heads=12)
     set_levels(config, _PERIODS, lr=4e-4, optimizer="preconditioned")
     set_teaching(config, scale=0.05, clip=5.0, schedule=(20, 80, 40))
-    config.train.steps = 100
+    config.train.update({"steps": 100, "fsdp": True})
     config.data.batch_size = 8
     config.optim.update({"name": "adamw", "lr": 3e-5})
     config.checkpoint.every = 100

@@ -21,6 +21,7 @@ class TeachRule(NamedTuple):
     """scale: `teach_scale`. clip: per-token L2 bound, 0: off. metric: of surprise (`memory.gate.METRICS`).
 
     batch_mean: divide by the batch's supervised tokens of the chunk, as the reference does.
+    across: mapped axes of devices that hold other examples of the batch.
     source: `per_layer` or `global`.
     """
 
@@ -29,6 +30,7 @@ class TeachRule(NamedTuple):
     metric: str = "l2"
     batch_mean: bool = False
     source: str = "per_layer"
+    across: tuple[str, ...] = ()
 
 
 class TeachSchedule(NamedTuple):
@@ -72,7 +74,10 @@ def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array 
         raw = {**raw, "block": jnp.broadcast_to(raw["block"][-1:], raw["block"].shape)}
     scale = jnp.asarray(rule.scale, raw["block"].dtype)
     if rule.batch_mean:
-        scale = scale / jnp.maximum(losses.supervised_bt.sum(), 1)
+        supervised = losses.supervised_bt.sum()
+        if rule.across:
+            supervised = jax.lax.psum(supervised, rule.across)
+        scale = scale / jnp.maximum(supervised, 1)
     scaled = jax.tree.map(lambda t: t * scale, raw)
     surprise, counted = _surprise(rule, scaled["block"], losses)
     factor = jax.tree.map(lambda t: (schedule * clip_factor(t * schedule, rule.clip)).astype(t.dtype), scaled)

@@ -164,18 +164,18 @@ class DualWriter(LevelWriter):
         def wait(_: None) -> tuple[LevelState, WriteStats]:
             pairs = zip(_MAPS, gathered, strict=True)
             delta = {name: state.delta[name]._replace(rows=rows) for name, rows in pairs}
-            stats = zero_stats()._replace(pending_tokens=pending.seen.astype(jnp.float32))
+            stats = zero_stats()._replace(pending_tokens=pending.seen.astype(float))
             return LevelState(delta, (), pending), stats
 
         due = levels.is_due(position + tokens.mask.shape[0], self.spec.update_period)
         if last and self.rules.flush_partial_at_end:
             written, stats = apply(None)
-            on_time = jnp.asarray(due, jnp.float32)
+            on_time = jnp.asarray(due, float)
             early = flushed(stats)
             return written, early._replace(tokens_flushed=early.tokens_flushed * (1 - on_time))
         written, stats = jax.lax.cond(due, apply, wait, None)
         if last:
-            stats = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
+            stats = stats._replace(pending_tokens=jnp.zeros((), float))
             written = written._replace(pending=no_tokens(dtype))
         return written, stats
 

@@ -113,13 +113,14 @@ class LevelWriter(PeriodWriter[Pending]):
     def gather(self, tokens: Tokens) -> Pending:
         """The sums of a period's (or its part's) gradient, and its counts."""
         dtype = self.norms[0].dtype
-        return self.reduce(
+        total = self.reduce(
             Pending(
                 grad=mlp_memory.write_gradient(tokens.factors, self.weights),
                 context=tokens.factors.z.astype(dtype).sum(0),
                 ended=count(tokens.mask, tokens.surprise_n, tokens.counted_n, dtype),
             )
         )
+        return total._replace(ended=self.shared(total.ended, tokens.mask.shape[0]))
 
     def proposed(self, state: LevelState, period: Pending) -> tuple[PyTree, PyTree, PyTree]:
         """A step of the inner optimizer."""

@@ -94,6 +94,11 @@ class PeriodWriter(ABC, Generic[P]):
     def gather(self, tokens: Any) -> P:
         """What consecutive tokens add, over all examples that share the state. tokens: leaves [n, ...]."""
 
+    def shared(self, ended: Ended, tokens: int) -> Ended:
+        """A sum over the examples that share the state, each with `tokens` tokens: nobody needs to ask for
+        their number."""
+        return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
+
     @abstractmethod
     def join(self, first: P, second: P) -> P:
         """What the tokens of both have added, in this order."""
@@ -142,7 +147,7 @@ class PeriodWriter(ABC, Generic[P]):
             return new._replace(pending=empty), stats
 
         def wait(_: None) -> tuple[LevelState, WriteStats]:
-            stats = zero_stats()._replace(pending_tokens=_ended(pending).seen.astype(jnp.float32))
+            stats = zero_stats()._replace(pending_tokens=_ended(pending).seen.astype(float))
             return state._replace(pending=pending), stats
 
         due = levels.is_due(position + _length(tokens), self.spec.update_period)
@@ -150,7 +155,7 @@ class PeriodWriter(ABC, Generic[P]):
         if not last:
             return new_state, stats
         if not self.rules.flush_partial_at_end:
-            dropped = stats._replace(pending_tokens=jnp.zeros((), jnp.float32))
+            dropped = stats._replace(pending_tokens=jnp.zeros((), float))
             return new_state._replace(pending=empty), dropped
         early, early_stats = apply(None)
         return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
@@ -194,20 +199,20 @@ def write_stats(
     delta_hits: list[Array],
 ) -> WriteStats:
     """Statistics of ended periods, over any leading axes: lists have one entry a weight, or a bounded map."""
-    on = applied.astype(jnp.float32)
+    on = applied.astype(float)
 
     def total(parts: list[Array]) -> Array:
-        return on * sum((part.astype(jnp.float32) for part in parts), jnp.zeros_like(on))
+        return on * sum((part.astype(float) for part in parts), jnp.zeros_like(on))
 
     stats = WriteStats(
         grad_norm=total(grad_norms),
         periods=jnp.ones_like(on),
-        chunk_tokens=tokens.astype(jnp.float32),
-        gate_hit=is_open.astype(jnp.float32),
+        chunk_tokens=tokens.astype(float),
+        gate_hit=is_open.astype(float),
         updates_applied=on,
         tokens_flushed=jnp.zeros_like(on),
         pending_tokens=jnp.zeros_like(on),
-        surprise_value=surprise.astype(jnp.float32),
+        surprise_value=surprise.astype(float),
         write_clip_hits=total(write_hits),
         delta_clip_hits=total(delta_hits),
     )

@@ -280,7 +280,7 @@ class _Call:
     ) -> tuple[Group, Any, WriteStats]:
         """Chunks that begin and end in the call, then the tokens left over, which are read only."""
         whole, rest = divmod(inputs.x.shape[0], self.chunk)
-        parts, norm, end = [], jnp.zeros((), jnp.float32), whole * self.chunk
+        parts, norm, end = [], jnp.zeros((), float), whole * self.chunk
         if whole:
             first = jax.tree.map(lambda t: t[:end], inputs)
             over = kernel.sweep if self.reduce is own else self._together
@@ -290,7 +290,7 @@ class _Call:
             last = jax.tree.map(lambda t: t[end:], inputs)
             parts.append(_read(constants, group, theta, last)[0])
         joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
-        return group, joined, self._stats(jnp.float32(whole), norm, jnp.float32(rest))
+        return group, joined, self._stats(jnp.asarray(whole, float), norm, jnp.asarray(rest, float))
 
     def _together(
         self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
@@ -323,15 +323,15 @@ class _Call:
             new = self._write(constants, group, pending)
             return new, _change(constants.layout, new, group)
 
-        group, norm = jax.lax.cond(left == 0, write, lambda group: (group, jnp.zeros((), jnp.float32)), group)
-        stats = self._stats((left == 0).astype(jnp.float32), norm, left.astype(jnp.float32))
+        group, norm = jax.lax.cond(left == 0, write, lambda group: (group, jnp.zeros((), float)), group)
+        stats = self._stats((left == 0).astype(float), norm, left.astype(float))
         return group, pending, outs, stats
 
     def _write(self, constants: kernel.Pass, group: Group, tokens: Streams) -> Group:
         new = Group(*kernel.write_chunk(*group, constants.layout, tokens, constants.rule))
         if self.reduce is own:
             return new
-        examples = self.reduce(jnp.ones((), new.weights.rows.dtype))
+        examples = self.reduce(1)
         return jax.tree.map(lambda total: total / examples, self.reduce(new))
 
     def _stats(self, periods: Array, norm: Array, pending: Array) -> WriteStats:
@@ -354,7 +354,5 @@ def _read(constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs) -
 def _change(layout: Layout, new: Group, old: Group) -> Array:
     """Sum over matrices of the Frobenius norm of what a write changed; a statistic, without gradient."""
     difference = jax.tree.map(jnp.subtract, *trees.stop_gradient((new.weights, old.weights)))
-    norms = [
-        trees.safe_norm(c.astype(jnp.float32)) for c in jax.tree.leaves(kernel.unstack(difference, layout))
-    ]
-    return sum(norms, jnp.zeros((), jnp.float32))
+    norms = [trees.safe_norm(c.astype(float)) for c in jax.tree.leaves(kernel.unstack(difference, layout))]
+    return sum(norms, jnp.zeros((), float))

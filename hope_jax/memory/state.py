@@ -42,7 +42,8 @@ class WriteSignal(NamedTuple):
 
 
 class WriteStats(NamedTuple):
-    """Counts and sums over the writes of one level in one chunk, float32 [] each.
+    """Counts and sums over the writes of one level in one chunk, [] each, in JAX's default float
+    (float64 in double precision, else float32).
 
     grad_norm: over applied writes, the sum over weights of |g|_2. periods: periods that ended.
     chunk_tokens: unmasked tokens of the periods that ended. gate_hit: periods whose gate was open.
@@ -65,7 +66,7 @@ class WriteStats(NamedTuple):
 
 def zero_stats() -> WriteStats:
     """Statistics of no write."""
-    return WriteStats(*(jnp.zeros((), jnp.float32) for _ in WriteStats._fields))
+    return WriteStats(*(jnp.zeros((), float) for _ in WriteStats._fields))
 
 
 def add_stats(a: WriteStats, b: WriteStats) -> WriteStats:

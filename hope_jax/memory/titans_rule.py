@@ -152,9 +152,9 @@ class TitansWriter(PeriodWriter[Period]):
 
         ended = count(tokens.mask, tokens.surprise_n, tokens.counted_n, dtype)
         total = self.reduce(Period(a, b, e, weighted(w), weighted(v), ended))
-        examples = self.reduce(jnp.ones((), dtype))
+        examples = self.reduce(1)
         mean = jax.tree.map(lambda t: (t / examples).astype(dtype), total)
-        return mean._replace(ended=total.ended)
+        return mean._replace(ended=self.shared(total.ended, tokens.mask.shape[0]))
 
     def proposed(self, state: LevelState, period: Period) -> tuple[PyTree, PyTree, PyTree]:
         """The period's map of (M, S), M as the change from where it was."""

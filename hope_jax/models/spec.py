@@ -26,6 +26,8 @@ class ModelSpec(NamedTuple):
     own_output: CMS levels learn from their own output's cotangent, not the block's.
     context_tokens: no context is longer than this, so levels may be held as tokens (`dual_write`); 0: any.
     scope: whose memory a fast state is: `example` or `batch`.
+    across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
+    scope="batch".
     reset_at_document: each document of a packed row is a context of its own (`models.documents`).
     read_clip: bound on each CMS level's residual branch while training;
     None: off.
@@ -64,6 +66,7 @@ class ModelSpec(NamedTuple):
     alpha_near_one: bool = True
     context_tokens: int = 0
     scope: str = "example"
+    across: tuple[str, ...] = ()
     reset_at_document: bool = False
     read_clip: float | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
@@ -82,4 +85,4 @@ class ModelSpec(NamedTuple):
     @property
     def reduce(self) -> Reduce:
         """How writes are summed over the examples that share a fast state."""
-        return own if self.scope == "example" else partial(jax.lax.psum, axis_name=EXAMPLES)
+        return own if self.scope == "example" else partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))

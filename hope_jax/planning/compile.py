@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.planning.counts import Counts, count
 from hope_jax.planning.devices import GIB, Topology
 from hope_jax.training import assemble
 from hope_jax.training.sharding import batch_sharding, make_mesh, replicated
-from hope_jax.training.step import Step, jit_train
+from hope_jax.training.step import Step, jit_train, state_shardings
 from hope_jax.types import Batch, PyTree
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def train_step(config: ExperimentConfig, topology: Topology, devices: list[Any],
     """
     mesh = make_mesh(devices)
     step = Step(config, mesh)
-    state = _placed(jax.eval_shape(step.init), replicated(mesh))
+    state = _placed(jax.eval_shape(step.init), state_shardings(step, mesh))
     rows: Any = jax.ShapeDtypeStruct(
         (batch_size, config.data.seq_len), jnp.int32, sharding=batch_sharding(mesh)
     )
@@ -78,7 +78,8 @@ def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any
     mesh = Mesh(np.asarray(devices[:1]), ("data",))
     params = jax.eval_shape(streamer.model.init_params, jax.random.key(0))
     state = jax.eval_shape(lambda p: streamer.begin(p, 1, context), params)
-    params, state = _placed((params, state), replicated(mesh))
+    everywhere = jax.tree.map(lambda _: replicated(mesh), (params, state))
+    params, state = _placed((params, state), everywhere)
     rows: Any = jax.ShapeDtypeStruct((1, streamer.rule.chunk_size), jnp.int32, sharding=replicated(mesh))
     return _compile(
         lambda: type(streamer).write_chunks_in_place.lower(streamer, params, state, Batch(rows, rows, rows)),
@@ -86,9 +87,9 @@ def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any
     )
 
 
-def _placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Shapes with a place."""
-    return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with a place. shardings: of each leaf."""
+    return jax.tree.map(lambda t, s: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=s), tree, shardings)
 
 
 def _compile(lower: Any, topology: Topology) -> Compiled:

@@ -33,10 +33,10 @@ class TrainProgram(NamedTuple):
     """The compiled pieces of one run.
 
     init: () -> TrainState, deterministic in the config's seed.
-    train_step: (state, batch) -> (state, metrics). Donates the state. `metrics` holds float32 device
-        scalars `loss` (mean cross-entropy in nats per supervised token), `tokens` (supervised tokens),
-        `grad_norm` (before the clip), `lr`, `teach_signal_norm`, and `writes`: level name -> statistic
-        -> float32 [L] (one value a layer; an empty mapping for variants without memories).
+    train_step: (state, batch) -> (state, metrics). Donates the state. `metrics` holds device scalars, in
+        JAX's default float: `loss` (mean cross-entropy in nats per supervised token), `tokens`
+        (supervised tokens), `grad_norm` (before the clip), `lr`, `teach_signal_norm`, and `writes`: level
+        name -> statistic -> [L] (one value a layer; an empty mapping for variants without memories).
     eval_step: (state, batch) -> {"loss_sum", "loss_sum_no_writes", "tokens"}: float32 device scalars,
         summed over the batch's supervised tokens, with memory writes and without.
     generate: (state, prompt int32 [P], max_tokens, temperature, seed) -> int32 [<= max_tokens].

@@ -1,13 +1,14 @@
 """The compiled pieces of a run: initial state, train step, evaluation, sampling."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
@@ -23,23 +24,51 @@ from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.training.sharding import DATA_AXIS, make_mesh, replicated, shard_batch, shard_whole_batch
+from hope_jax.training.sharding import (
+    BY_EXAMPLE,
+    DATA_AXIS,
+    WHOLE,
+    add_up,
+    gather,
+    make_mesh,
+    replicated,
+    shard_batch,
+    shard_whole_batch,
+    shared,
+    whole,
+)
 from hope_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, PyTree]
 
 
+class Learnt(NamedTuple):
+    """What one batch teaches. gradient: of the sum of cross-entropies. writes: by memory and level,
+    `WriteStats` summed over the examples, leaves [L]. fast: what persists, at the old parameters, else ()."""
+
+    gradient: PyTree
+    sums: Sums
+    writes: PyTree
+    fast: PyTree
+
+
 class Step:
     """The pure step functions of one configuration.
 
-    mesh: devices over which the batch is split; None: one device, or as the compiler likes.
+    Everything that a batch decides is mapped over the devices by `shard_map`: each reads and writes its own
+    examples, and they meet once a step, to add up gradient and sums; where examples share a fast state also
+    in its writes. Left to the compiler they would meet in every layer of every online chunk.
+
+    mesh: devices over which the batch is split; None: one device.
     """
 
     def __init__(self, config: ExperimentConfig, mesh: Mesh | None = None) -> None:
         self.config = config
-        self.mesh = mesh
-        self.model = HopeModel(assemble.step_spec(config))
-        self.rule: OnlineRule = assemble.online_rule(config)
+        self.mesh = None if mesh is None or mesh.size == 1 else mesh
+        across = (DATA_AXIS,) if self.mesh else ()
+        self.model = HopeModel(assemble.step_spec(config)._replace(across=across))
+        rule: OnlineRule = assemble.online_rule(config)
+        self.rule = rule._replace(teach=rule.teach._replace(across=across))
         self.schedule = assemble.teach_schedule(config)
         self.optim_rule = assemble.optim_rule(config)
         self.persistent = config.memory.lifetime == "persistent"
@@ -47,6 +76,7 @@ class Step:
         self.streams = self.mode != "two_pass"
         self.untrained = self._without_gradient()
         self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained)
+        self.specs = self._state_specs()
 
     def init(self) -> TrainState:
         """The state of step 0; deterministic in `train.seed`. A relaunch adds its offset to the step."""
@@ -60,6 +90,13 @@ class Step:
             rng=jax.random.key_data(run_key),
         )
 
+    def _state_specs(self) -> TrainState:
+        """How each array of the state is split over the devices."""
+        shapes = jax.eval_shape(self.init)
+        if self.mesh is None or not self.config.train.fsdp:
+            return whole(shapes)
+        return shared(shapes, self.mesh.size)
+
     def _without_gradient(self) -> tuple[str, ...]:
         """Paths of the parameters that act through writes alone, where no read of a step sees a write."""
         tokens, taught = self.config.data.seq_len, self.streams and self.rule.teach.scale > 0
@@ -71,67 +108,82 @@ class Step:
         there = jax.eval_shape(self.model.init_params, jax.random.key(0))["blocks"]
         return tuple(f"blocks/{name}/{key}" for name in names for key in names[name] if key in there[name])
 
-    def _start(self, state: TrainState, batch: Batch) -> PyTree:
-        if self.persistent:
-            return state.fast
-        return self.model.init_fast_state(state.params, batch.tokens.shape[0])
+    def _everywhere(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
+        """`function` of (parameters, persistent fast state, batch, *what all devices know), mapped over the
+        devices: it is given the state whole and each device's own rows, and returns what `out_specs` says."""
+        if self.mesh is None:
+            return function
+        state_specs = (self.specs.params, self.specs.fast)
+
+        def own(state: tuple[PyTree, PyTree], batch: Batch, known: tuple[Array, ...]) -> Any:
+            return function(*gather(state, state_specs), batch, *known)
+
+        mapped = jax.shard_map(
+            own,
+            mesh=self.mesh,
+            in_specs=(state_specs, BY_EXAMPLE, WHOLE),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+        return lambda params, fast, batch, *known: mapped((params, fast), batch, known)
+
+    def _summed(self, tree: Any, specs: PyTree | None = None) -> Any:
+        """The sum over all devices of what each has of its examples."""
+        if self.mesh is None:
+            return tree
+        return add_up(tree, whole(tree) if specs is None else specs)
+
+    def _start(self, params: PyTree, fast: PyTree, batch: Batch) -> PyTree:
+        return fast if self.persistent else self.model.init_fast_state(params, batch.tokens.shape[0])
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One outer step."""
-        mode = self._train_stream if self.streams else self._train_two_pass
-        return mode(state, batch, self.schedule(state.step))
+        own = self._learn_stream if self.streams else self._learn_two_pass
+        learn = self._everywhere(own, Learnt(self.specs.params, WHOLE, WHOLE, WHOLE))
+        seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
+        learnt: Learnt = learn(state.params, state.fast, batch, self.schedule(state.step), seen)
+        new_state, grad_norm = self._outer_step(state, learnt.gradient, learnt.sums)
+        if self.persistent:
+            moved = self.model.move(state.params, new_state.params, learnt.fast)
+            new_state = new_state._replace(fast=moved)
+        return new_state, self._metrics(state, learnt, grad_norm, batch.tokens.shape[0])
 
-    def _train_stream(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
-        gradient, sums, stats = self._stream_gradient()(state.params, batch, schedule)
-        new_state, grad_norm = self._outer_step(state, gradient, sums)
-        return new_state, self._metrics(state, sums, grad_norm, stats)
-
-    def _stream_gradient(self) -> Callable[[PyTree, Batch, Array], tuple[PyTree, Sums, PyTree]]:
-        """(params, batch, schedule) -> the outer gradient and the sums over the batch, and the statistics of
-        the writes. Where examples do not see each other, each device adds up its own, and they meet once a
-        step; left to the compiler they would meet in every layer of every online chunk."""
+    def _learn_stream(
+        self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array
+    ) -> Learnt:
+        """Of one device's rows; see `_everywhere`."""
+        del seen
         gradients = through_writes_gradients if self.mode == "through_writes" else online_gradients
+        fast = self._start(params, fast, batch)
+        gradient, result = gradients(self.model, self.rule, params, fast, batch, schedule)
+        return self._met(gradient, result.sums, result.stats, ())
 
-        def own(params: PyTree, batch: Batch, schedule: Array) -> tuple[PyTree, Sums, PyTree]:
-            fast = self.model.init_fast_state(params, batch.tokens.shape[0])
-            gradient, result = gradients(self.model, self.rule, params, fast, batch, schedule)
-            return gradient, result.sums, result.stats
-
-        def summed(params: PyTree, batch: Batch, schedule: Array) -> tuple[PyTree, Sums, PyTree]:
-            gradient, sums, stats = own(params, batch, schedule)
-            return *jax.lax.psum((gradient, sums), DATA_AXIS), stats
-
-        together = self.model.spec.scope == "batch" or self.rule.teach.batch_mean
-        if self.mesh is None or self.mesh.size == 1 or together:
-            return own
-        everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-        return jax.shard_map(
-            summed,
-            mesh=self.mesh,
-            in_specs=(everywhere, rows, everywhere),
-            out_specs=(everywhere, everywhere, PartitionSpec(None, DATA_AXIS)),
-            check_vma=False,
-        )
-
-    def _train_two_pass(self, state: TrainState, batch: Batch, schedule: Array) -> tuple[TrainState, Metrics]:
-        fast = self._start(state, batch)
+    def _learn_two_pass(
+        self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array
+    ) -> Learnt:
+        """Of one device's rows; see `_everywhere`. seen: sequences that a persistent memory has read."""
+        fast = self._start(params, fast, batch)
         # Fresh memories have written nothing: a read of their deltas would multiply zeros.
         read_with = fast if self.persistent else {name: fast[name] for name in self.model.stream_memories()}
-        seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
+        position = seen * batch.tokens.shape[1]
         gradient, pending, read = read_pass(
-            self.model, self.rule, state.params, read_with, batch, schedule, seen * batch.tokens.shape[1]
+            self.model, self.rule, params, read_with, batch, schedule, position
         )
-        new_state, grad_norm = self._outer_step(state, gradient, read.sums)
         fast, stats = self.model.write(
-            state.params,
+            params,
             {**fast, **read.fast},
             *pending,
             last=not self.persistent,
             training=self.rule.training,
         )
-        if self.persistent:
-            new_state = new_state._replace(fast=self.model.move(state.params, new_state.params, fast))
-        return new_state, self._metrics(state, read.sums, grad_norm, {**read.stats, **stats})
+        return self._met(gradient, read.sums, {**read.stats, **stats}, fast if self.persistent else ())
+
+    def _met(self, gradient: PyTree, sums: Sums, stats: PyTree, fast: PyTree) -> Learnt:
+        """What the devices have learnt together. stats: leaves [L, B]. fast: shared, and so alike on all."""
+        writes = jax.tree.map(lambda t: t.sum(1), stats)
+        learnt = Learnt(gradient, sums, writes, ())
+        specs = whole(learnt)._replace(gradient=self.specs.params)
+        return self._summed(learnt, specs)._replace(fast=fast)
 
     @jax.named_scope("outer_step")
     def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
@@ -142,7 +194,8 @@ class Step:
         new_state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         return new_state, optax.global_norm(mean)
 
-    def _metrics(self, state: TrainState, sums: Sums, grad_norm: Array, stats: PyTree) -> Metrics:
+    def _metrics(self, state: TrainState, learnt: Learnt, grad_norm: Array, examples: int) -> Metrics:
+        sums = learnt.sums
         scalars = {
             "loss": sums.loss / jnp.maximum(sums.tokens, 1),
             "tokens": sums.tokens,
@@ -150,28 +203,32 @@ class Step:
             "lr": self.optim_rule.lr * optim.lr_fraction(self.optim_rule)(state.step),
             "teach_signal_norm": sums.teach_norm / jnp.maximum(sums.teach_tokens, 1),
         }
-        metrics: Metrics = {name: value.astype(jnp.float32) for name, value in scalars.items()}
+        metrics: Metrics = {name: value.astype(float) for name, value in scalars.items()}
         metrics["writes"] = {
-            level: describe_writes(level_stats)
-            for levels in stats.values()
+            level: describe_writes(level_stats, examples)
+            for levels in learnt.writes.values()
             for level, level_stats in levels.items()
         }
         return metrics
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Summed held-out loss with the memories writing, and with their slow weights alone."""
+        return self._everywhere(self._evaluate, WHOLE)(state.params, state.fast, batch)
+
+    def _evaluate(self, params: PyTree, fast: PyTree, batch: Batch) -> dict[str, Array]:
+        """Of one device's rows; see `_everywhere`."""
         rule = self.rule._replace(training=False)
-        fast = self._start(state, batch)
-        plain = slow_loss(self.model, state.params, batch)
+        fast = self._start(params, fast, batch)
+        plain = slow_loss(self.model, params, batch)
         written = self.streams or self.persistent or bool(self.model.stream_memories())
         if not self.model.level_names() or not written:
             with_writes = plain
         elif self.streams:
-            with_writes = stream_loss(self.model, rule, state.params, fast, batch).sums.loss
+            with_writes = stream_loss(self.model, rule, params, fast, batch).sums.loss
         else:
-            with_writes = self._read_loss(state.params, fast, batch)
-        supervised = token_loss_count(batch)
-        return {"loss_sum": with_writes, "loss_sum_no_writes": plain, "tokens": supervised}
+            with_writes = self._read_loss(params, fast, batch)
+        sums = {"loss_sum": with_writes, "loss_sum_no_writes": plain, "tokens": token_loss_count(batch)}
+        return self._summed(sums)
 
     def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> Array:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
@@ -183,19 +240,27 @@ def token_loss_count(batch: Batch) -> Array:
     return (batch.targets >= 0).sum().astype(jnp.float32)
 
 
-def describe_writes(stats: WriteStats) -> Mapping[str, Array]:
-    """Per layer [L]: counts a context, `grad_norm` an applied write, `surprise_value` a period."""
-    total = jax.tree.map(lambda t: t.mean(1), stats)
-    described = total._asdict()
-    described["grad_norm"] = total.grad_norm / jnp.maximum(total.updates_applied, 1e-9)
-    described["surprise_value"] = total.surprise_value / jnp.maximum(total.periods, 1e-9)
+def describe_writes(total: WriteStats, examples: int) -> Mapping[str, Array]:
+    """Per layer [L], of sums over examples: counts a context, `grad_norm` an applied write, `surprise_value`
+    a period."""
+    mean = jax.tree.map(lambda t: t / examples, total)
+    described = mean._asdict()
+    described["grad_norm"] = mean.grad_norm / jnp.maximum(mean.updates_applied, 1e-9)
+    described["surprise_value"] = mean.surprise_value / jnp.maximum(mean.periods, 1e-9)
     return described
+
+
+def state_shardings(step: Step, mesh: Mesh) -> TrainState:
+    """Where each array of the state lives over the mesh of the step."""
+    return jax.tree.map(partial(NamedSharding, mesh), step.specs)
 
 
 def jit_train(step: Step, mesh: Mesh) -> Any:
     """`step.train` over a mesh, as training runs it and `hope_jax.plan` compiles it: batch split by example,
-    state donated and left on every device."""
-    return jax.jit(step.train, donate_argnums=0, out_shardings=replicated(mesh))
+    state donated and left where it was."""
+    return jax.jit(
+        step.train, donate_argnums=0, out_shardings=(state_shardings(step, mesh), replicated(mesh))
+    )
 
 
 def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
@@ -214,16 +279,18 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     mesh = make_mesh()
     step = Step(config, mesh)
     everywhere = replicated(mesh)
-    init = jax.jit(step.init, out_shardings=everywhere)
+    init = jax.jit(step.init, out_shardings=state_shardings(step, mesh))
     train = jit_train(step, mesh)
     evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
+    gather_all = jax.jit(lambda tree: tree, out_shardings=everywhere)
     sample = make_generate(assemble.streamer(config))
 
     def generate(
         state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
     ) -> np.ndarray:
-        # One device samples: its own copy of the replicated parameters, without the mesh.
-        params, fast = jax.tree.map(lambda leaf: leaf.addressable_data(0), (state.params, state.fast))
+        # One device samples: its own copy of the parameters, without the mesh.
+        copies = gather_all((state.params, state.fast))
+        params, fast = jax.tree.map(lambda leaf: leaf.addressable_data(0), copies)
         return sample(params, fast if step.persistent else None, prompt, max_tokens, temperature, seed)
 
     shapes = jax.eval_shape(step.init)

@@ -37,7 +37,7 @@ def by_factors(factors: Factors, across: Across, before: Squares) -> tuple[Squar
 
 
 def norm(layout: Layout, changes: Squares) -> jax.Array:
-    """Sum over the memories' matrices of the Frobenius norm of the change, float32 []."""
+    """Sum over the memories' matrices of the Frobenius norm of the change, [] in JAX's default float."""
     rows, outs = changes[0], changes[1:]
     parts = list(outs)
     for part, (hidden, skip) in zip(layout, columns(layout), strict=True):
@@ -46,4 +46,4 @@ def norm(layout: Layout, changes: Squares) -> jax.Array:
             parts.append(rows[skip : skip + part.out])
     # Rounding may leave a little less than nothing.
     norms = [jnp.sqrt(jnp.maximum(jnp.sum(part), 0)) for part in parts]
-    return jax.lax.stop_gradient(sum(norms, jnp.zeros(()))).astype(jnp.float32)
+    return jax.lax.stop_gradient(sum(norms, jnp.zeros(()))).astype(float)

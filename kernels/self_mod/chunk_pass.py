@@ -84,7 +84,7 @@ def sweep(constants: Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple
     chunks = inputs.x.shape[0] // constants.chunk
     inner = min(chunks, max(1, BLOCK_TOKENS // constants.chunk))
     whole = chunks // inner * inner if inner else 0
-    outs, norm, at = [], jnp.zeros((), jnp.float32), 0
+    outs, norm, at = [], jnp.zeros((), float), 0
     for count, per_block in ((whole, inner), (chunks - whole, chunks - whole)):
         if not count:
             continue
