@@ -209,6 +209,13 @@ def read_with_loss(
     return out, read_loss(model, params, out, chunk.targets)
 
 
+def for_writes(model: HopeModel, params: PyTree) -> PyTree:
+    """The parameters with what each of many writes at them would find anew (`Memory.for_writes`)."""
+    blocks = params["blocks"]
+    found = {name: jax.vmap(memory.for_writes)(blocks[name]) for name, memory in model.memories().items()}
+    return {**params, "blocks": {**blocks, **found}}
+
+
 @jax.named_scope("write")
 def write_pending(
     model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, *, last: bool = False

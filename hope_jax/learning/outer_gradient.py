@@ -23,6 +23,7 @@ from hope_jax.learning.online import (
     begin,
     cut_chunks,
     finish,
+    for_writes,
     read_chunk,
     read_with_loss,
     split,
@@ -137,12 +138,14 @@ def _cut(
     if not model.spec.reset_at_document and not any(m.write_only for m in model.memories().values()):
         return _taught_first(model, rule, params, state, chunks, tail, schedule)
 
+    at_writes = trees.stop_gradient(for_writes(model, params))
+
     def loss(params: PyTree) -> tuple[Array, StreamState]:
         def body(state: StreamState, chunk: Batch) -> tuple[StreamState, None]:
             if model.spec.reset_at_document:
                 state = _cut_documents(model, rule, params, state, chunk)
             held = trees.stop_gradient(state)
-            written, stats = write_pending(model, rule, model.hold_for_write(params), held)
+            written, stats = write_pending(model, rule, model.hold_for_write(params, at_writes), held)
             fast = {**state.fast, **{name: written[name] for name in model.memories()}}
             # The teach signal is the chunk's own: later chunks of the cut do not reach into it, so it is
             # taken in a backward pass of its own, at the same memories.
@@ -177,12 +180,13 @@ def _cuts_of_one_chunk(
 ) -> tuple[StreamState, PyTree]:
     """Chunks [m, B, N] with K = N: the state after them and their outer gradient. That of matrices is made of
     the rows of all chunks."""
+    at_writes = trees.stop_gradient(for_writes(model, params))
     gradient_taps = model.init_gradient_taps(params, *chunks.tokens.shape[1:])
 
     def body(carried: tuple[StreamState, PyTree], chunk: Batch) -> tuple[Any, tuple[Taps, Array]]:
         state, plain = carried
         state, (by_plain, factors), hidden = _cut_of_one_chunk(
-            model, rule, params, gradient_taps, state, chunk, schedule
+            model, rule, params, at_writes, gradient_taps, state, chunk, schedule
         )
         return (state, add_gradients(plain, by_plain)), (factors, hidden)
 
@@ -201,6 +205,7 @@ def _cut_of_one_chunk(
     model: HopeModel,
     rule: OnlineRule,
     params: PyTree,
+    at_writes: PyTree,
     gradient_taps: Taps,
     state: StreamState,
     chunk: Batch,
@@ -212,7 +217,7 @@ def _cut_of_one_chunk(
     def loss(plain: PyTree, gradient_taps: Taps, taps: Any) -> tuple[Array, Any]:
         tapped = tapping.attach(params, plain, gradient_taps)
         at = state._replace(fast=model.rebase(tapped, state.fast))
-        fast, stats = write_pending(model, rule, model.hold_for_write(tapped), at)
+        fast, stats = write_pending(model, rule, model.hold_for_write(tapped, at_writes), at)
         out, losses = read_with_loss(model, rule, tapped, fast, state.carry, chunk, taps)
         return losses.total, (out, losses, stats)
 
@@ -235,8 +240,10 @@ def _taught_first(
 ) -> tuple[StreamState, PyTree]:
     """`_cut` where no gradient goes through the writes of teach signals."""
 
+    at_writes = for_writes(model, params)
+
     def teach(state: StreamState, chunk: Batch) -> tuple[StreamState, PyTree]:
-        fast, stats = write_pending(model, rule, params, state)
+        fast, stats = write_pending(model, rule, at_writes, state)
         read_with = {name: _without_rows(fast[name]) for name in model.memories()}
         at = state._replace(fast=fast, stats=stats)
         return read_chunk(model, rule, params, at, chunk, schedule), read_with

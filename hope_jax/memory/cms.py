@@ -75,6 +75,10 @@ class Cms:
         """Levels whose own output cotangent is wanted."""
         return tuple(spec.name for spec in self.levels) if self.own_output else ()
 
+    def for_writes(self, params: PyTree) -> PyTree:
+        """See `Memory.for_writes`."""
+        return {**params, **{s.name: mlp_memory.with_sizes(params[s.name]) for s in self.levels}}
+
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {

@@ -80,10 +80,7 @@ def entered(held: LevelState, written: LevelState, spec: LevelSpec, chunk_size: 
 
 def enter(held: LevelState, written: LevelState, at: Array) -> LevelState:
     """The state after a chunk's write, which stands at row `at` (`first_row`)."""
-    delta = {
-        name: change._replace(rows=_put(held.delta[name].rows, change.rows, at))
-        for name, change in written.delta.items()
-    }
+    delta = {name: dual.enter(held.delta[name], change, at) for name, change in written.delta.items()}
     return written._replace(delta=delta)
 
 
@@ -140,10 +137,8 @@ class DualWriter(LevelWriter):
             beta=spec.beta,
             lr=spec.lr,
         )
-        tokens = factors.z.shape[0] * factors.z.shape[1]
-        new = [held._replace(rows=_rows_from(held, position, tokens)) for held in after]
         stats = self.stats_of(ended, factors, [c.write_hits for c in found], [c.delta_hits for c in found])
-        return dict(zip(_MAPS, new, strict=True)), jax.tree.map(lambda s: s.sum(0), stats)
+        return dict(zip(_MAPS, after, strict=True)), jax.tree.map(lambda s: s.sum(0), stats)
 
     def _part_of_a_period(
         self, state: LevelState, tokens: Tokens, position: Array, last: bool

@@ -14,13 +14,16 @@ from hope_jax import trees
 from hope_jax.kernels.cms_write import Dual, dual, root
 from hope_jax.memory import tapped
 from hope_jax.memory.tapped import Factors, multiply
-from hope_jax.types import Array
+from hope_jax.types import Array, PyTree
 
 FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
 """Names of the weights that a write changes; LayerNorm's affine part is slow."""
 
 GROUPS = (("w_up", "b_up"), ("w_down", "b_down"))
 """A matrix and its bias are one affine map, and are bounded as one."""
+
+SIZES = "sizes"
+"""Name under which `with_sizes` puts norms among a level's parameters."""
 
 LAYER_NORM_EPS = 1e-5
 
@@ -183,6 +186,18 @@ def group_norms(weights: Weights) -> tuple[Array, ...]:
         root(jnp.stack([tapped.square(weights[name]) for name in group if name in weights]).sum())
         for group in GROUPS
     )
+
+
+def with_sizes(params: PyTree) -> PyTree:
+    """A level's parameters with their `group_norms`, for many writes at the same slow weights: each would
+    pass over the matrices to find them."""
+    return {**params, SIZES: group_norms(params)}
+
+
+def sizes(params: PyTree) -> tuple[Array, ...]:
+    """`group_norms` of a level's fast weights, with which `params` may come (`with_sizes`)."""
+    found: tuple[Array, ...] = params[SIZES] if SIZES in params else group_norms(params)
+    return found
 
 
 def scale_groups(weights: Weights, factors: tuple[Array, ...]) -> Weights:

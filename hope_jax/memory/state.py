@@ -106,6 +106,10 @@ class Memory(Protocol):
         """
         ...
 
+    def for_writes(self, params: PyTree) -> PyTree:
+        """The parameters of one layer with what each of many writes at them would find anew."""
+        ...
+
     def write(
         self,
         params: PyTree,

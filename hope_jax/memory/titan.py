@@ -71,6 +71,10 @@ class Titan:
         """Its own output, if it learns from that."""
         return self.level_names() if self.own_output else ()
 
+    def for_writes(self, params: PyTree) -> PyTree:
+        """See `Memory.for_writes`."""
+        return mlp_memory.with_sizes(params)
+
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
         if self._titans:

@@ -369,10 +369,9 @@ class HopeModel:
             complete[name] = over(before[name], written[name], position)
         return {**fast, **complete}, stats
 
-    def hold_for_write(self, params: PyTree) -> PyTree:
-        """The parameters with all but those that act through writes alone held constant (SPEC §4: writes
-        are cut, yet SelfModifier and gates learn through them, to first order)."""
-        held = trees.stop_gradient(tapping.values(params))
+    def hold_for_write(self, params: PyTree, held: PyTree) -> PyTree:
+        """The constant parameters `held` (`online.for_writes`) with those of `params` that act through writes
+        alone (SPEC §4: writes are cut, yet SelfModifier and gates learn through them, to first order)."""
         blocks = dict(held["blocks"])
         for name, memory in self.memories().items():
             live = {key: params["blocks"][name][key] for key in memory.write_only if key in blocks[name]}

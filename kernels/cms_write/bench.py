@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write import Rows, dual
-from hope_jax.kernels.cms_write.products import times_transposed
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
@@ -76,11 +75,12 @@ def _as_tokens(spec: LevelSpec, params: Any, state: Any, x: jax.Array, teach: ja
         z = mlp_memory.normalise(params, x)
         h = z @ params["w_up"] + dual.read(up, z)
         a, gelu_vjp = jax.vjp(lambda pre: jax.nn.gelu(pre, approximate=False), h)
-        (g_h,) = gelu_vjp(times_transposed(g_o, params["w_down"]) + dual.pull_back(down, g_o))
+        (g_h,) = gelu_vjp(g_o @ params["w_down"].T + dual.pull_back(down, g_o))
         applied = jnp.ones(CHUNK // spec.update_period, bool)
         rows = Rows(z, g_h, None), Rows(a, g_o, None)
-        held, _ = dual.write_periods((up, down), rows, used, applied, limits, beta=spec.beta, lr=spec.lr)
-        return (held, used + CHUNK), None
+        held = up, down
+        new, _ = dual.write_periods(held, rows, used, applied, limits, beta=spec.beta, lr=spec.lr)
+        return (tuple(dual.enter(*each, used) for each in zip(held, new, strict=True)), used + CHUNK), None
 
     (held, _), _ = jax.lax.scan(step, (start, 0), _chunks(x, teach))
     return [dual.dense(one) for one in held]

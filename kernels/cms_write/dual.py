@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, Rates, coefficients
 from hope_jax.kernels.cms_write.gram import Affine, Rows, token_products
-from hope_jax.kernels.cms_write.products import outer, times_transposed
+from hope_jax.kernels.cms_write.products import times_transposed
 
 
 class Dual(NamedTuple):
@@ -51,13 +51,13 @@ def empty(capacity: int, inputs: int, outputs: int, dtype: jnp.dtype, *, bias: b
 
 def read(dual: Dual, x_ni: jax.Array) -> jax.Array:
     """x D (+ the bias's delta), [n, O]."""
-    y = ((times_transposed(x_ni, dual.rows.x_ni)) * dual.delta_s) @ dual.rows.g_no
+    y = (times_transposed(x_ni, dual.rows.x_ni) * dual.delta_s) @ dual.rows.g_no
     return y if dual.rows.b_no is None else y + dual.delta_s @ dual.rows.b_no
 
 
 def pull_back(dual: Dual, g_no: jax.Array) -> jax.Array:
     """g D^T, [n, I]."""
-    return ((times_transposed(g_no, dual.rows.g_no)) * dual.delta_s) @ dual.rows.x_ni
+    return (times_transposed(g_no, dual.rows.g_no) * dual.delta_s) @ dual.rows.x_ni
 
 
 def dense(dual: Dual) -> tuple[Affine, Affine | None]:
@@ -65,7 +65,7 @@ def dense(dual: Dual) -> tuple[Affine, Affine | None]:
 
     def matrix(c: jax.Array) -> Affine:
         x, g, b = dual.rows
-        return Affine(outer(x * c[:, None], g), None if b is None else c @ b)
+        return Affine((x * c[:, None]).T @ g, None if b is None else c @ b)
 
     return matrix(dual.delta_s), None if dual.velocity_s is None else matrix(dual.velocity_s)
 
@@ -80,14 +80,17 @@ def write_periods(
     beta: float,
     lr: float,
 ) -> tuple[tuple[Dual, ...], tuple[Coefficients, ...]]:
-    """Appends a chunk of n = P * C tokens to each map after the `used` ones that it holds, by the rule of
-    `gram.write_periods`. Also the coefficients, for their hits."""
+    """What a chunk of n = P * C tokens makes of each map, which holds `used` tokens before it, by the rule of
+    `gram.write_periods`: complete but for the rows, which are the chunk's alone (see `enter`). Also the
+    coefficients, for their hits."""
     periods, dtype = applied_p.shape[0], duals[0].delta_s.dtype
     rates = Rates(None if duals[0].velocity_s is None else beta, lr)
-    held = tuple(_append(dual, chunk, used) for dual, chunk in zip(duals, chunks, strict=True))
+    # Fenced, or XLA would compute what makes the tokens (activations) anew in every product.
+    chunks = jax.lax.optimization_barrier(tuple(map(_in_dtype_of, duals, chunks)))
     tokens = chunks[0].x_ni.shape[0]
     inner = jax.tree.map(
-        lambda *leaf: jnp.stack(leaf), *(_inner_products(dual, used, tokens, periods) for dual in held)
+        lambda *leaf: jnp.stack(leaf),
+        *(_inner_products(*each, periods) for each in zip(duals, chunks, strict=True)),
     )
     bounds = jax.tree.map(lambda *bound: jnp.stack(bound), *limits)
 
@@ -97,34 +100,35 @@ def write_periods(
     stacked = jax.vmap(of_map, axis_size=len(duals))(inner, bounds)
     found = [jax.tree.map(lambda c, i=i: c[i], (inner, stacked)) for i in range(len(duals))]
     period = tokens // periods
-    written = tuple(_scaled(dual, used, period, *each) for dual, each in zip(held, found, strict=True))
+    written = tuple(_scaled(dual, used, period, *each) for dual, each in zip(duals, found, strict=True))
+    written = tuple(dual._replace(rows=rows) for dual, rows in zip(written, chunks, strict=True))
     return written, tuple(each for _, each in found)
 
 
-def _append(dual: Dual, chunk: Rows, used: jax.Array | int) -> Dual:
-    """Holds the chunk's tokens too, with coefficient zero."""
-    return dual._replace(rows=jax.tree.map(lambda held, new: _put(held, new, used), dual.rows, chunk))
+def enter(held: Dual, written: Dual, at: jax.Array | int) -> Dual:
+    """The state after a write that stands at row `at` of `held`: `write_periods`' result with all rows."""
+    return written._replace(rows=jax.tree.map(lambda old, new: _put(old, new, at), held.rows, written.rows))
+
+
+def _in_dtype_of(dual: Dual, chunk: Rows) -> Rows:
+    return jax.tree.map(lambda held, new: new.astype(held.dtype), dual.rows, chunk)
 
 
 def _put(held: jax.Array, new: jax.Array, used: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(held, new.astype(held.dtype), used, 0)
 
 
-def _inner_products(dual: Dual, used: jax.Array | int, tokens: int, periods: int) -> Inner:
-    """Of the delta, the velocity, and the gradients of the tokens from `used` on."""
-    # The tokens are taken from where they were put: XLA would compute what makes them (activations) anew in
-    # every product.
-    chunk = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, used, tokens), dual.rows)
-    products = token_products(chunk, dual.rows)
-    own = jax.lax.dynamic_slice_in_dim(products, used, tokens, axis=1)
-    own = own.reshape(periods, tokens // periods, periods, -1).sum((1, 3))
+def _inner_products(dual: Dual, chunk: Rows, periods: int) -> Inner:
+    """Of the delta, the velocity, and the gradients of the chunk's tokens."""
+    products = token_products(chunk, dual.rows)  # rows that count for nothing yet have coefficient zero
+    own = token_products(chunk, chunk).reshape(periods, -1, periods, chunk.x_ni.shape[0] // periods)
 
     def along(coefficients_s: jax.Array) -> jax.Array:
         return (products @ coefficients_s).reshape(periods, -1).sum(1)
 
     dg_p = along(dual.delta_s)
     vg_p = jnp.zeros_like(dg_p) if dual.velocity_s is None else along(dual.velocity_s)
-    return Inner(dual.dd, dual.dv, dual.vv, dg_p, vg_p, own)
+    return Inner(dual.dd, dual.dv, dual.vv, dg_p, vg_p, own.sum((1, 3)))
 
 
 def _scaled(dual: Dual, used: jax.Array | int, period: int, inner: Inner, c: Coefficients) -> Dual:

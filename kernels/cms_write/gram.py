@@ -88,8 +88,10 @@ def _in_dtype(one: Map) -> Map:
 
 def token_products(rows: Rows, other: Rows) -> jax.Array:
     """Inner products of the gradients of single tokens, [n, m]."""
-    products = (times_transposed(rows.x_ni, other.x_ni)) * (times_transposed(rows.g_no, other.g_no))
-    return products if rows.b_no is None else products + times_transposed(rows.b_no, other.b_no)
+    products = times_transposed(rows.x_ni, other.x_ni) * times_transposed(rows.g_no, other.g_no)
+    if rows.b_no is None or other.b_no is None:
+        return products
+    return products + times_transposed(rows.b_no, other.b_no)
 
 
 def inner_products(one: Map, periods: int) -> Inner:

@@ -106,7 +106,8 @@ def test_dual_form_matches_naive_over_chunks(
         )
         for i in range(chunks):
             parts = tuple(chunk_of(one, i) for one in rows)
-            held, _ = dual.write_periods(held, parts, i * tokens, jnp.asarray(applied), limits, **RATES)
+            new, _ = dual.write_periods(held, parts, i * tokens, jnp.asarray(applied), limits, **RATES)
+            held = tuple(dual.enter(*each, i * tokens) for each in zip(held, new, strict=True))
         reads = [(dual.read(d, r.x_ni), dual.pull_back(d, r.g_no)) for d, r in zip(held, rows, strict=True)]
         return [dual.dense(d) for d in held], reads
 
