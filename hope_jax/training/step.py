@@ -139,7 +139,8 @@ class Step:
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One outer step."""
         own = self._learn_stream if self.streams else self._learn_two_pass
-        learn = self._everywhere(own, Learnt(self.specs.params, WHOLE, WHOLE, WHOLE))
+        alike: Any = WHOLE
+        learn = self._everywhere(own, Learnt(self.specs.params, alike, alike, alike))
         seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
         learnt: Learnt = learn(state.params, state.fast, batch, self.schedule(state.step), seen)
         new_state, grad_norm = self._outer_step(state, learnt.gradient, learnt.sums)
