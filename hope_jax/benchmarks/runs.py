@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate
@@ -23,6 +24,7 @@ class CompiledStep(NamedTuple):
     lowering. compile_seconds: of XLA."""
 
     step: Step
+    mesh: Mesh
     executable: Any
     lower_seconds: float
     compile_seconds: float
@@ -54,18 +56,17 @@ def compile_step(config: ExperimentConfig) -> CompiledStep:
     lowered = jit_train(step, mesh).lower(state, batch)
     lowered_at = time.perf_counter()
     executable = lowered.compile()
-    return CompiledStep(step, executable, lowered_at - started, time.perf_counter() - lowered_at)
+    return CompiledStep(step, mesh, executable, lowered_at - started, time.perf_counter() - lowered_at)
 
 
 class StepRun:
     """One step after the other from a fresh state, all on one batch: calling it starts the next."""
 
     def __init__(self, compiled: CompiledStep) -> None:
-        step = compiled.step
-        assert step.mesh is not None
+        step, mesh = compiled.step, compiled.mesh
         self._executable = compiled.executable
-        self._batch = shard_batch(step.mesh, random_batch(step.config))
-        self._state: TrainState = jax.jit(step.init, out_shardings=replicated(step.mesh))()
+        self._batch = shard_batch(mesh, random_batch(step.config))
+        self._state: TrainState = jax.jit(step.init, out_shardings=replicated(mesh))()
 
     def __call__(self) -> tuple[TrainState, PyTree]:
         """The state after one more step, and its metrics. The state before it is gone: it was donated."""

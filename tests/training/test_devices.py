@@ -116,6 +116,9 @@ def grid() -> list[Any]:
         options = PERSISTENT if scope and mode == "two_pass" else scope
         sums = None if scope or mean else 0
         cases.append(case(variant, mode, *options, *mean, devices=(1, 2, 4, 8), dtype=dtype, sums=sums))
+    cases.append(
+        case("hope_hybrid", "online", "optim.name=muon_hybrid", *FSDP, devices=(1, 2, 4, 8), sums=None)
+    )
     return [pytest.param(each, id=each["name"]) for each in cases]
 
 
