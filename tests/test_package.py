@@ -132,7 +132,7 @@ def test_moved_and_alone_the_bundle_generates_and_calibrates_alike(released: Rel
         given = '--prompt="In the beginning" --max_tokens=16'
         text = run(f"python -m hope_jax.generate --checkpoint=moved {given}")
         before = only(released, "generate", "=runs/release ")
-        assert text == before and text.code == 0
+        assert text.code == 0 and text.out == before.out
         options = "--rates=0.03 --config.eval.batches=1"
         assert (
             run(f"python -m hope_jax.calibrate --checkpoint=moved {options}").out
