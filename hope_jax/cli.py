@@ -141,11 +141,16 @@ def split_overrides(argv: Sequence[str]) -> list[str]:
     return out
 
 
-def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+def run_command(
+    main: Callable[[list[str]], int | None],
+    argv: Sequence[str] | None = None,
+    leave: Callable[[int], NoReturn] = sys.exit,
+) -> NoReturn:
     """Parses flags, runs `main(remaining arguments)`, and exits with its code, or 0 for None.
 
     An error becomes one paragraph on stderr and an exit code (a UserError's own, 2 for a wrong flag, 1
-    for anything else); its traceback is shown under `--debug`. `--help` exits with 0.
+    for anything else); its traceback is shown under `--debug`. `--help` exits with 0. After an error `leave`
+    ends the process.
     """
     arguments = list(sys.argv if argv is None else argv)
     debug = "--debug" in arguments
@@ -159,15 +164,18 @@ def run_command(main: Callable[[list[str]], int | None], argv: Sequence[str] | N
         remaining = FLAGS(arguments)
         sys.exit(main(remaining[1:]) or 0)
     except UserError as error:
-        _fail(error, str(error), error.exit_code, debug)
+        _report(error, str(error), debug)
+        leave(error.exit_code)
     except flags.Error as error:
-        _fail(error, f"{error} (--help lists the flags)", ConfigError.exit_code, debug)
+        _report(error, f"{error} (--help lists the flags)", debug)
+        leave(ConfigError.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        _fail(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", 1, debug)
+        _report(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", debug)
+        leave(1)
 
 
 def _log_to_stderr() -> None:
@@ -179,11 +187,10 @@ def _log_to_stderr() -> None:
     ours.setLevel(logging.INFO)
 
 
-def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoReturn:
+def _report(error: BaseException, message: str, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _help(main: Callable[[list[str]], int | None]) -> str:

@@ -35,3 +35,7 @@ class MemoryFileError(UserError):
 
 class DivergenceError(UserError):
     """The loss or a state became non-finite."""
+
+
+class ProcessError(UserError):
+    """Processes of one run that cannot find each other."""

@@ -2,22 +2,49 @@
 
 python -m hope_jax.launch --config=FILE [--config.KEY=VALUE ...] [--workdir=DIR]
     [--compilation_cache=DIR|none]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I | --hosts=A,B,... | --distributed=auto]
 
 Progress goes to stderr; the last line of stdout is a JSON object with eval_loss, unigram_entropy,
-tokens_per_sec and train_seconds.
+tokens_per_sec and train_seconds. With one of the last three, one of several processes that train together
+(docs/training.md); process 0 writes.
 """
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import flags
 
 from hope_jax import cli, compilation_cache
+from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate, warnings
 from hope_jax.errors import ConfigError
+from hope_jax.training import cluster
+from hope_jax.training.cluster import Cluster
+from hope_jax.training.peers import GONE_AFTER, Alone, Peers
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name of the config file>.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for all processes.")
+_COUNT = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
+_INDEX = flags.DEFINE_integer("process_id", None, "With --coordinator: this process, from 0.")
+_HOSTS = flags.DEFINE_list(
+    "hosts",
+    [],
+    "All hosts, one process on each, the first (perhaps with :PORT) the coordinator. A process finds its "
+    f"place by the name of its host, or in {cluster.PROCESS_ID}.",
+)
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "none", "auto: the processes are those of the Slurm, Open MPI, Kubernetes or TPU job."
+)
+_GONE_AFTER = flags.DEFINE_float(
+    "gone_after",
+    GONE_AFTER,
+    "Seconds without a sign of life after which another process counts as gone.",
+    5.0,
+)
 cli.define_config()
 
 logger = logging.getLogger("hope_jax.launch")
@@ -32,8 +59,33 @@ def main(argv: list[str]) -> None:
     config = cli.load_config()
     validate(config)
     workdir = Path(_WORKDIR.value or Path("runs") / cli.config_path().stem)
+    found = _cluster()
 
     # From here on JAX is needed, which takes seconds to import.
+    import jax
+
+    from hope_jax.training import processes
+
+    with processes.joined(found, workdir, _GONE_AFTER.value) as peers:
+        summary = _train(config, workdir, peers)
+        if jax.process_index() == 0:
+            print(json.dumps({key: summary[key] for key in SUMMARY_KEYS}), flush=True)
+
+
+def _cluster() -> Cluster | None:
+    return cluster.find(
+        _COORDINATOR.value,
+        _COUNT.value,
+        _INDEX.value,
+        _HOSTS.value,
+        _DISTRIBUTED.value,
+        os.environ,
+        cluster.own_names() if _HOSTS.value else (),
+    )
+
+
+def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dict[str, Any]:
+    """What is left to check, then the run."""
     import jax
 
     compilation_cache.use()
@@ -50,11 +102,21 @@ def main(argv: list[str]) -> None:
     )
     from hope_jax.training.loop import run
 
-    for warning in warnings(config):
-        logger.warning("warning: %s", warning)
-    summary = run(config, workdir)
-    print(json.dumps({key: summary[key] for key in SUMMARY_KEYS}), flush=True)
+    if jax.process_index() == 0:
+        for warning in warnings(config):
+            logger.warning("warning: %s", warning)
+    return run(config, workdir, peers)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exits after an error, also where other processes wait."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        from hope_jax.training import processes
+
+        processes.leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    cli.run_command(main, leave=_leave)

@@ -1,12 +1,29 @@
-# Sourced by the scripts beside it: the repository's folder, a Python that is new enough, the environment.
+# Sourced by the scripts beside it: the repository's folder, a Python that is new enough, the environment,
+# and dry runs, under which nothing is done: dry_run=1 is set where the first argument is --dry_run.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+dry_run=
+if [ "${1:-}" = --dry_run ]; then dry_run=1; fi
+
+# run COMMAND...: runs it; prints it in a dry run.
+run() {
+    if [ -n "$dry_run" ]; then
+        printf '%q ' "$@" | sed 's/ $/\n/'
+    else
+        "$@"
+    fi
+}
 
 # set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable.
 # All chatter goes to stderr.
 set_up() {
     local venv="${VENV:-.venv}" python="${PYTHON:-python3}" wanted installed
+    if [ -n "$dry_run" ]; then
+        echo "# $venv: made or reused, with this package$2 and the versions of $1"
+        return
+    fi
     if ! command -v "$python" >/dev/null; then
         echo "error: $python not found; set PYTHON to a Python 3.11 or newer" >&2
         exit 2

@@ -3,6 +3,9 @@
 `<workdir>/checkpoints/<step>/` holds three items: `state` (every array of the `TrainState`, by name), `data`
 (the data iterator's state) and `meta` (configuration, tokenizer digest, versions, totals of the run). When
 Orbax has written a checkpoint, it is read back and sealed with digests of its arrays and files (`seal.py`).
+
+In a run of several processes each writes and reads its arrays, in one folder that all share; process 0
+verifies, chooses, seals and sets aside, and the others follow.
 """
 
 import logging
@@ -19,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from hope_jax.config import CheckpointConfig
 from hope_jax.errors import CheckpointError
-from hope_jax.training import arrays, seal, stored
+from hope_jax.training import arrays, processes, seal, stored
 from hope_jax.training.files import flatten
 from hope_jax.training.program import TrainState
 from hope_jax.training.stored import DAMAGE
@@ -121,7 +124,8 @@ class Checkpointer:
         self._sealing: Future[None] | None = None
         self._config = config
         self._meta = meta
-        for path in sorted(directory.glob("*tmp*")) if directory.exists() else ():
+        first = jax.process_index() == 0
+        for path in sorted(directory.glob("*tmp*")) if first and directory.exists() else ():
             logger.warning("%s: an unfinished checkpoint, removed; the one before it counts", path)
         policies: list[checkpoint_managers.PreservationPolicy]
         policies = [checkpoint_managers.LatestN(settings.keep_last)]
@@ -215,23 +219,39 @@ class Checkpointer:
         ones are set aside (`unreadable-<step>`) with a loud message. Where a run was killed before its first
         checkpoint was sealed, an unsealed one counts, and is sealed now.
 
-        Raises: CheckpointError if it was written by a run that this configuration cannot continue, or if
-            no checkpoint is good.
+        Raises: CheckpointError if it was written by a run that this configuration cannot continue, if no
+            checkpoint is good, or if one of several processes cannot read the one that was chosen.
         """
+        restored = self._restore_newest(like) if jax.process_index() == 0 else self._follow(like)
+        processes.barrier()
+        self._manager.reload()
+        return restored
+
+    def _follow(self, like: TrainState) -> Restored | None:
+        """Reads what process 0 has chosen."""
+        step = processes.word(None)
+        if step is None:
+            return None
+        meta, _ = stored.describe(self._directory / str(step))
+        return self._read(step, like, meta)
+
+    def _restore_newest(self, like: TrainState) -> Restored | None:
         problems = []
         for step in self._candidates():
             path = self._directory / str(step)
             try:
                 self._check_seal(step)
-                meta, saved = self._describe(step)
+                meta, saved = stored.describe(path)
             except (CheckpointError, *DAMAGE) as error:
                 problems.append(self._report(path, error))
                 continue
             self._check_fit(path, meta, saved, like)
             try:
                 stored.check_size(path, saved)
-                restored = self._read(step, like, meta)
+                restored = self._read(processes.word(step), like, meta)
             except (CheckpointError, *DAMAGE) as error:
+                if jax.process_count() > 1:
+                    raise
                 problems.append(self._report(path, error))
                 continue
             self._set_aside([self._directory / str(s) for s in self._manager.all_steps() if s > step])
@@ -243,6 +263,7 @@ class Checkpointer:
                 f"no checkpoint of {self._directory} can be read. {' '.join(problems)} Restore a folder from "
                 "a backup, or start again with another --workdir."
             )
+        processes.word(None)
         return None
 
     def _candidates(self) -> list[int]:
@@ -257,10 +278,6 @@ class Checkpointer:
     def _check_seal(self, step: int) -> None:
         if self._verify and seal.is_sealed(self._directory, step):
             seal.check(self._directory, step)
-
-    def _describe(self, step: int) -> tuple[Meta, PyTree]:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        return meta, self._manager.item_metadata(step)["state"].tree
 
     def _read(self, step: int, like: TrainState, meta: Meta) -> Restored:
         items = self._manager.restore(
@@ -278,15 +295,12 @@ class Checkpointer:
 
     def _set_aside(self, folders: list[Path]) -> None:
         """Renames checkpoints, and their sidecars, out of the way of those that the run will write."""
-        if folders and jax.process_index() == 0:
-            for folder in folders:
-                for path in [folder, *seal.sidecars(folder.parent, int(folder.name))]:
-                    target = path.with_name(f"unreadable-{path.name}")
-                    shutil.rmtree(target, ignore_errors=True)
-                    if path.exists():
-                        path.rename(target)
-        if folders:
-            self._manager.reload()
+        for folder in folders:
+            for path in [folder, *seal.sidecars(folder.parent, int(folder.name))]:
+                target = path.with_name(f"unreadable-{path.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                if path.exists():
+                    path.rename(target)
 
     def _check_fit(self, path: Path, meta: Meta, saved: PyTree, like: TrainState) -> None:
         """Raise unless this run can go on from a checkpoint of `meta` and `saved` shapes."""

@@ -17,7 +17,7 @@ from hope_jax.data.corpus import load_documents, split_documents
 from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
-from hope_jax.training import files, telemetry
+from hope_jax.training import files, processes, telemetry
 from hope_jax.training.checkpoint import Checkpointer, abstract
 from hope_jax.training.diagnosis import explain_divergence
 from hope_jax.training.hooks import (
@@ -31,6 +31,7 @@ from hope_jax.training.hooks import (
 )
 from hope_jax.training.lock import WorkdirLock
 from hope_jax.training.metrics import Progress, Recorder, Row
+from hope_jax.training.peers import Alone, Peers
 from hope_jax.training.program import TrainProgram, TrainState
 from hope_jax.training.report import write_report
 from hope_jax.training.signals import StopSignals
@@ -72,10 +73,22 @@ class _Start(NamedTuple):
 
 
 def claim_workdir(workdir: Path, resume: str) -> None:
-    """Make `workdir`, or accept one that holds a run to resume.
+    """Make `workdir`, or accept one that holds a run to resume; process 0 does, for all.
 
-    Raises: ConfigError if it holds a run and `resume` is "never", or if it cannot be a folder.
+    Raises: ConfigError if it holds a run and `resume` is "never", if it cannot be a folder, or if another
+        process does not see it.
     """
+    if jax.process_index() == 0:
+        _claim(workdir, resume)
+    processes.barrier()
+    if not workdir.is_dir():
+        raise ConfigError(
+            f"--workdir={workdir}: process 0 has made it, process {jax.process_index()} does not see it; "
+            "name a folder that all processes share"
+        )
+
+
+def _claim(workdir: Path, resume: str) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,12 +102,13 @@ def claim_workdir(workdir: Path, resume: str) -> None:
         )
 
 
-def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = None) -> dict[str, Any]:
     """Train (or resume) the run of `config` in `workdir` on its own data; returns `train`'s summary."""
     # the only place that needs the model: `train` drives any program
     from hope_jax.training.step import build_program
 
-    logging.getLogger("hope_jax").setLevel(logging.INFO)
+    logging.getLogger("hope_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    processes.check_same("configuration", files.as_plain(config))
     claim_workdir(workdir, config.train.resume)
     tokenizer = Tokenizer.load(config.data.tokenizer)
     train_documents, held_out = split_documents(load_documents(config.data.source))
@@ -119,7 +133,7 @@ def run(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
         max_batches=config.eval.batches,
     )
     program = build_program(config, tokenizer.vocab_size)
-    return train(program, config, workdir, iterator, eval_batches, tokenizer)
+    return train(program, config, workdir, iterator, eval_batches, tokenizer, peers)
 
 
 def train(
@@ -129,14 +143,16 @@ def train(
     train_iterator: TrainIterator,
     eval_batches: Sequence[Batch],
     tokenizer: TextTokenizer,
+    peers: Alone | Peers | None = None,
 ) -> dict[str, Any]:
     """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`.
 
-    SIGTERM or SIGINT ends it early after a step, with a checkpoint.
+    SIGTERM or SIGINT, to any process, ends it early after a step, with a checkpoint.
 
     Args:
         train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
         eval_batches: held-out batches, all used at each evaluation.
+        peers: the run's other processes, which all call this; None: there are none.
     Returns:
         `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (nats per token of the same
         tokens; None if none was evaluated), `loss`, `tokens`, `tokens_per_sec`, `train_seconds`,
@@ -155,7 +171,7 @@ def train(
         stack.enter_context(files.writing(workdir))
         if jax.process_index() == 0:
             stack.enter_context(WorkdirLock(workdir))
-        stop = stack.enter_context(StopSignals())
+        stop, peers = stack.enter_context(StopSignals()), peers or Alone()
         meta = {
             "tokenizer_digest": tokenizer.sha256,
             "versions": telemetry.versions(),
@@ -182,7 +198,10 @@ def train(
         )
         stack.callback(recorder.close)
         hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer)
-        end = _steps(program, start, config, train_iterator, hooks, recorder, stop)
+        end = _steps(
+            *(program, start, config, train_iterator, hooks, recorder),
+            lambda step: peers.stopping(step, stop.received),
+        )
         checkpointer.wait()
         summary = _summary(program, config, workdir, end, recorder.progress(), eval_batches)
         _write_results(program, config, workdir, end, summary, peak, eval_batches, tokenizer)
@@ -194,7 +213,8 @@ def _start(
 ) -> _Start:
     """The newest checkpoint's state, or a fresh one."""
     # the fresh arrays are dropped before the saved ones are read: both need not fit at once
-    restored = checkpointer.restore(abstract(program.init())) if checkpointer.latest_path() else None
+    there = processes.word(checkpointer.latest_path() is not None)
+    restored = checkpointer.restore(abstract(program.init())) if there else None
     if restored is None:
         state, offset = program.init(), config.train.step_offset
         # an addition keeps the placement that init chose: another one would compile the step twice
@@ -233,7 +253,8 @@ def _hooks(
 ) -> list[Hook]:
     """Evaluation before logging, so that its numbers join the step's row; both before the checkpoint, so
     that the row is on disk when the checkpoint that it belongs to is."""
-    hooks: list[Hook] = [ProfileHook(workdir / "profile")] if config.train.profile else []
+    profiling = config.train.profile and jax.process_index() == 0
+    hooks: list[Hook] = [ProfileHook(workdir / "profile")] if profiling else []
     return [
         *hooks,
         EvalHook(config.eval.every, program, eval_batches, recorder),
@@ -255,7 +276,7 @@ def _steps(
     iterator: TrainIterator,
     hooks: Sequence[Callable[[StepEvent], None]],
     recorder: Recorder,
-    stop: StopSignals,
+    stopping: Callable[[int], str | None],
 ) -> _End:
     step, state = start.step, start.state
     while step < config.train.steps:
@@ -264,11 +285,12 @@ def _steps(
         recorder.add(step, metrics)
         if step == start.step + 1:
             recorder.finish_first_step()
-        event = StepEvent(step, state, step == config.train.steps, stop.received is not None)
+        reason = stopping(step)
+        event = StepEvent(step, state, step == config.train.steps, reason is not None)
         for hook in hooks:
             hook(event)
         if event.stopping and not event.last:
-            logger.warning("%s: stopped after step %d; the same command continues it", stop.received, step)
+            logger.warning("%s: stopped after step %d; the same command continues it", reason, step)
             return _End(step, state, interrupted=True)
     return _End(step, state, interrupted=False)
 
@@ -282,7 +304,8 @@ def _summary(
     eval_batches: Sequence[Batch],
 ) -> dict[str, Any]:
     """The run in numbers. The last row has the evaluation, unless a finished run lost it."""
-    rows = files.read_rows(workdir / files.METRICS_FILE)
+    # process 0 wrote the rows; whether to evaluate, which all do together, must be the same for all
+    rows = processes.word(files.read_rows(workdir / files.METRICS_FILE)[-1:])
     last = rows[-1] if rows else {}
     keys = ("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy")
     evaluated: dict[str, Any] = {key: last.get(key) for key in keys}

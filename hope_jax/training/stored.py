@@ -77,13 +77,13 @@ def load_checkpoint(
             raise error.under(folder) from error
     where = folder / str(step)
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta, data = reader.restore(where / "meta"), reader.restore(where / "data")
-        handler = ocp.PyTreeCheckpointHandler()
-        tree = handler.metadata(where / "state").tree
+        meta, tree = describe(where)
+        data = read_json(where / "data")
         wanted = {name: tree[name] for name in fields}
         check_size(where, wanted)
-        with ocp.Checkpointer(handler) as reader:
+        alone = _alone()
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
             state = reader.restore(where / "state", args=how)
@@ -93,6 +93,25 @@ def load_checkpoint(
             f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
             "damaged, or not a checkpoint of this package; name another checkpoints/<step>"
         ) from error
+
+
+def describe(path: Path) -> tuple[dict[str, Any], PyTree]:
+    """The `meta` of the checkpoint folder `path`, and shapes and dtypes of its `state`. Raises: `DAMAGE`."""
+    return read_json(path / "meta"), ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+
+
+def read_json(path: Path) -> Any:
+    """The JSON item of a checkpoint at `path`. Raises: `DAMAGE`."""
+    alone = _alone()
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        return reader.restore(path)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax's options for a process that reads without the others of its run."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def digest(loaded: LoadedCheckpoint) -> str:

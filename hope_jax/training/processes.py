@@ -1,0 +1,196 @@
+"""One run in several processes: joining, speaking with one voice, and leaving together.
+
+JAX's coordination service, in process 0, is the meeting place. What the host decides (which checkpoint,
+whether to evaluate) is decided by process 0 and read by the others; collectives are left to the compiled
+steps, which all processes run in the same order.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+from jax._src import distributed  # the coordination service has no public interface
+
+from hope_jax.errors import CheckpointError, ConfigError, ProcessError, UserError
+from hope_jax.training import stored
+from hope_jax.training.cluster import AUTO, Cluster
+from hope_jax.training.peers import INTERVAL, Alone, Peers
+
+_CONNECT_SECONDS = 300
+_FOREVER_MS = 24 * 3600 * 1000
+"""Waiting for another process has no limit of its own: one that is gone is noticed by `Peers`."""
+_LINGER = 3 * INTERVAL
+"""Seconds that process 0 stays, so that the others read why it goes before its service is gone."""
+
+_words, _barriers = itertools.count(), itertools.count()
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster | None, workdir: Path, gone_after: float) -> Iterator[Alone | Peers]:
+    """The run's processes as one, before any other use of JAX. None, or a count of 1: this process alone.
+
+    Where another process fails, or gives no sign of life for `gone_after` seconds, this one says so and
+    exits. An error inside the block is told to the others, once it is clear that none of them caused it by
+    being gone; then `leave` has to end the process.
+
+    Raises: ConfigError, ProcessError: the processes cannot find each other.
+    """
+    if cluster is None or cluster.size == 1:
+        yield Alone()
+        return
+    _connect(cluster, gone_after)
+    state = distributed.global_state
+    end = _ender(workdir, state.process_id)
+    _on_abort(lambda: _say_if_lost(str(state.coordinator_address), end))
+    peers = Peers(_ServiceStore(), state.process_id, state.num_processes, gone_after, end)
+    peers.start()
+    try:
+        yield peers
+    except BaseException as error:
+        if isinstance(error, CheckpointError) or not isinstance(error, UserError):
+            peers.await_verdict()
+        peers.fail(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        raise
+    barrier()
+    peers.close()
+    jax.distributed.shutdown()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process that is still joined, at once: Python and JAX would wait for threads and processes that
+    may never answer."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if distributed.global_state.process_id == 0:
+        time.sleep(_LINGER)
+    os._exit(code)
+
+
+def word(value: Any) -> Any:
+    """Process 0's JSON `value`, on all processes; each calls it at the same place."""
+    if jax.process_count() == 1:
+        return value
+    client, key = _client(), f"hope_jax/word/{next(_words)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"hope_jax/barrier/{next(_barriers)}", _FOREVER_MS)
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raise ConfigError unless a JSON value is that of process 0."""
+    if word(value) != value:
+        raise ConfigError(
+            f"process {jax.process_index()} was started with another {what} than process 0; start all "
+            "processes with the same command"
+        )
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _connect(cluster: Cluster, gone_after: float) -> None:
+    # `Peers` agrees on a signal's step, with the loop's own handlers
+    jax.config.update("jax_enable_preemption_service", False)
+    # Orbax would wait by collectives on the devices, from a thread, in between those of the steps
+    flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
+    apart = (
+        f"the processes cannot find each other at {cluster.coordinator or 'the coordinator'}: start all of "
+        f"them within {_CONNECT_SECONDS} s, with a port that is free and reachable"
+    )
+
+    def give_up() -> None:
+        os.write(2, f"error: {apart}\n".encode())
+        os._exit(ProcessError.exit_code)
+
+    _on_abort(give_up)
+    try:
+        jax.distributed.initialize(
+            *cluster,
+            cluster_detection_method=None if cluster == AUTO else "deactivate",
+            initialization_timeout=_CONNECT_SECONDS,
+            # behind that of `Peers`, whose message is clearer
+            heartbeat_timeout_seconds=int(gone_after) + 10,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            "--distributed=auto: no cluster is recognised here (Slurm, Open MPI, Cloud TPU, or Kubernetes "
+            "with the Python package kubernetes); name the processes with --coordinator or --hosts "
+            f"({error})"
+        ) from error
+    except RuntimeError as error:
+        raise ProcessError(f"{apart} ({error})") from error
+
+
+class _ServiceStore:
+    """`peers.Store` in the coordination service."""
+
+    _FOLDER = "hope_jax/peers/"
+
+    def put(self, name: str, value: str) -> None:
+        _client().key_value_set(self._FOLDER + name, value, allow_overwrite=True)
+
+    def read(self) -> Mapping[str, str]:
+        found = _client().key_value_dir_get(self._FOLDER)
+        return {key.removeprefix(self._FOLDER): value for key, value in found}
+
+
+def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
+    """What ends this process when another cannot go on: one paragraph, an exit code."""
+
+    def end(reason: str, code: int) -> None:
+        try:
+            where = f"checkpoint {stored.resolve(workdir)[1]}"
+        except (CheckpointError, OSError):
+            where = "the beginning, as no checkpoint had been finished"
+        more = f"Process {index} stops too; the same command on all hosts goes on from {where}."
+        # the main thread may hold the locks of streams and logs, and wait for ever
+        os.write(2, f"error: {reason}. {more}\n".encode())
+        if index == 0:
+            time.sleep(_LINGER)
+        os._exit(code)
+
+    return end
+
+
+def _say_if_lost(address: str, end: Callable[[str, int], None]) -> None:
+    """Ends this process if the coordinator cannot be reached any more."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        end("process 0, the coordinator, is gone or out of reach", 1)
+
+
+def _on_abort(say: Callable[[], None]) -> None:
+    """Has `say` called before the process is aborted, which it may forestall by exiting.
+
+    JAX's client aborts its process, with a stack trace, where it cannot reach process 0, first or last.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: say())
+    _kept.append(handler)
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    library.signal(int(signal.SIGABRT), ctypes.cast(handler, ctypes.c_void_p))
+
+
+_kept: list[Any] = []
+"""C functions that the process may still call."""

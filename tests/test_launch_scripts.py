@@ -1,0 +1,230 @@
+"""The scripts of launch/: their help, their dry runs, and what they do with a stub in the package's place."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("two_gpus.sh", "cpu_dp_smoke.sh", "slurm.sbatch", "long_run.sh")
+ALL = sorted(path.name for path in (ROOT / "launch").iterdir())
+
+STUB = """#!/bin/sh
+# In the environment's python's place: versions, pip, and a run whose exit codes are listed in $CODES.
+case "$*" in
+    -c*sys.version_info*) exec "$REAL" "$@" ;;
+    "-m pip"*) exit 0 ;;
+    "-m hope_jax.digest"*) echo "$(basename "$3")" | sed "s/first\\|second/$SAME/"; exit 0 ;;
+    -c*json*) exec "$REAL" "$@" ;;
+esac
+echo "$*" >>"$LOG"
+case "$*" in *"${FAIL:-no such argument}") exit 1 ;; esac
+code=$(head -n 1 "$CODES")
+sed -i 1d "$CODES"
+exit "${code:-0}"
+"""
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / script), *arguments],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> dict[str, str]:
+    """An environment in which python, srun and scontrol only write down how they were called."""
+    folder = tmp_path / "venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").write_text(STUB)
+    (folder / "srun").write_text('#!/bin/sh\necho "srun $*" >>"$LOG"\nshift\nexec "$@"\n')
+    (folder / "scontrol").write_text('#!/bin/sh\necho "scontrol $*" >>"$LOG"\n')
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    (folder / "activate").write_text(f'PATH="{folder}:$PATH"\n')
+    (tmp_path / "codes").write_text("")
+    (tmp_path / "log").write_text("")
+    return {
+        "VENV": str(tmp_path / "venv"),
+        "PYTHON": sys.executable,
+        "REAL": sys.executable,
+        "LOG": str(tmp_path / "log"),
+        "CODES": str(tmp_path / "codes"),
+        "SAME": "same",
+        "PAUSE": "0",
+    }
+
+
+def called(stub: dict[str, str]) -> list[str]:
+    return Path(stub["LOG"]).read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", ALL)
+def test_scripts_are_bash_that_parses_and_fits_the_line(script: str) -> None:
+    path = ROOT / "launch" / script
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, path.read_text().splitlines())) <= 110
+    assert os.access(path, os.X_OK) == (script != "common.sh")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", ALL)
+def test_shellcheck_finds_nothing(script: str) -> None:
+    command = ["shellcheck", "--shell=bash", "--exclude=SC1091", str(ROOT / "launch" / script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_usage_and_that_no_gpu_has_run_it(script: str, flag: str) -> None:
+    done = run(script, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ") and "--dry_run" in done.stdout
+    assert re.search(r"(there was no GPU|without a GPU|nor a GPU)", done.stdout)
+    assert not re.search(r"^#", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "commands"),
+    [
+        (
+            "two_gpus.sh",
+            ["--config=configs/pilot.py", "--config.train.steps=3"],
+            [
+                "env CUDA_VISIBLE_DEVICES=0\\,1 python -c ",
+                "exec env CUDA_VISIBLE_DEVICES=0\\,1 python -m hope_jax.launch --config=configs/pilot.py "
+                "--config.train.steps=3",
+            ],
+        ),
+        (
+            "cpu_dp_smoke.sh",
+            [],
+            [
+                "rm -rf runs/cpu_dp_smoke/first runs/cpu_dp_smoke/second",
+                "env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 python -m hope_jax.launch "
+                "--config=configs/pilot_smoke.py --config.train.steps=20",
+                "--workdir=runs/cpu_dp_smoke/second",
+                "python -m hope_jax.digest runs/cpu_dp_smoke/first",
+            ],
+        ),
+        (
+            "cpu_dp_smoke.sh",
+            ["--processes", "--config=x.py"],
+            [
+                "--workdir=runs/cpu_dp_smoke/first --coordinator=127.0.0.1:29476 --num_processes=2 "
+                "--process_id=1",
+                "--num_processes=2 --process_id=0",
+            ],
+        ),
+        (
+            "slurm.sbatch",
+            ["--config=x.py", "--workdir=d"],
+            [
+                "srun --kill-on-bad-exit=1 python -m hope_jax.launch --distributed=auto --config=x.py "
+                "--workdir=d",
+                "scontrol requeue JOB",
+            ],
+        ),
+        (
+            "long_run.sh",
+            ["--config=configs/pilot.py"],
+            ["tmux new-session -d -s pilot ", "--workdir=runs/pilot", "tee\\ -ia\\ runs/pilot/long_run.log"],
+        ),
+        (
+            "long_run.sh",
+            ["--foreground", "--config=x.py"],
+            ["python -m hope_jax.launch --config=x.py --workdir=runs/x"],
+        ),
+    ],
+)
+def test_dry_run_prints_the_commands_and_does_nothing(
+    script: str, arguments: list[str], commands: list[str], tmp_path: Path
+) -> None:
+    done = run(script, "--dry_run", *arguments, VENV=str(tmp_path / "venv"), SLURM_SUBMIT_DIR=str(ROOT))
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in commands:
+        assert command in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment", "message"),
+    [
+        ("two_gpus.sh", [], {"GPUS": "0"}, "GPUS=0"),
+        ("slurm.sbatch", ["--config=x"], {}, "--workdir=DIR is missing"),
+        ("long_run.sh", ["--workdir=x"], {}, "--config=FILE is missing"),
+    ],
+)
+def test_wrong_usage_is_refused(
+    script: str, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    done = run(script, *arguments, SLURM_SUBMIT_DIR=str(ROOT), **environment)
+    assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize(("same", "code"), [("same", 0), ("&", 1)])
+def test_cpu_dp_smoke_compares_two_runs(stub: dict[str, str], tmp_path: Path, same: str, code: int) -> None:
+    done = run("cpu_dp_smoke.sh", "--config=x.py", **{**stub, "SAME": same, "OUT": str(tmp_path / "out")})
+    assert done.returncode == code, done.stderr
+    assert ("deterministic: same" in done.stdout) == (code == 0)
+    assert called(stub) == [
+        f"-m hope_jax.launch --config=x.py --workdir={tmp_path}/out/{name}" for name in ("first", "second")
+    ]
+
+
+@pytest.mark.parametrize("failing", ["--process_id=0", "--process_id=1"])
+def test_cpu_dp_smoke_starts_two_processes_and_fails_with_either(
+    stub: dict[str, str], tmp_path: Path, failing: str
+) -> None:
+    environment = {**stub, "OUT": str(tmp_path / "out"), "FAIL": failing}
+    done = run("cpu_dp_smoke.sh", "--processes", "--config=x.py", **environment)
+    assert done.returncode == 1
+    assert sorted(line.rpartition(" ")[2] for line in called(stub)) == ["--process_id=0", "--process_id=1"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "starts", "code"),
+    [([1, 137, 0], 3, 0), ([1, 1, 1], 3, 1), ([2], 1, 2), ([0], 1, 0)],
+    ids=["restarted", "given_up", "configuration", "done"],
+)
+def test_long_run_starts_again_until_the_end(
+    stub: dict[str, str], tmp_path: Path, codes: list[int], starts: int, code: int
+) -> None:
+    Path(stub["CODES"]).write_text("".join(f"{c}\n" for c in codes))
+    done = run("long_run.sh", "--foreground", "--config=x.py", f"--workdir={tmp_path}/w", **stub)
+    assert done.returncode == code, done.stderr
+    assert called(stub) == [f"-m hope_jax.launch --config=x.py --workdir={tmp_path}/w"] * starts
+
+
+@pytest.mark.parametrize(
+    ("code", "interrupted", "requeued"),
+    [(0, False, False), (0, True, True), (1, False, True), (2, False, False)],
+)
+def test_slurm_queues_a_run_again_that_is_not_at_its_end(
+    stub: dict[str, str], tmp_path: Path, code: int, interrupted: bool, requeued: bool
+) -> None:
+    Path(stub["CODES"]).write_text(f"{code}\n")
+    (tmp_path / "summary.json").write_text(f'{{"interrupted": {str(interrupted).lower()}}}')
+    environment = {**stub, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+    done = run("slurm.sbatch", "--config=x.py", f"--workdir={tmp_path}", **environment)
+    assert done.returncode == code, done.stderr
+    assert ("scontrol requeue 7" in called(stub)) == requeued
+
+
+def test_slurm_gives_up_after_some_failures(stub: dict[str, str], tmp_path: Path) -> None:
+    environment = {**stub, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "RETRIES": "2"}
+    for _ in range(2):
+        Path(stub["CODES"]).write_text("1\n")
+        run("slurm.sbatch", "--config=x.py", f"--workdir={tmp_path}", **environment)
+    assert called(stub).count("scontrol requeue 7") == 1
