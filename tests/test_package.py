@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from hope_jax import calibrate, cli, compilation_cache, digest, generate, launch
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import arrays, assemble, telemetry, weights
 from tests.checkpoints import small_config
+from tests.own_flags import own_flags
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -61,7 +62,8 @@ def run(line: str) -> Done:
     out, err, ours = StringIO(), StringIO(), logging.getLogger("hope_jax")
     before = ours.handlers, ours.propagate, ours.level
     try:
-        with flagsaver.flagsaver(), redirect_stdout(out), redirect_stderr(err):
+        own = own_flags(verify, "json") if name == "verify" else nullcontext()
+        with own, flagsaver.flagsaver(), redirect_stdout(out), redirect_stderr(err):
             cli.run_command(COMMANDS[name].main, words[2:])
     except SystemExit as error:
         return Done(int(error.code or 0), out.getvalue(), err.getvalue())

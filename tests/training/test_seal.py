@@ -18,6 +18,7 @@ from hope_jax.config import CheckpointConfig, OptimConfig
 from hope_jax.errors import CheckpointError
 from hope_jax.training import integrity, manifest, seal, stored
 from hope_jax.training.manifest import BadFileError
+from tests.own_flags import own_flags
 from tests.training.toy import rows_of, toy_config, toy_train
 
 CONTENT = {
@@ -53,7 +54,7 @@ def sealed(folder: Path) -> Path:
 
 
 def command(main, *arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
+    with own_flags(verify, "json"), pytest.raises(SystemExit) as caught:
         cli.run_command(main, ["command", *map(str, arguments)])
     return int(caught.value.code or 0), *capsys.readouterr()
 
