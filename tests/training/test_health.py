@@ -146,10 +146,12 @@ def test_warn_goes_on_loudly(tmp_path, caplog):
     assert sum("ALARM after step" in record.message for record in caplog.records) == 3
 
 
-def blown_up(**memory):
-    """A real model of one layer, whose inner rate is four orders of magnitude too high."""
+def blown_up(alarm, **memory):
+    """A real model of one layer, whose inner rate is four orders of magnitude too high. The reference style
+    starts with an embedding of unit variance: what writes spoil shows at once."""
     return ExperimentConfig(
         model=ModelConfig(
+            style="reference",
             vocab_size=1024,
             dim=16,
             num_layers=1,
@@ -159,7 +161,7 @@ def blown_up(**memory):
         memory=MemoryConfig(**memory),
         train=TrainConfig(steps=2, online_chunk_size=8),
         data=DataConfig(seq_len=32, batch_size=2),
-        eval=EvalConfig(every=1, batches=1, generate_tokens=0, alarm="stop"),
+        eval=EvalConfig(every=1, batches=1, generate_tokens=0, alarm=alarm),
         checkpoint=CheckpointConfig(every=0),
         log=LogConfig(tensorboard=False),
     )
@@ -167,12 +169,14 @@ def blown_up(**memory):
 
 def test_a_run_without_bounds_blows_up_and_the_bounds_keep_it(tmp_path):
     with pytest.raises(AlarmError, match=r"do harm. Suspect: cms_fast .*set memory.write_clip=0.02") as error:
-        run(blown_up(write_clip=0.0, delta_clip=0.0), tmp_path / "off")
+        run(blown_up("stop", write_clip=0.0, delta_clip=0.0), tmp_path / "off")
     assert "after step 1" in str(error.value)
-    (row,) = rows_of(tmp_path / "off")
-    assert row["eval_loss"] > math.log(1024) + 1 > row["eval_loss_no_writes"] + 0.5
-    assert row["writes"]["cms_fast"]["delta_norm"][0] > 1 and row["alarm"] in str(error.value)
-    run(blown_up(), tmp_path / "on")
-    for row in rows_of(tmp_path / "on"):
-        assert row["alarm"] is None and row["writes"]["cms_fast"]["write_clip_hits"][0] > 0
-        assert row["writes"]["cms_fast"]["write_norm"][0] <= 0.02 * 1.0001
+    (without,) = rows_of(tmp_path / "off")
+    assert without["alarm"] in str(error.value) and without["writes"]["cms_fast"]["delta_norm"][0] > 10
+    run(blown_up("warn"), tmp_path / "on")
+    bounded = rows_of(tmp_path / "on")[0]
+    written = bounded["writes"]["cms_fast"]
+    assert written["write_clip_hits"][0] > 0 and written["write_norm"][0] <= 0.02 * 1.0001
+    assert written["delta_norm"][0] <= 0.5 * 1.0001
+    harm, bounded_harm = (row["eval_loss"] - row["eval_loss_no_writes"] for row in (without, bounded))
+    assert harm > 1 and abs(bounded_harm) < harm / 4
