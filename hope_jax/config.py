@@ -222,6 +222,7 @@ class EvalConfig:
     every: Whole = 500  # steps; 0: only at the end
     batches: Whole = 16  # at most; 0: the whole held-out split
     generate_tokens: Whole = 64  # length of each sample in the report; 0: none
+    alarm: Literal["warn", "stop", "off"] = "warn"  # of memories that do harm (docs/health.md); stop: exit 1
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ class MemoryFileError(UserError):
     """A saved memory that is missing, damaged, or another model's, or that cannot be written."""
 
 
+class AlarmError(UserError):
+    """The memories do harm, and `eval.alarm` is "stop"."""
+
+
 class DivergenceError(UserError):
     """The loss or a state became non-finite."""
 

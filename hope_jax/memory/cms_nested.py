@@ -40,7 +40,7 @@ from hope_jax.memory.cms import Cms, LevelChunk
 from hope_jax.memory.level_write import LevelWriter, Pending, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import LevelState
-from hope_jax.memory.state import Reduce, WriteStats, add_stats
+from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats
 from hope_jax.types import Array, PyTree
 
 
@@ -153,7 +153,7 @@ class _NestedWriter:
         pieces = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), chunk)
         starts = position + period * jnp.arange(whole, dtype=jnp.int32)
         state, stacked = jax.lax.scan(step, state, (pieces, starts))
-        stats: Stats = jax.tree.map(lambda s: s.sum(0), stacked)
+        stats: Stats = total_stats(stacked[0]), total_stats(stacked[1])
         if rest:
             tail = jax.tree.map(lambda t: t[whole * period :], chunk)
             state, more = self._until_restart(state, tail, position + whole * period, last)
@@ -169,9 +169,12 @@ class _NestedWriter:
         init, moved = self.init.write(state.init, *chunk, position, last)
         end = position + chunk.mask.shape[0]
         if len(self.slower) > 1:
-            init = trees.select(_is_due(end, self.slower[1]), self.fresh.init, init)
-        start = LevelState(init.delta, self.fresh.opt, self.fresh.pending)
-        delta, opt, pending = trees.select(_is_due(end, self.slower[0]), start, level)
+            cleared = _is_due(end, self.slower[1])
+            init = trees.select(cleared, self.fresh.init, init)
+            moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
+        start, due = LevelState(init.delta, self.fresh.opt, self.fresh.pending), _is_due(end, self.slower[0])
+        delta, opt, pending = trees.select(due, start, level)
+        stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
         return NestedState(delta, opt, pending, init), (stats, moved)
 
 

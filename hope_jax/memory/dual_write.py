@@ -17,7 +17,7 @@ from hope_jax.memory.level_write import LevelWriter, Tokens, init_level, limit
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import Ended, LevelState, WriteRules, count, flushed, no_tokens
-from hope_jax.memory.state import Reduce, WriteStats, add_stats, zero_stats
+from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
 from hope_jax.trees import add
 from hope_jax.types import Array, PyTree
 
@@ -137,8 +137,8 @@ class DualWriter(LevelWriter):
             beta=spec.beta,
             lr=spec.lr,
         )
-        stats = self.stats_of(ended, factors, [c.write_hits for c in found], [c.delta_hits for c in found])
-        return dict(zip(_MAPS, after, strict=True)), jax.tree.map(lambda s: s.sum(0), stats)
+        stats = total_stats(self.stats_of(ended, factors, list(found)))
+        return dict(zip(_MAPS, after, strict=True)), stats
 
     def _part_of_a_period(
         self, state: LevelState, tokens: Tokens, position: Array, last: bool

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
+from hope_jax.kernels.cms_write import Affine, Coefficients, Map, Rows, root, write_periods
 from hope_jax.memory import dgd, gate, levels, mlp_memory
 from hope_jax.memory.inner_optim import (
     L2_OBJECTIVE_WEIGHT,
@@ -27,13 +27,14 @@ from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import (
     Ended,
     LevelState,
+    Measured,
     PeriodWriter,
     WriteRules,
     count,
     no_tokens,
     write_stats,
 )
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, own
+from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, own, relative
 from hope_jax.types import Array, PyTree
 
 
@@ -145,8 +146,7 @@ class LevelWriter(PeriodWriter[Pending]):
         spec, ended = self.spec, self.ended(mask, surprise_n, counted_n)
         applied = self.applied(ended)
         written = write_periods(self._maps(state, factors, ended), applied, beta=spec.beta, lr=spec.lr)
-        hits = [w.write_hits for w in written], [w.delta_hits for w in written]
-        stats = self.stats_of(ended, factors, *hits)
+        stats = self.stats_of(ended, factors, [w.found for w in written])
         opt, delta = state.opt, _by_name([w.delta for w in written])
         if velocity(opt) is not None:
             opt = with_velocity(opt, _by_name([w.velocity for w in written]), applied.sum())
@@ -165,10 +165,8 @@ class LevelWriter(PeriodWriter[Pending]):
     def _is_open(self, ended: Ended) -> Array:
         return jax.vmap(lambda s: gate.is_open(self.rules.gate_rule, s))(ended.surprise)
 
-    def stats_of(
-        self, ended: Ended, factors: WriteFactors, write_hits: list[Array], delta_hits: list[Array]
-    ) -> WriteStats:
-        """Statistics [P] of periods; factors [P, C, ...]; hits bool [P] a map."""
+    def stats_of(self, ended: Ended, factors: WriteFactors, found: list[Coefficients]) -> WriteStats:
+        """Statistics [P] of periods; factors [P, C, ...]; found: one a map."""
         dtype = self.norms[0].dtype
         norms = [
             *_period_norms(factors.z, factors.g_h, dtype, "b_up" in self.weights),
@@ -176,7 +174,10 @@ class LevelWriter(PeriodWriter[Pending]):
         ]
         is_open, applied = self._is_open(ended), self.applied(ended)
         surprise = gate.mean_surprise(ended.surprise)
-        return write_stats(is_open, applied, ended.tokens, surprise, norms, write_hits, delta_hits)
+        maps = list(zip(found, self.norms, strict=True))
+        writes = [Measured(relative(c.write_sizes, norm), c.write_hits) for c, norm in maps]
+        deltas = [Measured(relative(c.delta_sizes, norm), c.delta_hits) for c, norm in maps]
+        return write_stats(is_open, applied, ended.tokens, surprise, norms, writes, deltas)
 
     def _maps(self, state: LevelState, factors: WriteFactors, ended: Ended) -> tuple[Map, ...]:
         """What the periods [P, C, ...] write into each of the level's affine maps."""

@@ -17,7 +17,7 @@ from hope_jax import trees
 from hope_jax.kernels.cms_write import root, shrink
 from hope_jax.memory import gate, levels, mlp_memory
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.state import Reduce, WriteStats, add_stats, zero_stats
+from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 from hope_jax.types import Array, PyTree
 
 
@@ -121,7 +121,7 @@ class PeriodWriter(ABC, Generic[P]):
         whole, rest = levels.split_chunk(_length(tokens), period)
         by_period = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
         state, stacked = self.write_periods(state, by_period)
-        stats = jax.tree.map(lambda s: s.sum(0), stacked)
+        stats = total_stats(stacked)
         if rest and last and self.rules.flush_partial_at_end:
             tail = self.gather(jax.tree.map(lambda t: t[whole * period :], tokens))
             state, tail_stats = self.apply(state, tail)
@@ -166,11 +166,13 @@ class PeriodWriter(ABC, Generic[P]):
         is_open = gate.is_open(self.rules.gate_rule, ended.surprise)
         applied = is_open & (ended.tokens > 0)
         write, opt, grad = self.proposed(state, period)
-        write, write_hits = _bounded(write, self.norms, self.rules.bounds.write)
-        delta, delta_hits = _bounded(trees.add(state.delta, write), self.norms, self.rules.bounds.delta)
+        write, writes = _bounded(write, self.norms, self.rules.bounds.write)
+        # Without a write that is not applied, the delta that is measured is the one that stays.
+        write = trees.select(applied, write, trees.zeros_like(write))
+        delta, deltas = _bounded(trees.add(state.delta, write), self.norms, self.rules.bounds.delta)
         norms = [root(jnp.square(g).sum()) for g in jax.tree.leaves(grad)]
         surprise = gate.mean_surprise(ended.surprise)
-        stats = write_stats(is_open, applied, ended.tokens, surprise, norms, write_hits, delta_hits)
+        stats = write_stats(is_open, applied, ended.tokens, surprise, norms, writes, deltas)
         delta, opt = trees.select(applied, (delta, opt), (state.delta, state.opt))
         return state._replace(delta=delta, opt=opt), stats
 
@@ -189,16 +191,24 @@ def flushed(stats: WriteStats) -> WriteStats:
     return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
 
 
+class Measured(NamedTuple):
+    """One map's write, or delta: its norm over that of the slow weights, after bounds, and whether the bound
+    was active. Over any leading axes."""
+
+    norm: Array
+    hit: Array
+
+
 def write_stats(
     is_open: Array,
     applied: Array,
     tokens: Array,
     surprise: Array,
     grad_norms: list[Array],
-    write_hits: list[Array],
-    delta_hits: list[Array],
+    writes: list[Measured],
+    deltas: list[Measured],
 ) -> WriteStats:
-    """Statistics of ended periods, over any leading axes: lists have one entry a weight, or a bounded map."""
+    """Statistics of ended periods, over any leading axes: lists have one entry a weight, or an affine map."""
     on = applied.astype(float)
 
     def total(parts: list[Array]) -> Array:
@@ -213,18 +223,28 @@ def write_stats(
         tokens_flushed=jnp.zeros_like(on),
         pending_tokens=jnp.zeros_like(on),
         surprise_value=surprise.astype(float),
-        write_clip_hits=total(write_hits),
-        delta_clip_hits=total(delta_hits),
+        write_clip_hits=total([write.hit for write in writes]),
+        delta_clip_hits=total([delta.hit for delta in deltas]),
+        write_norm=jnp.where(applied, _largest(writes), 0),
+        delta_norm=_largest(deltas),
     )
     # Statistics are reported, never optimized: no loss may reach a memory through them.
     return jax.lax.stop_gradient(stats)
 
 
-def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, list[Array]]:
-    """Scales each affine map down to bound * its slow norm; also bool [] a map, whether it was scaled."""
+def _largest(parts: list[Measured]) -> Array:
+    return jnp.stack([part.norm.astype(float) for part in parts]).max(0)
+
+
+def _bounded(weights: PyTree, norms: tuple[Array, ...], bound: float) -> tuple[PyTree, list[Measured]]:
+    """Scales each affine map down to bound * its slow norm (0: off); also what came of each."""
+    sizes = mlp_memory.group_norms(weights)
     if not bound:
-        return weights, []
-    scaled = [
-        shrink(size, bound * norm) for size, norm in zip(mlp_memory.group_norms(weights), norms, strict=True)
-    ]
-    return mlp_memory.scale_groups(weights, tuple(s[0] for s in scaled)), [s[1] for s in scaled]
+        off = jnp.zeros((), bool)
+        return weights, [Measured(relative(*each), off) for each in zip(sizes, norms, strict=True)]
+    factors, measured = [], []
+    for size, norm in zip(sizes, norms, strict=True):
+        factor, hit = shrink(size, bound * norm)
+        factors.append(factor)
+        measured.append(Measured(relative(factor * size, norm), hit))
+    return mlp_memory.scale_groups(weights, tuple(factors)), measured

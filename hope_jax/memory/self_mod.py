@@ -19,7 +19,7 @@ from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
-from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
+from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 from hope_jax.types import Array, PyTree
 
 GENERATORS, MEMORY = "generators", "memory"
@@ -168,7 +168,7 @@ class SelfMod:
         generators, first, (q, tokens), g_stats = self._generate(
             params, state, pending, x_nd, position, reduce, fast
         )
-        call = _Call(self, self.chunk_size_memory, ("memory",), position, reduce, fast is not None)
+        call = _Call(self, self.chunk_size_memory, ("memory",), params, position, reduce, fast is not None)
         recall = partial(_recall, x_nd.dtype)
         memory, second, o, m_stats = call.run(recall, (), state, pending and pending.memory, q, tokens)
         stats = {GENERATORS: g_stats, MEMORY: m_stats}
@@ -199,7 +199,8 @@ class SelfMod:
         fast: SelfModState | None,
     ) -> tuple[SelfModState, Streams, tuple[Array, Streams], WriteStats]:
         """The pass over the generators: their state, pending streams, (queries, streams) of all tokens."""
-        call = _Call(self, self.chunk_size, self.generator_names(), position, reduce, fast is not None)
+        names = self.generator_names()
+        call = _Call(self, self.chunk_size, names, params, position, reduce, fast is not None)
         theta = {name: params[name] for name in ("b_alpha",) if name in params}
         make = partial(self._make_streams, x.dtype)
         new, pending, (q, tokens), stats = call.run(make, theta, state, carry and carry.generators, x, ())
@@ -240,12 +241,14 @@ class _Call:
         memory: SelfMod,
         chunk: int,
         names: tuple[str, ...],
+        params: PyTree,
         position: Array | int,
         reduce: Reduce,
         writes: bool,
     ) -> None:
         self.memory, self.chunk, self.names = memory, chunk, names
         self.position, self.reduce, self.writes = position, reduce, writes
+        self.slow = {name: params[name] for name in names}
 
     def layout(self, state: SelfModState) -> Layout:
         return kernel.layout_of({name: state.weights[name] for name in self.names})
@@ -280,17 +283,18 @@ class _Call:
     ) -> tuple[Group, Any, WriteStats]:
         """Chunks that begin and end in the call, then the tokens left over, which are read only."""
         whole, rest = divmod(inputs.x.shape[0], self.chunk)
-        parts, norm, end = [], jnp.zeros((), float), whole * self.chunk
+        parts, norms, end = [], None, whole * self.chunk
         if whole:
             first = jax.tree.map(lambda t: t[:end], inputs)
             over = kernel.sweep if self.reduce is own else self._together
-            group, outs, norm = over(constants, group, theta, first)
+            group, outs, norms = over(constants, group, theta, first)
             parts.append(outs)
         if rest or not parts:
             last = jax.tree.map(lambda t: t[end:], inputs)
             parts.append(_read(constants, group, theta, last)[0])
         joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
-        return group, joined, self._stats(jnp.asarray(whole, float), norm, jnp.asarray(rest, float))
+        stats = zero_stats() if norms is None else self._stats(constants.layout, norms, group)
+        return group, joined, stats._replace(pending_tokens=jnp.asarray(rest, float))
 
     def _together(
         self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
@@ -304,7 +308,7 @@ class _Call:
 
         chunks = jax.tree.map(lambda t: t.reshape(-1, self.chunk, *t.shape[1:]), inputs)
         group, (outs, norms) = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), group, chunks)
-        return group, jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), outs), norms.sum()
+        return group, jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), outs), norms
 
     def _gather(
         self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs, pending: Streams
@@ -319,13 +323,12 @@ class _Call:
         )
         left = (at + tokens.eta.shape[0]) % self.chunk
 
-        def write(group: Group) -> tuple[Group, Array]:
+        def write(group: Group) -> tuple[Group, WriteStats]:
             new = self._write(constants, group, pending)
-            return new, _change(constants.layout, new, group)
+            return new, self._stats(constants.layout, _change(constants.layout, new, group)[None], new)
 
-        group, norm = jax.lax.cond(left == 0, write, lambda group: (group, jnp.zeros((), float)), group)
-        stats = self._stats((left == 0).astype(float), norm, left.astype(float))
-        return group, pending, outs, stats
+        group, stats = jax.lax.cond(left == 0, write, lambda group: (group, zero_stats()), group)
+        return group, pending, outs, stats._replace(pending_tokens=left.astype(float))
 
     def _write(self, constants: kernel.Pass, group: Group, tokens: Streams) -> Group:
         new = Group(*kernel.write_chunk(*group, constants.layout, tokens, constants.rule))
@@ -334,14 +337,19 @@ class _Call:
         examples = self.reduce(1)
         return jax.tree.map(lambda total: total / examples, self.reduce(new))
 
-    def _stats(self, periods: Array, norm: Array, pending: Array) -> WriteStats:
+    def _stats(self, layout: Layout, norms_pm: Array, group: Group) -> WriteStats:
+        """Of P written chunks. norms_pm: by matrix, of what each has changed. group: after the last."""
+        slow = _matrices(self.slow)
+        slow_m, periods = _norms(slow), jnp.asarray(norms_pm.shape[0], float)
+        added = jax.tree.map(jnp.subtract, _matrices(kernel.unstack(group.weights, layout)), slow)
         return zero_stats()._replace(
-            grad_norm=norm,
+            grad_norm=norms_pm.sum(),
             periods=periods,
             chunk_tokens=periods * self.chunk,
             gate_hit=periods,
             updates_applied=periods,
-            pending_tokens=pending,
+            write_norm=relative(norms_pm, slow_m).max(1).sum(),
+            delta_norm=relative(_norms(added), slow_m).max(),
         )
 
 
@@ -352,7 +360,20 @@ def _read(constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs) -
 
 
 def _change(layout: Layout, new: Group, old: Group) -> Array:
-    """Sum over matrices of the Frobenius norm of what a write changed; a statistic, without gradient."""
+    """Frobenius norm [M] of what a write has changed in each matrix."""
     difference = jax.tree.map(jnp.subtract, *trees.stop_gradient((new.weights, old.weights)))
-    norms = [trees.safe_norm(c.astype(float)) for c in jax.tree.leaves(kernel.unstack(difference, layout))]
-    return sum(norms, jnp.zeros((), float))
+    return _norms(_matrices(kernel.unstack(difference, layout)))
+
+
+def _matrices(memories: PyTree) -> list[Array]:
+    """In the order of the norms of `hope_jax.kernels.self_mod.sweep`."""
+    parts = [memories[name] for name in sorted(memories)]
+    return [
+        *(part["w_out"] for part in parts),
+        *(part[name] for part in parts for name in ("w_in", "w_skip") if name in part),
+    ]
+
+
+def _norms(matrices: list[Array]) -> Array:
+    """Frobenius norms [M] in JAX's default float, without gradient."""
+    return jax.lax.stop_gradient(jnp.stack([trees.safe_norm(m.astype(float)) for m in matrices]))

@@ -9,6 +9,7 @@ inputs; the protocols name what the models floor calls on all of them.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from hope_jax.types import Array, PyTree
@@ -50,6 +51,9 @@ class WriteStats(NamedTuple):
     updates_applied: periods written. tokens_flushed: tokens of partial periods written at the end of
     the stream. pending_tokens: tokens waiting for their period to end. surprise_value: sum over periods
     of their mean surprise. write_clip_hits, delta_clip_hits: matrices whose bound was active.
+    write_norm: over applied writes, the largest |write|_F / |theta|_F of the level's matrices, after bounds.
+    delta_norm: the largest |delta|_F / |theta|_F after the last period that ended (0: none has). theta: the
+    slow weights; a matrix counts with its bias.
     """
 
     grad_norm: Array
@@ -62,6 +66,8 @@ class WriteStats(NamedTuple):
     surprise_value: Array
     write_clip_hits: Array
     delta_clip_hits: Array
+    write_norm: Array
+    delta_norm: Array
 
 
 def zero_stats() -> WriteStats:
@@ -70,9 +76,23 @@ def zero_stats() -> WriteStats:
 
 
 def add_stats(a: WriteStats, b: WriteStats) -> WriteStats:
-    """Sums, except `pending_tokens`, which is a level and not a flow: the later one counts."""
+    """Sums, except of levels, which are no flows: of `pending_tokens` and `delta_norm` the later counts."""
     total = WriteStats(*(x + y for x, y in zip(a, b, strict=True)))
-    return total._replace(pending_tokens=b.pending_tokens)
+    delta_norm = jnp.where(b.periods > 0, b.delta_norm, a.delta_norm)
+    return total._replace(pending_tokens=b.pending_tokens, delta_norm=delta_norm)
+
+
+def total_stats(each: WriteStats) -> WriteStats:
+    """`add_stats` over the first axis, of parts [P] in each of which a period ended; P may be 0."""
+    total = jax.tree.map(lambda t: t.sum(0), each)
+    return total._replace(
+        pending_tokens=each.pending_tokens[-1:].sum(0), delta_norm=each.delta_norm[-1:].sum(0)
+    )
+
+
+def relative(size: Array, norm: Array) -> Array:
+    """size / norm, 0 for nothing on top of weights that are zero."""
+    return size / jnp.maximum(norm, jnp.sqrt(jnp.finfo(norm.dtype).tiny))
 
 
 class Memory(Protocol):

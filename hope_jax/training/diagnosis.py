@@ -30,6 +30,14 @@ def _growth(values: Sequence[float]) -> tuple[float, float, float]:
     return peak / max(median, 1e-30), median, peak
 
 
+def rate_key(level: str, config: ExperimentConfig) -> str:
+    """The key of the inner rate with which a level writes."""
+    name = level.removesuffix(".init")
+    if name in config.model.cms_levels:
+        return f"model.cms_levels.{name}.lr"
+    return {"titan": "model.titan_level.lr"}.get(name, "model.self_mod_lr")
+
+
 def _write_suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfig) -> list[_Suspect]:
     out = []
     levels = {level for row in telemetry for level in row.get("writes", {})}
@@ -38,9 +46,7 @@ def _write_suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfi
         by_layer = [_growth([float(n[layer]) for n in norms]) for layer in range(len(norms[0]))]
         layer = int(np.argmax([g for g, _, _ in by_layer]))
         growth, median, peak = by_layer[layer]
-        name = level.removesuffix(".init")
-        key = {"titan": "model.titan_level.lr"}.get(name, "model.self_mod_lr")
-        key = f"model.cms_levels.{name}.lr" if name in config.model.cms_levels else key
+        key = rate_key(level, config)
         cause = f"the writes of {level} blew up (gradient norm in layer {layer}: {median:.3g} -> {peak:.3g})"
         remedy = f"lower {key} or memory.write_clip (now {config.memory.write_clip:g})"
         out.append(_Suspect(growth, cause, remedy))

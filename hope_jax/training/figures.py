@@ -42,6 +42,7 @@ _STATISTICS = {
     "surprise_value": "surprise",
     "write_clip_hits": "write-clip hits",
     "delta_clip_hits": "delta-clip hits",
+    "delta_norm": "written / slow norm",
 }
 _MAX_POINTS = 400
 GOAL = 0.85

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from hope_jax.data.corpus import unigram_entropy
-from hope_jax.errors import DivergenceError
+from hope_jax.errors import AlarmError, DivergenceError
 from hope_jax.training.checkpoint import Checkpointer, first_non_finite
+from hope_jax.training.health import Guard
 from hope_jax.training.metrics import Recorder
 from hope_jax.training.program import TrainProgram, TrainState
 from hope_jax.types import Batch
@@ -64,12 +65,13 @@ class EvalHook:
     """Held-out loss every `every` steps (0: never) and at the end; not when stopping early."""
 
     def __init__(
-        self, every: int, program: TrainProgram, batches: Sequence[Batch], recorder: Recorder
+        self, every: int, program: TrainProgram, batches: Sequence[Batch], recorder: Recorder, guard: Guard
     ) -> None:
         self._every = every
         self._program = program
         self._batches = batches
         self._recorder = recorder
+        self._guard = guard
 
     def __call__(self, event: StepEvent) -> None:
         """Evaluate if due, and leave the numbers for the row."""
@@ -79,7 +81,8 @@ class EvalHook:
             return
         with self._recorder.paused():
             results = evaluate(self._program, event.state, self._batches)
-        self._recorder.annotate(event.step, dict(results))
+        alarm = self._guard.evaluated(event.step, results, self._recorder.last_writes())
+        self._recorder.annotate(event.step, {**results, "alarm": alarm})
 
 
 class LogHook:
@@ -125,6 +128,28 @@ class CheckpointHook:
                 )
             progress = self._recorder.progress()._asdict()
             self._checkpointer.save(event.step, event.state, self._data_state(), progress)
+
+
+class AlarmHook:
+    """Ends the run where an alarm says so, after the checkpoint that `save` writes.
+
+    Raises: AlarmError.
+    """
+
+    def __init__(self, guard: Guard, save: CheckpointHook, checkpointer: Checkpointer) -> None:
+        self._guard = guard
+        self._save = save
+        self._checkpointer = checkpointer
+
+    def __call__(self, event: StepEvent) -> None:
+        """Save if due, or if the run ends here."""
+        alarm = self._guard.stop
+        self._save(event._replace(stopping=event.stopping or alarm is not None))
+        if alarm:
+            raise AlarmError(
+                f"stopped after step {event.step}, as eval.alarm=stop says: {alarm} The same command, with "
+                f"the key changed, continues from {self._checkpointer.latest_path()}."
+            )
 
 
 class ProfileHook:

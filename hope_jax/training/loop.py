@@ -20,7 +20,9 @@ from hope_jax.errors import ConfigError
 from hope_jax.training import files, processes, telemetry
 from hope_jax.training.checkpoint import Checkpointer, abstract
 from hope_jax.training.diagnosis import explain_divergence
+from hope_jax.training.health import Guard
 from hope_jax.training.hooks import (
+    AlarmHook,
     CheckpointHook,
     EvalHook,
     Hook,
@@ -191,13 +193,15 @@ def train(
         )
         for writer in writers:
             stack.callback(writer.close)
+        seen = files.read_rows(workdir / files.METRICS_FILE)
+        guard = Guard(config, [row for row in seen if row["step"] <= start.step])
         recorder = Recorder(
             start.progress,
-            lambda row: _write_all(writers, row),
+            lambda row: _write_all(writers, guard.row(row)),
             lambda step, rows: explain_divergence(step, rows, config, checkpointer.latest_path()),
         )
         stack.callback(recorder.close)
-        hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer)
+        hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer, guard)
         end = _steps(
             *(program, start, config, train_iterator, hooks, recorder),
             lambda step: peers.stopping(step, stop.received),
@@ -250,16 +254,18 @@ def _hooks(
     eval_batches: Sequence[Batch],
     recorder: Recorder,
     checkpointer: Checkpointer,
+    guard: Guard,
 ) -> list[Hook]:
     """Evaluation before logging, so that its numbers join the step's row; both before the checkpoint, so
     that the row is on disk when the checkpoint that it belongs to is."""
     profiling = config.train.profile and jax.process_index() == 0
     hooks: list[Hook] = [ProfileHook(workdir / "profile")] if profiling else []
+    save = CheckpointHook(config.checkpoint.every, checkpointer, recorder, iterator.get_state)
     return [
         *hooks,
-        EvalHook(config.eval.every, program, eval_batches, recorder),
+        EvalHook(config.eval.every, program, eval_batches, recorder, guard),
         LogHook(config.log.every, config.train.step_offset + 1, recorder),
-        CheckpointHook(config.checkpoint.every, checkpointer, recorder, iterator.get_state),
+        AlarmHook(guard, save, checkpointer),
     ]
 
 
@@ -280,7 +286,9 @@ def _steps(
 ) -> _End:
     step, state = start.step, start.state
     while step < config.train.steps:
-        state, metrics = program.train_step(state, next(iterator))
+        batch = next(iterator)
+        with jax.profiler.StepTraceAnnotation("train_step", step_num=step + 1):
+            state, metrics = program.train_step(state, batch)
         step += 1
         recorder.add(step, metrics)
         if step == start.step + 1:

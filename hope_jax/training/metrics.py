@@ -110,6 +110,10 @@ class Recorder:
         """Add fields (an evaluation) to the row of `step`."""
         self._notes.setdefault(step, {}).update(values)
 
+    def last_writes(self) -> Mapping[str, Any]:
+        """Write statistics, by level, of the last step that was fetched."""
+        return self._latest[1].get("writes", {}) if self._latest else {}
+
     def annotated(self, step: int) -> bool:
         """Whether `step` has fields that only its row will keep."""
         return step in self._notes

@@ -197,6 +197,10 @@ def render(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
             f'<div class="warn">Interrupted after step {summary.get("steps")}; the same command continues '
             "the run. There is no final evaluation yet.</div>"
         )
+    alarms = [f"step {row['step']}: {row['alarm']}" for row in rows if row.get("alarm")]
+    if alarms:
+        first = f"{len(alarms)} rows with an alarm, the first at {alarms[0]}"
+        warning += f'<div class="warn">{escape(first)}</div>'
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in summary.get("notes", ()))
     settings = "\n".join(f"{k}: {v}" for k, v in flatten(config).items())
     return (

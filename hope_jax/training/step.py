@@ -242,11 +242,12 @@ def token_loss_count(batch: Batch) -> Array:
 
 
 def describe_writes(total: WriteStats, examples: int) -> Mapping[str, Array]:
-    """Per layer [L], of sums over examples: counts a context, `grad_norm` an applied write, `surprise_value`
-    a period."""
+    """Per layer [L], of sums over examples: counts a context, `grad_norm` and `write_norm` an applied write,
+    `surprise_value` a period."""
     mean = jax.tree.map(lambda t: t / examples, total)
     described = mean._asdict()
-    described["grad_norm"] = mean.grad_norm / jnp.maximum(mean.updates_applied, 1e-9)
+    for name in ("grad_norm", "write_norm"):
+        described[name] = getattr(mean, name) / jnp.maximum(mean.updates_applied, 1e-9)
     described["surprise_value"] = mean.surprise_value / jnp.maximum(mean.periods, 1e-9)
     return described
 

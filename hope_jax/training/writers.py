@@ -37,7 +37,7 @@ def scalars(row: Row) -> dict[str, float]:
     """The finite numbers of a row by slash-separated name; write statistics as means over the layers."""
     out = {}
     for key, value in flatten(to_json(row)).items():
-        numbers = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
         if key != "step" and numbers:
             out[key.replace(".", "/")] = float(np.mean(numbers))
     return out

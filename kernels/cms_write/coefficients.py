@@ -30,7 +30,8 @@ class Inner(NamedTuple):
 class Coefficients(NamedTuple):
     """The map after a chunk: D = d D_0 + v v_0 + sum_p g_p G_p, and its velocity likewise (`velocity_v`,
     `velocity_g_p`; of no meaning without one). write_hits, delta_hits: bool [P], applied periods in which a
-    bound was active."""
+    bound was active. write_sizes, delta_sizes: [P] Frobenius norms, after bounds, of each period's write (0
+    where it was not applied) and of D after it."""
 
     d: jax.Array
     v: jax.Array
@@ -39,6 +40,8 @@ class Coefficients(NamedTuple):
     velocity_g_p: jax.Array
     write_hits: jax.Array
     delta_hits: jax.Array
+    write_sizes: jax.Array
+    delta_sizes: jax.Array
 
 
 class Rates(NamedTuple):
@@ -76,36 +79,40 @@ def velocities(rates: Rates, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Arra
 
 
 def coefficients(
-    inner: Inner | None,
+    inner: Inner,
     applied_p: jax.Array,
     rates: Rates,
     max_write: jax.Array | None,
     max_delta: jax.Array | None,
     dtype: jnp.dtype,
 ) -> Coefficients:
-    """Of one map. inner may be None if both bounds are."""
+    """Of one map. max_write, max_delta: [] bounds, or None: off."""
     v_pb = velocities(rates, applied_p, dtype)
     writes_pb = jnp.where(applied_p[:, None], -rates.lr * v_pb, 0)
-    write_hits = delta_hits = jnp.zeros(applied_p.shape, bool)
-    keep_p = jnp.ones(applied_p.shape, dtype)
-    if inner is not None:
-        vg = jnp.concatenate([inner.vv[None], inner.vg_p])
-        gram_bb = jnp.concatenate(
-            [vg[None], jnp.concatenate([inner.vg_p[:, None], inner.gg_pp], axis=1)], axis=0
-        )
-        gram_pp = _outer(writes_pb, gram_bb)
-        if max_write is not None:
-            factor, write_hits = shrink(root(jnp.diagonal(gram_pp)), max_write)
-            writes_pb = writes_pb * factor[:, None]
-            gram_pp = gram_pp * factor[:, None] * factor
-        if max_delta is not None:
-            along_p = _times(writes_pb, jnp.concatenate([inner.dv[None], inner.dg_p]))
-            keep_p, delta_hits = _kept(inner.dd, along_p, gram_pp, applied_p, max_delta)
+    write_hits = jnp.zeros(applied_p.shape, bool)
+    vg = jnp.concatenate([inner.vv[None], inner.vg_p])
+    gram_bb = jnp.concatenate([vg[None], jnp.concatenate([inner.vg_p[:, None], inner.gg_pp], axis=1)], axis=0)
+    gram_pp = _outer(writes_pb, gram_bb)
+    write_sizes = root(jnp.diagonal(gram_pp))
+    if max_write is not None:
+        factor, write_hits = shrink(write_sizes, max_write)
+        writes_pb, write_sizes = writes_pb * factor[:, None], write_sizes * factor
+        gram_pp = gram_pp * factor[:, None] * factor
+    along_p = _times(writes_pb, jnp.concatenate([inner.dv[None], inner.dg_p]))
+    keep_p, delta_hits, delta_sizes = _kept(inner.dd, along_p, gram_pp, applied_p, max_delta)
     # What is left at the end of the write of period q: the product of the factors from q on.
     left_p = jnp.cumprod(keep_p[::-1])[::-1]
     change_b = _times(writes_pb.T, left_p)
     return Coefficients(
-        left_p[0], change_b[0], change_b[1:], v_pb[-1, 0], v_pb[-1, 1:], write_hits, delta_hits
+        d=left_p[0],
+        v=change_b[0],
+        g_p=change_b[1:],
+        velocity_v=v_pb[-1, 0],
+        velocity_g_p=v_pb[-1, 1:],
+        write_hits=write_hits,
+        delta_hits=delta_hits,
+        write_sizes=write_sizes,
+        delta_sizes=delta_sizes,
     )
 
 
@@ -119,22 +126,31 @@ def _times(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _kept(
-    square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array, max_delta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """What the bound on delta leaves of it in each period [P], and bool [P], whether it was active.
+    square: jax.Array,
+    along_p: jax.Array,
+    gram_pp: jax.Array,
+    applied_p: jax.Array,
+    max_delta: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the bound on delta leaves of it in each period [P], bool [P], whether it was active, and |D| after
+    each period [P].
 
     square: |D_0|^2. along_p: <D_0, s_p w_p>. gram_pp: <s_p w_p, s_q w_q>.
     """
 
     def step(
         carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
         (square, along_p), (p, gram_p, applied) = carry, xs
         square = square + 2 * along_p[p] + gram_p[p]
-        factor, hit = shrink(root(square), max_delta)
-        factor = jnp.where(applied, factor, 1)
-        return (square * factor**2, (along_p + gram_p) * factor), (factor, hit & applied)
+        size = root(square)
+        factor, hit = jnp.ones_like(size), jnp.zeros((), bool)
+        if max_delta is not None:
+            factor, hit = shrink(size, max_delta)
+            factor = jnp.where(applied, factor, 1)
+        after = square * factor**2, (along_p + gram_p) * factor
+        return after, (factor, hit & applied, size * factor)
 
     each = (jnp.arange(applied_p.shape[0]), gram_pp, applied_p)
-    kept: tuple[jax.Array, jax.Array] = jax.lax.scan(step, (square, along_p), each)[1]
+    kept: tuple[jax.Array, jax.Array, jax.Array] = jax.lax.scan(step, (square, along_p), each)[1]
     return kept

@@ -82,7 +82,7 @@ def write_periods(
 ) -> tuple[tuple[Dual, ...], tuple[Coefficients, ...]]:
     """What a chunk of n = P * C tokens makes of each map, which holds `used` tokens before it, by the rule of
     `gram.write_periods`: complete but for the rows, which are the chunk's alone (see `enter`). Also the
-    coefficients, for their hits."""
+    coefficients, for their hits and sizes."""
     periods, dtype = applied_p.shape[0], duals[0].delta_s.dtype
     rates = Rates(None if duals[0].velocity_s is None else beta, lr)
     # Fenced, or XLA would compute what makes the tokens (activations) anew in every product.

@@ -48,13 +48,12 @@ class Map(NamedTuple):
 
 
 class Written(NamedTuple):
-    """delta, velocity: after the chunk (velocity None if there was none). write_hits, delta_hits: bool [P],
-    applied periods in which a bound was active."""
+    """delta, velocity: after the chunk (velocity None if there was none). found: of the coefficients, for
+    their hits and sizes."""
 
     delta: Affine
     velocity: Affine | None
-    write_hits: jax.Array
-    delta_hits: jax.Array
+    found: Coefficients
 
 
 def write_periods(
@@ -69,12 +68,10 @@ def write_periods(
     first, periods = maps[0], applied_p.shape[0]
     rates = Rates(None if first.velocity is None else beta, lr)
     bounds = jax.tree.map(lambda *b: jnp.stack(b), *((one.max_write, one.max_delta) for one in maps))
-    inner = None
-    if first.max_write is not None or first.max_delta is not None:
-        inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
+    inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
     dtype = first.delta.matrix.dtype
 
-    def of_map(inner: Inner | None, max_write: jax.Array | None, max_delta: jax.Array | None) -> Coefficients:
+    def of_map(inner: Inner, max_write: jax.Array | None, max_delta: jax.Array | None) -> Coefficients:
         return coefficients(inner, applied_p, rates, max_write, max_delta, dtype)
 
     found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
@@ -131,7 +128,7 @@ def _combine(one: Map, c: Coefficients) -> Written:
     biases = [None if b is None else w @ b for w in by_token]
     if velocity is None:
         new = jax.tree.map(lambda d, s: c.d * d + s, delta, Affine(sums[0], biases[0]))
-        return Written(new, None, c.write_hits, c.delta_hits)
+        return Written(new, None, c)
     new = jax.tree.map(lambda d, v, s: c.d * d + c.v * v + s, delta, velocity, Affine(sums[0], biases[0]))
     ema = jax.tree.map(lambda v, s: c.velocity_v * v + s, velocity, Affine(sums[1], biases[1]))
-    return Written(new, ema, c.write_hits, c.delta_hits)
+    return Written(new, ema, c)

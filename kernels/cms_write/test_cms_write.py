@@ -66,7 +66,10 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
     applied = np.arange(periods) % 3 != 1
 
     def fast(maps: Any) -> Any:
-        return [(w.delta, w.velocity) for w in write_periods(maps, jnp.asarray(applied), **RATES)]
+        return [
+            (w.delta, w.velocity, w.found.write_sizes, w.found.delta_sizes)
+            for w in write_periods(maps, jnp.asarray(applied), **RATES)
+        ]
 
     def slow(maps: Any) -> Any:
         return [naive.write_periods(one, applied, **RATES) for one in maps]
@@ -80,7 +83,7 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
 def test_counts_the_bounds_that_act(bounds: Any) -> None:
     maps = maps_of(8, bounds, velocity=True, biases=True)
     applied = jnp.arange(8) % 3 != 1
-    for one in write_periods(maps, applied, **RATES):
+    for one in (written.found for written in write_periods(maps, applied, **RATES)):
         assert bool(one.write_hits.any()) == (bounds[0] == 0.5)
         assert bool(one.delta_hits.any()) == (bounds[1] == 1.0)
         assert not (one.write_hits & ~applied).any()
@@ -106,24 +109,26 @@ def test_dual_form_matches_naive_over_chunks(
         )
         for i in range(chunks):
             parts = tuple(chunk_of(one, i) for one in rows)
-            new, _ = dual.write_periods(held, parts, i * tokens, jnp.asarray(applied), limits, **RATES)
+            new, found = dual.write_periods(held, parts, i * tokens, jnp.asarray(applied), limits, **RATES)
             held = tuple(dual.enter(*each, i * tokens) for each in zip(held, new, strict=True))
+        sizes = [(c.write_sizes, c.delta_sizes) for c in found]
         reads = [(dual.read(d, r.x_ni), dual.pull_back(d, r.g_no)) for d, r in zip(held, rows, strict=True)]
-        return [dual.dense(d) for d in held], reads
+        return [dual.dense(d) for d in held], reads, sizes
 
     def slow(rows: tuple[Rows, ...]) -> Any:
-        ends = []
+        ends, sizes = [], []
         for one, now in zip(start, rows, strict=True):
             state = jax.tree.map(jnp.zeros_like, (one.delta, one.velocity))
             for i in range(chunks):
                 piece = one._replace(rows=chunk_of(now, i), delta=state[0], velocity=state[1])
-                state = naive.write_periods(piece, applied, **RATES)
-            ends.append(state)
+                *state, write_sizes, delta_sizes = naive.write_periods(piece, applied, **RATES)
+            ends.append(tuple(state))
+            sizes.append((write_sizes, delta_sizes))
         reads = [
             (r.x_ni @ d.matrix + (0 if d.bias is None else d.bias), r.g_no @ d.matrix.T)
             for (d, _), r in zip(ends, rows, strict=True)
         ]
-        return ends, reads
+        return ends, reads, sizes
 
     rows = tuple(one.rows for one in start)
     assert_same(quick(fast)(rows), quick(slow)(rows), 1e-11)

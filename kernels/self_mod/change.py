@@ -36,8 +36,8 @@ def by_factors(factors: Factors, across: Across, before: Squares) -> tuple[Squar
     return tuple(changes), tuple(after)
 
 
-def norm(layout: Layout, changes: Squares) -> jax.Array:
-    """Sum over the memories' matrices of the Frobenius norm of the change, [] in JAX's default float."""
+def norms(layout: Layout, changes: Squares) -> jax.Array:
+    """Frobenius norm [M] of the change of each of the memories' matrices, in JAX's default float."""
     rows, outs = changes[0], changes[1:]
     parts = list(outs)
     for part, (hidden, skip) in zip(layout, columns(layout), strict=True):
@@ -45,5 +45,5 @@ def norm(layout: Layout, changes: Squares) -> jax.Array:
         if part.skip:
             parts.append(rows[skip : skip + part.out])
     # Rounding may leave a little less than nothing.
-    norms = [jnp.sqrt(jnp.maximum(jnp.sum(part), 0)) for part in parts]
-    return jax.lax.stop_gradient(sum(norms, jnp.zeros(()))).astype(float)
+    each = [jnp.sqrt(jnp.maximum(jnp.sum(part), 0)) for part in parts]
+    return jax.lax.stop_gradient(jnp.stack(each)).astype(float)

@@ -78,23 +78,24 @@ def sweep(constants: Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple
     """Reads and writes whole chunks in order, n of a multiple of `chunk` tokens.
 
     theta: what `make` is differentiated by besides. Returns the group after the last write, the outputs of
-    `make` with leaves [n, ...], and the statistic [] sum over chunks and matrices of the Frobenius norm of
-    the change, which has no gradient.
+    `make` with leaves [n, ...], and the statistic [chunks, M] Frobenius norm of the change of each of the
+    matrices (`change.norms`), which has no gradient.
     """
     chunks = inputs.x.shape[0] // constants.chunk
     inner = min(chunks, max(1, BLOCK_TOKENS // constants.chunk))
     whole = chunks // inner * inner if inner else 0
-    outs, norm, at = [], jnp.zeros((), float), 0
+    outs, norms, at = [], [], 0
     for count, per_block in ((whole, inner), (chunks - whole, chunks - whole)):
         if not count:
             continue
         size = (count // per_block, per_block, constants.chunk)
         end = at + count * constants.chunk
         part = jax.tree.map(lambda t: t[at:end].reshape(*size, *t.shape[1:]), inputs)  # noqa: B023
-        group, made, norms = _blocks(constants, inputs.x.shape[1])(group, theta, part)
+        group, made, by_block = _blocks(constants, inputs.x.shape[1])(group, theta, part)
         outs.append(jax.tree.map(lambda t: t.reshape(-1, *t.shape[3:]), made))
-        norm, at = norm + norms.sum(), end
-    return group, jax.tree.map(lambda *t: jnp.concatenate(t), *outs), norm
+        norms.append(by_block.reshape(count, -1))
+        at = end
+    return group, jax.tree.map(lambda *t: jnp.concatenate(t), *outs), jnp.concatenate(norms)
 
 
 class _Measured(NamedTuple):
@@ -114,7 +115,7 @@ def _step(
 
 
 _Made: TypeAlias = tuple[PyTree, jax.Array, list[jax.Array]]
-"""Outputs, the norm of the change, and results of products, by chunk."""
+"""Outputs, the norms of the change, and results of products, by chunk."""
 
 
 def _read_and_write(
@@ -146,7 +147,7 @@ def _dense(constants: Pass, theta: PyTree, at: _Measured, inputs: Inputs) -> tup
         changes, after = change.by_factors(factors, across, at.squares)
     else:
         changes, after = change.squares(jax.tree.map(jnp.subtract, new.weights, at.group.weights)), ()
-    return _Measured(new, after), (outs, change.norm(constants.layout, changes), products.results)
+    return _Measured(new, after), (outs, change.norms(constants.layout, changes), products.results)
 
 
 def _factored(constants: Pass, theta: PyTree, start: _Measured, inputs: Inputs) -> tuple[_Measured, _Made]:
@@ -161,7 +162,7 @@ def _factored(constants: Pass, theta: PyTree, start: _Measured, inputs: Inputs) 
         products = Recorded(block.matrices_now(group, pending), inputs[1])
         outs, (factors, across) = _step(constants, products, theta, inputs[0])
         changes, squares = change.by_factors(factors, across, squares)
-        made = outs, change.norm(constants.layout, changes), products.results
+        made = outs, change.norms(constants.layout, changes), products.results
         return (block.entered(pending, factors), squares), made
 
     first = jax.tree.map(lambda t: t[0], inputs)

@@ -117,6 +117,7 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
             bridge.assert_close(dict(fast[level.name].delta), memory.delta, what)
             bridge.assert_same_optimizer(level, fast[level.name].opt, memory.optimizer, what)
             bridge.assert_stats(stats[level.name], bridge.expected_stats(writes, 0, level.name), what)
+            bridge.assert_delta_norm(stats[level.name], memory.delta, params[level.name], what)
             seen |= {w.applied for w in writes}
             if not last and level.period > N:
                 assert float(stats[level.name].pending_tokens) == memory.tokens

@@ -163,6 +163,8 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
             for part in stats:
                 got = bridge.at(stats[part], b)
                 bridge.assert_stats(got, bridge.expected_stats(writes, 0, part), f"chunk {i} {part}")
+                slow = params[part.removesuffix(".init")]
+                bridge.assert_delta_norm(got, memories[part].delta, slow, f"chunk {i} {part}")
                 if not last and float(got.pending_tokens):
                     assert float(got.pending_tokens) == pending[part]
             seen += writes

@@ -243,3 +243,42 @@ def test_gradients_do_not_depend_on_blocks_calls_or_the_order_of_examples(
     got = jax.jit(together, compiler_options=QUICK)(params, batch)
     for i, one in enumerate(wanted):
         assert_close(jax.tree.map(lambda t: t[i], got), one, f"example {i}")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk_size": 4}, {"chunk_size": 8, "adaptive_q": True, "momentum": 0.5}]
+)
+def test_sizes_of_writes_are_those_of_the_matrices(options: dict[str, Any]) -> None:
+    """At most one write a call, whose change the states show; then all calls in one."""
+    memory, _ = make(**options)
+    params, x = make_params(memory), inputs(16)
+    names = {"generators": memory.generator_names(), "memory": ("memory",)}
+
+    def largest(new: Any, old: Any, level: str) -> float:
+        ratios = jax.tree.map(
+            lambda a, b, slow: np.linalg.norm(a - b) / np.linalg.norm(slow),
+            *({name: weights[name] for name in names[level]} for weights in (new, old, params)),
+        )
+        return max(jax.tree.leaves(ratios))
+
+    step = jax.jit(
+        lambda state, carry, x, at: memory.read(params, state, carry, x, position=at)[1:],
+        compiler_options=QUICK,
+    )
+    state, carry, written = memory.init(params), memory.init_carry(x.dtype), dict.fromkeys(names, 0.0)
+    for start in range(0, len(x), ONLINE):
+        new, carry, stats = step(state, carry, x[start : start + ONLINE], jnp.int32(start))
+        for level in names:
+            change = largest(new.weights, state.weights, level)
+            assert (change > 0) == bool(stats[level].periods)
+            np.testing.assert_allclose(stats[level].write_norm, change, rtol=1e-5)
+            if change:
+                wanted = largest(new.weights, params, level)
+                np.testing.assert_allclose(stats[level].delta_norm, wanted, rtol=1e-5)
+            written[level] += change
+        state = new
+    whole = memory.read(params, memory.init(params), None, x, position=0)[3]
+    for level in names:
+        np.testing.assert_allclose(whole[level].write_norm, written[level], rtol=1e-5)
+        wanted = largest(state.weights, params, level)
+        np.testing.assert_allclose(whole[level].delta_norm, wanted, rtol=1e-5)

@@ -14,6 +14,7 @@ from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.memory.titan import Titan, shorten
+from tests.oracle import bridge
 from tests.oracle import titan as oracle
 from tests.oracle.bridge import assert_close
 from tests.oracle.cases import DIM, HIDDEN, Draw
@@ -91,7 +92,7 @@ def test_stream_of_writes(name: str) -> None:
     level, rules, self_modifier, biases = CASES[name]
     params, titan = params_of(level, self_modifier, biases), titan_of(level, rules, self_modifier)
     naive, fast, start, applied = oracle.Stream(level, rules, params), titan.init(params), 0, 0.0
-    blocked = 0.0
+    blocked = written = 0.0
 
     def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
         y, keys = titan.read(params, fast, chunk["key"], {})
@@ -109,9 +110,12 @@ def test_stream_of_writes(name: str) -> None:
         assert_close(dict(fast["titan"].delta), naive.delta, f"{name}: chunk {i}: delta")
         if level.optimizer == "titans":
             assert_close(dict(fast["titan"].opt), naive.momentum, f"{name}: chunk {i}: momentum")
+        bridge.assert_delta_norm(stats["titan"], naive.delta, params, f"{name}: chunk {i}")
+        written += float(stats["titan"].write_norm)
         start, applied = start + len(chunk["key"]), applied + float(stats["titan"].updates_applied)
         blocked += float(stats["titan"].periods - stats["titan"].gate_hit)
     assert applied == naive.applied > 0
+    np.testing.assert_allclose(written, naive.write_norm, rtol=2e-6)
     assert (blocked > 0) == (rules.threshold is not None)
     assert max(np.abs(d).max() for d in naive.delta.values()) > 1e-3
 

@@ -16,7 +16,7 @@ from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Batch
 from tests.oracle.cases import DIM, HIDDEN, LAYERS, VOCAB
-from tests.oracle.inner import Level
+from tests.oracle.inner import Level, largest_ratio
 from tests.oracle.model import Arch
 from tests.oracle.periods import Learning, Write
 from tests.oracle.stream import Example
@@ -133,7 +133,14 @@ def expected_stats(writes: list[Write], layer: int, level: str) -> dict[str, flo
         "surprise_value": sum(w.surprise for w in mine),
         "write_clip_hits": sum(w.write_clip_hits for w in applied),
         "delta_clip_hits": sum(w.delta_clip_hits for w in applied),
+        "write_norm": sum(w.write_norm for w in applied),
     }
+
+
+def assert_delta_norm(got: Any, delta: Any, p: Any, what: str) -> None:
+    """The statistic against the oracle's delta at the end, if a period has ended. p: slow weights."""
+    wanted = largest_ratio(delta, p) if float(got.periods) else 0.0
+    assert_stats(got, {"delta_norm": wanted}, what)
 
 
 def assert_stats(got: Any, wanted: dict[str, float], what: str) -> None:

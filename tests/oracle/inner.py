@@ -141,6 +141,11 @@ def group_norm(tensors: Arrays, group: tuple[str, ...]) -> float:
     return float(np.sqrt(sum(np.sum(np.square(tensors[n])) for n in group if n in tensors)))
 
 
+def largest_ratio(tensors: Arrays, p: Arrays) -> float:
+    """The largest norm of a group, each relative to that of its slow weights."""
+    return max(group_norm(tensors, group) / group_norm(p, group) for group in GROUPS)
+
+
 def bound(tensors: Arrays, p: Arrays, limit: float) -> tuple[Arrays, int]:
     """Each group rescaled to at most `limit` (0: off) times its slow weights' norm; how many were."""
     bounded, hits = dict(tensors), 0
@@ -161,9 +166,15 @@ def write_once(
     context: np.ndarray | None,
     write_clip: float,
     delta_clip: float,
-) -> tuple[Arrays, dict[str, Arrays], dict[str, int]]:
-    """delta <- bounded(delta - bounded(lr u)). p: slow weights, whose norms set the bounds."""
+) -> tuple[Arrays, dict[str, Arrays], dict[str, float]]:
+    """delta <- bounded(delta - bounded(lr u)). p: slow weights, whose norms set the bounds. Also the hits of
+    both bounds, and the size of the bounded write."""
     u, state = inner_step(level, grads, state, context)
     step, write_hits = bound({n: -level.lr * u[n] for n in u}, p, write_clip)
     delta, delta_hits = bound({n: delta[n] + step[n] for n in step}, p, delta_clip)
-    return delta, state, {"write_clip_hits": write_hits, "delta_clip_hits": delta_hits}
+    sizes = {
+        "write_clip_hits": write_hits,
+        "delta_clip_hits": delta_hits,
+        "write_norm": largest_ratio(step, p),
+    }
+    return delta, state, sizes

@@ -80,7 +80,8 @@ class Write:
     """One period that came to its end, whether written or not.
 
     written: tokens in its gradient. surprise: mean over the tokens with a signal (`l2`) or with a target
-    (`loss`, `logit_entropy`). grad_norm: sum over tensors of the gradient's norms.
+    (`loss`, `logit_entropy`). grad_norm: sum over tensors of the gradient's norms. write_norm: of the bounded
+    write, see `largest_ratio`.
     """
 
     layer: int
@@ -94,6 +95,7 @@ class Write:
     grad_norm: float
     write_clip_hits: int = 0
     delta_clip_hits: int = 0
+    write_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def close_period(memory: Memory, p: Arrays, level: Level, learning: Learning, la
     mean = memory.surprise / memory.counted if memory.counted else 0.0
     is_open = learning.threshold is None or mean >= learning.threshold
     applied = is_open and memory.written > 0
-    hits: dict[str, int] = {}
+    hits: dict[str, Any] = {}
     size = float(sum(np.linalg.norm(g) for g in memory.grads.values()))
     event = (layer, level.name, end, memory.tokens, memory.written, mean, is_open, applied, size)
     if applied:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.oracle.inner import FAST, Arrays, Level, bound, fresh_state, write_once
+from tests.oracle.inner import FAST, Arrays, Level, bound, fresh_state, largest_ratio, write_once
 from tests.oracle.model import gelu, layer_norm
 
 
@@ -107,7 +107,7 @@ class Stream:
         self.delta = {n: np.zeros_like(self.p[n]) for n in FAST if n in self.p}
         self.state = fresh_state(self.level, {n: w.shape for n, w in self.delta.items()})
         self.momentum = {n: np.zeros_like(w) for n, w in self.delta.items()}
-        self.position, self.applied, self.gathered = 0, 0, []
+        self.position, self.applied, self.gathered, self.write_norm = 0, 0, [], 0.0
 
     def write_chunk(self, tokens: list[Token], last: bool = False) -> None:
         """All gradients at the weights that read the chunk; a write at each multiple of the period."""
@@ -139,9 +139,10 @@ class Stream:
             return
         total = {n: sum(g[n] for _, g in on) for n in self.delta}
         context = np.mean([t.key for t, _ in gathered], axis=0)
-        self.delta, self.state, _ = write_once(
+        self.delta, self.state, sizes = write_once(
             self.level, self.p, self.delta, self.state, total, context, rules.write_clip, rules.delta_clip
         )
+        self.write_norm += sizes["write_norm"]
 
     def titans(self, on: list[tuple[Token, Arrays]]) -> None:
         """S <- eta S - theta g, M <- (1 - alpha) M + S, token after token."""
@@ -152,5 +153,6 @@ class Stream:
             memory = {n: (1 - alpha) * memory[n] + self.momentum[n] for n in memory}
         step = {n: memory[n] - self.p[n] - self.delta[n] for n in memory}
         step, _ = bound(step, self.p, self.rules.write_clip)
+        self.write_norm += largest_ratio(step, self.p)
         delta = {n: self.delta[n] + step[n] for n in step}
         self.delta, _ = bound(delta, self.p, self.rules.delta_clip)

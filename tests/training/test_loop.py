@@ -1,5 +1,6 @@
 """The loop: resuming, stopping, evaluating, diverging."""
 
+import gzip
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from jax.profiler import ProfileData
 
 from hope_jax.config import CheckpointConfig, LogConfig, TrainConfig
 from hope_jax.errors import ConfigError, DivergenceError
@@ -178,9 +180,18 @@ def test_long_log_interval_still_finds_a_divergence_soon(tmp_path):
     assert len(taken) < 200
 
 
-def test_profile_leaves_a_trace(tmp_path):
+def test_profile_leaves_a_trace_that_viewers_read(tmp_path):
+    """Where TensorBoard and xprof look for it, and as the JSON that Perfetto opens."""
     toy_train(tmp_path, toy_config(train=TrainConfig(steps=8, profile=True)))
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    folder = tmp_path / "profile" / "plugins" / "profile"
+    (spans,), (events,) = folder.glob("*/*.xplane.pb"), folder.glob("*/*.trace.json.gz")
+    planes = {plane.name: plane for plane in ProfileData.from_file(str(spans)).planes}
+    host = [event.name for line in planes["/host:CPU"].lines for event in line.events]
+    assert host.count("train_step") == 3
+    trace = json.loads(gzip.decompress(events.read_bytes()))["traceEvents"]
+    steps = [event for event in trace if event.get("name") == "train_step"]
+    assert sorted(int(event["args"]["step_num"]) for event in steps) == [3, 4, 5]
+    assert all(event["ph"] == "X" and event["dur"] > 0 for event in steps)
 
 
 def test_tensorboard_events_hold_the_scalars(tmp_path):
