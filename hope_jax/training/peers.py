@@ -53,8 +53,11 @@ class Peers:
         self._gone_after = gone_after
         self._end = end
         self._signs = 0
-        self._seen: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in range(count)}
-        self._read_at = time.monotonic()
+        # seconds in which this process looked: where it was itself held up, the others were not silent
+        self._clock = 0.0
+        self._looked_at = time.monotonic()
+        self._seen: dict[int, tuple[str, float]] = dict.fromkeys(range(count), ("", 0.0))
+        self._read_at = 0.0
         self._step = 0
         self._last_step: int | None = None
         self._reason: str | None = None
@@ -92,20 +95,22 @@ class Peers:
     def await_verdict(self) -> None:
         """Returns once every process has shown that it lives; where one is gone, `end` comes first."""
         # a sign found from then on was given after this call
-        enough = time.monotonic() + 2 * INTERVAL
+        enough = self._clock + 2 * INTERVAL
         while any(at < enough for i, (_, at) in self._seen.items() if i != self._index):
             time.sleep(INTERVAL / 4)
 
     def look(self) -> None:
         """One round: a sign of life, the others' signs, and what they ask for."""
         self._signs += 1
-        try:
-            self._store.put(f"alive/{self._index}", str(self._signs))
-            found = self._store.read()
-        except Exception:
+        began_at = time.monotonic()
+        self._clock += min(began_at - self._looked_at, 2 * INTERVAL)
+        found = self._exchange()
+        self._looked_at = time.monotonic()
+        self._clock += self._looked_at - began_at
+        if found is None:
             self._check_store()
             return
-        self._read_at = time.monotonic()
+        self._read_at = self._clock
         self._check_failures(found)
         self._check_signs(found)
         self._agree(found)
@@ -114,9 +119,17 @@ class Peers:
         while not self._over.wait(INTERVAL):
             self.look()
 
+    def _exchange(self) -> Mapping[str, str] | None:
+        """Gives a sign, and reads the store; None where it is out of reach."""
+        try:
+            self._store.put(f"alive/{self._index}", str(self._signs))
+            return self._store.read()
+        except Exception:
+            return None
+
     def _check_store(self) -> None:
         """The store is in process 0, which is gone if it has been out of reach for long."""
-        if time.monotonic() - self._read_at > self._gone_after:
+        if self._clock - self._read_at > self._gone_after:
             self._end(f"process 0 of {self._count} is gone: no sign of life from it", 1)
 
     def _check_failures(self, found: Mapping[str, str]) -> None:
@@ -127,12 +140,11 @@ class Peers:
                 return
 
     def _check_signs(self, found: Mapping[str, str]) -> None:
-        now = time.monotonic()
         gone = int(found["gone"]) if "gone" in found else None
         for i, (sign, at) in self._seen.items():
             if found.get(f"alive/{i}", sign) != sign:
-                self._seen[i] = (found[f"alive/{i}"], now)
-            elif i != self._index and gone is None and now - at > self._gone_after:
+                self._seen[i] = (found[f"alive/{i}"], self._clock)
+            elif i != self._index and gone is None and self._clock - at > self._gone_after:
                 gone = i
         if gone is not None and gone != self._index:
             self._tell("gone", str(gone))

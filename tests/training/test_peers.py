@@ -73,6 +73,14 @@ def test_a_silent_process_ends_the_others_and_is_named(clock, group):
         assert told[0] == ("process 1 of 3 is gone: no sign of life from it", 1)
 
 
+def test_a_process_that_was_itself_held_up_blames_nobody(clock, group):
+    _, made, ends = group
+    look(clock, made, rounds=3)
+    clock.now += 1000
+    look(clock, made, rounds=3)
+    assert ends == [[], [], []]
+
+
 def test_the_first_to_notice_tells_the_others(clock, group):
     store, made, ends = group
     look(clock, made)

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from hope_jax.training import integrity
@@ -111,20 +109,14 @@ def together(folder):
 
 
 def test_two_processes_train_as_one_with_two_devices(folder, together):
-    workdir, ends = together
-    alone = folder / "alone"
+    """Bit for bit: the sum of two numbers is the same in either order."""
+    workdir, alone = together[0], folder / "alone"
     finish([start(alone, devices=2)])
     one, two = rows(alone), rows(workdir)
     assert [row["step"] for row in two] == list(range(1, 25))
     assert two[-1]["eval_loss"] < two[0]["loss"]
-    for key in ("loss", "grad_norm", "tokens", "eval_loss"):
-        a, b = ([np.nan if row[key] is None else row[key] for row in run] for run in (one, two))
-        np.testing.assert_allclose(a, b, rtol=1e-5)
-    first, second = load_checkpoint(alone), load_checkpoint(workdir)
-    assert first.data == second.data
-    for a, b in zip(jax.tree.leaves(first.state), jax.tree.leaves(second.state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    print("bit for bit:", one == two, integrity.digest(alone) == integrity.digest(workdir))
+    assert one == two
+    assert integrity.digest(alone) == integrity.digest(workdir)
 
 
 def test_the_first_process_speaks_for_all(together):
