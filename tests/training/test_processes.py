@@ -148,6 +148,7 @@ def test_a_killed_worker_stops_the_others_which_then_resume(folder, together):
     assert_resumes_to(together, workdir)
 
 
+@pytest.mark.nightly
 def test_a_killed_coordinator_stops_the_others_and_a_kill_of_all_is_survived(folder, together):
     workdir = folder / "coordinator"
     processes = start_two(workdir, 0.2)
