@@ -100,7 +100,8 @@ GROUPS = {
     ],
     "selfmod": [
         case("hope_selfmod", "online"),
-        case("hope_selfmod", "two_pass", *PERSISTENT, sums=68),
+        # 2 layers of 7 writes of levels, and of 6 + 3 of self-modifying Titans, forward and backward.
+        case("hope_selfmod", "two_pass", *PERSISTENT, sums=50),
     ],
     "more": [case("transformer_pp", "two_pass", devices=(1, 2, 8))],
 }
