@@ -285,7 +285,6 @@ EQUATIONS = (
             TESTS
             + "learning/test_through_writes.py::"
             + "test_gradient_is_that_of_the_plain_loop_and_the_stream_that_of_online",
-            TESTS + "learning/test_through_writes.py::test_gradient_agrees_with_finite_differences",
         ),
     ),
     Equation(

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, UserError
+from hope_jax.errors import ConfigError
 
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object for each path.", allow_override=True)
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         try:
             path = Path(name)
             found = bundle.verify(path) if bundle.is_bundle(path) else integrity.verify(path)
-        except UserError as error:
+        except Exception as error:  # whatever a damaged file makes a library raise: the other paths count too
             good = False
             bad = error.path if isinstance(error, BadFileError) else name
             problem = error.problem if isinstance(error, BadFileError) else str(error)

@@ -154,7 +154,7 @@ def _names(paths: Sequence[Path], default: str) -> list[str]:
     names: list[str] = []
     for path in paths:
         path = path.absolute()
-        if path.name.isdigit():  # checkpoints/<step>
+        if stored.step_of(path) is not None:
             path = path.parent
         own = path.parent.name if path.name == CHECKPOINT_DIR else path.name
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", own).strip(".") or default

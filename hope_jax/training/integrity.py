@@ -22,10 +22,12 @@ def verify(path: Path) -> Verified:
     Raises: BadFileError: names the first bad file. CheckpointError: there is nothing to verify.
     """
     path = path.absolute()
-    if path.name.isdigit():
-        return verify_checkpoint(path.parent, int(path.name))
     folder, newest = stored.resolve(path)
-    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    if stored.step_of(path) is not None:
+        return verify_checkpoint(folder, newest)
+    # a seal whose folder is gone counts too
+    entries = [entry.with_suffix("") if entry.suffix == ".sha256" else entry for entry in folder.iterdir()]
+    steps = sorted({step for entry in entries if (step := stored.step_of(entry)) is not None})
     each = {step: verify_checkpoint(folder, step) for step in steps}
     return Verified(each[newest].digest, sum(one.files for one in each.values()))
 

@@ -6,6 +6,7 @@ Reading executes nothing: arrays by Orbax (TensorStore), the rest as JSON and YA
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from hope_jax.training.files import CHECKPOINT_DIR
 from hope_jax.training.manifest import BadFileError
 from hope_jax.training.program import TrainState
 from hope_jax.types import PyTree
+
+_STEP = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError)
 """What Orbax and TensorStore raise for a folder that is unfinished, damaged or cannot be written."""
@@ -41,6 +44,12 @@ class LoadedCheckpoint(NamedTuple):
     meta: dict[str, Any]
 
 
+def step_of(path: Path) -> int | None:
+    """The step whose folder `path` is, by its name; None for others, also a workdir named by a number."""
+    named = _STEP.fullmatch(path.name) and not (path / CHECKPOINT_DIR).exists()
+    return int(path.name) if named else None
+
+
 def resolve(path: Path) -> tuple[Path, int]:
     """The folder of checkpoints and the step that `path` (workdir, checkpoints or step folder) names.
 
@@ -48,10 +57,10 @@ def resolve(path: Path) -> tuple[Path, int]:
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; name a workdir or one of its checkpoints/<step>")
-    if path.name.isdigit():
-        return path.parent, int(path.name)
+    if (step := step_of(path)) is not None:
+        return path.parent, step
     folder = path / CHECKPOINT_DIR if (path / CHECKPOINT_DIR).is_dir() else path
-    steps = [int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()]
+    steps = [step for p in folder.iterdir() if p.is_dir() and (step := step_of(p)) is not None]
     steps = [step for step in steps if seal.is_sealed(folder, step)] or steps
     if not steps:
         raise CheckpointError(f"{path} holds no checkpoint; name a workdir or one of its checkpoints/<step>")

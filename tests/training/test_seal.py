@@ -239,6 +239,34 @@ def test_an_only_checkpoint_without_a_seal_counts_and_is_sealed(copy, run, caplo
     assert integrity.verify_checkpoint(copy / "checkpoints", 16).digest == integrity.digest(run)
 
 
+def test_a_workdir_may_have_a_number_for_a_name(tmp_path):
+    toy_train(tmp_path / "7", toy_config(steps=8))
+    assert integrity.verify(tmp_path / "7") == integrity.verify(tmp_path / "7" / "checkpoints" / "8")
+
+
+@pytest.mark.parametrize("name", ["016", "²", "-16", "1" * 40])
+def test_only_plain_numbers_are_steps(copy, name):
+    before = integrity.verify(copy)
+    shutil.copytree(copy / "checkpoints" / "16", copy / "checkpoints" / name)
+    assert integrity.verify(copy) == before
+    with pytest.raises(CheckpointError):
+        integrity.verify(copy / "checkpoints" / name)
+
+
+def test_a_checkpoint_that_is_gone_is_missed(copy):
+    shutil.rmtree(copy / "checkpoints" / "8")
+    with pytest.raises(BadFileError, match=r"checkpoints/8: is missing"):
+        integrity.verify(copy)
+
+
+def test_a_byte_that_is_no_text_ends_the_rows_and_not_the_run(copy):
+    metrics = copy / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([*lines[:-1], b"\xff", lines[-1]]))
+    toy_train(copy, toy_config(steps=20))
+    assert rows_of(copy)[-1]["step"] == 20
+
+
 def test_sidecars_go_with_their_checkpoint(tmp_path):
     toy_train(tmp_path, toy_config(checkpoint=CheckpointConfig(every=4, keep_last=2)))
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
