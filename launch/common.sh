@@ -1,11 +1,29 @@
 # Sourced by the scripts beside it: the repository's folder, a Python that is new enough, the environment,
-# and dry runs, under which nothing is done: dry_run=1 is set where the first argument is --dry_run.
+# and what all of them take, wherever it stands: --help, which prints the script's head, and --dry_run,
+# under which nothing is done (dry_run=1). The other arguments are $@ again.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+arguments=("$@")
 
+# take FLAG: whether it is among the arguments; it is taken out of them.
+take() {
+    local kept=() found=1 argument
+    for argument in "${arguments[@]+"${arguments[@]}"}"; do
+        if [ "$argument" = "$1" ]; then found=0; else kept+=("$argument"); fi
+    done
+    arguments=("${kept[@]+"${kept[@]}"}")
+    return "$found"
+}
+
+if take -h || take --help; then
+    sed -n '/^# Usage/,/^$/{s/^# \{0,1\}//;p}' "${script:-$0}"
+    exit 0
+fi
 dry_run=
-if [ "${1:-}" = --dry_run ]; then dry_run=1; fi
+if take --dry_run || take --dry-run; then dry_run=1; fi
+set -- "${arguments[@]+"${arguments[@]}"}"
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # run COMMAND...: runs it; prints it in a dry run.
 run() {

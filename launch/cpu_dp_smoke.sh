@@ -10,19 +10,15 @@
 # OUT: another folder for both runs. PORT: where the two processes meet (29476).
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
 
-case "${1:-}" in -h | --help) sed -n '2,/^$/{s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if [ -n "$dry_run" ]; then shift; fi
 processes=
-if [ "${1:-}" = --processes ]; then
-    processes=1
-    shift
-fi
+if take --processes; then processes=1; fi
+set -- "${arguments[@]+"${arguments[@]}"}"
 out="${OUT:-runs/cpu_dp_smoke}"
 settings=(--config.train.steps=20 --config.optim.warmup_steps=4 --config.eval.batches=2)
-case "${1:-}" in
-    --config=*) settings=() ;;
+case " $*" in
+    *" --config="*) settings=() ;;
     *) set -- --config=configs/pilot_smoke.py "$@" ;;
 esac
 

@@ -4,22 +4,19 @@
 #
 # Trains FILE in a tmux session that outlives the terminal, and starts it again from the last checkpoint when
 # it fails, until the run's end. It gives up after a wrong configuration (exit 2), after RETRIES failures in
-# a row that brought no new checkpoint, and where the run was stopped by a signal (python's exit 0). The
-# session has the name of the workdir's folder; the log is DIR/long_run.log. Run by us on CPUs, without a GPU.
+# a row that brought no new checkpoint, after an alarm (eval.alarm=stop), and where the run was stopped by a
+# signal (python's exit 0). The session has the name of the workdir's folder; the log is DIR/long_run.log. Its
+# loop is tested with a stand-in for the run; no long run, and none on a GPU, has been made: there was no GPU.
 #
 # --dry_run: print the commands instead. --foreground: here, without tmux.
 # EXTRA: of the package ([cuda12] on GPUs; none). RETRIES: 3. PAUSE: seconds before a new start (10).
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
 
-case "${1:-}" in -h | --help) sed -n '2,/^$/{s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if [ -n "$dry_run" ]; then shift; fi
 foreground=
-if [ "${1:-}" = --foreground ]; then
-    foreground=1
-    shift
-fi
+if take --foreground; then foreground=1; fi
+set -- "${arguments[@]+"${arguments[@]}"}"
 config=''
 workdir=''
 for argument in "$@"; do
@@ -55,6 +52,10 @@ loop() {
         "$@" || code=$?
         if [ "$code" = 0 ]; then return 0; fi
         if [ "$code" = 2 ]; then return 2; fi
+        if [ -e "$workdir/alarm.txt" ]; then
+            echo "long_run.sh: exit $code, an alarm; $workdir/alarm.txt says which and what to do" >&2
+            return "$code"
+        fi
         failures=$((failures + 1))
         if [ "$(newest)" != "$before" ]; then failures=0; fi
         if [ "$failures" -ge "${RETRIES:-3}" ]; then

@@ -7,8 +7,7 @@
 #
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
 
-case "${1:-}" in -h | --help) sed -n '2,/^$/{s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 set_up requirements/cpu.txt ""
-exec python -m hope_jax.launch --config=configs/pilot_smoke.py --workdir=runs/pilot_smoke "$@"
+run exec python -m hope_jax.launch --config=configs/pilot_smoke.py --workdir=runs/pilot_smoke "$@"

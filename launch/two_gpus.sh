@@ -7,10 +7,8 @@
 # --dry_run: print the commands instead.
 # GPUS: which two (0,1). PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
 
-case "${1:-}" in -h | --help) sed -n '2,/^$/{s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if [ -n "$dry_run" ]; then shift; fi
 gpus="${GPUS:-0,1}"
 if ! [[ "$gpus" =~ ^[^,]+,[^,]+$ ]]; then
     echo "error: GPUS=$gpus; want two of them, for example GPUS=0,1" >&2

@@ -158,6 +158,26 @@ def test_dry_run_prints_the_commands_and_does_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("script", [name for name in ALL if name != "common.sh"])
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run", "--help", "-h"])
+def test_nothing_is_done_wherever_the_flag_stands(script: str, flag: str, tmp_path: Path) -> None:
+    given = [
+        "--config=x.py",
+        f"--workdir={tmp_path}/w",
+        "--processes",
+        "--foreground",
+        "--config.train.steps=1",
+    ]
+    nowhere = {"VENV": str(tmp_path / "venv"), "PYTHON": "false", "SLURM_SUBMIT_DIR": str(ROOT), "TMUX": ""}
+    shown = set()
+    for place in range(len(given) + 1):
+        done = run(script, *given[:place], flag, *given[place:], OUT=str(tmp_path / "out"), **nowhere)
+        assert (done.returncode, done.stderr) == (0, ""), place
+        assert flag not in done.stdout or "Usage" in done.stdout
+        shown.add(done.stdout)
+    assert len(shown) == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "environment", "message"),
     [
@@ -205,6 +225,17 @@ def test_long_run_starts_again_until_the_end(
     done = run("long_run.sh", "--foreground", "--config=x.py", f"--workdir={tmp_path}/w", **stub)
     assert done.returncode == code, done.stderr
     assert called(stub) == [f"-m hope_jax.launch --config=x.py --workdir={tmp_path}/w"] * starts
+
+
+def test_a_run_that_an_alarm_stopped_is_not_started_again(stub: dict[str, str], tmp_path: Path) -> None:
+    Path(stub["CODES"]).write_text("1\n0\n1\n")
+    (tmp_path / "alarm.txt").write_text("the writes do harm\n")
+    done = run("long_run.sh", "--foreground", "--config=x.py", f"--workdir={tmp_path}", **stub)
+    assert done.returncode == 1 and "alarm.txt says which" in done.stderr and len(called(stub)) == 1
+    Path(stub["CODES"]).write_text("1\n")
+    environment = {**stub, "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+    assert run("slurm.sbatch", "--config=x.py", f"--workdir={tmp_path}", **environment).returncode == 1
+    assert "scontrol requeue 7" not in called(stub)
 
 
 @pytest.mark.parametrize(

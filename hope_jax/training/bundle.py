@@ -35,6 +35,7 @@ from hope_jax.training.files import (
     CONFIG_FILE,
     EVAL_DIR,
     LOSS_FILE,
+    MANIFEST_FILE,
     METRICS_FILE,
     REPORT_FILE,
     SUMMARY_FILE,
@@ -48,7 +49,7 @@ from hope_jax.training.manifest import BadFileError
 logger = logging.getLogger("hope_jax.training")
 
 FORMAT, VERSION = "hope_jax bundle", 1
-MANIFEST_FILE, METADATA_FILE = "MANIFEST.txt", "metadata.json"
+METADATA_FILE = "metadata.json"
 WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "MODEL_CARD.md"
 
 _LOGS = (METRICS_FILE, SUMMARY_FILE, REPORT_FILE, LOSS_FILE)
@@ -226,7 +227,14 @@ def _copy_run(source: _Source, root: Path) -> None:
 
 def _seal(root: Path) -> dict[str, str]:
     """Writes metadata.json and, last, MANIFEST.txt; the digests that it lists."""
-    digests = manifest.hash_files(root, manifest.files_below(root, "."))
+    names = manifest.files_below(root, ".")
+    for name in names:
+        if not manifest.can_hold(name):
+            raise ConfigError(
+                f"{name!r}: a list of digests cannot hold this name (control characters, a backslash, or no "
+                "Unicode); rename the file"
+            )
+    digests = manifest.hash_files(root, names)
     head = {"format": FORMAT, "version": VERSION, **_described(root, digests)}
     packaged = {"packaged_with": telemetry.versions(), "packaged_at_revision": telemetry.git_revision()}
     text = json.dumps({**head, **packaged}, indent=1, allow_nan=False) + "\n"

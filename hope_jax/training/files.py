@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,10 +17,16 @@ import yaml
 
 from hope_jax.errors import WorkdirError
 
+logger = logging.getLogger("hope_jax.training")
+
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 CHECKPOINT_DIR = "checkpoints"
+ALARM_FILE = "alarm.txt"
+"""Why `eval.alarm=stop` ended the last start; launch scripts do not start such a run again."""
+MANIFEST_FILE = "MANIFEST.txt"
+"""Of a release bundle: the digests of its files."""
 REPORT_FILE = "report.html"
 LOSS_FILE = "loss.png"
 TOKENIZER_FILE = "tokenizer.model"
@@ -145,8 +153,20 @@ def dump_row(row: Mapping[str, Any]) -> str:
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the rows after `step` (atomically) and return those that stay."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    if path.exists():
-        write_atomic(path, "".join(dump_row(row) for row in rows))
+    """Drop the rows after `step` (atomically) and return those that stay.
+
+    Where more goes than a resumed run will write again (lines behind one that cannot be read, or every row,
+    as there is no checkpoint), the file stays as `<name>.old`, with a warning.
+    """
+    if not path.exists():
+        return []
+    there = read_rows(path)
+    rows = [row for row in there if row["step"] <= step]
+    unread = path.read_bytes().count(b"\n") - len(there)
+    if unread > 0 or (there and not rows):
+        old = path.with_name(f"{path.name}.old")
+        shutil.copyfile(path, old)
+        why = f"{unread} lines cannot be read" if unread > 0 else "no checkpoint goes with its rows"
+        logger.warning("%s: %s; it is kept as %s", path, why, old.name)
+    write_atomic(path, "".join(dump_row(row) for row in rows))
     return rows

@@ -12,6 +12,7 @@ import numpy as np
 from hope_jax.data.corpus import unigram_entropy
 from hope_jax.errors import AlarmError, DivergenceError
 from hope_jax.training.checkpoint import Checkpointer, first_non_finite
+from hope_jax.training.files import write_atomic
 from hope_jax.training.health import Guard
 from hope_jax.training.metrics import Recorder
 from hope_jax.training.program import TrainProgram, TrainState
@@ -131,25 +132,29 @@ class CheckpointHook:
 
 
 class AlarmHook:
-    """Ends the run where an alarm says so, after the checkpoint that `save` writes.
+    """Ends the run where an alarm says so, after the checkpoint that `save` writes, and says why in `note`.
 
     Raises: AlarmError.
     """
 
-    def __init__(self, guard: Guard, save: CheckpointHook, checkpointer: Checkpointer) -> None:
+    def __init__(self, guard: Guard, save: CheckpointHook, checkpointer: Checkpointer, note: Path) -> None:
         self._guard = guard
         self._save = save
         self._checkpointer = checkpointer
+        self._note = note
 
     def __call__(self, event: StepEvent) -> None:
         """Save if due, or if the run ends here."""
         alarm = self._guard.stop
         self._save(event._replace(stopping=event.stopping or alarm is not None))
         if alarm:
-            raise AlarmError(
+            error = AlarmError(
                 f"stopped after step {event.step}, as eval.alarm=stop says: {alarm} The same command, with "
                 f"the key changed, continues from {self._checkpointer.latest_path()}."
             )
+            if jax.process_index() == 0:
+                write_atomic(self._note, f"{error}\n")
+            raise error
 
 
 class ProfileHook:
@@ -168,6 +173,10 @@ class ProfileHook:
             jax.block_until_ready(event.state)
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
+        elif self._seen < _PROFILE_SKIP + 1 and ending:
+            logger.warning(
+                "train.profile: no trace, as this start took fewer than %d steps", _PROFILE_SKIP + 1
+            )
         elif self._tracing and (ending or self._seen == _PROFILE_SKIP + _PROFILE_STEPS):
             jax.block_until_ready(event.state)
             jax.profiler.stop_trace()

@@ -52,10 +52,14 @@ class WorkdirLock:
                 self._path.parent,
                 error.strerror,
             )
-        self._file = file
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        os.ftruncate(file, 0)
-        os.write(file, (json.dumps(about) + "\n").encode())
+        try:
+            os.ftruncate(file, 0)
+            os.write(file, (json.dumps(about) + "\n").encode())
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
         return self
 
     def __exit__(

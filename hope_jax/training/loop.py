@@ -95,6 +95,11 @@ def _claim(workdir: Path, resume: str) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be made a folder ({error.strerror})") from error
+    if (workdir / files.MANIFEST_FILE).exists():
+        raise ConfigError(
+            f"--workdir={workdir} is a release bundle, which training would spoil; copy its checkpoints/ into "
+            "another --workdir to go on from it"
+        )
     names = (files.CHECKPOINT_DIR, files.METRICS_FILE, files.CONFIG_FILE, files.SUMMARY_FILE)
     found = [name for name in names if (workdir / name).exists()]
     if found and resume == "never":
@@ -173,34 +178,20 @@ def train(
         stack.enter_context(files.writing(workdir))
         if jax.process_index() == 0:
             stack.enter_context(WorkdirLock(workdir))
+            (workdir / files.ALARM_FILE).unlink(missing_ok=True)
         stop, peers = stack.enter_context(StopSignals()), peers or Alone()
-        meta = {
-            "tokenizer_digest": tokenizer.sha256,
-            "versions": telemetry.versions(),
-            "git_revision": telemetry.git_revision(),
-        }
-        folder = workdir / files.CHECKPOINT_DIR
-        checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
-        stack.enter_context(checkpointer)
+        checkpointer = stack.enter_context(_checkpointer(config, workdir, tokenizer))
         start = _start(program, config, checkpointer, train_iterator)
         if jax.process_index() == 0:
             files.write_config(workdir, files.as_plain(config))
             files.cut_back(workdir / files.METRICS_FILE, start.step)
         peak = telemetry.measure_matmul_peak()
         _announce(program, start.state)
-        writers = make_writers(
-            config, workdir, start.step, lambda rate: rate * program.flops_per_token / peak
-        )
-        for writer in writers:
-            stack.callback(writer.close)
         seen = files.read_rows(workdir / files.METRICS_FILE)
         guard = Guard(config, [row for row in seen if row["step"] <= start.step])
-        recorder = Recorder(
-            start.progress,
-            lambda row: _write_all(writers, guard.row(row)),
-            lambda step, rows: explain_divergence(step, rows, config, checkpointer.latest_path()),
-        )
-        stack.callback(recorder.close)
+        share = program.flops_per_token / peak
+        writers = make_writers(config, workdir, start.step, lambda rate: rate * share)
+        recorder = _recorder(stack, start, config, checkpointer, writers, guard)
         hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer, guard)
         end = _steps(
             *(program, start, config, train_iterator, hooks, recorder),
@@ -210,6 +201,35 @@ def train(
         summary = _summary(program, config, workdir, end, recorder.progress(), eval_batches)
         _write_results(program, config, workdir, end, summary, peak, eval_batches, tokenizer)
         return summary
+
+
+def _checkpointer(config: ExperimentConfig, workdir: Path, tokenizer: TextTokenizer) -> Checkpointer:
+    meta = {
+        "tokenizer_digest": tokenizer.sha256,
+        "versions": telemetry.versions(),
+        "git_revision": telemetry.git_revision(),
+    }
+    return Checkpointer(workdir / files.CHECKPOINT_DIR, config.checkpoint, files.as_plain(config), meta)
+
+
+def _recorder(
+    stack: contextlib.ExitStack,
+    start: "_Start",
+    config: ExperimentConfig,
+    checkpointer: Checkpointer,
+    writers: Sequence[Writer],
+    guard: Guard,
+) -> Recorder:
+    """Rows go past the guard to the writers. All are closed with `stack`, the recorder first."""
+    for writer in writers:
+        stack.callback(writer.close)
+    recorder = Recorder(
+        start.progress,
+        lambda row: _write_all(writers, guard.row(row)),
+        lambda step, rows: explain_divergence(step, rows, config, checkpointer.latest_path()),
+    )
+    stack.callback(recorder.close)
+    return recorder
 
 
 def _start(
@@ -265,7 +285,7 @@ def _hooks(
         *hooks,
         EvalHook(config.eval.every, program, eval_batches, recorder, guard),
         LogHook(config.log.every, config.train.step_offset + 1, recorder),
-        AlarmHook(guard, save, checkpointer),
+        AlarmHook(guard, save, checkpointer, workdir / files.ALARM_FILE),
     ]
 
 

@@ -122,6 +122,16 @@ def dump(digests: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
+def can_hold(name: str) -> bool:
+    """Whether a list gives this name back as it is."""
+    line = f"{'0' * 64}  {name}"
+    try:
+        name.encode()
+    except UnicodeError:
+        return False
+    return _LINE.fullmatch(line) is not None and line.splitlines() == [line]
+
+
 def parse(text: str, where: str) -> dict[str, str]:
     """Relative path -> hex SHA-256 of a list named `where`.
 

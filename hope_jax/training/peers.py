@@ -90,7 +90,7 @@ class Peers:
 
     def fail(self, message: str, code: int) -> None:
         """Tells the others that this process stops with an error."""
-        self._store.put(f"failed/{self._index}", json.dumps([message, code]))
+        self._tell(f"failed/{self._index}", json.dumps([message, code]))
 
     def await_verdict(self) -> None:
         """Returns once every process has shown that it lives; where one is gone, `end` comes first."""

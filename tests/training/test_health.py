@@ -20,7 +20,7 @@ from hope_jax.config import (
 )
 from hope_jax.errors import AlarmError
 from hope_jax.training import health
-from hope_jax.training.files import METRICS_FILE
+from hope_jax.training.files import ALARM_FILE, METRICS_FILE
 from hope_jax.training.loop import run
 from hope_jax.training.stored import load_checkpoint
 from tests.training.toy import VOCAB, rows_of, toy_config, toy_program, toy_train
@@ -132,10 +132,11 @@ def test_stop_saves_a_checkpoint_and_the_run_can_go_on(tmp_path):
     with pytest.raises(AlarmError, match=r"after step 10.*with writes.*continues from .*checkpoints/10"):
         toy_train(tmp_path, alarm_config("stop"), harmful(toy_program()))
     assert int(load_checkpoint(tmp_path / "checkpoints" / "10").state["step"]) == 10
+    assert "with writes" in (tmp_path / ALARM_FILE).read_text()
     rows = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert [row["step"] for row in rows if row["alarm"]] == [10]
     summary = toy_train(tmp_path, alarm_config("off"), harmful(toy_program()))
-    assert summary["steps"] == 20 and not summary["interrupted"]
+    assert summary["steps"] == 20 and not summary["interrupted"] and not (tmp_path / ALARM_FILE).exists()
     assert [row["step"] for row in rows_of(tmp_path) if row["alarm"]] == [10]
 
 

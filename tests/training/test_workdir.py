@@ -64,6 +64,44 @@ def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
     assert toy_train(tmp_path, toy_config(steps=12))["steps"] == 12
 
 
+def test_a_bundle_is_no_workdir(tmp_path):
+    (tmp_path / files.MANIFEST_FILE).write_text("")
+    with pytest.raises(ConfigError, match="is a release bundle, which training would spoil"):
+        toy_train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [files.MANIFEST_FILE]
+
+
+def test_rows_that_will_not_be_written_again_are_kept(tmp_path, caplog):
+    toy_train(tmp_path, toy_config(steps=8))
+    metrics = tmp_path / files.METRICS_FILE
+    whole = metrics.read_bytes()
+    first, *rest = whole.splitlines(keepends=True)
+    metrics.write_bytes(first + b"\xff no row\n" + b"".join(rest))
+    damaged = metrics.read_bytes()
+    toy_train(tmp_path, toy_config(steps=12))
+    assert (tmp_path / "metrics.jsonl.old").read_bytes() == damaged and "cannot be read" in caplog.text
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "metrics.jsonl.old").unlink()
+    metrics.write_bytes(whole)
+    toy_train(tmp_path, toy_config(steps=4))
+    assert (tmp_path / "metrics.jsonl.old").read_bytes() == whole and "no checkpoint goes with" in caplog.text
+
+
+def test_a_torn_last_row_is_no_damage(tmp_path):
+    toy_train(tmp_path, toy_config(steps=8))
+    metrics = tmp_path / files.METRICS_FILE
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 9, "lo')
+    toy_train(tmp_path, toy_config(steps=12))
+    assert not (tmp_path / "metrics.jsonl.old").exists() and rows_of(tmp_path)[-1]["step"] == 12
+
+
+def test_a_lock_that_cannot_be_written_is_let_go(tmp_path):
+    with no_room_beyond(1), pytest.raises(OSError, match="large"), WorkdirLock(tmp_path):
+        pass
+    with WorkdirLock(tmp_path):
+        pass
+
+
 def test_the_lock_ends_with_the_run(tmp_path):
     with pytest.raises(RuntimeError, match="boom"), WorkdirLock(tmp_path):
         raise RuntimeError("boom")
