@@ -14,7 +14,6 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -106,6 +105,7 @@ def main(argv: list[str]) -> None:
     if _LIST.value:
         print("\n".join(one.name for one in chosen))
         return
+    target = cli.output_file("json", _JSON.value)
     found: list[Timing] = []
     print(HEADER, flush=True)
     for one in chosen:
@@ -113,9 +113,9 @@ def main(argv: list[str]) -> None:
         print(f"{one.name} (peak {timings[0].peak_gflops:.0f} GFLOP/s, {_ROUNDS.value} rounds)")
         print("\n".join(line(timing) for timing in timings), flush=True)
         found += timings
-        if _JSON.value:  # after each comparison: an interrupted run keeps what it has measured
+        if target:  # after each comparison: an interrupted run keeps what it has measured
             report = {"machine": machine(), "timings": [timing._asdict() for timing in found]}
-            Path(_JSON.value).write_text(json.dumps(report, indent=1) + "\n")
+            target.write_text(json.dumps(report, indent=1) + "\n")
         jax.clear_caches()
 
 

@@ -50,6 +50,16 @@ def define_checkpoint() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string(_CHECKPOINT, None, help_text, allow_override=True)
 
 
+def output_file(flag: str, value: str | None) -> Path | None:
+    """The file that a flag names, None without one. Raises: ConfigError if its folder is not there."""
+    if not value:
+        return None
+    path = Path(value)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"--{flag}={value}: want a file in a folder that exists")
+    return path
+
+
 def config_path() -> Path:
     """The file that `--config` names. Raises: ConfigError if it names none."""
     path = FLAGS[_CONFIG].value
@@ -58,6 +68,11 @@ def config_path() -> Path:
             "--config is missing; want a config file, for example --config=configs/pilot_smoke.py"
         )
     return Path(str(path))
+
+
+def has_config() -> bool:
+    """Whether `--config`, or an override of one of its keys, was given."""
+    return bool(FLAGS[_CONFIG].value or FLAGS[_OVERRIDES].value)
 
 
 def load_config(own: Config | None = None) -> ExperimentConfig:

@@ -11,7 +11,6 @@ GPUs and TPUs need their compiler as a plugin: docs/plan.md.
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -40,8 +39,13 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--topology is missing; want for example --topology=rtx6000ada:2")
     try:
         contexts = [int(tokens) for tokens in _CONTEXTS.value]
-    except ValueError as error:
-        raise ConfigError(f"--contexts: want whole numbers, got {','.join(_CONTEXTS.value)}") from error
+    except ValueError:
+        contexts = [0]
+    if min(contexts, default=0) < 1:
+        raise ConfigError(f"--contexts: want whole numbers, at least 1, got {','.join(_CONTEXTS.value)}")
+    if not _TRAIN.value and not _STREAMING.value:
+        raise ConfigError("--notrain: nothing is left to compile; add --streaming")
+    target = cli.output_file("json", _JSON.value)
     config = cli.load_config()
     # JAX takes seconds to import.
     from hope_jax.memory import inner_optim
@@ -49,25 +53,27 @@ def main(argv: list[str]) -> None:
     from hope_jax.planning import devices, report
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
+    found = devices.find_devices(topology)
     validate(
         config,
         device_count=topology.devices if _TRAIN.value else None,
         built_variants=registry.VARIANTS,
         inner_optimizers=inner_optim.VARIANTS,
     )
-    plan = make_plan(config, topology, contexts if _STREAMING.value else [])
+    plan = make_plan(config, topology, found, contexts if _STREAMING.value else [])
     plan = {"config": str(cli.config_path()), **plan}
     print("\n".join(report.lines(plan)), flush=True)
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    if target:
+        target.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
-def make_plan(config: ExperimentConfig, topology: Any, contexts: list[int]) -> dict[str, Any]:
-    """Everything but the configuration's name, as plain values."""
-    from hope_jax.planning import compile, devices, report, search
+def make_plan(
+    config: ExperimentConfig, topology: Any, found: list[Any], contexts: list[int]
+) -> dict[str, Any]:
+    """Everything but the configuration's name, as plain values. found: the topology's devices."""
+    from hope_jax.planning import compile, report, search
     from hope_jax.training import assemble
 
-    found = devices.find_devices(topology)
     rows, peaks = config.data.batch_size, topology.accelerator.peaks
     useful = assemble.flops_per_token(config)
 

@@ -14,7 +14,6 @@ longest. A traced run is slower than others: read shares, not times.
 
 import json
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -69,9 +68,10 @@ def main(argv: list[str]) -> None:
     """Prints the tables and writes the JSON."""
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    target = cli.output_file("json", _JSON.value)
     found = profile(_config(), _TOP.value)
     print("\n".join(lines(found)), flush=True)
-    if _JSON.value:
+    if target:
         plain = {
             "seconds": found.seconds,
             "products": found.products,
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
             "parts": [part._asdict() for part in found.parts],
             "top": [op._asdict() for op in found.top],
         }
-        Path(_JSON.value).write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
 def _config() -> ExperimentConfig:
@@ -87,6 +87,8 @@ def _config() -> ExperimentConfig:
 
     if not _STEP.value:
         return cli.load_config()
+    if cli.has_config():
+        raise ConfigError("--step names a step whose configuration is given; leave out --config")
     mode, _, variant = str(_STEP.value).rpartition("/")
     if mode in ("small/b1", "small/b4") and variant in step_small.PUBLISHED:
         return step_small.config(variant, int(mode[-1]))

@@ -166,7 +166,7 @@ def test_nothing_is_done_wherever_the_flag_stands(script: str, flag: str, tmp_pa
         f"--workdir={tmp_path}/w",
         "--processes",
         "--foreground",
-        "--config.train.steps=1",
+        "--config.log.every=1",
     ]
     nowhere = {"VENV": str(tmp_path / "venv"), "PYTHON": "false", "SLURM_SUBMIT_DIR": str(ROOT), "TMUX": ""}
     shown = set()

@@ -86,8 +86,14 @@ def test_the_cost_of_a_stream_grows_with_its_cache(planned: tuple[str, dict]) ->
     ("arguments", "words"),
     [
         ([], "--topology is missing"),
-        (["--topology=h100:8", "--config.data.batch_size=9"], "not divisible by the 8 devices"),
+        (["--topology=cpu:2", "--config.data.batch_size=9"], "not divisible by the 2 devices"),
         (["--topology=cpu:2", "--contexts=2k"], "want whole numbers"),
+        (["--topology=cpu:2", "--contexts=64,-5"], "want whole numbers, at least 1, got 64,-5"),
+        (["--topology=cpu:2", "--notrain"], "nothing is left to compile"),
+        (
+            ["--topology=cpu:2", "--json=nowhere/plan.json"],
+            "--json=nowhere/plan.json: want a file in a folder",
+        ),
     ],
 )
 def test_errors_are_one_paragraph_and_code_2(arguments: list[str], words: str) -> None:
@@ -113,7 +119,7 @@ def test_without_the_plugin_the_command_ends_with_code_2(name: str, module: str)
     with contextlib.suppress(ModuleNotFoundError):
         if importlib.util.find_spec(module):
             pytest.skip(f"{module} is installed")
-    done = run(f"--topology={name}", "--config.data.batch_size=8")
+    done = run(f"--topology={name}", "--config.data.batch_size=9")
     assert done.returncode == 2
     assert "not installed" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr
 

@@ -173,10 +173,8 @@ class ProfileHook:
             jax.block_until_ready(event.state)
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
-        elif self._seen < _PROFILE_SKIP + 1 and ending:
-            logger.warning(
-                "train.profile: no trace, as this start took fewer than %d steps", _PROFILE_SKIP + 1
-            )
+        elif self._seen <= _PROFILE_SKIP and ending:
+            logger.warning("train.profile: no trace, as this start took only %d steps", self._seen)
         elif self._tracing and (ending or self._seen == _PROFILE_SKIP + _PROFILE_STEPS):
             jax.block_until_ready(event.state)
             jax.profiler.stop_trace()

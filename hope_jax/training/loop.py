@@ -97,8 +97,8 @@ def _claim(workdir: Path, resume: str) -> None:
         raise ConfigError(f"--workdir={workdir}: cannot be made a folder ({error.strerror})") from error
     if (workdir / files.MANIFEST_FILE).exists():
         raise ConfigError(
-            f"--workdir={workdir} is a release bundle, which training would spoil; copy its checkpoints/ into "
-            "another --workdir to go on from it"
+            f"--workdir={workdir} is a release bundle, which training would spoil; copy its checkpoints/ "
+            "into another --workdir to go on from it"
         )
     names = (files.CHECKPOINT_DIR, files.METRICS_FILE, files.CONFIG_FILE, files.SUMMARY_FILE)
     found = [name for name in names if (workdir / name).exists()]
