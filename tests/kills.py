@@ -27,6 +27,29 @@ SMALL = (
 )  # fmt: skip
 
 
+LAUNCH = """
+import sys, time
+from pathlib import Path
+from hope_jax import cli, launch
+from hope_jax.data.pipeline import TrainIterator
+
+marker, of_pipeline = Path(sys.argv.pop(1)), TrainIterator.__next__
+
+
+def marked(self):
+    batch = of_pipeline(self)
+    if self.get_state()["next_batch"] > 6:
+        marker.touch()
+        time.sleep(0.2)
+    return batch
+
+
+TrainIterator.__next__ = marked
+cli.run_command(launch.main)
+"""
+"""`launch`, which says in a file that it stands in the data pipeline, checkpoints behind it, and lingers."""
+
+
 class Outcome(NamedTuple):
     """rows: of `metrics.jsonl` without what a clock decides. digest: of the last checkpoint."""
 
@@ -34,10 +57,15 @@ class Outcome(NamedTuple):
     digest: str
 
 
+def marker_of(workdir: Path) -> Path:
+    """The file that is there once the run has stood in its data pipeline behind a checkpoint."""
+    return workdir.with_suffix(".loading")
+
+
 def start(workdir: Path, cache: Path, overrides: Sequence[str]) -> subprocess.Popen[str]:
     """The launch command on a small run; stderr goes to `<workdir>.log`."""
     command = [
-        sys.executable, "-m", "hope_jax.launch", "--config=configs/pilot_smoke.py",
+        sys.executable, "-c", LAUNCH, str(marker_of(workdir)), "--config=configs/pilot_smoke.py",
         f"--workdir={workdir}", f"--compilation_cache={cache}",
         *(f"--config.{override}" for override in (*SMALL, *overrides)),
     ]  # fmt: skip
@@ -117,7 +145,12 @@ def writing_a_checkpoint(random_: random.Random) -> Callable[[Path], bool]:
 
 
 def loading_data(random_: random.Random) -> Callable[[Path], bool]:
-    """After the start, while text is read, tokenized, and the first batches are made."""
+    """While the loop waits for a batch, with checkpoints behind it."""
+    return lambda workdir: marker_of(workdir).exists()
+
+
+def starting(random_: random.Random) -> Callable[[Path], bool]:
+    """At any time after the start: imports, verification, restoring, setting aside, compiling."""
     started = time.monotonic()
     wait = random_.uniform(1.0, 8.0)
     return lambda workdir: time.monotonic() - started > wait

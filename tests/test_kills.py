@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import MOMENTS, finish, kill
+from tests.kills import MOMENTS, finish, kill, starting
 
 PERSISTENT = ("memory.scope=batch", "memory.lifetime=persistent")
 EVERY_PUSH = {("step", "hope_hybrid", "online"), ("checkpoint", "titan", "through_writes"),
@@ -44,6 +44,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     broken = tmp_path / "broken"
     hit = kill(broken, cache, overrides, MOMENTS[moment](dice), dice.uniform(0.0, 0.05))
     assert hit, "the run ended before the moment came"
+    assert moment != "data" or any((broken / "checkpoints").glob("*.sha256"))
+    kill(broken, cache, overrides, starting(dice), 0.0)
     again = finish(broken, cache, overrides)
     assert again.rows == straight.rows
     assert again.digest == straight.digest

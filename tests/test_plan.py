@@ -92,7 +92,7 @@ def test_the_cost_of_a_stream_grows_with_its_cache(planned: tuple[str, dict]) ->
         (["--topology=cpu:2", "--notrain"], "nothing is left to compile"),
         (
             ["--topology=cpu:2", "--json=nowhere/plan.json"],
-            "--json=nowhere/plan.json: want a file in a folder",
+            "=nowhere/plan.json: want a file in a folder",
         ),
     ],
 )
