@@ -1,18 +1,22 @@
 """Where a row of metrics goes: `metrics.jsonl`, the log, TensorBoard, Weights & Biases."""
 
+import contextlib
 import datetime
 import errno
 import hashlib
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
@@ -66,19 +70,34 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Scalars in `<workdir>/tb`; what an earlier start wrote after `step` is hidden."""
+    """Scalars in `<workdir>/tb`; what an earlier start wrote after `step` is hidden.
+
+    Rows are written where `write` is called: tensorboardX's own `SummaryWriter` does it in a thread, which a
+    full disk would end, and then waits for it for ever.
+    """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self._writer = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=step + 1)
+        folder = workdir / "tb"
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{step}")
+        for start in (
+            {"file_version": "brain.Event:2"},
+            {"session_log": SessionLog(status=SessionLog.START)},
+        ):
+            self._writer.write_event(Event(step=step + 1, **start))
+        self._writer.flush()
 
     def write(self, row: Row) -> None:
         """Add its scalars."""
         for name, value in scalars(row).items():
-            self._writer.add_scalar(name, value, row["step"])
+            event = Event(step=row["step"], wall_time=time.time(), summary=scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
+        """Close the event file, in which nothing is outstanding but what could not be written."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
 
 class WandbWriter:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.config import LogConfig
 from hope_jax.errors import CheckpointError, ConfigError, WorkdirError
 from hope_jax.training import files, integrity
 from hope_jax.training.lock import LOCK_FILE, WorkdirLock
@@ -148,6 +149,22 @@ def test_a_row_that_does_not_fit_is_no_traceback(tmp_path):
             toy_train(tmp_path, toy_config(steps=6), on_step=fill)
     toy_train(tmp_path, toy_config(steps=6))
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 4, 6]
+
+
+def test_a_full_disk_does_not_leave_the_run_waiting_for_tensorboard(tmp_path):
+    config = toy_config(steps=20, log=LogConfig(every=1, tensorboard=True))
+    with contextlib.ExitStack() as stack:
+
+        def fill(number):
+            if number == 3:
+                (events,) = (tmp_path / "tb").iterdir()
+                assert events.stat().st_size > (tmp_path / files.METRICS_FILE).stat().st_size
+                stack.enter_context(no_room_beyond(events.stat().st_size + 10))
+
+        with pytest.raises(WorkdirError, match="cannot be written .*make room"):
+            toy_train(tmp_path, config, on_step=fill)
+    toy_train(tmp_path, config)
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 21))
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system that is read-only for everyone")
