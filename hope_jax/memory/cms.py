@@ -77,7 +77,7 @@ class Cms:
 
     def for_writes(self, params: PyTree) -> PyTree:
         """See `Memory.for_writes`."""
-        return {**params, **{s.name: mlp_memory.with_sizes(params[s.name]) for s in self.levels}}
+        return {**params, **{s.name: mlp_memory.measured(params[s.name]) for s in self.levels}}
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""

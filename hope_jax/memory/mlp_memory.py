@@ -22,9 +22,6 @@ FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
 GROUPS = (("w_up", "b_up"), ("w_down", "b_down"))
 """A matrix and its bias are one affine map, and are bounded as one."""
 
-SIZES = "sizes"
-"""Name under which `with_sizes` puts norms among a level's parameters."""
-
 LAYER_NORM_EPS = 1e-5
 
 Weights = dict[str, Array]
@@ -188,16 +185,11 @@ def group_norms(weights: Weights) -> tuple[Array, ...]:
     )
 
 
-def with_sizes(params: PyTree) -> PyTree:
-    """A level's parameters with their `group_norms`, for many writes at the same slow weights: each would
-    pass over the matrices to find them."""
-    return {**params, SIZES: group_norms(params)}
-
-
-def sizes(params: PyTree) -> tuple[Array, ...]:
-    """`group_norms` of a level's fast weights, with which `params` may come (`with_sizes`)."""
-    found: tuple[Array, ...] = params[SIZES] if SIZES in params else group_norms(params)
-    return found
+def measured(params: PyTree) -> PyTree:
+    """A level's parameters with their matrices `tapped.measured`: for many writes at the same slow weights,
+    each of which would pass over the matrices to find their norms."""
+    matrices = {name: tapped.measured(params[name]) for name, _ in GROUPS}
+    return {**params, **matrices}
 
 
 def scale_groups(weights: Weights, factors: tuple[Array, ...]) -> Weights:

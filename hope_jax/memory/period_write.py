@@ -88,7 +88,7 @@ class PeriodWriter(ABC, Generic[P]):
     def __init__(self, rules: WriteRules, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
         self.rules, self.spec, self.reduce = rules, spec, reduce
         self.weights = mlp_memory.fast_weights(params)
-        self.norms = mlp_memory.sizes(params)
+        self.norms = mlp_memory.group_norms(params)
 
     @abstractmethod
     def gather(self, tokens: Any) -> P:

@@ -73,7 +73,7 @@ class Titan:
 
     def for_writes(self, params: PyTree) -> PyTree:
         """See `Memory.for_writes`."""
-        return mlp_memory.with_sizes(params)
+        return mlp_memory.measured(params)
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
