@@ -155,5 +155,5 @@ def _times(inner: Inner, c: jax.Array) -> jax.Array:
 
 
 def form_by_size(tokens: int, inputs: int, outputs: int) -> Literal["dense", "dual"]:
-    """The faster form for a context of so many tokens, which starts from nothing."""
+    """The form with fewer elements for a context of so many tokens, which starts from nothing."""
     return "dual" if tokens * (inputs + outputs) <= inputs * outputs else "dense"

@@ -95,9 +95,8 @@ class _Decays(NamedTuple):
 
     before, log_total: [C], [] share of W_0 just before token t, log of that after the chunk. lower: [C, C]
     share of what token s < t wrote, just before t, times eta_s; end: [C] the same after the chunk. lower_m,
-    end_m: as
-    `lower` and `end` for a gradient, which momentum repeats at later tokens. start_m, start_end: [C], []
-    the same for m_0. keep, keep_start: [C], [] share of a gradient, of m_0, in the last buffer.
+    end_m: as `lower` and `end` for a gradient, which momentum repeats at later tokens. start_m, start_end:
+    [C], [] the same for m_0. keep, keep_start: [C], [] share of a gradient, of m_0, in the last buffer.
     """
 
     before: jax.Array
