@@ -107,10 +107,14 @@ class Cms:
             return dict(trace)
         return {
             spec.name: trace[spec.name]
-            if spec.optimizer == "dgd"
+            if self._needs_outputs(spec)
             else mlp_memory.factors_of_read(factors[spec.name])
             for spec in self.levels
         }
+
+    def _needs_outputs(self, spec: LevelSpec) -> bool:
+        """Whether a level's tokens are written by a rule that asks for the level's outputs."""
+        return spec.optimizer == "dgd"
 
     def _read_level(
         self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]

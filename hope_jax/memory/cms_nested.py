@@ -93,6 +93,10 @@ class NestedCms(Cms):
         del held, at
         return written
 
+    def _needs_outputs(self, spec: LevelSpec) -> bool:
+        """Its init is written with the optimizer of the next slower level."""
+        return any(other.optimizer == "dgd" for other in (spec, *self.slower(spec)[:1]))
+
     def _fresh(self, spec: LevelSpec, params: PyTree) -> PyTree:
         state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
         return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state

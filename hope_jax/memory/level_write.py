@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import Affine, Coefficients, Map, Rows, root, write_periods
-from hope_jax.memory import dgd, gate, levels, mlp_memory
+from hope_jax.memory import dgd, gate, levels, mlp_memory, tapped
 from hope_jax.memory.inner_optim import (
     L2_OBJECTIVE_WEIGHT,
     is_linear,
@@ -51,7 +51,7 @@ class Pending(NamedTuple):
 
 def init_level(spec: LevelSpec, params: PyTree, chunk_size: int) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
-    weights = mlp_memory.fast_weights(params)
+    weights = tapped.values(mlp_memory.fast_weights(params))
     pending: Pending | tuple[()] = ()
     if levels.spans_chunks(spec.update_period, chunk_size):
         pending = nothing(weights)

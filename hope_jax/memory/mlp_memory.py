@@ -64,8 +64,8 @@ def with_gain(factors: WriteFactors, gain_n: Array) -> WriteFactors:
 
 
 def fast_weights(params: Weights) -> Weights:
-    """The part of a level's parameters that writes change."""
-    return {name: tapped.value(params[name]) for name in FAST_WEIGHTS if name in params}
+    """The part of a level's parameters that writes change, as it is: reads take its gradient from the taps."""
+    return {name: params[name] for name in FAST_WEIGHTS if name in params}
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = LAYER_NORM_EPS) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import root, shrink
-from hope_jax.memory import gate, levels, mlp_memory
+from hope_jax.memory import gate, levels, mlp_memory, tapped
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 from hope_jax.types import Array, PyTree
@@ -87,7 +87,7 @@ class PeriodWriter(ABC, Generic[P]):
 
     def __init__(self, rules: WriteRules, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
         self.rules, self.spec, self.reduce = rules, spec, reduce
-        self.weights = mlp_memory.fast_weights(params)
+        self.weights = tapped.values(mlp_memory.fast_weights(params))
         self.norms = mlp_memory.group_norms(params)
 
     @abstractmethod

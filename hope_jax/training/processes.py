@@ -127,8 +127,8 @@ def _connect(cluster: Cluster, gone_after: float) -> None:
             *cluster,
             cluster_detection_method=None if cluster == AUTO else "deactivate",
             initialization_timeout=_CONNECT_SECONDS,
-            # behind that of `Peers`, whose message is clearer
-            heartbeat_timeout_seconds=int(gone_after) + 10,
+            # far behind that of `Peers`, whose message is clearer, also where this host is short of time
+            heartbeat_timeout_seconds=2 * int(gone_after) + 60,
         )
     except ValueError as error:
         raise ConfigError(
@@ -164,6 +164,7 @@ def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
         more = f"Process {index} stops too; the same command on all hosts goes on from {where}."
         # the main thread may hold the locks of streams and logs, and wait for ever
         os.write(2, f"error: {reason}. {more}\n".encode())
+        _on_abort(lambda: os._exit(code))
         if index == 0:
             time.sleep(_LINGER)
         os._exit(code)

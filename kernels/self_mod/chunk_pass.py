@@ -30,10 +30,10 @@ from hope_jax.kernels.self_mod.products import (
     Group,
     Products,
     Recorded,
+    Repeated,
     Replayed,
     back,
     joined,
-    matrices_of,
     once_done,
     outer,
     through,
@@ -223,7 +223,7 @@ def _block_backward(
     start, results, inputs, by_outs = xs
 
     def again(results: list[jax.Array], inputs: Inputs) -> Factors:
-        return _step(constants, Replayed(matrices_of(start), results), theta, inputs)[1][0]
+        return _step(constants, Repeated(start, results), theta, inputs)[1][0]
 
     shared, own = before_each(start, jax.lax.map(lambda chunk: again(*chunk), (results, inputs)))
     step = partial(_chunk_backward, constants, theta, shared)

@@ -175,9 +175,28 @@ class Recorded(Products):
         return self.results[-1]
 
 
+class Repeated(Products):
+    """The same calls again: results come from a record, whatever is multiplied."""
+
+    def __init__(self, matrices: Group | Mapping[Key, Matrix], results: list[jax.Array]) -> None:
+        super().__init__(matrices)
+        self._rest = iter(results)
+
+    def through(self, key: Key, x: jax.Array) -> jax.Array:
+        """See `through`."""
+        return next(self._rest)
+
+    def back(self, key: Key, d: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """See `back`."""
+        return next(self._rest)
+
+
 class Replayed(Products):
     """The same calls again: results come from a record and are differentiated as variables, rows in the usual
-    way. The matrices are constants, and needed for derivatives alone: see `joined`."""
+    way. The matrices are constants, and needed for derivatives alone: see `joined`.
+
+    Only for `jax.vjp`: a derivative from outside would count what results and rows have in common twice.
+    """
 
     def __init__(self, matrices: Mapping[Key, Matrix], results: list[jax.Array]) -> None:
         super().__init__(matrices)

@@ -182,6 +182,36 @@ def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None
     assert_close(got, jax.tree.map(np.asarray, jax.grad(naive)(given)), "gradient")
 
 
+@pytest.mark.parametrize(
+    ("options", "wide"),
+    [({}, 1), ({"adaptive_q": True, "stopgrad_vhat": False, "momentum": 0.5}, 99)],
+    ids=["wide", "narrow_with_momentum"],
+)
+def test_second_derivatives_match_those_that_jax_takes(
+    options: dict[str, Any], wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch, along one direction: a teach signal is a gradient, and `through_writes` differentiates it.
+    Blocks of two chunks, whose backward pass makes the second one's matrices again; a `reduce` has a pass
+    without a backward of its own."""
+    for name, size in (("WIDE", wide), ("BLOCK_TOKENS", 4), ("WRITE_TOKENS", 4)):
+        monkeypatch.setattr(f"hope_jax.kernels.self_mod.chunk_pass.{name}", size)
+    memory, _ = make(**options)
+    given, rng = (make_params(memory), inputs(16).reshape(2, 8, DIM)), np.random.default_rng(3)
+    direction = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape)), given)
+
+    def second(reduce: Reduce) -> Any:
+        def rows(params: Any, x: jax.Array) -> Any:
+            return jax.vmap(partial(in_calls, memory, params, reduce=reduce))(x)
+
+        def along(given: Any) -> Any:
+            return jax.jvp(jax.grad(partial(value, rows)), (given,), (direction,))[1]
+
+        return jax.jit(along, compiler_options=QUICK)(given)
+
+    wanted = second(lambda tree: jax.tree.map(jnp.copy, tree))
+    assert_close(second(own), jax.tree.map(np.asarray, wanted), "second derivative")
+
+
 def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
     memory, settings = make(chunk_size_memory=8)
     params, x = make_params(memory), inputs(24).reshape(2, 12, DIM)
