@@ -64,7 +64,7 @@ def with_gain(factors: WriteFactors, gain_n: Array) -> WriteFactors:
 
 
 def fast_weights(params: Weights) -> Weights:
-    """The part of a level's parameters that writes change, as it is: reads take its gradient from the taps."""
+    """The part of a level's parameters that writes change, tapped where those are."""
     return {name: params[name] for name in FAST_WEIGHTS if name in params}
 
 

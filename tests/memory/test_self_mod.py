@@ -184,7 +184,12 @@ def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None
 
 @pytest.mark.parametrize(
     ("options", "wide"),
-    [({}, 1), ({"adaptive_q": True, "stopgrad_vhat": False, "momentum": 0.5}, 99)],
+    [
+        ({}, 1),
+        pytest.param(
+            {"adaptive_q": True, "stopgrad_vhat": False, "momentum": 0.5}, 99, marks=pytest.mark.nightly
+        ),
+    ],
     ids=["wide", "narrow_with_momentum"],
 )
 def test_second_derivatives_match_those_that_jax_takes(
