@@ -10,8 +10,9 @@ verifies, chooses, seals and sets aside, and the others follow.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -37,6 +38,24 @@ _CURSOR_KEYS = (
     "train.seed", "train.step_offset",
 )  # fmt: skip
 """What gives the data iterator's state its meaning: a run cannot go on from it under other values."""
+
+
+@dataclass
+class _NewestSealed(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint that a run would go on from, until the one being written is sealed too."""
+
+    directory: Path
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """See `PreservationPolicy`."""
+        del context
+        sealed = [info.step for info in checkpoints if seal.is_sealed(self.directory, info.step)]
+        return [info.step == max(sealed, default=None) for info in checkpoints]
 
 
 class Restored(NamedTuple):
@@ -128,7 +147,7 @@ class Checkpointer:
         for path in sorted(directory.glob("*tmp*")) if first and directory.exists() else ():
             logger.warning("%s: an unfinished checkpoint, removed; the one before it counts", path)
         policies: list[checkpoint_managers.PreservationPolicy]
-        policies = [checkpoint_managers.LatestN(settings.keep_last)]
+        policies = [checkpoint_managers.LatestN(settings.keep_last), _NewestSealed(directory)]
         if settings.keep_every:
             policies.append(checkpoint_managers.EveryNSteps(settings.keep_every))
         options = ocp.CheckpointManagerOptions(

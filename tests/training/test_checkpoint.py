@@ -1,14 +1,16 @@
 """Checkpoints: which are kept, which can be continued, what happens to damaged ones."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from hope_jax.config import CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
 from hope_jax.errors import CheckpointError
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.training.stored import load_checkpoint, resolve
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 
@@ -26,6 +28,18 @@ def damage(step_dir: Path):
 def test_last_n_and_every_mth_are_kept(tmp_path):
     toy_train(tmp_path, toy_config(checkpoint=CheckpointConfig(every=2, keep_last=2, keep_every=6)))
     assert saved_steps(tmp_path) == [6, 12, 18, 20]
+
+
+def test_the_last_sealed_checkpoint_stays_until_the_next_one_is_sealed(tmp_path, monkeypatch):
+    config = partial(toy_config, checkpoint=CheckpointConfig(every=4, keep_last=1))
+    toy_train(tmp_path, config(steps=4))
+    monkeypatch.setattr("hope_jax.training.seal.write", Mock(side_effect=OSError("no space")))
+    with pytest.raises(CheckpointError, match="no space"):
+        toy_train(tmp_path, config(steps=8))
+    monkeypatch.undo()
+    assert resolve(tmp_path)[1] == 4
+    assert toy_train(tmp_path, config(steps=12))["steps"] == 12
+    assert saved_steps(tmp_path) == [8, 12]
 
 
 def test_changed_shapes_are_refused_with_the_keys_that_changed(tmp_path):
