@@ -93,7 +93,6 @@ QUICK = (
     "flush_clip_schedule_bounds",
     "global_loss_gate_batch_scope",
     "reference_entropy_gate",
-    "independent_levels",
 )
 NIGHTLY = pytest.mark.nightly
 COMPILE = {"xla_backend_optimization_level": 0}

@@ -255,7 +255,14 @@ def test_without_a_fast_state_the_initial_weights_are_read_and_nothing_is_writte
     assert float(jnp.abs(unwritten - read(params, x, settings)[0])[4:].max()) > 1e-4
 
 
-@pytest.mark.parametrize(("momentum", "block"), [(0.5, 16), (0.0, 4), (0.0, 16)])
+@pytest.mark.parametrize(
+    ("momentum", "block"),
+    [
+        (0.0, 16),
+        pytest.param(0.5, 16, marks=pytest.mark.nightly),
+        pytest.param(0.0, 4, marks=pytest.mark.nightly),
+    ],
+)
 def test_gradients_do_not_depend_on_blocks_calls_or_the_order_of_examples(
     momentum: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def test_streams_in_any_calls_are_those_of_the_whole_cache(variant: str) -> None
 
 @pytest.mark.parametrize(
     ("cut", "reset"),
-    [(1, True), *(pytest.param(2, reset, marks=pytest.mark.nightly) for reset in (False, True))],
+    [pytest.param(*case, marks=pytest.mark.nightly) for case in ((1, True), (2, False), (2, True))],
 )
 def test_training_gradients_are_those_of_the_whole_cache(cut: int, reset: bool) -> None:
     streamer, params = windowed("hope_attention", 5, reset_at_document=reset)

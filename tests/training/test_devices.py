@@ -107,7 +107,12 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("group", GROUPS)
+SLOW = ("together", "selfmod")
+
+
+@pytest.mark.parametrize(
+    "group", [pytest.param(name, marks=pytest.mark.nightly if name in SLOW else ()) for name in GROUPS]
+)
 def test_any_number_of_devices_gives_what_one_gives(group: str) -> None:
     check(GROUPS[group])
 
