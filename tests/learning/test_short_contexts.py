@@ -91,7 +91,8 @@ BOUNDED = {"bounds": Bounds(0.002, 0.003), "gate": GateRule("l2", 0.01)}
     ("mode", "variant", "style", "levels", "tokens", "truncate", "values"),
     [
         pytest.param(
-            online_gradients, "hope_hybrid", "modern", (PART, WHOLE, LONGER), 20, CHUNK, BOUNDED, marks=NIGHTLY
+            online_gradients, "hope_hybrid", "modern", (PART, WHOLE, LONGER), 20, CHUNK, BOUNDED,
+            marks=NIGHTLY,
         ),
         (online_gradients, "hope_attention", "reference", REFERENCE, 20, CHUNK, BOUNDED),
         (
