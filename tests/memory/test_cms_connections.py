@@ -16,7 +16,9 @@ from hope_jax.memory.cms import Bounds, Cms, IndependentCms
 from hope_jax.memory.cms_nested import NestedCms, NestedState
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.tapped import Factors
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from tests.oracle import bridge, cases
@@ -293,3 +295,14 @@ def test_nested_periods_that_do_not_fit_are_named() -> None:
         levels = tuple(LevelSpec(name, c, 0.1) for name, c in zip("ab", periods, strict=True))
         with pytest.raises(ValueError, match=message):
             NestedCms(levels, 4)
+
+
+@pytest.mark.parametrize(("kind", "read_again"), [(Cms, {"two"}), (NestedCms, {"one", "two"})])
+def test_delta_rules_get_the_outputs_that_they_ask_for(kind: type[Cms], read_again: set[str]) -> None:
+    """A read's factors have none; a nested level's init is written with the next slower level's rule."""
+    memory, rows = make(replace(OPEN, levels=SHORT), kind), jnp.zeros((N, 3))
+    names = memory.level_names()[: len(SHORT)]
+    trace = dict.fromkeys(names, rows)
+    factors = dict.fromkeys(names, dict.fromkeys(("w_up", "w_down"), Factors(rows, rows)))
+    recorded = memory.recorded(trace, factors)
+    assert {name for name, kept in recorded.items() if not isinstance(kept, WriteFactors)} == read_again
