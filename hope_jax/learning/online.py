@@ -178,20 +178,23 @@ def read_chunk(
 
 def read_and_signal(
     model: HopeModel, rule: OnlineRule, params: PyTree, state: StreamState, chunk: Batch, schedule: Array
-) -> tuple[StreamState, ReadOutput]:
-    """`read_chunk`, and what was read."""
+) -> tuple[StreamState, ReadOutput, Array]:
+    """`read_chunk`, what was read, and the loss's cotangent of what the head has read, [B, n, D]."""
 
-    def loss(taps: Any, gradient_taps: Taps) -> tuple[Array, Any]:
+    def loss(taps: Any, gradient_taps: Taps, at_head: Array) -> tuple[Array, Any]:
         tapped = tapping.attach(params, params, gradient_taps)
-        out, losses = read_with_loss(model, rule, tapped, state.fast, state.carry, chunk, taps)
+        fast, carry = model.restarted(tapped, state.fast, state.carry, chunk.segment_ids)
+        out = model.read(tapped, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
+        losses = read_loss(model, tapped, out._replace(hidden=out.hidden + at_head), chunk.targets)
         return losses.total, (out, losses)
 
     taps = model.init_taps(*chunk.tokens.shape)
     gradient_taps = model.init_gradient_taps(params, *chunk.tokens.shape, memories_only=True)
-    grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    (raw, factors), (out, losses) = grad(taps, gradient_taps)
+    at_head = jnp.zeros((*chunk.tokens.shape, model.spec.dim), model.spec.dtype)
+    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (raw, factors, by_hidden), (out, losses) = grad(taps, gradient_taps, at_head)
     out = out._replace(trace=model.recorded(out.trace, factors))
-    return after_read(model, rule, state, chunk, out, losses, raw, schedule), out
+    return after_read(model, rule, state, chunk, out, losses, raw, schedule), out, by_hidden
 
 
 def read_with_loss(

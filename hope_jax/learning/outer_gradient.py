@@ -2,19 +2,15 @@
 
 K = N: one backward pass a chunk gives the outer gradient, the teach signal and the factors of the writes.
 K > N: the teach signal of a chunk is taken in a backward pass of its own, because later chunks of the cut do
-not reach into it. Where no parameter acts through writes alone, the stream is first taught, which no
-gradient goes through, and then read again, differentiated, with the memories that it was read with.
+not reach into it. Where no parameter acts through writes alone, the stream is taught first (`taught_first`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.kernels.cms_write import Dual
-from hope_jax.kernels.xent_teach import cross_entropy
 from hope_jax.learning.online import (
     OnlineRule,
     StreamResult,
@@ -29,6 +25,7 @@ from hope_jax.learning.online import (
     split,
     write_pending,
 )
+from hope_jax.learning.taught_first import taught_first
 from hope_jax.models import documents, tapping
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.tapping import Taps
@@ -36,9 +33,6 @@ from hope_jax.types import Array, Batch, PyTree
 
 GRADIENT_ROWS = 256
 """Rows, of all examples, whose share of a matrix's outer gradient is one product."""
-
-add_gradients = jax.named_scope("gradient_sum")(trees.add)
-"""Leaf-wise a + b, under a name of its own in the compiled program (`hope_jax.profile`)."""
 
 
 def online_gradients(
@@ -60,7 +54,7 @@ def online_gradients(
             state, g = _cuts_of_one_chunk(model, rule, params, state, chunks, schedule)
         else:
             state, g = _cut(model, rule, params, state, chunks, nothing, schedule)
-        return (state, add_gradients(gradient, g)), None
+        return (state, tapping.add_gradients(gradient, g)), None
 
     if whole.tokens.shape[1]:
         together = cut // rule.chunk_size
@@ -73,7 +67,7 @@ def online_gradients(
         size = (rest.tokens.shape[0], whole.tokens.shape[1] // rule.chunk_size, rule.chunk_size)
         chunks = jax.tree.map(lambda t: t.reshape(size).swapaxes(0, 1), whole)
         state, g = _cut(model, rule, params, state, chunks, tail, schedule)
-        gradient = add_gradients(gradient, g)
+        gradient = tapping.add_gradients(gradient, g)
     return gradient, finish(model, rule, params, state)
 
 
@@ -136,7 +130,7 @@ def _cut(
         only = jax.tree.map(lambda t: t[None], tail) if ragged else chunks
         return _cuts_of_one_chunk(model, rule, params, state, only, schedule)
     if not model.spec.reset_at_document and not any(m.write_only for m in model.memories().values()):
-        return _taught_first(model, rule, params, state, chunks, tail, schedule)
+        return taught_first(model, rule, params, state, chunks, tail, schedule)
 
     at_writes = trees.stop_gradient(for_writes(model, params))
 
@@ -188,7 +182,7 @@ def _cuts_of_one_chunk(
         state, (by_plain, factors), hidden = _cut_of_one_chunk(
             model, rule, params, at_writes, gradient_taps, state, chunk, schedule
         )
-        return (state, add_gradients(plain, by_plain)), (factors, hidden)
+        return (state, tapping.add_gradients(plain, by_plain)), (factors, hidden)
 
     start = (state, trees.zeros_like(tapping.without(params, gradient_taps)))
     if chunks.tokens.shape[0] > 1:
@@ -227,88 +221,3 @@ def _cut_of_one_chunk(
     state, recorded = state._replace(stats=stats), model.recorded(out.trace, factors)
     state = after_read(model, rule, state, chunk, out._replace(trace=recorded), losses, raw, schedule)
     return state, (by_plain, factors), out.hidden
-
-
-def _taught_first(
-    model: HopeModel,
-    rule: OnlineRule,
-    params: PyTree,
-    state: StreamState,
-    chunks: Batch,
-    tail: Batch,
-    schedule: Array,
-) -> tuple[StreamState, PyTree]:
-    """`_cut` where no gradient goes through the writes of teach signals."""
-
-    at_writes = for_writes(model, params)
-
-    def teach(state: StreamState, chunk: Batch) -> tuple[StreamState, PyTree]:
-        fast, stats = write_pending(model, rule, at_writes, state)
-        read_with = {name: _without_rows(fast[name]) for name in model.memories()}
-        at = state._replace(fast=fast, stats=stats)
-        return read_chunk(model, rule, params, at, chunk, schedule), read_with
-
-    end, memories = jax.lax.scan(teach, state, chunks)
-    ragged, last_memories = tail.tokens.shape[1] > 0, None
-    if ragged:
-        end, last_memories = teach(end, tail)
-    count = chunks.tokens.shape[0]  # each chunk has taps of its own
-    one_chunk = model.init_gradient_taps(params, *chunks.tokens.shape[1:], head=False)
-    stacked = jax.tree.map(lambda t: jnp.broadcast_to(t, (count, *t.shape)), one_chunk)
-    tail_taps = model.init_gradient_taps(params, *tail.tokens.shape, head=False) if ragged else None
-
-    def loss(plain: PyTree, head: Array, taps: Taps, tail_taps: Taps | None) -> tuple[Array, Any]:
-        def read(start: Any, xs: Any) -> tuple[Any, Array]:
-            (streams, carry), (chunk, memories, taps) = start, xs
-            tapped = tapping.attach(params, plain, taps)
-            fast = {**streams, **_with_rows(memories, end.fast)}
-            out = model.read(tapped, fast, carry, chunk.tokens, chunk.segment_ids, training=rule.training)
-            return ({name: out.fast[name] for name in streams}, out.carry), out.hidden
-
-        held = model.rebase(plain, {name: state.fast[name] for name in model.stream_memories()})
-        at, hidden = jax.lax.scan(jax.checkpoint(read), (held, state.carry), (chunks, memories, taps))
-        total = _loss_of(head, hidden, chunks)
-        if not ragged:
-            return total, None
-        _, last = read(at, (tail, last_memories, tail_taps))
-        one = jax.tree.map(lambda t: t[None], tail)
-        return total + _loss_of(head, last[None], one), None
-
-    plain = tapping.without(params, stacked)
-    grad = jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
-    (by_plain, by_head, factors, tail_factors), _ = grad(plain, params[tapping.EMBED], stacked, tail_taps)
-    gradient = tapping.gradient(params, by_plain, factors, chunks.tokens, by_head)
-    if ragged:
-        nothing, one = trees.zeros_like((by_plain, by_head)), jax.tree.map(lambda t: t[None], tail_factors)
-        more = tapping.gradient(params, nothing[0], one, tail.tokens[None], nothing[1])
-        gradient = add_gradients(gradient, more)
-    return trees.stop_gradient(end), gradient
-
-
-def _loss_of(head: Array, hidden: Array, chunks: Batch) -> Array:
-    """Summed cross-entropy of chunks [m, B, N] from what their reads gave the head, [m, B, N, D]."""
-
-    def joined(t: Array) -> Array:
-        return t.swapaxes(0, 1).reshape(t.shape[1], -1, *t.shape[3:])
-
-    return cross_entropy(joined(hidden), head, joined(chunks.targets)).total
-
-
-def _is_dual(node: object) -> bool:
-    return isinstance(node, Dual)
-
-
-def _without_rows(fast: PyTree) -> PyTree:
-    """The state without the tokens that it may hold: a later state holds them too, with coefficients for
-    more of them."""
-    return jax.tree.map(lambda n: n._replace(rows=None) if _is_dual(n) else n, fast, is_leaf=_is_dual)
-
-
-def _with_rows(memories: PyTree, fast: PyTree) -> PyTree:
-    """The inverse, with the tokens of a later state `fast`."""
-    later = {name: fast[name] for name in memories}
-
-    def joined(old: PyTree, new: PyTree) -> PyTree:
-        return new._replace(rows=old.rows) if _is_dual(old) else new
-
-    return jax.tree.map(joined, later, memories, is_leaf=_is_dual)

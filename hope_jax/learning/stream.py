@@ -272,7 +272,7 @@ class Streamer:
         begun = online.StreamState(
             state.fast, state.carry, nothing, jnp.zeros((), bool), state.stats, state.sums
         )
-        taught, out = online.read_and_signal(self.model, self.rule, params, begun, chunk, jnp.ones(()))
+        taught, out, _ = online.read_and_signal(self.model, self.rule, params, begun, chunk, jnp.ones(()))
         fast, stats = online.write_pending(self.model, self.rule, params, taught, last=last)
         return StreamResult(fast, stats, taught.sums), taught.carry, out.hidden
 

@@ -29,7 +29,7 @@ from hope_jax.learning.online import (
     sums_of,
     zero_write_stats,
 )
-from hope_jax.learning.outer_gradient import add_gradients, chunks_together
+from hope_jax.learning.outer_gradient import chunks_together
 from hope_jax.memory import tapped
 from hope_jax.memory.tapped import Factors, Measured
 from hope_jax.models import tapping
@@ -125,7 +125,7 @@ def through_writes_gradients(
     )
     # Memories held as whole weights start from the meta parameters.
     _, pull = jax.vjp(lambda p: _floats(start._replace(fast=model.rebase(p, fast))), params)
-    gradient = add_gradients(gradient, pull(cotangent)[0])
+    gradient = tapping.add_gradients(gradient, pull(cotangent)[0])
     return gradient, StreamResult(final_fast, add_stats_of(stats, new_stats), trees.add(sums, new_sums))
 
 
@@ -159,12 +159,12 @@ def _backward(
 
             (loss, _), pull = jax.vjp(forward, live, taps, _floats(at))
             more, factors, cotangent = pull((jnp.ones_like(loss), cotangent))
-            return (add_gradients(by_live, more), cotangent), factors
+            return (tapping.add_gradients(by_live, more), cotangent), factors
 
         nothing = trees.zeros_like(live)
         (by_live, cotangent), factors = jax.lax.scan(of_chunk, (nothing, cotangent), group, reverse=True)
         by_params = _joined(params, by_live, factors, group[1].batch.tokens)
-        return (add_gradients(gradient, by_params), cotangent), None
+        return (tapping.add_gradients(gradient, by_params), cotangent), None
 
     together = chunks_together((batch_size, count * size), size)
     if together == count:

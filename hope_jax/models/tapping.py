@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax import trees
 from hope_jax.memory import tapped
 from hope_jax.memory.tapped import Factors, Tapped
 from hope_jax.types import Array, PyTree
@@ -187,6 +188,10 @@ def example_axes(params: PyTree) -> Any:
     if isinstance(params[EMBED], TappedEmbedding):
         axes[EMBED] = TappedEmbedding(None, jax.tree.map(lambda _: 0, params[EMBED].taps))  # type: ignore[arg-type]
     return axes
+
+
+add_gradients = jax.named_scope("gradient_sum")(trees.add)
+"""Leaf-wise a + b, under a name of its own in the compiled program (`hope_jax.profile`)."""
 
 
 @jax.named_scope("gradient_sum")
