@@ -13,3 +13,18 @@ def causal_conv(x_td: np.ndarray, taps_wd: np.ndarray, history_hd: np.ndarray | 
         for i in range(window):
             y[t] += taps_wd[i] * stream[t + i]
     return y
+
+
+def gradients(
+    x_td: np.ndarray, taps_wd: np.ndarray, history_hd: np.ndarray, by_y_td: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of sum(y * by_y), by x, taps and history, one term of `causal_conv` at a time."""
+    window = len(taps_wd)
+    stream = list(history_hd) + list(x_td)
+    by_stream = np.zeros((len(stream), x_td.shape[1]))
+    by_taps = np.zeros_like(taps_wd)
+    for t in range(len(x_td)):
+        for i in range(window):
+            by_stream[t + i] += by_y_td[t] * taps_wd[i]
+            by_taps[i] += by_y_td[t] * stream[t + i]
+    return by_stream[window - 1 :], by_taps, by_stream[: window - 1]

@@ -75,13 +75,13 @@ def _cases(dim: int, tokens: int, batch: int, goals: dict[str, tuple[Goal, ...]]
 
 
 def comparisons() -> Iterator[Comparison]:
-    """The sizes of the table of goals."""
+    """The sizes of the table of goals, and a pass four times as long, for its memory."""
     reach = {
         "forward": (Goal("share", 0.6),),
         "backward": (Goal("share", 0.4), Goal("temporary_mib", 100.0)),
     }
-    for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1)):
-        goals = reach if dim == 512 else {}
+    for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1), (512, 2048, 1)):
+        goals = reach if (dim, tokens) == (512, 512) else {}
         if batch > 1:
             goals = {name: tuple(g for g in of if g.measure == "share") for name, of in goals.items()}
         yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_cases, dim, tokens, batch, goals))
