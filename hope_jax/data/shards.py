@@ -1,0 +1,250 @@
+"""Token shards: packed rows of one source in ArrayRecord files, and the manifest that says what is in them.
+
+    SOURCE/manifest.json                    counts, digests, tokenizer, licence, what was rejected and why
+    SOURCE/train-00000-of-00004.arrayrecord
+    SOURCE/heldout-00000-of-00001.arrayrecord
+
+A record is a row of R + 1 tokens, then the number in its row of each token's document (from 1; 0: padding), both
+little-endian. Neighbouring rows of a file share a token, the last of one and the first of the next, so that
+every pair of neighbouring tokens of a document is supervised once. All records of a file have one size.
+
+ArrayRecord, because a row is found by number without reading those before it (the cursor of training is one
+number), several processes can read one file, and grain reads it as it is; every record has a checksum.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from hope_jax.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+WRITER_OPTIONS = "group_size:16,zstd:3"
+"""Rows that are compressed together, and how. Reading one row unpacks its group."""
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of rows. sha256: hex, of its bytes. size: bytes. supervised: pairs of neighbouring tokens of one
+    document."""
+
+    name: str
+    sha256: str
+    size: int
+    rows: int
+    tokens: int
+    documents: int
+    supervised: int
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """What a folder of shards holds.
+
+    row_tokens: R. document_multiple: tokens of which documents are padded to a multiple. origin, licence: of the
+    texts, for people. holdout, salt: of the split (`corpus.split_documents`). statistics: what was read,
+    rejected by reason and kept.
+    """
+
+    source: str
+    row_tokens: int
+    vocab_size: int
+    tokenizer_sha256: str
+    files: dict[str, tuple[ShardFile, ...]]
+    holdout: float
+    salt: str
+    document_multiple: int = 1
+    origin: str = ""
+    licence: str = ""
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    def rows(self, split: Split) -> int:
+        """Rows of a split."""
+        return sum(f.rows for f in self.files[split])
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    """The type in which tokens are stored."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class RowWriter:
+    """Packs documents into the rows of one file. `close` fills up the last row with padding.
+
+    path: of the file, which must not exist. Use `with`: a file that was not closed has no index and is refused.
+    """
+
+    def __init__(self, path: Path, *, row_tokens: int, vocab_size: int, pad_id: int) -> None:
+        self._path = path
+        self._row_tokens, self._pad_id = row_tokens, pad_id
+        self._dtype = dtype_of(vocab_size)
+        self._writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+        self._tokens, self._numbers = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._rows = self._count = self._documents = self._supervised = 0
+
+    def add(self, tokens: np.ndarray, padding: int = 0) -> None:
+        """Adds a document, int [n] with BOS and EOS, and `padding` tokens behind it."""
+        self._documents += 1
+        self._count += len(tokens)
+        self._supervised += max(len(tokens) - 1, 0)
+        number = np.full(len(tokens), self._documents)
+        tokens = np.pad(tokens, (0, padding), constant_values=self._pad_id)
+        self._tokens = np.concatenate([self._tokens, tokens])
+        self._numbers = np.concatenate([self._numbers, np.pad(number, (0, padding))])
+        while len(self._tokens) > self._row_tokens:
+            self._write_row()
+
+    def _write_row(self) -> None:
+        size = self._row_tokens
+        tokens, numbers = self._tokens[: size + 1], self._numbers[: size + 1]
+        first = numbers[numbers > 0].min(initial=np.iinfo(np.int64).max)
+        in_row = np.where(numbers > 0, numbers - first + 1, 0)
+        record = np.concatenate(
+            [tokens.astype(self._dtype).view(np.uint8), in_row.astype("<u2").view(np.uint8)]
+        )
+        self._writer.write(record.tobytes())
+        self._rows += 1
+        self._tokens, self._numbers = self._tokens[size:], self._numbers[size:]
+
+    def close(self) -> ShardFile:
+        """Ends the file; what is in it."""
+        if self._rows == 0 or len(self._tokens) > 1:
+            missing = self._row_tokens + 1 - len(self._tokens)
+            self._tokens = np.pad(self._tokens, (0, missing), constant_values=self._pad_id)
+            self._numbers = np.pad(self._numbers, (0, missing))
+            self._write_row()
+        self._writer.close()
+        return ShardFile(
+            name=self._path.name,
+            sha256=sha256_of(self._path),
+            size=self._path.stat().st_size,
+            rows=self._rows,
+            tokens=self._count,
+            documents=self._documents,
+            supervised=self._supervised,
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> ShardManifest:
+    """The manifest of a folder of shards.
+
+    Raises: DataError: it is missing, unfinished, of another format, or not one.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: no {MANIFEST}, so no finished shards; build them with python -m hope_jax.data.build"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); build the shards again") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise DataError(f"{path}: want format {FORMAT}, got {found}; build the shards again")
+    try:
+        names = {f.name for f in fields(ShardManifest)}
+        files = {split: tuple(ShardFile(**f) for f in raw["files"][split]) for split in SPLITS}
+        manifest = ShardManifest(**{**{k: raw[k] for k in names}, "files": files})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a manifest of shards ({error}); build the shards again") from None
+    for split in SPLITS:
+        for file in manifest.files[split]:
+            if Path(file.name).name != file.name:
+                raise DataError(f"{path}: {file.name!r} is not a file's name; build the shards again")
+    return manifest
+
+
+def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
+    """Files against the manifest: their sizes and, if asked for, their digests.
+
+    Raises: DataError: names the first file that is missing, has another size or another digest, or occurs twice.
+    """
+    seen: dict[str, str] = {}
+    for file in (f for split in SPLITS for f in manifest.files[split]):
+        path = folder / file.name
+        if not path.is_file():
+            raise DataError(f"{path}: a shard is missing; build the shards again")
+        if path.stat().st_size != file.size:
+            raise DataError(
+                f"{path}: {path.stat().st_size} bytes, the manifest says {file.size}; build the shards again"
+            )
+        if digests and sha256_of(path) != file.sha256:
+            raise DataError(f"{path}: another digest than the manifest's; build the shards again")
+        if file.rows and (other := seen.setdefault(file.sha256, file.name)) != file.name:
+            raise DataError(f"{path}: the same shard as {other}; its rows would be trained on twice")
+
+
+class ShardRows:
+    """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain.
+
+    Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and documents in their row from 1, 0: padding.
+    Can be sent to worker processes, which open the files for themselves.
+
+    Raises:
+      DataError: seq_len does not divide the rows.
+    """
+
+    def __init__(self, folder: Path, manifest: ShardManifest, split: Split, seq_len: int) -> None:
+        if manifest.row_tokens % seq_len:
+            raise DataError(
+                f"data.seq_len={seq_len} does not divide the rows of {folder}, which have "
+                f"{manifest.row_tokens} tokens; choose a divisor, or build the shards with another row_tokens"
+            )
+        self._folder, self._seq_len = folder, seq_len
+        self._row_tokens, self._dtype = manifest.row_tokens, dtype_of(manifest.vocab_size)
+        self._files = [f.name for f in manifest.files[split] if f.rows]
+        self._ends = np.cumsum([f.rows for f in manifest.files[split] if f.rows], dtype=np.int64)
+        self._readers: dict[int, ArrayRecordReader] = {}
+
+    def __len__(self) -> int:
+        rows = int(self._ends[-1]) if len(self._ends) else 0
+        return rows * (self._row_tokens // self._seq_len)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        row, part = divmod(index, self._row_tokens // self._seq_len)
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        start = int(self._ends[file - 1]) if file else 0
+        record = self._reader(file).read([row - start])[0]
+        tokens, numbers = self._decode(record)
+        window = slice(part * self._seq_len, (part + 1) * self._seq_len + 1)
+        return tokens[window].astype(np.int32), numbers[window].astype(np.int32)
+
+    def _reader(self, file: int) -> ArrayRecordReader:
+        if file not in self._readers:
+            # Rows are shuffled: reading ahead would only read what is not asked for.
+            self._readers[file] = ArrayRecordReader(
+                str(self._folder / self._files[file]), options="readahead_buffer_size:0"
+            )
+        return self._readers[file]
+
+    def _decode(self, record: bytes) -> Sequence[np.ndarray]:
+        count = self._row_tokens + 1
+        if len(record) != count * (self._dtype.itemsize + 2):
+            raise DataError(f"{self._folder}: a record of {len(record)} bytes; build the shards again")
+        cut = count * self._dtype.itemsize
+        return np.frombuffer(record[:cut], self._dtype), np.frombuffer(record[cut:], "<u2")
