@@ -4,8 +4,8 @@
     SOURCE/train-00000-of-00004.arrayrecord
     SOURCE/heldout-00000-of-00001.arrayrecord
 
-A record is a row of R + 1 tokens, then the number in its row of each token's document (from 1; 0: padding), both
-little-endian. Neighbouring rows of a file share a token, the last of one and the first of the next, so that
+A record is a row of R + 1 tokens, then the number in its row of each token's document (from 1; 0: padding),
+both little-endian. Neighbouring rows of a file share a token, the last of one and the first of the next, so that
 every pair of neighbouring tokens of a document is supervised once. All records of a file have one size.
 
 ArrayRecord, because a row is found by number without reading those before it (the cursor of training is one
@@ -35,8 +35,8 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One file of rows. sha256: hex, of its bytes. size: bytes. supervised: pairs of neighbouring tokens of one
-    document."""
+    """One file of rows. sha256: hex, of its bytes. size: bytes. supervised: pairs of neighbouring tokens of
+    one document."""
 
     name: str
     sha256: str
@@ -51,8 +51,8 @@ class ShardFile:
 class ShardManifest:
     """What a folder of shards holds.
 
-    row_tokens: R. document_multiple: tokens of which documents are padded to a multiple. origin, licence: of the
-    texts, for people. holdout, salt: of the split (`corpus.split_documents`). statistics: what was read,
+    row_tokens: R. document_multiple: tokens of which documents are padded to a multiple. origin, licence: of
+    the texts, for people. holdout, salt: of the split (`corpus.split_documents`). statistics: what was read,
     rejected by reason and kept.
     """
 
@@ -86,7 +86,7 @@ def dtype_of(vocab_size: int) -> np.dtype:
 class RowWriter:
     """Packs documents into the rows of one file. `close` fills up the last row with padding.
 
-    path: of the file, which must not exist. Use `with`: a file that was not closed has no index and is refused.
+    path: of the file. One that was not closed has no index, and nothing can read it.
     """
 
     def __init__(self, path: Path, *, row_tokens: int, vocab_size: int, pad_id: int) -> None:
@@ -114,10 +114,7 @@ class RowWriter:
         tokens, numbers = self._tokens[: size + 1], self._numbers[: size + 1]
         first = numbers[numbers > 0].min(initial=np.iinfo(np.int64).max)
         in_row = np.where(numbers > 0, numbers - first + 1, 0)
-        record = np.concatenate(
-            [tokens.astype(self._dtype).view(np.uint8), in_row.astype("<u2").view(np.uint8)]
-        )
-        self._writer.write(record.tobytes())
+        self._writer.write(tokens.astype(self._dtype).tobytes() + in_row.astype("<u2").tobytes())
         self._rows += 1
         self._tokens, self._numbers = self._tokens[size:], self._numbers[size:]
 
@@ -179,7 +176,7 @@ def read_manifest(folder: Path) -> ShardManifest:
 def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
     """Files against the manifest: their sizes and, if asked for, their digests.
 
-    Raises: DataError: names the first file that is missing, has another size or another digest, or occurs twice.
+    Raises: DataError: names the first file that is missing, has another size or digest, or occurs twice.
     """
     seen: dict[str, str] = {}
     for file in (f for split in SPLITS for f in manifest.files[split]):
@@ -199,8 +196,8 @@ def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) 
 class ShardRows:
     """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain.
 
-    Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and documents in their row from 1, 0: padding.
-    Can be sent to worker processes, which open the files for themselves.
+    Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0:
+    padding. Can be sent to worker processes, which open the files for themselves.
 
     Raises:
       DataError: seq_len does not divide the rows.
