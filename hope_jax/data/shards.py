@@ -5,8 +5,8 @@
     SOURCE/heldout-00000-of-00001.arrayrecord
 
 A record is a row of R + 1 tokens, then the number in its row of each token's document (from 1; 0: padding),
-both little-endian. Neighbouring rows of a file share a token, the last of one and the first of the next, so that
-every pair of neighbouring tokens of a document is supervised once. All records of a file have one size.
+both little-endian. Neighbouring rows of a file share a token, the last of one and the first of the next, so
+that every pair of neighbouring tokens of a document is supervised once. All records of a file have one size.
 
 ArrayRecord, because a row is found by number without reading those before it (the cursor of training is one
 number), several processes can read one file, and grain reads it as it is; every record has a checksum.
