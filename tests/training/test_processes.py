@@ -134,10 +134,22 @@ def assert_resumes_to(together, workdir):
     assert integrity.digest(workdir) == integrity.digest(together[0])
 
 
-def test_a_killed_worker_stops_the_others_which_then_resume(folder, together):
+def test_a_signal_stops_all_after_a_step_a_killed_worker_stops_the_others_and_each_time_they_resume(
+    folder, together
+):
     workdir = folder / "worker"
-    processes = start_two(workdir, 0.2)
+    hosts = f"--hosts=localhost:{free_port()},localhost"
+    processes = [start(workdir, hosts, pause=0.2, HOPE_PROCESS_ID=str(i)) for i in range(2)]
     await_checkpoint(processes, workdir, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    (_, err), (_, other) = finish(processes)
+    stopped = load_checkpoint(workdir).step
+    for text in (err, other):
+        assert f"SIGTERM at process 1: stopped after step {stopped};" in text
+    assert json.loads((workdir / "summary.json").read_text())["interrupted"] and 4 < stopped < 20
+
+    processes = start_two(workdir, 0.2)
+    await_checkpoint(processes, workdir, (stopped // 4 + 1) * 4)
     processes[1].kill()
     started = time.monotonic()
     (_, err), _ = finish(processes, [1, -signal.SIGKILL])
@@ -162,20 +174,6 @@ def test_a_killed_coordinator_stops_the_others_and_a_kill_of_all_is_survived(fol
     for process in processes:
         process.kill()
     finish(processes, [-signal.SIGKILL] * 2)
-    assert_resumes_to(together, workdir)
-
-
-def test_a_signal_to_any_process_stops_all_after_one_step(folder, together):
-    workdir = folder / "signal"
-    hosts = f"--hosts=localhost:{free_port()},localhost"
-    processes = [start(workdir, hosts, pause=0.2, HOPE_PROCESS_ID=str(i)) for i in range(2)]
-    await_checkpoint(processes, workdir, 4)
-    processes[1].send_signal(signal.SIGTERM)
-    (_, err), (_, other) = finish(processes)
-    stopped = load_checkpoint(workdir).step
-    for text in (err, other):
-        assert f"SIGTERM at process 1: stopped after step {stopped};" in text
-    assert json.loads((workdir / "summary.json").read_text())["interrupted"] and 4 < stopped < 24
     assert_resumes_to(together, workdir)
 
 
