@@ -3,10 +3,10 @@
 python -m hope_jax.data.coverage --input=PATH [--input=PATH ...] [--tokenizer=MODEL] [--out=FILE]
 python -m hope_jax.data.coverage --input=PATH [--input=PATH ...] [--tokenizer=MODEL] --baseline=FILE
 
-PATH is a folder of .txt and .jsonl files, one such file, or "embedded"; each is a source, and embedded is
-three. Prints a table; --out writes a report as JSON too. With --baseline, a report of the same texts, exit
-code 1 if in a source, or overall, words need more tokens, or fewer words are one token, than the two limits
-allow; 2 if the report is of other texts. docs/data.md says what is counted.
+PATH is a folder of .txt, .jsonl and .jsonl.gz files, one such file, or "embedded"; each is a source, and
+embedded is three. Prints a table; --out writes a report as JSON too. With --baseline, a report of the same
+texts, exit code 1 if in a source, or overall, words need more tokens, or fewer words are one token, than the
+two limits allow; 2 if the report is of other texts. docs/data.md says what is counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from hope_jax.data.tokenizer_coverage import Comparison, Report
 
 _INPUTS = flags.DEFINE_multi_string(
-    "input", [], "Folder, .txt or .jsonl file, or embedded; may be given again.", allow_override=True
+    "input",
+    [],
+    "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again.",
+    allow_override=True,
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Key of a .jsonl line's text.", allow_override=True)
 _TOKENIZER = flags.DEFINE_string(

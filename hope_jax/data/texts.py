@@ -1,25 +1,29 @@
 """Texts that a tokenizer is trained or judged on: sources, read document by document, and samples of them.
 
-A source is what one `--input` names: a folder of `.txt` and `.jsonl` files at any depth, one such file, or
-the embedded corpus, which is three sources. A `.txt` file holds documents as in `corpus`; a line of a
-`.jsonl` file is an object with a document in its text field.
+A source is what one `--input` names: a folder of `.txt`, `.jsonl` and `.jsonl.gz` files at any depth, one
+such file, or the embedded corpus, which is three sources. A `.txt` file holds documents as in `corpus`; a
+line of a `.jsonl` file is an object with a document in its text field.
 """
 
+import contextlib
+import gzip
 import hashlib
 import heapq
 import json
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, parse_documents
 from hope_jax.errors import DataError
 
-SUFFIXES = (".txt", ".jsonl")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+_KINDS = ", ".join(SUFFIXES)
 Split = Literal["all", "train", "heldout"]
 
 
@@ -39,26 +43,29 @@ class TextSource:
         """
         for file in self.files:
             try:
-                if file.name.endswith(".jsonl"):
-                    yield from _read_json_lines(file, self.text_field)
-                else:
+                if file.name.endswith(".txt"):
                     yield from parse_documents(str(file), file.read_bytes(), "--input")
-            except OSError as error:
-                raise DataError(f"--input: cannot read {file}: {error.strerror or error}") from None
+                else:
+                    yield from _read_json_lines(file, self.text_field)
+            except (OSError, EOFError, zlib.error) as error:
+                problem = getattr(error, "strerror", None) or error
+                raise DataError(
+                    f"--input: cannot read {file}: {problem}; bring it back or take it out"
+                ) from None
 
 
 def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSource]:
     """The sources that inputs name, in the given order; no text is read yet.
 
     Args:
-        inputs: "embedded", or paths of folders and of `.txt` and `.jsonl` files.
+        inputs: "embedded", or paths of folders and of files.
         text_field: of a `.jsonl` line, the key of its text.
 
     Raises:
         DataError: no input, one that is missing or given twice, or a folder without such files.
     """
     if not inputs:
-        raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a .txt or .jsonl file")
+        raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a file ({_KINDS})")
     sources: list[TextSource] = []
     for name in inputs:
         if inputs.count(name) > 1:
@@ -107,26 +114,29 @@ def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
     return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
 
 
-def text_digest(digests: Iterable[str]) -> str:
+def combined_digest(digests: Iterable[str]) -> str:
     """One hex SHA-256 of documents' digests in their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _find_files(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()))
+        files = tuple(sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()))
         if not files:
-            raise DataError(f"--input={path}: no .txt or .jsonl file in this folder; put text in it")
+            raise DataError(f"--input={path}: no file of text in this folder; want {_KINDS}")
         return files
     if not path.exists():
         raise DataError(f"--input={path}: no such file or folder; give {EMBEDDED!r} or a path that exists")
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"--input={path}: want a folder, or a file that ends in .txt or .jsonl")
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"--input={path}: want a folder, or a file that ends in one of {_KINDS}")
     return (path,)
 
 
 def _read_json_lines(file: Traversable, text_field: str) -> Iterator[Document]:
-    with file.open("rb") as lines:
+    with contextlib.ExitStack() as stack:
+        lines: IO[bytes] = stack.enter_context(file.open("rb"))
+        if file.name.endswith(".gz"):
+            lines = stack.enter_context(gzip.GzipFile(fileobj=lines))  # type: ignore[arg-type]
         for number, raw in enumerate(lines, 1):
             if not raw.strip():
                 continue

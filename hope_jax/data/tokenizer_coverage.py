@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_jax.data.corpus import Document
-from hope_jax.data.texts import Split, TextSource, held_out, sample, select, text_digest
+from hope_jax.data.texts import Split, TextSource, combined_digest, held_out, sample, select
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError, DataError
 
@@ -137,7 +137,7 @@ def report_coverage(
         if not documents:
             side = "" if split == "all" else f" on the side {split!r} of the held-out split"
             raise DataError(f"--input: {source.name} holds no text{side}; put text in it, or leave it out")
-        digest = text_digest(d.digest for d in documents)
+        digest = combined_digest(d.digest for d in documents)
         counted.append(SourceCounts(source.name, digest, count(tokenizer, texts)))
     return Report(
         {"name": Path(tokenizer.name).name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},

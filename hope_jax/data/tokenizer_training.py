@@ -17,7 +17,7 @@ import sentencepiece
 import hope_jax
 from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.sidecar import KIND
-from hope_jax.data.texts import TextSource, held_out, sample, select, text_digest
+from hope_jax.data.texts import TextSource, combined_digest, held_out, sample, select
 from hope_jax.errors import DataError
 
 SPECIAL_IDS = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
@@ -172,7 +172,7 @@ def _describe(source: TextSource) -> tuple[dict[str, Any], list[str]]:
         "name": source.name,
         "documents": len(digests),
         "characters": characters,
-        "text_sha256": text_digest(digests),
+        "text_sha256": combined_digest(digests),
     }
     return entry, digests
 

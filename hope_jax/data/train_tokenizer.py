@@ -3,8 +3,8 @@
 python -m hope_jax.data.train_tokenizer --input=PATH [--input=PATH ...] --out=DIR/NAME [--vocab_size=32000]
 python -m hope_jax.data.train_tokenizer --check=DIR/NAME.model [--sha256=HEX]
 
-PATH is a folder of .txt and .jsonl files, one such file, or "embedded". Only documents that the held-out
-split leaves to training are used. Writes NAME.model, NAME.vocab (its pieces, for people) and, last,
+PATH is a folder of .txt, .jsonl and .jsonl.gz files, one such file, or "embedded". Only documents that the
+held-out split leaves to training are used. Writes NAME.model, NAME.vocab (its pieces, for people) and, last,
 NAME.json: the model's digest, settings, versions, and digests and counts of the input. The same input gives
 the same bytes. --check exits with 1 if a model is not the one that NAME.json, or --sha256, says. docs/data.md
 has more.
@@ -18,10 +18,13 @@ from pathlib import Path
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, DataError
 
 _INPUTS = flags.DEFINE_multi_string(
-    "input", [], "Folder, .txt or .jsonl file, or embedded; may be given again.", allow_override=True
+    "input",
+    [],
+    "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again.",
+    allow_override=True,
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Key of a .jsonl line's text.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "DIR/NAME of the files to write.", allow_override=True)
@@ -81,7 +84,6 @@ def check(source: str, sha256: str | None) -> None:
 
 def train() -> None:
     """Trains on `--input`, writes the three files of `--out` and says what came out."""
-    from hope_jax.data import sidecar
     from hope_jax.data.texts import open_sources
     from hope_jax.data.tokenizer_training import TrainingOptions, train_tokenizer
 
@@ -98,8 +100,12 @@ def train() -> None:
     )
     trained = train_tokenizer(open_sources(_INPUTS.value, _TEXT_FIELD.value), options)
     record, model = trained.record, Path(f"{out}.model")
-    if _SHA256.value:
-        sidecar.check_digest(f"the tokenizer of {model}", record["sha256"], _SHA256.value, "--sha256")
+    if _SHA256.value and record["sha256"] != _SHA256.value.lower():
+        raise DataError(
+            f"--sha256={_SHA256.value}: the tokenizer that came out has {record['sha256']}, so the input, the "
+            f"flags or the version of sentencepiece (here {record['versions']['sentencepiece']}) are others; "
+            "nothing was written"
+        )
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     vocab = trained.vocab.encode()
     cli.write_files(

@@ -1,5 +1,6 @@
 """Sources of texts for tokenizers: what is read, refused, held out and sampled."""
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_files_folders_and_json_lines_are_read_in_order(tmp_path: Path) -> None:
         {
             "b.txt": "\ufeffthree\n\f\nfour\r\n",
             "a/z.txt": "one\n",
-            "a/zz.jsonl": '{"text": "two"}\n\n{"text": " "}\n',
+            "a/zz.jsonl.gz": gzip.compress(b'{"text": "two"}\n\n{"text": " "}\n'),
             "notes.md": "not a text",
         },
     )
@@ -44,6 +45,12 @@ def test_embedded_is_three_sources_with_the_corpus_in_its_order() -> None:
     [
         ("latin.txt", b"caf\xe9", r"--input: \S+latin\.txt is not UTF-8 \(byte 0xe9 at offset 3\)"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}', r"a\.jsonl, line 2: not UTF-8"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}' * 99)[:-12],
+            r"cannot read \S+gz: Compressed file ended",
+        ),
+        ("a.jsonl.gz", b'{"text": "x"}', r"cannot read \S+gz: Not a gzipped file"),
         ("a.jsonl", b'{"text": "x"', r"a\.jsonl, line 1: not JSON"),
         ("a.jsonl", b'{"txt": "x"}', r"line 1: want an object with a string under 'text' \(--text_field\)"),
         ("a.jsonl", b'{"text": 1}', "line 1: want an object with a string"),
@@ -63,8 +70,8 @@ def test_inputs_that_name_no_text_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a.csv": "x", "empty/readme.md": "x"})
     for name, message in {
         "none": "no such file or folder",
-        "a.csv": r"\.txt or \.jsonl",
-        "empty": r"no \.txt or \.jsonl file",
+        "a.csv": r"one of \.txt, \.jsonl",
+        "empty": "no file of text",
     }.items():
         with pytest.raises(DataError, match=f"--input=.*{name}.*{message}"):
             read(tmp_path / name)
@@ -112,4 +119,4 @@ def test_a_sample_prefers_no_text() -> None:
 
 
 def test_digest_of_texts_knows_their_order() -> None:
-    assert texts.text_digest("ab") != texts.text_digest("ba")
+    assert texts.combined_digest("ab") != texts.combined_digest("ba")
