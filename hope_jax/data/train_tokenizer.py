@@ -102,7 +102,7 @@ def train() -> None:
     record, model = trained.record, Path(f"{out}.model")
     if _SHA256.value and record["sha256"] != _SHA256.value.lower():
         raise DataError(
-            f"--sha256={_SHA256.value}: the tokenizer that came out has {record['sha256']}, so the input, the "
+            f"--sha256={_SHA256.value}: what came out has {record['sha256']}, so the input, the "
             f"flags or the version of sentencepiece (here {record['versions']['sentencepiece']}) are others; "
             "nothing was written"
         )
