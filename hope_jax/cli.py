@@ -4,12 +4,13 @@ absl defines and parses the flags. `--config.KEY=VALUE` is taken out first and t
 own config flag knows neither None nor a level that the file lacks, and reports errors as tracebacks.
 """
 
+import contextlib
 import logging
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -17,7 +18,7 @@ from absl import flags
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, set_override
-from hope_jax.errors import ConfigError, UserError
+from hope_jax.errors import ConfigError, OutputError, UserError
 
 FLAGS = flags.FLAGS
 
@@ -58,6 +59,27 @@ def output_file(flag: str, value: str | None) -> Path | None:
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(f"--{flag}={value}: want a file in a folder that exists")
     return path
+
+
+def write_files(flag: str, files: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: first all under temporary names, then the last takes its place
+    first, so that the first is there, or new, only if all are.
+
+    Args: the flag that names them, for errors, and their contents.
+
+    Raises: OutputError.
+    """
+    from hope_jax.training.files import atomic_file
+
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, content in files.items():
+                stack.enter_context(atomic_file(path)).write(content)
+    except OSError as error:
+        raise OutputError(
+            f"--{flag}: {error.filename2 or error.filename or next(iter(files))} cannot be written "
+            f"({error.strerror}); make room or give write permission, or choose another --{flag}"
+        ) from None
 
 
 def config_path() -> Path:

@@ -25,12 +25,20 @@ class WorkdirError(UserError):
     """The workdir cannot be written: no room, no permission, or a file system that is read-only."""
 
 
+class OutputError(UserError):
+    """A result that cannot be written."""
+
+
 class BundleError(UserError):
     """A release bundle that cannot be made."""
 
 
 class MemoryFileError(UserError):
     """A saved memory that is missing, damaged, or another model's, or that cannot be written."""
+
+
+class GuardError(UserError):
+    """A measure that became worse than its guard allows."""
 
 
 class AlarmError(UserError):

@@ -56,10 +56,22 @@ def load_documents(source: str) -> list[Document]:
         files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if f.name.endswith(".txt"))
     else:
         files = _read_folder(Path(source))
-    documents = [d for name, raw in files for d in _split_file(name, _decode(name, raw))]
+    documents = [d for name, raw in files for d in parse_documents(name, raw)]
     if not documents:
         raise DataError(f"data.source={source!r}: the .txt files there are empty; put text in them")
     return documents
+
+
+def parse_documents(name: str, raw: bytes, key: str = "data.source") -> list[Document]:
+    """The documents of a file's bytes that hold more than white space.
+
+    Args: the file's name, its content, and the key or flag to use in errors.
+
+    Raises:
+        DataError: the bytes are not UTF-8.
+    """
+    texts = (part.strip("\r\n") for part in _SEPARATOR.split(_decode(name, raw, key)))
+    return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
 
 
 def split_documents(
@@ -80,18 +92,26 @@ def split_documents(
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
-    score = {d.digest: _unit_hash(salt, d.digest) for d in documents}
-    if len(score) < 2:
+    digests = {d.digest for d in documents}
+    if len(digests) < 2:
         raise DataError(
-            f"data.source: {len(documents)} document(s), {len(score)} of them different: nothing can be held "
-            "out; add files, or separate the documents of a file with lines that hold only a form feed"
+            f"data.source: {len(documents)} document(s), {len(digests)} of them different: nothing can be "
+            "held out; add files, or separate the documents of a file with lines that hold only a form feed"
         )
-    ranked = sorted(score, key=score.__getitem__)
-    below = sum(score[digest] < holdout for digest in ranked)
-    held_digests = set(ranked[: min(max(below, 1), len(ranked) - 1)])
+    held_digests = held_out_digests(digests, holdout, salt)
     train = [d for d in documents if d.digest not in held_digests]
     held = [d for d in documents if d.digest in held_digests]
     return train, held
+
+
+def held_out_digests(
+    digests: Iterable[str], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
+) -> set[str]:
+    """Which documents, by digest, `split_documents` holds out; none if there are fewer than two digests."""
+    score = {digest: _unit_hash(salt, digest) for digest in digests}
+    ranked = sorted(score, key=score.__getitem__)
+    below = sum(score[digest] < holdout for digest in ranked)
+    return set(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
 
 
 def unigram_entropy(targets: np.ndarray | Iterable[np.ndarray]) -> float:
@@ -127,19 +147,14 @@ def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
         ) from None
 
 
-def _decode(name: str, raw: bytes) -> str:
+def _decode(name: str, raw: bytes, key: str) -> str:
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data.source: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
+            f"{key}: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
             "convert it, for example with iconv, or take it out of the folder"
         ) from None
-
-
-def _split_file(name: str, text: str) -> list[Document]:
-    texts = (part.strip("\r\n") for part in _SEPARATOR.split(text))
-    return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
 
 
 def _unit_hash(salt: str, digest: str) -> float:

@@ -2,12 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from hope_jax.data.sidecar import check_digest, read_sidecar, sidecar_name
 from hope_jax.errors import DataError
 
 EMBEDDED = "embedded"
@@ -50,20 +54,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str = EMBEDDED) -> "Tokenizer":
-        """Reads a tokenizer.
+        """Reads a tokenizer, and holds it against its sidecar if there is one.
 
         Args:
             source: "embedded", or the path of a sentencepiece `.model` file.
 
         Raises:
-            DataError: the file is missing, is not a sentencepiece model, or lacks BOS or EOS.
+            DataError: the file is missing, is not a sentencepiece model, lacks BOS or EOS, or has another
+                digest than `train_tokenizer` wrote beside it.
         """
-        if source == EMBEDDED:
-            return cls((resources.files("hope_jax.data") / "assets" / EMBEDDED_MODEL).read_bytes(), source)
-        try:
-            model = Path(source).read_bytes()
-        except OSError as error:
-            raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
+        model, record, sidecar = read_model(source)
+        if record is not None:
+            found = hashlib.sha256(model).hexdigest()
+            check_digest(f"data.tokenizer={source!r}", found, record["sha256"], str(sidecar))
         return cls(model, source)
 
     def encode(self, text: str) -> np.ndarray:
@@ -118,6 +121,17 @@ class Tokenizer:
                 held, shown = held[-1:], last
         yield self.decode(held)[len(shown) :]
 
+    def characters_in_bytes(self, ids: np.ndarray) -> int:
+        """How many characters the token ids [n] of a text spell in bytes: those that no piece has."""
+        return int(self._begins_in_bytes[ids].sum())
+
+    @cached_property
+    def _begins_in_bytes(self) -> np.ndarray:
+        """bool [vocab_size]: the piece is a byte with which a character begins in UTF-8."""
+        pieces = ((i, self._processor.id_to_piece(i)) for i in range(self.vocab_size))
+        values = [int(p[3:5], 16) if self._processor.is_byte(i) else None for i, p in pieces]
+        return np.array([value is not None and value & 0xC0 != 0x80 for value in values])
+
     @property
     def vocab_size(self) -> int:
         """Number of ids: 0 to vocab_size - 1."""
@@ -134,10 +148,32 @@ class Tokenizer:
         return int(self._processor.eos_id())
 
     @property
+    def unk_id(self) -> int:
+        """Id of what can neither be told in pieces nor spelt in bytes."""
+        return int(self._processor.unk_id())
+
+    @property
     def pad_id(self) -> int:
         """Id that fills rows; EOS where the model has none (segment ids mark padding, not this)."""
         pad = int(self._processor.pad_id())
         return pad if pad >= 0 else self.eos_id
+
+
+def read_model(source: str) -> tuple[bytes, dict[str, Any] | None, Traversable]:
+    """A serialized model as it is, what its sidecar holds (None without one), and the sidecar's place.
+
+    Raises:
+        DataError: the model or its sidecar cannot be read.
+    """
+    embedded = source == EMBEDDED
+    folder: Traversable = resources.files("hope_jax.data") / "assets" if embedded else Path(source).parent
+    name = EMBEDDED_MODEL if embedded else Path(source).name
+    try:
+        model = (folder / name).read_bytes()
+    except OSError as error:
+        raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
+    sidecar = folder / sidecar_name(name)
+    return model, read_sidecar(sidecar), sidecar
 
 
 _REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"

@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -60,14 +62,22 @@ def test_derivation_cuts_at_chapters_and_joins_wrapped_lines():
     assert "\n".join(chapters).split("\n") == verses[:2746]
 
 
-@pytest.mark.nightly
-def test_training_the_tokenizer_again_gives_the_shipped_bytes():
-    run = subprocess.run(
-        [sys.executable, "-m", "data.train_tokenizer", "--check"],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-500:]
+def test_the_commands_of_provenance_make_the_tokenizer_and_its_reports_again(tmp_path: Path):
+    text = (ASSETS / "PROVENANCE.md").read_text(encoding="utf-8")
+    commands = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1].splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        subprocess.run(
+            [sys.executable, *command.split()[1:]],
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=300,
+        )
+    made = tmp_path / "made"
+    for name in ("unigram_1024.model", "unigram_1024.coverage.json"):
+        assert (made / name).read_bytes() == (ASSETS / name).read_bytes(), name
+    sidecars = [json.loads((folder / "unigram_1024.json").read_bytes()) for folder in (made, ASSETS)]
+    for sidecar in sidecars:
+        del sidecar["versions"]
+    assert sidecars[0] == sidecars[1]
