@@ -15,7 +15,7 @@ jax.config.update("jax_enable_x64", True)
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = 30_000
-"""Memory maps of a process; Linux allows 65,530. A compiled program takes from ten to hundreds of them, and XLA
+"""Memory maps of a process; Linux allows 65,530. A compiled program takes ten to hundreds of them, and XLA
 crashes where it gets no more."""
 
 
