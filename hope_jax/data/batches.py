@@ -1,5 +1,5 @@
-"""Rows by number to the batches of a process: shares of global batches, prepared ahead by a thread or by worker
-processes, at a position that is one number.
+"""Rows by number to the batches of a process: its shares of global batches, prepared ahead by a thread or by
+worker processes, at a position that is one number.
 
 Where rows come from (`pipeline`: texts; `mixture`: shards) makes no difference here.
 """
@@ -139,7 +139,8 @@ def shared_batches(
 
 
 def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[Batch]:
-    """Rows, int32 [T] each, as batches of int32 [B, T]; padding rows (segment 0, `NO_TARGET`) fill the last."""
+    """Rows, int32 [T] each, as batches of int32 [B, T]; the last is filled with padding rows (segment 0,
+    `NO_TARGET`)."""
     seq_len = len(rows[0].tokens)
     padding = host_batch(
         tokens=np.full(seq_len, pad_id, np.int32),
@@ -168,8 +169,8 @@ def digest_int(seed: int | str) -> int:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """A worker leaves when its run does: not on a signal to the whole job, upon which the run ends its step and
-    saves first, and always with a run that was killed."""
+    """A worker leaves when its run does: not on a signal to the whole job, upon which the run first ends its
+    step and saves, and always with a run that was killed."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A mixture of token shards to batches: every source shuffled and repeated for itself, and drawn from by weight.
+"""A mixture of token shards to batches: every source shuffled and repeated for itself, rows taken by weight.
 
 Which source gives the next row is computed, not drawn: among any first k rows a source has its share of k to
 within a few rows, and exactly its share where that is a whole number for all sources at once. Any row is at

@@ -1,4 +1,4 @@
-"""The sources of a mixture of token shards: where their folders are, and whether they fit the run and each other.
+"""Sources of a mixture of token shards: where their folders are, and whether they fit the run and each other.
 
 Everything is refused here that would only show after hours, or never.
 """
@@ -70,8 +70,8 @@ def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -
     if not folder.is_dir():
         if not given and (parent / MANIFEST).is_file():
             raise DataError(
-                f"data.source={str(parent)!r} is itself a folder of shards, so there is no {name} in it; leave "
-                "data.mixture empty (--config.data.mixture={}), or name the folder above"
+                f"data.source={str(parent)!r} is itself a folder of shards, so there is no {name} in it; "
+                "leave data.mixture empty (--config.data.mixture={}), or name the folder above"
             )
         why = f"{variable(name)} names it" if given else f"{variable(name)} can name another folder"
         raise DataError(
@@ -110,9 +110,9 @@ def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_mult
     folder, manifest = source.folder, source.manifest
     if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise DataError(
-            f"data.tokenizer={tokenizer.name!r} has the digest {tokenizer.sha256}, but the shards in {folder} "
-            f"were made with a tokenizer of digest {manifest.tokenizer_sha256}: name that one, or build the "
-            "shards again"
+            f"data.tokenizer={tokenizer.name!r} has the digest {tokenizer.sha256}, but the shards in "
+            f"{folder} were made with a tokenizer of digest {manifest.tokenizer_sha256}: name that one, or "
+            "build the shards again"
         )
     if manifest.vocab_size > tokenizer.vocab_size:
         raise DataError(
@@ -122,8 +122,8 @@ def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_mult
     if manifest.document_multiple % document_multiple:
         raise DataError(
             f"memory.reset_at_document needs documents that begin at the online chunk ({document_multiple} "
-            f"tokens), those of {folder} begin at multiples of {manifest.document_multiple}; build the shards "
-            f"with document_multiple={document_multiple}, or set memory.reset_at_document=False"
+            f"tokens), those of {folder} begin at multiples of {manifest.document_multiple}; build them with "
+            f"document_multiple={document_multiple}, or set memory.reset_at_document=False"
         )
     for split, what in (("train", "for training"), ("heldout", "held out")):
         if not sum(file.supervised for file in manifest.files[split]) or not source.rows(split, seq_len):
@@ -141,8 +141,8 @@ def _check_together(sources: Sequence[Source]) -> None:
         if rules != (first.manifest.holdout, first.manifest.salt):
             raise DataError(
                 f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
-                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}), "
-                "so one document may be on both sides; build them with the same"
+                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}),"
+                " so one document may be on both sides; build them with the same"
             )
         for file in (f for split in SPLITS for f in source.manifest.files[split] if f.supervised):
             other = owner.setdefault(file.sha256, source)
