@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import grain
 import numpy as np
+from absl import flags
 
 from hope_jax.errors import CheckpointError, DataError
 from hope_jax.types import NO_TARGET, Array, Batch
@@ -100,6 +101,8 @@ class TrainIterator(grain.DatasetIterator):
             threads = min(self._prefetch, 1)
             ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._prefetch)
             return iter(rest.to_iter_dataset(ahead))
+        if not flags.FLAGS.is_parsed():  # grain reads flags of its own; a program may have none
+            flags.FLAGS.mark_as_parsed()
         at_once = rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         piped = grain.experimental.WithOptionsIterDataset(at_once, _NO_SHARED_MEMORY)
         options = grain.MultiprocessingOptions(

@@ -141,8 +141,8 @@ def _check_together(sources: Sequence[Source]) -> None:
         if rules != (first.manifest.holdout, first.manifest.salt):
             raise DataError(
                 f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
-                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}),"
-                " so one document may be on both sides; build them with the same"
+                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
+                "), so one document may be on both sides; build them with the same"
             )
         for file in (f for split in SPLITS for f in source.manifest.files[split] if f.supervised):
             other = owner.setdefault(file.sha256, source)

@@ -132,7 +132,7 @@ def _data(data: Mapping[str, Any]) -> str:
     if data["source"] != EMBEDDED and data.get("mixture"):
         weights = "\n".join(f"| `{name}` | {weight:g} |" for name, weight in data["mixture"].items())
         return (
-            f"Token shards of several sources, below the folder that `data.source` named, `{data['source']}`, "
+            f"Token shards of several sources, in the folder that `data.source` named, `{data['source']}`, "
             "in these proportions. This folder does not hold them; the manifest of each source says where "
             f"its texts come from and under which licence.\n\n| source | weight |\n|---|---|\n{weights}\n\n"
             f"{tokenizer}"

@@ -24,7 +24,7 @@ MIXTURE = {"a": 0.75, "b": 0.25}
 def config(source: Path | str, mixture=MIXTURE, *, reset: bool = False, **data) -> ExperimentConfig:
     values = {"seq_len": 16, "batch_size": 4, "prefetch": 0, **data}
     return ExperimentConfig(
-        model=ModelConfig(vocab_size=1024, dim=8),
+        model=ModelConfig(vocab_size=1024, dim=16),
         memory=MemoryConfig(reset_at_document=reset),
         train=TrainConfig(steps=10, online_chunk_size=8),
         eval=EvalConfig(batches=1),

@@ -44,7 +44,7 @@ def opened(folder: Path, weights=WEIGHTS):
 
 
 def train(folder: Path, weights=WEIGHTS, **changes):
-    values = {"seq_len": 16, "batch_size": 4, "seed": 7, **changes}
+    values = {"seq_len": 16, "batch_size": 4, "seed": 7, "prefetch": 0, **changes}
     return make_mixture_iterator(sources=opened(folder, weights), **values)
 
 
