@@ -25,7 +25,7 @@ from hope_jax.benchmarks.runs import StepRun, changed, compile_step, step_case
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.batches import TrainIterator
 from hope_jax.data.inputs import open_inputs
-from hope_jax.data.shards import MANIFEST, RowWriter, ShardManifest
+from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.presets import pilot_config, pilot_smoke_config
 from hope_jax.timing import Case, Comparison, Goal
@@ -85,7 +85,7 @@ def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = RO
     tokenizer, rng = Tokenizer.load(), np.random.default_rng(0)
     for name in mixture:
         (folder / name).mkdir()
-        files = {}
+        files: dict[str, tuple[ShardFile, ...]] = {}
         for split, rows in (("train", ROWS), ("heldout", 2)):
             path = folder / name / f"{split}-00000-of-00001.arrayrecord"
             writer = RowWriter(path, row_tokens=row_tokens, vocab_size=tokenizer.vocab_size, pad_id=0)

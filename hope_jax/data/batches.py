@@ -85,9 +85,8 @@ class TrainIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         """Ends threads and workers; there are no more batches."""
-        if not self._closed:
-            self._closed = True
-            self._stop()
+        super().close()
+        self._stop()
 
     def _stop(self) -> None:
         if self._source is not None:

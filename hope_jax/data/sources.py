@@ -125,7 +125,8 @@ def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_mult
             f"tokens), those of {folder} begin at multiples of {manifest.document_multiple}; build them with "
             f"document_multiple={document_multiple}, or set memory.reset_at_document=False"
         )
-    for split, what in (("train", "for training"), ("heldout", "held out")):
+    sides: dict[Split, str] = {"train": "for training", "heldout": "held out"}
+    for split, what in sides.items():
         if not sum(file.supervised for file in manifest.files[split]) or not source.rows(split, seq_len):
             raise DataError(
                 f"{source.name}: the shards in {folder} have no text {what}; build them from more documents, "
