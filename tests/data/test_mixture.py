@@ -3,6 +3,11 @@
 import itertools
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -286,3 +291,42 @@ def test_padded_shards_begin_documents_at_chunks(tmp_path: Path) -> None:
 def test_a_batch_that_processes_do_not_divide_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="batch_size=4 is not divisible by 3 processes; try 6"):
         train(folder, process_count=3)
+
+
+CHILD = """
+import multiprocessing, sys
+from hope_jax.data.mixture import make_mixture_iterator
+from hope_jax.data.sources import find_sources
+
+if __name__ == "__main__":
+    sources = find_sources(sys.argv[1], {"a": 1.0}, {})
+    iterator = make_mixture_iterator(sources=sources, seq_len=16, batch_size=4, seed=7, workers=1)
+    for _ in range(50):
+        first = next(iterator).tokens[0, 0]
+        print(multiprocessing.active_children()[0].pid, first, flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_a_worker_outlives_a_signal_to_the_job_and_not_a_killed_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "child.py"), str(folder)], env=environment, **pipes
+    )
+    want = [str(batch.tokens[0, 0]) for batch in take(train(folder, {"a": 1.0}), 20)]
+    try:
+        for number in range(20):  # far more than are prefetched
+            worker, first = run.stdout.readline().split()
+            assert first == want[number]
+            for name in (signal.SIGTERM, signal.SIGINT):
+                os.kill(int(worker), name)
+            run.stdin.write("\n")
+    finally:
+        run.kill()
+        run.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()

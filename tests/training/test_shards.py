@@ -13,8 +13,8 @@ from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import load_documents
 from hope_jax.errors import CheckpointError
-from hope_jax.training import integrity, loop, step, telemetry
-from hope_jax.training.files import METRICS_FILE, read_rows
+from hope_jax.training import integrity, loop, model_card, step, telemetry
+from hope_jax.training.files import METRICS_FILE, as_plain, read_rows
 from hope_jax.training.program import TrainProgram
 from tests.data.shard_folder import shard_documents
 
@@ -138,3 +138,9 @@ def test_what_cannot_be_trained_on_is_refused(
     assert (refused.returncode, refused.stdout) == (code, "")
     assert f"error: {message}" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_model_card_names_the_mixture() -> None:
+    config = cli.read_config(ROOT / "configs/pilot_smoke.py", ("data.source=shards", MIXTURE))
+    text = model_card._data(as_plain(config)["data"])
+    assert "| `scripture` | 0.75 |\n| `novel` | 0.25 |" in text and "`shards`" in text
