@@ -5,7 +5,7 @@ placed on the device) from the embedded corpus, and the step that consumes them.
 from a mixture of five sources of token shards, with the published runs' weights; the shards are made up and
 lie in a temporary folder, so the system's file cache holds them. The goal is five times the step's tokens/s.
 
-`fed step` is the step on the loader's batches, one after the other. Its waits are the time in the iterator's
+`fed steps` are steps on the loader's batches, one after the other. Their waits are the time in the iterator's
 `next` and in placing the batch while the device has nothing else to do: the goal is 1 % at most.
 """
 
@@ -36,6 +36,8 @@ TIMES = 5.0
 WAITS = 0.01
 BATCHES = 32
 """Batches of a call; more than are prefetched, so that a sample is not of those alone."""
+STEPS = 8
+"""Of a call of the fed step; more than are prefetched, so that what is waited for is the loader's pace."""
 
 ROW_TOKENS, ROWS = 2048, 400
 """Of each made-up source."""
@@ -57,8 +59,8 @@ def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: st
     return Case(name, run, tokens=tokens, goals=goals)
 
 
-class FedStep:
-    """One step after the other, each on the next batch and each to its end."""
+class FedSteps:
+    """`STEPS` steps a call, each on the next batch and each to its end."""
 
     def __init__(self, config: ExperimentConfig) -> None:
         compiled = compile_step(config)
@@ -66,18 +68,22 @@ class FedStep:
         self.waited = 0.0
 
     def __call__(self) -> Any:
-        """The state after one more step, and its metrics."""
-        started = time.perf_counter()
-        batch = jax.block_until_ready(shard_batch(self._mesh, next(self._iterator)))
-        self.waited += time.perf_counter() - started
-        return jax.block_until_ready(self._step(batch))
+        """The state after the steps, and the last one's metrics."""
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            batch = jax.block_until_ready(shard_batch(self._mesh, next(self._iterator)))
+            self.waited += time.perf_counter() - started
+            out = jax.block_until_ready(self._step(batch))
+        return out
 
 
 def fed_case(config: ExperimentConfig) -> Case:
-    """The step with its data."""
-    fed = FedStep(config)
-    tokens = config.data.batch_size * config.data.seq_len
-    return Case("fed step", fed, tokens=tokens, goals=(Goal("wait_share", WAITS),), waited=lambda: fed.waited)
+    """The steps with their data."""
+    fed = FedSteps(config)
+    tokens = STEPS * config.data.batch_size * config.data.seq_len
+    return Case(
+        "fed steps", fed, tokens=tokens, goals=(Goal("wait_share", WAITS),), waited=lambda: fed.waited
+    )
 
 
 def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = ROW_TOKENS) -> None:
