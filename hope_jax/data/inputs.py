@@ -68,13 +68,19 @@ class Inputs:
         """The held-out batches, at most `eval.batches`. Raises: DataError."""
         data, most = self.config.data, self.config.eval.batches
         if self.sources:
-            return make_mixture_eval_batches(
+            batches = make_mixture_eval_batches(
                 sources=self.sources,
                 seq_len=data.seq_len,
                 batch_size=data.batch_size,
                 max_batches=most,
                 pad_id=self.tokenizer.pad_id,
             )
+            if len(batches) < most:
+                logger.info(
+                    "eval.batches=%d: the held-out shards have %d in the mixture's proportions",
+                    *(most, len(batches)),
+                )
+            return batches
         return make_eval_batches(
             documents=self.held_out,
             tokenizer=self.tokenizer,

@@ -56,7 +56,8 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
     if (folder / MANIFEST).is_file() or any(folder.glob("*.arrayrecord")):
         manifest = read_manifest(folder)
         return [Source(manifest.source, 1.0, folder, manifest)]
-    if inside := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")):
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    if inside and not any(folder.rglob("*.txt")):
         raise DataError(
             f"data.source={source!r} holds the shards of {', '.join(inside)}; name the weight of each, as in "
             f"--config.data.mixture=\"{{'{inside[0]}': 1.0}}\", or one of these folders"

@@ -51,6 +51,10 @@ def test_a_mixture_is_below_its_folder(folder: Path, caplog: pytest.LogCaptureFi
     assert sorted(tokens[:, 0] >= 110) == [False, False, False, True]
     assert (inputs.eval_batches()[0].tokens[:, 0] >= 110).sum() == 1
     assert "a: weight 0.75, 8 rows, read 3.75 times in 10 steps" in caplog.text
+    assert "held-out shards have" not in caplog.text
+    few = dataclasses.replace(config(folder), eval=EvalConfig(batches=9))
+    assert len(open_inputs(few, TOKENIZER).eval_batches()) == 2
+    assert "eval.batches=9: the held-out shards have 2 in the mixture's proportions" in caplog.text
 
 
 def test_an_environment_variable_names_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
