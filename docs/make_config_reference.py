@@ -28,8 +28,9 @@ python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=2
 ```
 
 A level that the file does not have is added at the end of the chain; `--config.model.cms_levels="{'a':
-{'update_period': 8}}"` replaces them all. Keys that are true or false may stand alone (`--config.log.wandb`,
-`--noconfig.log.tensorboard`).
+{'update_period': 8}}"` replaces them all. Likewise `--config.data.mixture.code=0.2` changes or adds one
+weight, `--config.data.mixture="{'wiki': 0.8, 'code': 0.2}"` replaces all, and `--config.data.mixture={}`
+leaves none. Keys that are true or false may stand alone (`--config.log.wandb`, `--noconfig.log.tensorboard`).
 
 What does not fit is refused before anything compiles, with exit code 2: unknown keys (with the nearest known
 one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide
@@ -37,8 +38,8 @@ the width, or heads of odd width under RoPE; a period, or a chunk of the self-mo
 divides the online chunk nor is a multiple of it; an online chunk longer than the sequence; a
 `truncate_tokens` that is no multiple of it; nested CMS levels whose periods are not multiples of each other;
 a persistent memory outside `two_pass` with `scope=batch`; memories that start afresh at each document under
-`scope=batch`, or in rows that are no whole number of online chunks; a batch that the devices do not divide;
-and schedules longer than the run.
+`scope=batch`, or in rows that are no whole number of online chunks; weights of a mixture that do not sum to
+1; a batch that the devices do not divide; and schedules longer than the run.
 """
 
 

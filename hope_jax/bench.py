@@ -5,8 +5,9 @@ python -m hope_jax.bench [NAME ...] [--json=FILE] [--rounds=5] [--list]
 NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self_mod/forward`); none: all of
 them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
 comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
-would be at that peak, memory of temporaries and compile time, and each goal with whether it is met. Figures
-are this machine's: ratios and shares carry over between runs, times do not.
+would be at that peak, memory of temporaries and compile time, share of the time that was spent waiting for
+data, and each goal with whether it is met. Figures are this machine's: ratios and shares carry over between
+runs, times do not.
 """
 
 import importlib
@@ -60,7 +61,7 @@ HEADER = " ".join(
     [
         f"{'case':34}",
         f"{'median ms':>10} {'spread':>7} {'ratio':>7} {'share':>7} {'tokens/s':>10} {'at peak':>10}",
-        f"{'MiB':>8} {'compile s':>9}  goals",
+        f"{'MiB':>8} {'compile s':>9} {'waits':>7}  goals",
     ]
 )
 
@@ -83,6 +84,7 @@ def line(timing: Timing) -> str:
             cell(timing.tokens_per_second_at_peak, ",.0f", 10),
             cell(timing.temporary_mib, ".1f", 8),
             cell(timing.compile_seconds, ".1f", 9),
+            cell(timing.wait_share, ".2%", 7),
             f" {goals}",
         ]
     ).rstrip()

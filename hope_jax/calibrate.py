@@ -19,8 +19,8 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import document_multiple, validate
-from hope_jax.data import corpus, pipeline
+from hope_jax.config_check import validate
+from hope_jax.data.inputs import open_inputs
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
 from hope_jax.memory import inner_optim
@@ -98,15 +98,7 @@ def main(argv: list[str]) -> None:
         )
     params = loaded.state["params"]
     tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data.tokenizer)
-    _, held_out = corpus.split_documents(corpus.load_documents(config.data.source))
-    batches = pipeline.make_eval_batches(
-        documents=held_out,
-        tokenizer=tokenizer,
-        seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
-        document_multiple=document_multiple(config),
-        max_batches=config.eval.batches,
-    )
+    batches = open_inputs(config, tokenizer).eval_batches()
     spec = assemble.model_spec(config)
     by_memory = HopeModel(spec).memories()
     taught = {name for memory in by_memory.values() for name in memory.level_names()}

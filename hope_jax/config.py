@@ -207,12 +207,14 @@ class OptimConfig:
 class DataConfig:
     """Training text. `batch_size` is global: all devices and processes together."""
 
-    source: str = "embedded"  # embedded | a folder of text files
+    source: str = "embedded"  # embedded | a folder of text files | of token shards (docs/data.md)
     seq_len: Annotated[int, Range(2)] = 2048  # tokens a row
     batch_size: Count = 6  # rows a step, all devices and processes together
     tokenizer: str = "embedded"  # embedded | path of a sentencepiece model
     prefetch: Whole = 4  # batches prepared ahead
-    mixture: Mapping[str, Positive] = field(default_factory=dict)  # weights by source, for mixed shards
+    workers: Whole = 0  # processes that prepare them; 0: a thread. Batches are the same
+    mixture: Mapping[str, Positive] = field(default_factory=dict)  # shards NAME in `source`: weight; sum 1
+    verify_shards: bool = True  # hold every shard against its digest at the start; False: only its size
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class EvalConfig:
     """Periodic held-out loss."""
 
     every: Whole = 500  # steps; 0: only at the end
-    batches: Whole = 16  # at most; 0: the whole held-out split
+    batches: Whole = 16  # at most; 0: the whole held-out split (of shards: in the mixture's proportions)
     generate_tokens: Whole = 64  # length of each sample in the report; 0: none
     alarm: Literal["warn", "stop", "off"] = "warn"  # of memories that do harm (docs/health.md); stop: exit 1
 

@@ -27,6 +27,9 @@ RESERVED_LEVELS = ("titan", "generators", "memory")
 """Levels of other memories, beside which those of the CMS are reported."""
 
 _MIN_CHUNK = 16
+_WEIGHTS_APART = 1e-6
+"""How far the weights of a mixture may be from 1 in sum: rounding."""
+
 _SELFMOD_CUT = 256
 
 
@@ -107,6 +110,7 @@ def validate(
         *_document_problems(config),
         *_connection_problems(config),
         *_train_problems(config),
+        *_mixture_problems(config),
         *_batch_problems(config, device_count),
     ]
     if problems:
@@ -217,8 +221,6 @@ def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None)
     variant = config.model.block_variant
     if built_variants is not None and variant not in built_variants:
         yield f"model.block_variant={variant}: not built yet; use {' or '.join(built_variants)}"
-    if config.data.mixture and config.data.source != "embedded":
-        yield "data.mixture: mixing sources is not built yet; leave it empty"
 
 
 def _model_problems(config: ExperimentConfig) -> Iterator[str]:
@@ -363,6 +365,17 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         )
     if optim.cooldown_steps and optim.schedule == "cosine":
         yield "optim.cooldown_steps has no place in optim.schedule=cosine; set it to 0 or use constant"
+
+
+def _mixture_problems(config: ExperimentConfig) -> Iterator[str]:
+    weights = config.data.mixture
+    total = math.fsum(weights.values())
+    if weights and abs(total - 1) > _WEIGHTS_APART:
+        listed = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+        yield (
+            f"data.mixture: the weights {listed} sum to {total:.9g}, not to 1; change them, or divide each "
+            "by the sum"
+        )
 
 
 def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:

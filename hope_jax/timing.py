@@ -24,8 +24,9 @@ Measure = Literal[
     "compile_seconds",
     "seconds",
     "time_apart",
+    "wait_share",
 ]
-_AT_MOST: tuple[Measure, ...] = ("temporary_mib", "compile_seconds", "seconds", "time_apart")
+_AT_MOST: tuple[Measure, ...] = ("temporary_mib", "compile_seconds", "seconds", "time_apart", "wait_share")
 
 PEAK_SIZE = 2048
 """Side of the square float32 product that stands for the machine's peak."""
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     the model: recomputation is not counted), 0 if it has none to speak of. tokens: of a call.
     temporary_bytes: by the compiler's analysis. compile_seconds: tracing, lowering and compiling.
     single: a call is long and the first is like any other: a sample is one call, without warming up.
+    waited: seconds that all calls so far have waited for data; None: a call does not say.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Case(NamedTuple):
     compile_seconds: float | None = None
     goals: tuple[Goal, ...] = ()
     single: bool = False
+    waited: Callable[[], float] | None = None
 
 
 class Comparison(NamedTuple):
@@ -74,7 +77,8 @@ class Timing(NamedTuple):
     seconds: median of a call. spread: interquartile range over the median. ratio: the first case's median
     over this one's (above 1: faster). share: flops / seconds / peak. share_ratio: of the first case's
     share. time_apart: ratio or 1 / ratio, whichever is larger. tokens_ratio: tokens/s over the first case's.
-    tokens_per_second_at_peak: what no implementation exceeds. met: "measure value" of each goal -> whether it
+    tokens_per_second_at_peak: what no implementation exceeds. wait_share: of the time, spent waiting for
+    data. met: "measure value" of each goal -> whether it
     is reached.
     """
 
@@ -91,6 +95,7 @@ class Timing(NamedTuple):
     tokens_ratio: float | None
     temporary_mib: float | None
     compile_seconds: float | None
+    wait_share: float | None
     peak_gflops: float
     rounds: int
     met: dict[str, bool]
@@ -141,16 +146,31 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
     cases, peak = comparison.build(), matmul_peak()
     calls = {case.name: _calls(case) for case in (*cases, peak)}
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    before = {case.name: case.waited() for case in cases if case.waited}
     for _ in range(rounds):
         for case in (peak, *cases):
             samples[case.name].append(_sample(case, calls[case.name]))
     peak_rate = peak.flops / float(np.median(samples[peak.name]))
     base = cases[0], float(np.median(samples[cases[0].name]))
-    return [_timing(comparison.name, case, samples[case.name], peak_rate, *base) for case in cases]
+    waits = {
+        case.name: (case.waited() - before[case.name]) / (sum(samples[case.name]) * calls[case.name])
+        for case in cases
+        if case.waited
+    }
+    return [
+        _timing(comparison.name, case, samples[case.name], peak_rate, *base, waits.get(case.name))
+        for case in cases
+    ]
 
 
 def _timing(
-    comparison: str, case: Case, samples: list[float], peak_rate: float, base: Case, base_seconds: float
+    comparison: str,
+    case: Case,
+    samples: list[float],
+    peak_rate: float,
+    base: Case,
+    base_seconds: float,
+    wait_share: float | None,
 ) -> Timing:
     seconds = float(np.median(samples))
     low, high = np.percentile(samples, (25, 75))
@@ -172,6 +192,7 @@ def _timing(
         tokens_ratio=rate / base_rate if base_rate else None,
         temporary_mib=None if case.temporary_bytes is None else case.temporary_bytes / 2**20,
         compile_seconds=case.compile_seconds,
+        wait_share=wait_share,
         peak_gflops=peak_rate / 1e9,
         rounds=len(samples),
         met={},

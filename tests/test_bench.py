@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,24 @@ def test_figures_belong_together() -> None:
     assert small.rounds == 5 and small.spread >= 0
     assert small.met["ratio 1e+06"] is False and small.met["temporary_mib 1e+09"] is True
     assert small.met["share 1e-09"] is True
+
+
+def test_waits_are_a_share_of_the_samples() -> None:
+    waits: list[float] = []
+
+    def wait() -> None:
+        started = time.perf_counter()
+        time.sleep(0.001)
+        waits.append(time.perf_counter() - started)
+
+    def cases() -> tuple[Case, ...]:
+        goals = (Goal("wait_share", 1.0), Goal("wait_share", 0.0))
+        return *two_products(), Case("waiting", wait, goals=goals, waited=lambda: sum(waits))
+
+    *others, waiting = measure(Comparison("products/waiting", cases), rounds=2)
+    assert waiting.wait_share is not None and 0.2 < waiting.wait_share <= 1
+    assert waiting.met == {"wait_share 1": True, "wait_share 0": False}
+    assert [timing.wait_share for timing in others] == [None, None]
 
 
 def test_table_and_json(

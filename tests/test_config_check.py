@@ -80,7 +80,10 @@ def periods(*periods: int) -> ExperimentConfig:
             make({"cms_levels": {"mix": {"update_period": 16}}}, cms={"connection": "independent"}),
             "model.cms_levels.mix: ",
         ),
-        (make(data={"source": "texts", "mixture": {"a": 1.0}}), "not built yet"),
+        (
+            make(data={"source": "shards", "mixture": {"a": 0.5}}),
+            "data.mixture: the weights a=0.5 sum to 0.5",
+        ),
         (
             make(memory={"scope": "batch", **RESET}),
             "memory.reset_at_document=True needs memory.scope=example, not batch",

@@ -60,7 +60,7 @@ def compile_step(config: ExperimentConfig) -> CompiledStep:
 
 
 class StepRun:
-    """One step after the other from a fresh state, all on one batch: calling it starts the next."""
+    """One step after the other from a fresh state: calling it starts the next, on one batch if given none."""
 
     def __init__(self, compiled: CompiledStep) -> None:
         step, mesh = compiled.step, compiled.mesh
@@ -68,9 +68,9 @@ class StepRun:
         self._batch = shard_batch(mesh, random_batch(step.config))
         self._state: TrainState = jax.jit(step.init, out_shardings=replicated(mesh))()
 
-    def __call__(self) -> tuple[TrainState, PyTree]:
+    def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
         """The state after one more step, and its metrics. The state before it is gone: it was donated."""
-        self._state, metrics = self._executable(self._state, self._batch)
+        self._state, metrics = self._executable(self._state, self._batch if batch is None else batch)
         return self._state, metrics
 
 

@@ -1,4 +1,4 @@
-"""Documents to batches: packed rows, shuffled, sharded over processes, prefetched and resumable (grain).
+"""Texts to batches: their documents as packed rows, shuffled, and found by number.
 
 The documents of a split, each as BOS + tokens + EOS, form one stream. Row r reads its tokens
 [r T, (r+1) T) and, shifted by one, the targets that follow them, so every pair of neighbouring tokens of a
@@ -10,16 +10,24 @@ where a chunk does.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
 
 import grain
 import numpy as np
 
+from hope_jax.data.batches import (
+    ENDLESS,
+    TrainIterator,
+    digest_int,
+    fixed_batches,
+    host_batch,
+    shared_batches,
+    spread,
+)
 from hope_jax.data.corpus import Document
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import CheckpointError, DataError
-from hope_jax.types import NO_TARGET, Array, Batch
+from hope_jax.errors import DataError
+from hope_jax.types import NO_TARGET, Batch
 
 
 class PackedRows:
@@ -50,52 +58,11 @@ class PackedRows:
         shifted = slice(start + 1, start + self._seq_len + 1)
         document, following = self._documents[window], self._documents[shifted]
         supervised = (document == following) & (document >= 0)
-        return _batch(
+        return host_batch(
             tokens=self._tokens[window],
             targets=np.where(supervised, self._tokens[shifted], NO_TARGET).astype(np.int32),
             segment_ids=np.where(document >= 0, document - document[0] + 1, 0).astype(np.int32),
         )
-
-
-class TrainIterator(grain.DatasetIterator):
-    """Endless training batches whose position is a small JSON-able state.
-
-    The state names the next batch and a digest of the stream it counts in. All processes of a run have the
-    same state, and it may be restored under another number of processes.
-    """
-
-    def __init__(self, batches: grain.DatasetIterator, stream_digest: str, start_batch: int) -> None:
-        super().__init__(batches)
-        self._batches = batches
-        self._stream_digest = stream_digest
-        self._batches.set_state({"next_index": start_batch})
-
-    def __next__(self) -> Batch:
-        """The process's share of the next global batch: int32 [batch_size / process_count, T] arrays."""
-        return cast(Batch, next(self._batches))
-
-    def get_state(self) -> dict[str, Any]:
-        """{"next_batch": number of the batch that `next` returns, "stream": digest}; prefetch or not."""
-        return {"next_batch": int(self._batches.get_state()["next_index"]), "stream": self._stream_digest}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state of `get_state`.
-
-        Raises:
-            CheckpointError: the state is not one, or counts in another stream.
-        """
-        following = state.get("next_batch")
-        if not isinstance(following, int) or following < 0:
-            raise CheckpointError(
-                f"data cursor: next_batch={following!r} is not a batch number; restore another step"
-            )
-        if state.get("stream") != self._stream_digest:
-            raise CheckpointError(
-                "data cursor: the checkpoint was written with another training stream (text, tokenizer, "
-                "data.seq_len, data.batch_size, train.seed or memory.reset_at_document differ); restore "
-                "them, or use a new workdir"
-            )
-        self._batches.set_state({"next_index": following})
 
 
 def make_train_iterator(
@@ -108,6 +75,7 @@ def make_train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 4,
+    workers: int = 0,
     start_batch: int = 0,
     document_multiple: int = 1,
 ) -> TrainIterator:
@@ -118,21 +86,13 @@ def make_train_iterator(
         seq_len: T, tokens per row.
         batch_size: rows of the global batch; process p gets its rows [p B/P, (p+1) B/P).
         seed: of the order.
-        prefetch: batches prepared ahead by a background thread; 0: none, no thread.
-        start_batch: number of the first batch, as if those before it had been read.
+        prefetch, workers, start_batch: see `TrainIterator`.
         document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`.
 
     Raises:
         DataError: sizes that do not fit each other, or less text than one batch.
     """
     _check_sizes(seq_len, batch_size, document_multiple)
-    if batch_size % process_count:
-        raise DataError(
-            f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
-            f"try {-(-batch_size // process_count) * process_count}"
-        )
-    if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0:
-        raise ValueError(f"{process_index=}, {process_count=}, {prefetch=}, {start_batch=}: out of range")
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = PackedRows(tokens, numbers, seq_len=seq_len, pad_id=tokenizer.pad_id, keep_partial=False)
     if len(rows) < batch_size:
@@ -140,14 +100,18 @@ def make_train_iterator(
             f"data.source: {len(tokens)} tokens, one batch needs {seq_len * batch_size + 1} "
             f"(data.seq_len={seq_len} x data.batch_size={batch_size}, and one); lower these or add text"
         )
-    # Endless in effect. Grain's own endless length, sys.maxsize, overflows when batched one by one.
-    epochs = 2**52 // len(rows)
-    shuffled = grain.MapDataset.source(rows).shuffle(seed=_digest_int(seed)).repeat(epochs)
-    # Batches of a share's size, every process_count-th of them: together exactly the global batches.
-    shares = shuffled.batch(batch_size // process_count)[process_index::process_count]
-    options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+    shuffled = grain.MapDataset.source(rows).shuffle(seed=digest_int(seed)).repeat(ENDLESS // len(rows))
     digest = hashlib.sha256(f"{seq_len},{batch_size},{seed}".encode() + tokens.tobytes() + numbers.tobytes())
-    return TrainIterator(iter(shares.to_iter_dataset(options)), digest.hexdigest(), start_batch)
+    return shared_batches(
+        shuffled,
+        digest.hexdigest(),
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        prefetch=prefetch,
+        workers=workers,
+        start_batch=start_batch,
+    )
 
 
 def make_eval_batches(
@@ -175,16 +139,8 @@ def make_eval_batches(
         raise DataError("data.source: the held-out split is empty; add documents")
     chosen: Iterable[int] = range(len(rows))
     if 0 < max_batches * batch_size < len(rows):
-        chosen = np.arange(max_batches * batch_size) * len(rows) // (max_batches * batch_size)
-    picked = [rows[int(row)] for row in chosen]
-    padding = _batch(
-        tokens=np.full(seq_len, tokenizer.pad_id, np.int32),
-        targets=np.full(seq_len, NO_TARGET, np.int32),
-        segment_ids=np.zeros(seq_len, np.int32),
-    )
-    picked += [padding] * (-len(picked) % batch_size)
-    groups = (picked[i : i + batch_size] for i in range(0, len(picked), batch_size))
-    return [_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
+        chosen = spread(max_batches * batch_size, len(rows))
+    return fixed_batches([rows[int(row)] for row in chosen], batch_size, tokenizer.pad_id)
 
 
 def tokenize_documents(
@@ -204,11 +160,6 @@ def tokenize_documents(
     return np.concatenate(parts), np.concatenate(numbers)
 
 
-def _batch(tokens: np.ndarray, targets: np.ndarray, segment_ids: np.ndarray) -> Batch:
-    """A Batch of host arrays: `Batch` is annotated for the device side, where the step receives it."""
-    return Batch(cast(Array, tokens), cast(Array, targets), cast(Array, segment_ids))
-
-
 def _check_sizes(seq_len: int, batch_size: int, document_multiple: int) -> None:
     if seq_len < 1 or batch_size < 1:
         raise DataError(f"data.seq_len={seq_len}, data.batch_size={batch_size}: both must be at least 1")
@@ -217,8 +168,3 @@ def _check_sizes(seq_len: int, batch_size: int, document_multiple: int) -> None:
             f"data.seq_len={seq_len} is no multiple of the online chunk ({document_multiple} tokens) that "
             "documents are padded to; change one of them"
         )
-
-
-def _digest_int(seed: int) -> int:
-    """32 bits of the seed's hash: grain's epoch e uses seed + e, so plain seeds would share epochs."""
-    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")

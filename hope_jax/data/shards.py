@@ -226,7 +226,13 @@ class ShardRows:
         row, part = divmod(index, self._row_tokens // self._seq_len)
         file = int(np.searchsorted(self._ends, row, side="right"))
         start = int(self._ends[file - 1]) if file else 0
-        record = self._reader(file).read([row - start])[0]
+        try:
+            record = self._reader(file).read([row - start])[0]
+        except (RuntimeError, IndexError, OSError) as error:  # its checksum tells
+            raise DataError(
+                f"{self._folder / self._files[file]}: row {row - start} cannot be read ({str(error)[:200]}); "
+                "build the shards again"
+            ) from None
         tokens, numbers = self._decode(record)
         window = slice(part * self._seq_len, (part + 1) * self._seq_len + 1)
         return tokens[window].astype(np.int32), numbers[window].astype(np.int32)

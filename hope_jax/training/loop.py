@@ -12,9 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import document_multiple
-from hope_jax.data.corpus import load_documents, split_documents
-from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
+from hope_jax.data.inputs import open_inputs
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.training import files, processes, telemetry
@@ -118,29 +116,11 @@ def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = N
     processes.check_same("configuration", files.as_plain(config))
     claim_workdir(workdir, config.train.resume)
     tokenizer = Tokenizer.load(config.data.tokenizer)
-    train_documents, held_out = split_documents(load_documents(config.data.source))
-    iterator = make_train_iterator(
-        documents=train_documents,
-        tokenizer=tokenizer,
-        seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
-        document_multiple=document_multiple(config),
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        prefetch=config.data.prefetch,
-        start_batch=config.train.step_offset,
-    )
-    eval_batches = make_eval_batches(
-        documents=held_out,
-        tokenizer=tokenizer,
-        seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
-        document_multiple=document_multiple(config),
-        max_batches=config.eval.batches,
-    )
+    inputs = open_inputs(config, tokenizer, verify=jax.process_index() == 0)
+    eval_batches = inputs.eval_batches()
     program = build_program(config, tokenizer.vocab_size)
-    return train(program, config, workdir, iterator, eval_batches, tokenizer, peers)
+    with contextlib.closing(inputs.train_iterator(jax.process_index(), jax.process_count())) as iterator:
+        return train(program, config, workdir, iterator, eval_batches, tokenizer, peers)
 
 
 def train(

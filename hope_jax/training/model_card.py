@@ -129,10 +129,18 @@ def _losses(root: Path, step: int) -> str:
 
 def _data(data: Mapping[str, Any]) -> str:
     tokenizer = f"Tokenizer: `tokenizer.model` (`data.tokenizer` was `{data['tokenizer']}`)."
+    if data["source"] != EMBEDDED and data.get("mixture"):
+        weights = "\n".join(f"| `{name}` | {weight:g} |" for name, weight in data["mixture"].items())
+        return (
+            f"Token shards of several sources, in the folder that `data.source` named, `{data['source']}`, "
+            "in these proportions. This folder does not hold them; the manifest of each source says where "
+            f"its texts come from and under which licence.\n\n| source | weight |\n|---|---|\n{weights}\n\n"
+            f"{tokenizer}"
+        )
     if data["source"] != EMBEDDED:
         return (
-            f"The text files of the folder that `data.source` named, `{data['source']}`. This folder holds "
-            f"neither them nor a list of them. {tokenizer}"
+            f"The text files, or token shards, of the folder that `data.source` named, `{data['source']}`. "
+            f"This folder holds neither them nor a list of them. {tokenizer}"
         )
     provenance = (resources.files("hope_jax.data") / "assets" / "PROVENANCE.md").read_text(encoding="utf-8")
     table = provenance.split("\n\n## ")[0].split("\n\n")[-1]

@@ -1,5 +1,7 @@
 """Benchmarks of whole things at a tiny size: a step that keeps its state, the loader, compilation."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -55,6 +57,18 @@ def test_the_loader_delivers_batches_on_the_device() -> None:
     assert len(batches) == loader.BATCHES and case.tokens == loader.BATCHES * 64
     assert batches[0].tokens.shape == (2, 32) and isinstance(batches[0].tokens, jax.Array)
     assert not np.array_equal(batches[0].tokens, case.run()[0].tokens)
+
+
+def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path, quick: None) -> None:
+    mixture = {"a": 0.5, "b": 0.5}
+    loader.made_up_shards(tmp_path, mixture, row_tokens=32)
+    shards = {"data__source": str(tmp_path), "data__mixture": mixture, "train__algorithm_mode": "two_pass"}
+    case = loader.fed_case(tiny.config("transformer", model__vocab_size=1024, **shards))
+    assert case.waited is not None and case.waited() == 0
+    state, metrics = case.run()
+    waited = case.waited()
+    assert np.isfinite(metrics["loss"]) and waited > 0
+    assert case.run()[1]["loss"] != metrics["loss"] and case.waited() > waited
 
 
 def test_compilation_starts_afresh_each_time() -> None:

@@ -229,6 +229,13 @@ def test_grains_own_checkpoint_handler_saves_and_restores_the_iterator(tmp_path)
     assert_same(take(CheckpointHandler().restore(epath.Path(tmp_path), train()), 3), want)
 
 
+@pytest.mark.nightly
+def test_workers_prepare_the_same_batches():
+    iterator = train(workers=2, start_batch=3)
+    assert_same(take(iterator, 8), take(train(), 11)[3:])
+    iterator.close()
+
+
 def test_prefetch_runs_in_the_background_and_close_ends_it():
     def threads():
         return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch") and t not in before]

@@ -95,6 +95,15 @@ def test_damage_is_named(tmp_path: Path) -> None:
         shards.check_files(tmp_path, manifest)
 
 
+def test_a_damaged_row_is_named_when_it_is_read(tmp_path: Path) -> None:
+    manifest = made(tmp_path)
+    path = tmp_path / "a"
+    good = path.read_bytes()
+    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    with pytest.raises(DataError, match="a: row 0 cannot be read .*; build the shards again"):
+        ShardRows(tmp_path, manifest, "train", ROW)[0]
+
+
 def test_a_shard_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     manifest = made(tmp_path)
     first = manifest.files["train"][0]

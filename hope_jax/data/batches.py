@@ -1,0 +1,186 @@
+"""Rows by number to the batches of a process: its shares of global batches, prepared ahead by a thread or by
+worker processes, at a position that is one number.
+
+Where rows come from (`pipeline`: texts; `mixture`: shards) makes no difference here.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import grain
+import numpy as np
+from absl import flags
+
+from hope_jax.errors import CheckpointError, DataError
+from hope_jax.types import NO_TARGET, Array, Batch
+
+ENDLESS = 2**52
+"""Rows of an endless dataset. Grain's own endless length, sys.maxsize, overflows when batched one by one."""
+
+_NO_SHARED_MEMORY = grain.experimental.DatasetOptions(min_shm_size=2**40)
+"""Batches of workers come through pipes: containers have little shared memory, and a killed run leaves its
+blocks behind."""
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Endless training batches whose position is a small JSON-able state.
+
+    The state names the next batch and a digest of the stream it counts in. All processes of a run have the
+    same state, and it may be restored under another number of processes, workers or prefetched batches.
+    Threads and workers start with the first batch; `close` ends them.
+
+    Args:
+        batches: the process's share of each global batch.
+        stream_digest: of what the batches are made of.
+        start_batch: number of the first batch, as if those before it had been read.
+        prefetch: batches prepared ahead.
+        workers: processes that prepare them; 0: a thread of this process (none if `prefetch` is 0).
+    """
+
+    def __init__(
+        self, batches: grain.MapDataset, stream_digest: str, *, start_batch: int, prefetch: int, workers: int
+    ) -> None:
+        super().__init__()
+        self._batches, self._stream_digest = batches, stream_digest
+        self._next_batch, self._prefetch, self._workers = start_batch, prefetch, workers
+        self._source: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        """The process's share of the next global batch: int32 [batch_size / process_count, T] arrays."""
+        self._assert_not_closed()
+        if self._source is None:
+            self._source = self._started()
+        batch = cast(Batch, next(self._source))
+        self._next_batch += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """{"next_batch": number of the batch that `next` returns, "stream": digest}; prefetch or not."""
+        return {"next_batch": self._next_batch, "stream": self._stream_digest}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from a state of `get_state`.
+
+        Raises:
+            CheckpointError: the state is not one, or counts in another stream.
+        """
+        following = state.get("next_batch")
+        if not isinstance(following, int) or following < 0:
+            raise CheckpointError(
+                f"data cursor: next_batch={following!r} is not a batch number; restore another step"
+            )
+        if state.get("stream") != self._stream_digest:
+            raise CheckpointError(
+                "data cursor: the checkpoint was written with another training stream (texts or shards, "
+                "data.mixture, tokenizer, data.seq_len, data.batch_size, train.seed or "
+                "memory.reset_at_document differ); restore them, or use a new workdir"
+            )
+        self._stop()
+        self._next_batch = following
+
+    def close(self) -> None:
+        """Ends threads and workers; there are no more batches."""
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def _started(self) -> grain.DatasetIterator:
+        """The batches from the next one on. A worker takes every `workers`-th of them, in turns."""
+        rest = self._batches[self._next_batch :]
+        if not self._workers:
+            threads = min(self._prefetch, 1)
+            ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._prefetch)
+            return iter(rest.to_iter_dataset(ahead))
+        if not flags.FLAGS.is_parsed():  # grain reads flags of its own; a program may have none
+            flags.FLAGS.mark_as_parsed()
+        at_once = rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        piped = grain.experimental.WithOptionsIterDataset(at_once, _NO_SHARED_MEMORY)
+        options = grain.MultiprocessingOptions(
+            num_workers=self._workers, per_worker_buffer_size=max(1, -(-self._prefetch // self._workers))
+        )
+        return iter(piped.mp_prefetch(options, worker_init_fn=_start_worker))
+
+
+def shared_batches(
+    rows: grain.MapDataset,
+    stream_digest: str,
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    prefetch: int,
+    workers: int,
+    start_batch: int,
+) -> TrainIterator:
+    """Batches of endless rows (Batches of int32 [T]); process p of P gets rows [p B/P, (p+1) B/P) of each.
+
+    Raises:
+        DataError: the processes do not divide the batch.
+    """
+    if batch_size % process_count:
+        raise DataError(
+            f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
+            f"try {-(-batch_size // process_count) * process_count}"
+        )
+    if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0 or workers < 0:
+        raise ValueError(
+            f"{process_index=}, {process_count=}, {prefetch=}, {workers=}, {start_batch=}: out of range"
+        )
+    # Batches of a share's size, every process_count-th of them: together exactly the global batches.
+    shares = rows.batch(batch_size // process_count)[process_index::process_count]
+    return TrainIterator(shares, stream_digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
+
+
+def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[Batch]:
+    """Rows, int32 [T] each, as batches of int32 [B, T]; the last is filled with padding rows (segment 0,
+    `NO_TARGET`)."""
+    seq_len = len(rows[0].tokens)
+    padding = host_batch(
+        tokens=np.full(seq_len, pad_id, np.int32),
+        targets=np.full(seq_len, NO_TARGET, np.int32),
+        segment_ids=np.zeros(seq_len, np.int32),
+    )
+    full = [*rows, *[padding] * (-len(rows) % batch_size)]
+    groups = (full[i : i + batch_size] for i in range(0, len(full), batch_size))
+    return [host_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
+
+
+def spread(count: int, rows: int) -> np.ndarray:
+    """int64 [count]: numbers of `count` of `rows` rows, evenly spread and in order, each once if there are
+    enough."""
+    return np.arange(count) * rows // max(count, 1)
+
+
+def host_batch(tokens: np.ndarray, targets: np.ndarray, segment_ids: np.ndarray) -> Batch:
+    """A Batch of host arrays: `Batch` is annotated for the device side, where the step receives it."""
+    return Batch(cast(Array, tokens), cast(Array, targets), cast(Array, segment_ids))
+
+
+def digest_int(seed: int | str) -> int:
+    """32 bits of the seed's hash: grain's epoch e uses seed + e, so plain seeds would share epochs."""
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
+
+
+def _start_worker(index: int, count: int) -> None:
+    """A worker leaves when its run does: not on a signal to the whole job, upon which the run first ends its
+    step and saves, and always with a run that was killed."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

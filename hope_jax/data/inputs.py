@@ -1,0 +1,115 @@
+"""What a configuration trains on and is evaluated on: texts or a mixture of shards, found and checked."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hope_jax.config import ExperimentConfig
+from hope_jax.config_check import document_multiple
+from hope_jax.data.batches import TrainIterator
+from hope_jax.data.corpus import Document, load_documents, split_documents
+from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator
+from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
+from hope_jax.data.sources import Source, check_sources, find_sources
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.types import Batch
+
+logger = logging.getLogger("hope_jax.data")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Batches of a configuration. Made by `open_inputs`. sources: of shards; none: the documents are used."""
+
+    config: ExperimentConfig
+    tokenizer: Tokenizer
+    sources: Sequence[Source]
+    training: Sequence[Document]
+    held_out: Sequence[Document]
+
+    def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
+        """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
+        data, train = self.config.data, self.config.train
+        if self.sources:
+            read = epochs(self.sources, data.seq_len, train.steps, data.batch_size)
+            for source in self.sources:
+                rows = len(source.rows("train", data.seq_len))
+                logger.info(
+                    "%s: weight %g, %d rows, read %.3g times in %d steps",
+                    *(source.name, source.weight, rows, read[source.name], train.steps),
+                )
+            return make_mixture_iterator(
+                sources=self.sources,
+                seq_len=data.seq_len,
+                batch_size=data.batch_size,
+                seed=train.seed,
+                process_index=process_index,
+                process_count=process_count,
+                prefetch=data.prefetch,
+                workers=data.workers,
+                start_batch=train.step_offset,
+            )
+        return make_train_iterator(
+            documents=self.training,
+            tokenizer=self.tokenizer,
+            seq_len=data.seq_len,
+            batch_size=data.batch_size,
+            document_multiple=document_multiple(self.config),
+            seed=train.seed,
+            process_index=process_index,
+            process_count=process_count,
+            prefetch=data.prefetch,
+            workers=data.workers,
+            start_batch=train.step_offset,
+        )
+
+    def eval_batches(self) -> list[Batch]:
+        """The held-out batches, at most `eval.batches`. Raises: DataError."""
+        data, most = self.config.data, self.config.eval.batches
+        if self.sources:
+            batches = make_mixture_eval_batches(
+                sources=self.sources,
+                seq_len=data.seq_len,
+                batch_size=data.batch_size,
+                max_batches=most,
+                pad_id=self.tokenizer.pad_id,
+            )
+            if len(batches) < most:
+                logger.info(
+                    "eval.batches=%d: the held-out shards have %d in the mixture's proportions",
+                    *(most, len(batches)),
+                )
+            return batches
+        return make_eval_batches(
+            documents=self.held_out,
+            tokenizer=self.tokenizer,
+            seq_len=data.seq_len,
+            batch_size=data.batch_size,
+            document_multiple=document_multiple(self.config),
+            max_batches=most,
+        )
+
+
+def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer, *, verify: bool = True) -> Inputs:
+    """Finds the texts or shards that `data.source` and `data.mixture` name, and checks them.
+
+    verify: holds shards against their digests, if `data.verify_shards` says so too; one of several processes
+    is enough.
+
+    Raises:
+        DataError: what is there cannot be used.
+    """
+    data = config.data
+    sources = find_sources(data.source, data.mixture, os.environ)
+    if not sources:
+        training, held_out = split_documents(load_documents(data.source))
+        return Inputs(config, tokenizer, (), training, held_out)
+    check_sources(
+        sources,
+        tokenizer,
+        seq_len=data.seq_len,
+        document_multiple=document_multiple(config),
+        digests=verify and data.verify_shards,
+    )
+    return Inputs(config, tokenizer, sources, (), ())

@@ -1,0 +1,167 @@
+"""From a configuration to its inputs: where shards are looked for, and what is refused before training."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hope_jax import cli
+from hope_jax.config import DataConfig, EvalConfig, ExperimentConfig, MemoryConfig, ModelConfig, TrainConfig
+from hope_jax.config_check import validate
+from hope_jax.data import sources as found
+from hope_jax.data.inputs import open_inputs
+from hope_jax.data.shards import MANIFEST
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import ConfigError, DataError
+from tests.data.shard_folder import numbered_rows, write_shards
+
+TOKENIZER = Tokenizer.load()
+MIXTURE = {"a": 0.75, "b": 0.25}
+
+
+def config(source: Path | str, mixture=MIXTURE, *, reset: bool = False, **data) -> ExperimentConfig:
+    values = {"seq_len": 16, "batch_size": 4, "prefetch": 0, **data}
+    return ExperimentConfig(
+        model=ModelConfig(vocab_size=1024, dim=16),
+        memory=MemoryConfig(reset_at_document=reset),
+        train=TrainConfig(steps=10, online_chunk_size=8),
+        eval=EvalConfig(batches=1),
+        data=DataConfig(source=str(source), mixture=mixture, **values),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    numbered_rows(tmp_path / "shards" / "a", 10, 8)
+    numbered_rows(tmp_path / "shards" / "b", 110, 8)
+    return tmp_path / "shards"
+
+
+def refused(pattern: str, *arguments, **options) -> None:
+    with pytest.raises(DataError, match=pattern):
+        open_inputs(config(*arguments, **options), TOKENIZER)
+
+
+def test_a_mixture_is_below_its_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hope_jax.data")
+    inputs = open_inputs(config(folder), TOKENIZER)
+    tokens = next(inputs.train_iterator()).tokens
+    assert sorted(tokens[:, 0] >= 110) == [False, False, False, True]
+    assert (inputs.eval_batches()[0].tokens[:, 0] >= 110).sum() == 1
+    assert "a: weight 0.75, 8 rows, read 3.75 times in 10 steps" in caplog.text
+    assert "held-out shards have" not in caplog.text
+    few = dataclasses.replace(config(folder), eval=EvalConfig(batches=9))
+    assert len(open_inputs(few, TOKENIZER).eval_batches()) == 2
+    assert "eval.batches=9: the held-out shards have 2 in the mixture's proportions" in caplog.text
+
+
+def test_an_environment_variable_names_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = folder.parent / "elsewhere"
+    shutil.move(folder / "a", elsewhere)
+    refused(r"data.mixture.a: there is no folder .*/a; .*HOPE_SHARD_DIR_A can name another", folder)
+    monkeypatch.setenv("HOPE_SHARD_DIR_A", str(elsewhere))
+    assert open_inputs(config(folder), TOKENIZER).sources[0].folder == elsewhere
+    monkeypatch.setenv("HOPE_SHARD_DIR_A", str(folder / "gone"))
+    refused("there is no folder .*/gone; .*HOPE_SHARD_DIR_A names it", folder)
+    assert found.variable("refinedweb") == "HOPE_SHARD_DIR_REFINEDWEB"
+    assert found.variable("my-web.2") == "HOPE_SHARD_DIR_MY_WEB_2"
+
+
+def test_a_single_folder_of_shards_just_works(folder: Path) -> None:
+    inputs = open_inputs(config(folder / "b", {}), TOKENIZER)
+    assert (next(inputs.train_iterator()).tokens >= 110).all() and len(inputs.eval_batches()) == 1
+    refused("holds the shards of a, b; name the weight of each", folder, {})
+    refused("is itself a folder of shards, so there is no a in it; leave data.mixture empty", folder / "a")
+
+
+def test_embedded_text_is_used_whatever_the_mixture() -> None:
+    inputs = open_inputs(config("embedded"), TOKENIZER)
+    assert not inputs.sources and next(inputs.train_iterator()).tokens.shape == (4, 16)
+
+
+def test_shards_without_a_manifest_are_unfinished(folder: Path) -> None:
+    (folder / "a" / MANIFEST).unlink()
+    refused("a: no manifest.json, so no finished shards; build them", folder)
+    refused("a: no manifest.json, so no finished shards; build them", folder / "a", {})
+
+
+def test_another_tokenizer_is_refused_by_both_digests(tmp_path: Path) -> None:
+    numbered_rows(tmp_path / "a", 10, 8, tokenizer_sha256="f" * 64)
+    refused(
+        f"data.tokenizer='embedded' has the digest {TOKENIZER.sha256}, .* {'f' * 64}: name",
+        tmp_path / "a",
+        {},
+    )
+    numbered_rows(tmp_path / "b", 10, 8, vocab_size=2000)
+    refused("vocab_size=2000, its tokenizer has 1024 tokens", tmp_path / "b", {})
+
+
+def test_rows_that_do_not_fit_are_refused(folder: Path) -> None:
+    refused("data.seq_len=12 does not divide the rows of .*16 tokens", folder, seq_len=12)
+    refused(
+        r"begin at the online chunk \(8 tokens\), those of .*/a begin at multiples of 1;", folder, reset=True
+    )
+    numbered_rows(folder / "c", 210, 8, multiple=16)
+    assert open_inputs(config(folder / "c", {}, reset=True), TOKENIZER).sources
+
+
+def test_a_shard_twice_is_refused(folder: Path) -> None:
+    shutil.copytree(folder / "a", folder / "copy")
+    refused(
+        "copy/train-00000-of-00001.arrayrecord: the same shard is in .*/a; its rows",
+        *(folder, {"a": 0.5, "copy": 0.5}),
+    )
+
+
+def test_sources_that_were_split_by_other_rules_are_refused(folder: Path) -> None:
+    numbered_rows(folder / "c", 210, 8, salt="another")
+    refused("hold documents out by different rules .*'another'", folder, {"a": 0.5, "c": 0.5})
+
+
+@pytest.mark.parametrize(("split", "what"), [("train", "for training"), ("heldout", "held out")])
+def test_a_source_without_text_is_refused(tmp_path: Path, split: str, what: str) -> None:
+    texts = {"train": [np.full(40, 10)], "heldout": [np.full(40, 11)], split: []}
+    write_shards(tmp_path / "a", texts, files=1)
+    refused(f"a: the shards in .* have no text {what}", tmp_path / "a", {})
+
+
+def test_damaged_shards_are_refused(folder: Path) -> None:
+    path = folder / "b" / "train-00000-of-00001.arrayrecord"
+    good = path.read_bytes()
+    path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    refused("b/train-00000-of-00001.arrayrecord: another digest", folder)
+    assert open_inputs(config(folder, verify_shards=False), TOKENIZER).sources
+    assert open_inputs(config(folder), TOKENIZER, verify=False).sources
+    path.write_bytes(good[:-1])
+    refused("bytes, the manifest says", folder, verify_shards=False)
+    path.unlink()
+    refused("train-00000-of-00001.arrayrecord: a shard is missing", folder, verify_shards=False)
+
+
+def test_weights_sum_to_one_and_are_positive(folder: Path) -> None:
+    validate(config(folder))
+    third = dict.fromkeys("abc", 1 / 3)
+    validate(config(folder, third))
+    with pytest.raises(ConfigError, match=r"data.mixture: the weights a=0.5, b=0.4 sum to 0.9, not to 1"):
+        validate(config(folder, {"a": 0.5, "b": 0.4}))
+    with pytest.raises(ConfigError, match="data.mixture.b: want a number, above 0; got 0.0"):
+        _read(folder.parent, "data.mixture={'a': 1.0, 'b': 0.0}")
+
+
+def test_a_mixture_is_set_from_the_command_line(tmp_path: Path) -> None:
+    read = _read(tmp_path, "data.mixture={'wiki': 0.8, 'code': 0.2}", f"data.source={tmp_path}")
+    assert dict(read.data.mixture) == {"wiki": 0.8, "code": 0.2}
+    validate(dataclasses.replace(read))
+    assert dict(_read(tmp_path, "data.mixture={}").data.mixture) == {}
+    changed = _read(tmp_path, "data.mixture.code=0.3")
+    assert changed.data.mixture["code"] == 0.3 and changed.data.mixture["refinedweb"] == 0.4
+    with pytest.raises(ConfigError, match=r"refinedweb=0.4, .*code=0.3 sum to 1.2, not to 1"):
+        validate(changed)
+
+
+def _read(folder: Path, *overrides: str) -> ExperimentConfig:
+    path = folder / "mixed.py"
+    path.write_text("from hope_jax.presets import pilot_config as get_config\n")
+    return cli.read_config(path, overrides)
