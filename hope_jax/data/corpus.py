@@ -3,7 +3,6 @@
 A file holds one document, or several separated by lines that hold only a form feed.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 from hope_jax.errors import DataError
 from hope_jax.types import NO_TARGET
 
 EMBEDDED = "embedded"
-HOLDOUT_FRACTION = 0.09
-# A constant of the split. This value holds out 8-10 % of the embedded corpus and of each of its sources.
-SPLIT_SALT = "hope_jax.split.515"
-
 _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
 
 
@@ -39,7 +35,7 @@ class Document:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the text. Documents of equal text are one document to the split."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+        return text_digest(self.text)
 
 
 def load_documents(source: str) -> list[Document]:
@@ -80,7 +76,7 @@ def split_documents(
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
-    score = {d.digest: _unit_hash(salt, d.digest) for d in documents}
+    score = {d.digest: unit_hash(salt, d.digest) for d in documents}
     if len(score) < 2:
         raise DataError(
             f"data.source: {len(documents)} document(s), {len(score)} of them different: nothing can be held "
@@ -140,9 +136,3 @@ def _decode(name: str, raw: bytes) -> str:
 def _split_file(name: str, text: str) -> list[Document]:
     texts = (part.strip("\r\n") for part in _SEPARATOR.split(text))
     return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
-
-
-def _unit_hash(salt: str, digest: str) -> float:
-    """A number in [0, 1) that depends on both strings alone."""
-    raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
-    return int.from_bytes(raw[:6], "big") / 2**48
