@@ -35,7 +35,9 @@ def derive(folder: Path) -> bytes:
     raw = (folder / "jargon.txt").read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
     if digest != SOURCE_SHA256:
-        raise SystemExit(f"{folder / 'jargon.txt'}: sha256 is {digest}, want {SOURCE_SHA256}; see PROVENANCE.md")
+        raise SystemExit(
+            f"{folder / 'jargon.txt'}: sha256 is {digest}, want {SOURCE_SHA256}; see PROVENANCE.md"
+        )
     kept: list[str] = []
     size = 0
     for entry in entries(raw.decode("utf-8")):
@@ -48,12 +50,16 @@ def derive(folder: Path) -> bytes:
 
 def main() -> int:
     """Writes or checks the sample."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     data = derive(args.source)
-    print(f"{data.count(SEPARATOR.encode()) + 1} documents\t{len(data)} bytes\t{hashlib.sha256(data).hexdigest()}")
+    print(
+        f"{data.count(SEPARATOR.encode()) + 1} documents\t{len(data)} bytes\t{hashlib.sha256(data).hexdigest()}"
+    )
     if args.check:
         return int(not OUT.is_file() or OUT.read_bytes() != data)
     OUT.write_bytes(data)

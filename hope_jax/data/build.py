@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from hope_jax.data.building.manifest import Mixture
     from hope_jax.data.building.plan import Plan
 
-_MANIFEST = flags.DEFINE_string("manifest", None, "YAML file that describes the mixture.", allow_override=True)
-_OUT = flags.DEFINE_string("out", None, "Folder of the shards, instead of the manifest's.", allow_override=True)
+_MANIFEST = flags.DEFINE_string(
+    "manifest", None, "YAML file that describes the mixture.", allow_override=True
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the shards, instead of the manifest's.", allow_override=True
+)
 _ONLY = flags.DEFINE_string(
     "only", None, "Sources to build, as a mixture of their own; needs --out.", allow_override=True
 )
@@ -119,7 +123,9 @@ def _alone(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DataError(f"{out}: another build is writing there; wait for it, or choose another --out") from None
+            raise DataError(
+                f"{out}: another build is writing there; wait for it, or choose another --out"
+            ) from None
         yield
 
 

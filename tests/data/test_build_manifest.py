@@ -155,7 +155,10 @@ def test_a_limit_is_shared_out(total: int, tasks: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gopher_quality": {"min_words": 3}}, r"gopher_quality: unknown key 'min_words'; want .*min_doc_words"),
+        (
+            {"gopher_quality": {"min_words": 3}},
+            r"gopher_quality: unknown key 'min_words'; want .*min_doc_words",
+        ),
         ({"gopher_quality": {"min_doc_words": "x"}}, r"gopher_quality\.min_doc_words='x': want int"),
         ({"c4": {"remove_citations": 3}}, r"c4\.remove_citations=3: want .*bool"),
         ({"language": {}}, r"language\.languages=None: want a list of codes"),
@@ -180,7 +183,10 @@ def test_the_mixtures_of_the_repository_have_the_agreed_sources() -> None:
     for source in (*sample.sources, *full.sources):
         filters.make_filters(source, filters.RegexWords())
     limits = {"RW": 1, "WIKI": 2, "C4": 3, "RPJ": 4, "CODE": 5}
-    given = {f"{name}_LIMIT": str(n) for name, n in limits.items()} | {"WIKI_SPLIT": "x", "FALLBACK_SPLIT": "y"}
+    given = {f"{name}_LIMIT": str(n) for name, n in limits.items()} | {
+        "WIKI_SPLIT": "x",
+        "FALLBACK_SPLIT": "y",
+    }
     changed_full = load_manifest(ROOT / "data/mixtures/full.yaml", {"TOKENIZER": "embedded", **given})
     assert [s.limit for s in changed_full.sources] == [1, 2, 3, 4, 5]
     assert changed_full.sources[1].split == "x" and {s.fallback_split for s in changed_full.sources} == {"y"}

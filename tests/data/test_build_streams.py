@@ -66,6 +66,7 @@ def test_lines_do_not_depend_on_how_bytes_come(size: int) -> None:
         (b"", False, []),
         (b"123456789\n123456789\n\f\nshort", True, [None, b"short"]),
         (b"a\n" * 40, False, [None]),
+        (b"one line that is too long\n\f\nshort", True, [None, b"short"]),
     ],
 )
 def test_documents_of_a_text_file(raw: bytes, separated: bool, wanted: list[bytes | None]) -> None:

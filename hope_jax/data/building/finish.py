@@ -25,8 +25,9 @@ def finish(plan: Plan) -> dict[str, Any]:
         results = [_result(plan, planned.first + i) for i in range(planned.source.shards)]
         made[planned.source.name] = _manifest(plan, planned, results)
     for name, manifest in made.items():
+        check_files(plan.mixture.out / name, manifest, digests=False)  # which `read_result` has looked at
+    for name, manifest in made.items():
         folder = plan.mixture.out / name
-        check_files(folder, manifest, digests=False)  # which `read_result` has looked at
         path, text = folder / MANIFEST, manifest.to_json()
         if not path.is_file() or path.read_text() != text:
             write_atomically(path, text)
@@ -43,7 +44,9 @@ def finish(plan: Plan) -> dict[str, Any]:
 def _result(plan: Plan, task: int) -> TaskResult:
     result = read_result(plan, task)
     if result is None:
-        raise DataError(f"{plan.mixture.out}: the shards of task {task} changed while they were built; build again")
+        raise DataError(
+            f"{plan.mixture.out}: the shards of task {task} changed while they were built; build again"
+        )
     return result
 
 
@@ -72,9 +75,13 @@ def _source_statistics(plan: Plan, planned: PlannedSource, results: list[TaskRes
         kept.update({f"characters_{split}": count for split, count in result.characters.items()})
         kept.update({f"tokens_{split}": file.tokens for split, file in result.files.items()})
     rejected, splits = _rejections(plan, planned)
-    totals = {f"{what}_{split}": 0 for what in ("documents", "characters", "tokens") for split in SPLITS} | kept
+    totals = {
+        f"{what}_{split}": 0 for what in ("documents", "characters", "tokens") for split in SPLITS
+    } | kept
     read = sum(rejected.values()) + sum(totals[f"documents_{split}"] for split in SPLITS)
-    own = {"split": sorted(splits)} if planned.source.reader == "huggingface" else {"input_bytes": planned.size}
+    own = (
+        {"split": sorted(splits)} if planned.source.reader == "huggingface" else {"input_bytes": planned.size}
+    )
     return {**own, "read": read, "rejected": dict(sorted(rejected.items())), **totals}
 
 
@@ -147,7 +154,13 @@ def table(statistics: dict[str, Any]) -> str:
     rows = [head, *(_row(name, s) for name, s in statistics["sources"].items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head) - 1)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:], strict=True)), row[-1]])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:], strict=True)),
+                row[-1],
+            ]
+        )
         for row in rows
     )
 

@@ -110,7 +110,10 @@ def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> M
         raise ConfigError(f"--manifest={path}: {getattr(error, 'strerror', error)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--manifest={path}: not YAML: {' '.join(str(error).split())}") from None
-    own = {"PYTHON_STDLIB": sysconfig.get_path("stdlib"), "ASSETS": str(resources.files("hope_jax.data") / "assets")}
+    own = {
+        "PYTHON_STDLIB": sysconfig.get_path("stdlib"),
+        "ASSETS": str(resources.files("hope_jax.data") / "assets"),
+    }
     variables = {**own, **(os.environ if environment is None else environment)}
     return _mixture(path, _expand(raw, variables, str(path)))
 
@@ -151,13 +154,17 @@ def _mixture(path: Path, raw: Any) -> Mixture:
     total = math.fsum(s.weight for s in sources)
     if abs(total - 1) > 1e-6:
         raise ConfigError(f"{where}: the sources' weights add up to {total:.6g}; want 1")
-    values = {k: v for k, v in given.items() if k not in ("sources", "out", "dedup", "statistics", "tokenizer")}
+    values = {
+        k: v for k, v in given.items() if k not in ("sources", "out", "dedup", "statistics", "tokenizer")
+    }
     values["out"] = (folder / _text(given, "out", where)).resolve()
     if given.get("statistics") is not None:
         values["statistics"] = folder / _text(given, "statistics", where)
     model = _text(given, "tokenizer", where)
     values["tokenizer"] = model if model == tokenizer.EMBEDDED else str(folder / model)
-    mixture = Mixture(path=path, sources=sources, dedup=_dedup(f"{where}: dedup", given.get("dedup", {})), **values)
+    mixture = Mixture(
+        path=path, sources=sources, dedup=_dedup(f"{where}: dedup", given.get("dedup", {})), **values
+    )
     for key, least in (("row_tokens", 2), ("document_multiple", 1)):
         _whole(getattr(mixture, key), f"{where}: {key}", least)
     if mixture.row_tokens > 2**16 - 1 or mixture.row_tokens % mixture.document_multiple:
@@ -199,7 +206,17 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     for key in ("shards", "min_characters", "max_bytes", "limit"):
         if getattr(source, key) is not None:
             _whole(getattr(source, key), f"{where}.{key}", 1)
-    texts = ("glob", "field", "dataset", "config", "data_files", "revision", "split", "fallback_split", "licence")
+    texts = (
+        "glob",
+        "field",
+        "dataset",
+        "config",
+        "data_files",
+        "revision",
+        "split",
+        "fallback_split",
+        "licence",
+    )
     for key in (*texts, "origin"):
         if not isinstance(getattr(source, key), str | None):
             raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want a text; put it in quotes")
@@ -246,7 +263,9 @@ def _text(given: Mapping[str, Any], key: str, where: str) -> str:
 def _number(value: Any, where: str, above: float, below: float, top: bool = False) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not (good and above < value and (value <= below if top else value < below)):
-        raise ConfigError(f"{where}={value!r}: want a number above {above} and {'at most' if top else 'below'} {below}")
+        raise ConfigError(
+            f"{where}={value!r}: want a number above {above} and {'at most' if top else 'below'} {below}"
+        )
 
 
 def _whole(value: Any, where: str, least: int) -> None:

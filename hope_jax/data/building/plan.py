@@ -128,10 +128,14 @@ def find_files(source: Source) -> tuple[Path, ...]:
         elif path.is_dir():
             inside = sorted({f for glob in globs for f in path.glob(glob) if f.is_file()})
             if not inside:
-                raise DataError(f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`")
+                raise DataError(
+                    f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`"
+                )
             found += inside
         else:
-            raise DataError(f"sources.{source.name}.paths: {path}: no such file or folder; get it, or mend the path")
+            raise DataError(
+                f"sources.{source.name}.paths: {path}: no such file or folder; get it, or mend the path"
+            )
     files = tuple(dict.fromkeys(f.resolve() for f in found))
     if len(files) < source.shards:
         raise ConfigError(
@@ -161,7 +165,11 @@ def _versions() -> Mapping[str, str]:
 
 def _plain(source: Source) -> dict[str, Any]:
     # As text: JSON's sorted keys would hide the order of the filters.
-    return {**asdict(source), "paths": [str(p) for p in source.paths], "filters": list(source.filters.items())}
+    return {
+        **asdict(source),
+        "paths": [str(p) for p in source.paths],
+        "filters": list(source.filters.items()),
+    }
 
 
 def _key(**parts: Any) -> str:

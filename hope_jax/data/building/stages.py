@@ -1,8 +1,8 @@
 """Runs a plan's stages on a datatrove executor: what is done and verified is skipped, the rest is done.
 
-    clean-<source>   read, filter                          -> kept documents of each task, with their digest
-    dedup            find duplicates over all sources      -> numbers of the documents to leave out
-    shards           leave out, encode, pack               -> shards, and what each task made
+clean-<source>   read, filter                          -> kept documents of each task, with their digest
+dedup            find duplicates over all sources      -> numbers of the documents to leave out
+shards           leave out, encode, pack               -> shards, and what each task made
 """
 
 import contextlib
@@ -164,7 +164,11 @@ def _clean_stage(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
         return stage
     split = _split(source) if source.reader == "huggingface" else ""
     writer = CleanWriter(folder / "documents")
-    stage.steps = [readers.make_reader(source, planned.files, split), *filters.make_filters(source, words), writer]
+    stage.steps = [
+        readers.make_reader(source, planned.files, split),
+        *filters.make_filters(source, words),
+        writer,
+    ]
     return stage
 
 
@@ -235,8 +239,12 @@ def _executor(stage: Stage, plan: Plan, machine: Machine, previous: Any) -> Pipe
     if machine.kind == "slurm":
         wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}
         if not {"time", "partition"} <= set(wanted):
-            raise ConfigError(f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm")
-        return SlurmPipelineExecutor(stage.steps, workers=machine.workers, depends=previous, **common, **wanted)
+            raise ConfigError(
+                f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm"
+            )
+        return SlurmPipelineExecutor(
+            stage.steps, workers=machine.workers, depends=previous, **common, **wanted
+        )
     if machine.kind == "ray":
         return RayPipelineExecutor(stage.steps, workers=workers, **common, **plan.mixture.ray)
     local = LocalPipelineExecutor if machine.verbose else QuietExecutor

@@ -80,11 +80,11 @@ def texts(parts: Iterable[bytes], limit: int, separated: bool) -> Iterator[bytes
             yield from _document(held, over)
             held, size, over = [], 0, False
             continue
-        size += len(line) + 1 if line is not None else limit + 1
-        over = over or size - 1 > limit
-        if over:
-            held = []
-        elif line is not None:
+        if line is not None:
+            size += len(line) + 1
+        if over or line is None or size - 1 > limit:
+            held, over = [], True
+        else:
             held.append(line)
     yield from _document(held, over)
 
