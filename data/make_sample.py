@@ -57,9 +57,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     data = derive(args.source)
-    print(
-        f"{data.count(SEPARATOR.encode()) + 1} documents\t{len(data)} bytes\t{hashlib.sha256(data).hexdigest()}"
-    )
+    documents, digest = data.count(SEPARATOR.encode()) + 1, hashlib.sha256(data).hexdigest()
+    print(f"{documents} documents\t{len(data)} bytes\t{digest}")
     if args.check:
         return int(not OUT.is_file() or OUT.read_bytes() != data)
     OUT.write_bytes(data)

@@ -1,6 +1,7 @@
 """Build token shards of a mixture: read, filter, remove duplicates, encode, pack, and say what was done.
 
-python -m hope_jax.data.build --manifest=FILE [--out=DIR] [--only=SOURCE,...] [--workers=N] [--dry_run] [--json]
+python -m hope_jax.data.build --manifest=FILE [--out=DIR] [--only=SOURCE,...] [--workers=N] [--executor=KIND]
+    [--dry_run] [--json]
 
 Run again, it skips what is done and verified, goes on where it was killed, and makes again what was damaged.
 docs/data.md describes the manifest; data/mixtures/ holds two. Needs pip install 'hope_jax[data]'.
@@ -79,8 +80,8 @@ def _chosen(mixture: "Mixture") -> "Mixture":
         return mixture
     if not _OUT.value:
         raise ConfigError(
-            f"--only={_ONLY.value}: needs --out=DIR: duplicates that these sources share with the others stay, so "
-            "their shards are not those of the whole mixture"
+            f"--only={_ONLY.value}: needs --out=DIR: duplicates that these sources share with the others "
+            "stay, so their shards are not those of the whole mixture"
         )
     names = _ONLY.value.split(",")
     known = {source.name: source for source in mixture.sources}
@@ -94,7 +95,8 @@ def _description(planned: "Plan") -> str:
     mixture = planned.mixture
     lines = [
         f"{mixture.path} -> {mixture.out}",
-        f"tokenizer {mixture.tokenizer}: {planned.tokenizer.vocab_size} pieces, sha256 {planned.tokenizer.sha256}",
+        f"tokenizer {mixture.tokenizer}: {planned.tokenizer.vocab_size} pieces, sha256 "
+        f"{planned.tokenizer.sha256}",
         f"rows of {mixture.row_tokens} tokens; {mixture.holdout:.2%} of the documents held out",
         f"duplicates: exact {'on' if mixture.dedup.exact else 'off'}, near "
         f"{'off' if mixture.dedup.minhash is None else 'on'}, over all sources",
@@ -105,15 +107,16 @@ def _description(planned: "Plan") -> str:
         if source.reader == "huggingface":
             where = f"{source.dataset} {source.config or ''} split {source.split}"
         lines.append(
-            f"{source.name}: weight {source.weight:g}, {source.reader}, {where}, limit {source.limit or 'none'}, "
-            f"{source.shards} shards, filters {', '.join(source.filters) or 'none'}, licence {source.licence or '?'}"
+            f"{source.name}: weight {source.weight:g}, {source.reader}, {where}, limit "
+            f"{source.limit or 'none'}, {source.shards} shards, filters "
+            f"{', '.join(source.filters) or 'none'}, licence {source.licence or '?'}"
         )
     return "\n".join(lines)
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Holds the lock of an output folder. Raises: DataError: another build has it, or it cannot be written."""
+    """Holds the lock of an output folder. Raises: DataError: another build has it, or it is read-only."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")

@@ -11,7 +11,23 @@ from hope_jax.data.building import finish, manifest, plan, stages
 from hope_jax.data.shards import ShardRows, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 
-WORDS = "the of and to in that it was for on with as his they at be this from have by one had not but what".split()
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "was",
+    "for",
+    "on",
+    "with",
+    "they",
+    "had",
+    "from",
+    "what",
+    "but",
+)
 
 
 def text(seed: int, sentences: int = 6) -> str:

@@ -6,11 +6,10 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from tests.data.building import build, files, text, texts, write_jsonl, write_manifest
-
 from hope_jax.data import shards
 from hope_jax.data.corpus import Document, split_documents
 from hope_jax.errors import DataError
+from tests.data.building import build, files, text, texts, write_jsonl, write_manifest
 
 
 def test_documents_keep_their_order_and_their_side(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from tests.data.building import build, files, text, write_jsonl, write_manifest
-
 from hope_jax.data import shards
 from hope_jax.data.building import manifest, plan, stages
 from hope_jax.errors import ConfigError
+from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +59,10 @@ def test_errors_are_one_paragraph(tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
-    hide = "import sys; sys.modules['datatrove'] = None; from hope_jax import cli; from hope_jax.data import build; "
-    script = hide + f"cli.run_command(build.main, ['x', '--manifest={tmp_path}/m.yaml'])"
+    script = (
+        "import sys; sys.modules['datatrove'] = None; from hope_jax import cli; from hope_jax.data import build; "
+        f"cli.run_command(build.main, ['x', '--manifest={tmp_path}/m.yaml'])"
+    )
     made = run([sys.executable, "-c", script])
     assert made.returncode == 2 and "pip install 'hope_jax[data]'" in made.stderr
 
@@ -93,7 +94,7 @@ def test_the_sample_is_built_offline(tmp_path: Path) -> None:
 
 
 def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stub of sbatch runs each job at once, as Slurm would: its task array, after the jobs it depends on."""
+    """A stub of sbatch runs each job's task array at once, as Slurm would after the jobs it depends on."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "sbatch").write_text(SBATCH.format(python=sys.executable, log=tmp_path / "jobs"))
@@ -136,7 +137,7 @@ with open(log, "a") as file:
 pickled = re.search("launch_pickled_pipeline (.*)", script)[1].strip()
 for task in range(int(re.search("--array=0-([0-9]+)", script)[1]) + 1):
     environment = dict(os.environ, SLURM_ARRAY_TASK_ID=str(task), SLURM_NODELIST="here", RUN_OFFSET="0")
-    subprocess.run([sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", pickled], env=environment,
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", pickled],
+                   env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print("Submitted batch job", job)
 """

@@ -8,12 +8,14 @@ import pytest
 pytest.importorskip("datatrove")
 
 from datatrove.data import Document
-from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 from hope_jax.data.building import filters
 from hope_jax.errors import ConfigError
+from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
-ENGLISH = "It is a truth universally acknowledged, that a single man in possession of a good fortune must want a wife."
+ENGLISH = (
+    "It is a truth universally acknowledged, that a single man of good fortune must be in want of a wife."
+)
 SPANISH = (
     "En un lugar de la Mancha, de cuyo nombre no quiero acordarme, no ha mucho tiempo que vivía un hidalgo."
 )

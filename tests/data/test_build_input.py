@@ -12,9 +12,9 @@ pytest.importorskip("datatrove")
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 from hope_jax.errors import DataError
+from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 GOOD = [text(i) for i in range(4)]
 
@@ -57,7 +57,8 @@ def test_bad_json_lines_are_counted_by_reason(tmp_path: Path) -> None:
     documents, rejected = read(tmp_path, reader="jsonl", paths="a.jsonl", max_bytes=4096)
     assert documents == GOOD
     assert rejected == {
-        "empty": 3, "too_short": 1, "nul": 1, "no_text": 3, "invalid_utf8": 1, "invalid_json": 2, "too_long": 2,
+        "empty": 3, "too_short": 1, "nul": 1, "no_text": 3, "invalid_utf8": 1, "invalid_json": 2,
+        "too_long": 2,
     }  # fmt: skip
 
 

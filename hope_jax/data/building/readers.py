@@ -35,8 +35,8 @@ def reject_reason(text: str, source: Source) -> str | None:
 
 
 class FilesReader(BaseDiskReader):
-    """Reads files of a source: task r of n has files r, r + n, ... of the sorted list, and of `limit` documents
-    its share. Subclasses say what is in a file (`records`)."""
+    """Reads files of a source: task r of n has files r, r + n, ... of the list, and its share of `limit`
+    documents. Subclasses say what is in a file (`records`)."""
 
     name = "files"
 
@@ -51,9 +51,7 @@ class FilesReader(BaseDiskReader):
     def read_file(self, filepath: str) -> Iterator[Document]:
         """Documents of a file, in its order."""
         for index, record in enumerate(self.records(Path(filepath))):
-            reason, text = "too_long", record
-            if record is not None:
-                reason, text = self._checked(record)
+            reason, text = ("too_long", "") if record is None else self._checked(record)
             if reason:
                 self.stat_update(f"dropped_{reason}")
             else:
@@ -129,8 +127,8 @@ class ParquetReader(FilesReader):
             with pq.ParquetFile(path) as file:
                 if self.source.field not in file.schema_arrow.names:
                     raise DataError(
-                        f"{path}: no column {self.source.field!r}; set sources.{self.source.name}.field to one of "
-                        f"{', '.join(file.schema_arrow.names)}"
+                        f"{path}: no column {self.source.field!r}; set sources.{self.source.name}.field "
+                        f"to one of {', '.join(file.schema_arrow.names)}"
                     )
                 for batch in file.iter_batches(batch_size=256, columns=[self.source.field]):
                     # As bytes: Arrow does not check that its strings are UTF-8.
@@ -141,7 +139,8 @@ class ParquetReader(FilesReader):
                             self.stat_update("dropped_no_text")
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}: truncated, damaged, or no parquet ({error}); fetch it again, or take it out of the source"
+                f"{path}: truncated, damaged, or no parquet ({error}); fetch it again, or take it out of "
+                "the source"
             ) from None
 
 
@@ -196,8 +195,8 @@ def load_rows(source: Source, split: str) -> Any:
         raise
     except Exception as error:  # of many libraries: network, hub and file formats
         raise DataError(
-            f"sources.{source.name}: the dataset {source.dataset!r} cannot be had ({type(error).__name__}: {error}); "
-            "check its name, config and revision, and the network"
+            f"sources.{source.name}: the dataset {source.dataset!r} cannot be had "
+            f"({type(error).__name__}: {error}); check its name, config and revision, and the network"
         ) from error
 
 

@@ -31,7 +31,8 @@ def chunks(path: Path) -> Iterator[bytes]:
                 yield from iter(lambda: file.read(CHUNK), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
-            f"{path}: the archive is truncated or damaged ({error}); fetch it again, or take it out of the source"
+            f"{path}: the archive is truncated or damaged ({error}); fetch it again, or take it out of the "
+            "source"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -72,7 +73,7 @@ def lines(parts: Iterable[bytes], limit: int) -> Iterator[bytes | None]:
 
 def texts(parts: Iterable[bytes], limit: int, separated: bool) -> Iterator[bytes | None]:
     """Documents of a text file: all of it, or what lies between lines that hold only a form feed; white space
-    alone between two such lines, or at either end, is no document. None for one of more than `limit` bytes."""
+    alone is no document. None for one of more than `limit` bytes."""
     held: list[bytes] = []
     size, over = 0, False
     for line in lines(parts, limit):
