@@ -124,7 +124,8 @@ def _alone(out: Path) -> Iterator[None]:
         raise DataError(f"--out={out}: {error.strerror}; choose a folder that can be written") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Unlike flock's, this lock is not inherited by processes that outlive this one.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(
                 f"{out}: another build is writing there; wait for it, or choose another --out"

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("datatrove")
-
 from hope_jax.data import shards
 from hope_jax.data.corpus import Document, split_documents
 from hope_jax.errors import DataError
@@ -84,13 +82,14 @@ def test_documents_are_padded_to_a_multiple(tmp_path: Path) -> None:
     assert starts and all(t % 16 == 0 for t in starts)
 
 
-def test_limits_count_documents_that_were_read(tmp_path: Path) -> None:
+def test_limits_count_documents_that_were_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_jsonl(tmp_path / "a/1.jsonl", ["", text(1), "x", text(2), text(3)])
     write_jsonl(tmp_path / "a/2.jsonl", [text(4), text(5)])
     source = {"paths": "a", "shards": 2, "limit": 3}
     made = build(write_manifest(tmp_path, {"a": source}, holdout=1e-6))["sources"]["a"]
     assert texts(tmp_path / "shards/a", "train") == [text(1), text(2), text(4)]
     assert made["rejected"] == {"empty": 1, "too_short": 1}
+    assert "sources.a: no document was held out" in caplog.text
 
 
 def test_epochs_are_of_the_run_that_the_manifest_names(tmp_path: Path) -> None:

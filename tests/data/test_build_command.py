@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("datatrove")
-
 from hope_jax.data import shards
 from hope_jax.data.building import manifest, plan, stages
 from hope_jax.errors import ConfigError
@@ -60,7 +58,8 @@ def test_errors_are_one_paragraph(tmp_path: Path) -> None:
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['datatrove'] = None; from hope_jax import cli; from hope_jax.data import build; "
+        "import sys; sys.modules['datatrove'] = None; from hope_jax import cli; "
+        "from hope_jax.data import build; "
         f"cli.run_command(build.main, ['x', '--manifest={tmp_path}/m.yaml'])"
     )
     made = run([sys.executable, "-c", script])

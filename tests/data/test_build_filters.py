@@ -4,9 +4,6 @@ import pickle
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("datatrove")
-
 from datatrove.data import Document
 
 from hope_jax.data.building import filters

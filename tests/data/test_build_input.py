@@ -5,12 +5,9 @@ import json
 import logging
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("datatrove")
-
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import zstandard
 
 from hope_jax.errors import DataError

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-pytest.importorskip("datatrove")
-
 from hope_jax.data.building import filters, plan
 from hope_jax.data.building.manifest import Mixture, load_manifest
 from hope_jax.errors import ConfigError, DataError, UserError
@@ -163,6 +161,7 @@ def test_a_limit_is_shared_out(total: int, tasks: int) -> None:
         ({"c4": {"remove_citations": 3}}, r"c4\.remove_citations=3: want .*bool"),
         ({"language": {}}, r"language\.languages=None: want a list of codes"),
         ({"language": {"languages": ["en"], "model": "x"}}, r"language\.model='x': want shipped"),
+        ({"language": {"languages": ["en"], "model": "ft176"}}, r"language\.model='ft176': Please install"),
         ({"language": {"languages": ["en"], "k": 1}}, r"language: unknown key 'k'"),
     ],
 )

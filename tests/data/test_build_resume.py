@@ -1,19 +1,20 @@
 """A build goes on where it was killed, makes again what was damaged, and skips what is done and verified."""
 
+import fcntl
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("datatrove")
-
 from hope_jax.data import build as command
+from hope_jax.data.building import stages
 from hope_jax.errors import DataError
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
@@ -148,11 +149,33 @@ def test_a_killed_build_goes_on(tmp_path: Path, moment: str) -> None:
 
 
 def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    with (
-        command._alone(tmp_path),
-        pytest.raises(DataError, match="another build is writing there"),
-        command._alone(tmp_path),
-    ):
-        pass
+    script = (
+        "import sys; from pathlib import Path; from hope_jax.data import build\n"
+        f"with build._alone(Path({str(tmp_path)!r})): print('mine', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        with pytest.raises(DataError, match="another build is writing there"), command._alone(tmp_path):
+            pass
+        other.kill()
     with command._alone(tmp_path):  # and the lock ends with the build
         pass
+
+
+def test_tasks_that_outlive_their_build_are_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = tmp_path / "busy"
+    with busy.open("a") as task, caplog.at_level(logging.INFO):
+        fcntl.flock(task, fcntl.LOCK_SH)
+        waiting = threading.Thread(target=stages.wait_for_tasks, args=(busy,))
+        waiting.start()
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "waiting for the last tasks" in caplog.text and waiting.is_alive()
+        fcntl.flock(task, fcntl.LOCK_UN)
+        waiting.join(60)
+    assert not waiting.is_alive()

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("datatrove")
-
 import zstandard
 
 from hope_jax.data.building import streams

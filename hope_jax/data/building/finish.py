@@ -1,6 +1,7 @@
 """After the stages: a manifest in each source's folder, and the statistics of the mixture."""
 
 import json
+import logging
 import re
 from collections import Counter
 from typing import Any
@@ -11,6 +12,7 @@ from hope_jax.data.building.shard_step import TaskResult, read_result, write_ato
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
 from hope_jax.errors import DataError
 
+_LOG = logging.getLogger(__name__)
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.(?:arrayrecord|partial)")
 _DUPLICATES = {"exact-deduplication": "exact_duplicate", "MinHash": "near_duplicate"}
 
@@ -27,6 +29,8 @@ def finish(plan: Plan) -> dict[str, Any]:
     for name, manifest in made.items():
         check_files(plan.mixture.out / name, manifest, digests=False)  # which `read_result` has looked at
     for name, manifest in made.items():
+        if not manifest.files["heldout"]:
+            _LOG.warning("WARNING: sources.%s: no document was held out; none can be evaluated on", name)
         folder = plan.mixture.out / name
         path, text = folder / MANIFEST, manifest.to_json()
         if not path.is_file() or path.read_text() != text:

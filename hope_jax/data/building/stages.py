@@ -6,6 +6,8 @@ shards           leave out, encode, pack               -> shards, and what each 
 """
 
 import contextlib
+import copy
+import fcntl
 import json
 import logging
 import os
@@ -30,6 +32,7 @@ from hope_jax.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
+_BUSY = "busy"
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,46 @@ class CleanWriter(JsonlWriter):
         return {"text": document.text, "id": document.id}
 
 
-class QuietExecutor(LocalPipelineExecutor):
-    """The local executor with its log in the log folder alone, not on the terminal."""
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor, quiet on the terminal unless `verbose`; one worker is this process.
+
+    Its tasks hold a shared lock on `busy`: those of a build whose process was killed run on to their end, and
+    the next build waits for them (`wait_for_tasks`).
+    """
+
+    def __init__(self, *args: Any, busy: Path, verbose: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.busy, self.verbose = busy, verbose
+
+    def run(self) -> Any:
+        """Runs all tasks that are not marked as completed."""
+        if self.workers != 1:
+            return super().run()
+        # Without the manager process that datatrove starts, which would outlive this one if it is killed.
+        for rank in self.get_incomplete_ranks():
+            copy.deepcopy(self)._run_for_rank(rank)
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        # It sets up its log anew for each task, on whatever is the standard error then.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            try:
-                return super()._run_for_rank(rank, local_rank, node_rank)
-            finally:
-                datatrove_log.remove()
+        with self.busy.open("a") as lock, open(os.devnull, "w") as nowhere:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            # It sets up its log anew for each task, on whatever is the standard error then.
+            hidden = contextlib.nullcontext() if self.verbose else contextlib.redirect_stderr(nowhere)
+            with hidden:
+                try:
+                    return super()._run_for_rank(rank, local_rank, node_rank)
+                finally:
+                    if not self.verbose:
+                        datatrove_log.remove()
+
+
+def wait_for_tasks(busy: Path) -> None:
+    """Returns when no task of an earlier build runs any more."""
+    with busy.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _LOG.info("waiting for the last tasks of a build that was killed")
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @dataclass
@@ -121,6 +154,8 @@ def run(plan: Plan, machine: Machine) -> bool:
         shards.undo(task)
     if not missing:
         return True
+    plan.work.mkdir(parents=True, exist_ok=True)
+    wait_for_tasks(plan.work / _BUSY)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
@@ -247,8 +282,8 @@ def _executor(stage: Stage, plan: Plan, machine: Machine, previous: Any) -> Pipe
         )
     if machine.kind == "ray":
         return RayPipelineExecutor(stage.steps, workers=workers, **common, **plan.mixture.ray)
-    local = LocalPipelineExecutor if machine.verbose else QuietExecutor
-    return local(stage.steps, workers=workers, **common)
+    busy = plan.work / _BUSY
+    return LocalExecutor(stage.steps, workers=workers, busy=busy, verbose=machine.verbose, **common)
 
 
 def read_statistics(logs: Path, task: int) -> list[dict[str, Any]]:
