@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 import orjson
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
@@ -77,13 +78,19 @@ class LocalExecutor(LocalPipelineExecutor):
         super().__init__(*args, **kwargs)
         self.busy, self.verbose = busy, verbose
 
-    def run(self) -> Any:
-        """Runs all tasks that are not marked as completed."""
-        if self.workers != 1:
-            return super().run()
-        # Without the manager process that datatrove starts, which would outlive this one if it is killed.
-        for rank in self.get_incomplete_ranks():
-            copy.deepcopy(self)._run_for_rank(rank)
+    def run(self) -> None:
+        """Runs all tasks that are not marked as completed.
+
+        Without the manager process of datatrove's own `run`, which outlives a process that is killed.
+        """
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                copy.deepcopy(self)._run_for_rank(rank)
+            return
+        with multiprocess.get_context(self.start_method).Pool(min(self.workers, len(ranks))) as pool:
+            for _ in pool.imap_unordered(self._run_for_rank, ranks):
+                pass
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         with self.busy.open("a") as lock, open(os.devnull, "w") as nowhere:
