@@ -147,8 +147,12 @@ def test_hugging_face_rows_with_a_fallback_split(tmp_path: Path, caplog: pytest.
 
 def test_hugging_face_rows_are_shared_among_tasks(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "set/train.jsonl", GOOD)
-    source = {"reader": "huggingface", "dataset": str(tmp_path / "set"), "shards": 2}
+    source = {"reader": "huggingface", "dataset": "set", "shards": 2}
     assert sorted(read(tmp_path, **source)[0]) == sorted(GOOD)
+    files = {"reader": "huggingface", "dataset": "json", "data_files": "set/*.jsonl"}
+    assert read(tmp_path, **files)[0] == GOOD
+    write_jsonl(tmp_path / "set/train.jsonl", GOOD[:3])
+    assert read(tmp_path, **files)[0] == GOOD[:3]
 
 
 def test_a_dataset_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from glob import glob
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,11 @@ def task_share(total: int, rank: int, world_size: int) -> int:
 
 
 def _local_dataset(source: Source) -> list[tuple[str, int, int]]:
-    """Files of a dataset that is a folder here; one on the hub is told apart by its `revision` alone."""
-    if source.reader != "huggingface" or not Path(source.dataset).is_dir():
+    """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
+    if source.reader != "huggingface":
         return []
-    files = sorted(f for f in Path(source.dataset).rglob("*") if f.is_file())
+    found = [*glob(f"{source.dataset}/**", recursive=True), *glob(source.data_files or "", recursive=True)]
+    files = sorted(f for f in map(Path, found) if f.is_file())
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
