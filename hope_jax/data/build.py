@@ -35,7 +35,9 @@ _OUT = flags.DEFINE_string(
 _ONLY = flags.DEFINE_string(
     "only", None, "Sources to build, as a mixture of their own; needs --out.", allow_override=True
 )
-_WORKERS = flags.DEFINE_integer("workers", 0, "Tasks to run at once; 0: one a core.", allow_override=True)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Tasks to run at once; 0: one a core.", lower_bound=0, allow_override=True
+)
 _EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm", "ray"], "Where tasks run; the manifest holds its arguments.",
     allow_override=True,

@@ -48,6 +48,7 @@ def test_errors_are_one_paragraph(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, {"a": {"paths": "a.jsonl.gz"}})
     for arguments, code, message in (
         ([], 2, "error: --manifest is missing"),
+        ([f"--manifest={path}", "--workers=-1"], 2, "flag --workers=-1: -1 is not"),
         ([f"--manifest={path}", "--only=a"], 2, "--only=a: needs --out=DIR"),
         ([f"--manifest={path}", "--workers=1"], 1, "a.jsonl.gz: the archive is truncated or damaged"),
     ):

@@ -71,6 +71,13 @@ def test_rejections_bear_the_filters_reasons(tmp_path: Path) -> None:
     assert len(texts(tmp_path / "shards/a", "train")) == 5
 
 
+def test_a_document_of_which_a_filter_leaves_nothing_is_rejected(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [text(1), "no line of this text has an end\n" * 9])
+    source = {"paths": "a.jsonl", "filters": {"c4": {"min_num_sentences": -1}}}
+    made = build(write_manifest(tmp_path, {"a": source}, holdout=1e-6))["sources"]["a"]
+    assert made["rejected"] == {"too_short_when_filtered": 1}
+
+
 def test_other_words_are_a_choice_by_name() -> None:
     assert isinstance(filters.make_words("regex"), filters.RegexWords)
     with pytest.raises(ConfigError, match="words='klingon': .*or use 'regex'"):

@@ -79,7 +79,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, key: str, value: Any, message: s
         load(tmp_path, changed(key, value))
 
 
-@pytest.mark.parametrize("text", ["a: [", "[]", "3", ""])
+@pytest.mark.parametrize("text", ["a: [", "[]", "3", "", "out: x\nsources: {a: {weight: 1}, a: {weight: 1}}"])
 def test_a_file_that_is_no_manifest(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(text)

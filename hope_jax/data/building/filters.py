@@ -79,6 +79,20 @@ class ShippedLanguageFilter(BaseFilter):
         return {key: value for key, value in self.__dict__.items() if key != "_detector"}
 
 
+class StillFits(BaseFilter):
+    """Drops documents that the filters before it left without enough text."""
+
+    name = "rest"
+
+    def __init__(self, min_characters: int) -> None:
+        super().__init__()
+        self.min_characters = min_characters
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Whether enough is left."""
+        return len(doc.text.strip()) >= self.min_characters or (False, "too_short_when_filtered")
+
+
 def make_words(words: str) -> WordTokenizer:
     """The word tokenizer of that name. Raises: ConfigError."""
     if words == "regex":
@@ -91,7 +105,8 @@ def make_words(words: str) -> WordTokenizer:
 
 def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
     """The filters of a source, in the manifest's order. Raises: ConfigError: unknown or unfit options."""
-    return list(_filters(source, words))
+    chosen = list(_filters(source, words))
+    return [*chosen, StillFits(source.min_characters)] if chosen else []
 
 
 def _filters(source: Source, words: WordTokenizer) -> Iterator[PipelineStep]:

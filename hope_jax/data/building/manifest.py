@@ -106,7 +106,7 @@ def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> M
     Raises: ConfigError: names the key, the value and the remedy.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader, with one more check
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--manifest={path}: {getattr(error, 'strerror', error)}") from None
     except yaml.YAMLError as error:
@@ -117,6 +117,16 @@ def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> M
     }
     variables = {**own, **(os.environ if environment is None else environment)}
     return _mixture(path, _expand(raw, variables, str(path)))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's loader drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, {str(node.start_mark).strip()}")
+        return super().construct_mapping(node, deep)
 
 
 def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:

@@ -8,6 +8,7 @@ shards           leave out, encode, pack               -> shards, and what each 
 import contextlib
 import copy
 import fcntl
+import importlib.util
 import json
 import logging
 import os
@@ -288,6 +289,8 @@ def _executor(stage: Stage, plan: Plan, machine: Machine, previous: Any) -> Pipe
             stage.steps, workers=machine.workers, depends=previous, **common, **wanted
         )
     if machine.kind == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("--executor=ray: ray is not installed; pip install ray")
         return RayPipelineExecutor(stage.steps, workers=workers, **common, **plan.mixture.ray)
     busy = plan.work / _BUSY
     return LocalExecutor(stage.steps, workers=workers, busy=busy, verbose=machine.verbose, **common)
