@@ -3,7 +3,6 @@
 A file holds one document, or several separated by lines that hold only a form feed.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 from hope_jax.errors import DataError
 from hope_jax.types import NO_TARGET
 
 EMBEDDED = "embedded"
-HOLDOUT_FRACTION = 0.09
-# A constant of the split. This value holds out 8-10 % of the embedded corpus and of each of its sources.
-SPLIT_SALT = "hope_jax.split.515"
-
 _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
 
 
@@ -39,7 +35,7 @@ class Document:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of the text. Documents of equal text are one document to the split."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+        return text_digest(self.text)
 
 
 def load_documents(source: str) -> list[Document]:
@@ -108,7 +104,7 @@ def held_out_digests(
     digests: Iterable[str], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
 ) -> set[str]:
     """Which documents, by digest, `split_documents` holds out; none if there are fewer than two digests."""
-    score = {digest: _unit_hash(salt, digest) for digest in digests}
+    score = {digest: unit_hash(salt, digest) for digest in digests}
     ranked = sorted(score, key=score.__getitem__)
     below = sum(score[digest] < holdout for digest in ranked)
     return set(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
@@ -155,9 +151,3 @@ def _decode(name: str, raw: bytes, key: str) -> str:
             f"{key}: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
             "convert it, for example with iconv, or take it out of the folder"
         ) from None
-
-
-def _unit_hash(salt: str, digest: str) -> float:
-    """A number in [0, 1) that depends on both strings alone."""
-    raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
-    return int.from_bytes(raw[:6], "big") / 2**48

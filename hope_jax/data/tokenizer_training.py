@@ -15,7 +15,7 @@ from typing import Any
 import sentencepiece
 
 import hope_jax
-from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
+from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.sidecar import KIND
 from hope_jax.data.texts import TextSource, combined_digest, held_out, sample, select
 from hope_jax.errors import DataError

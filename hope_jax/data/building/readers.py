@@ -1,0 +1,216 @@
+"""Readers: files or a Hugging Face dataset to datatrove documents, with each rejection counted by its reason.
+
+datatrove's own readers skip an empty document, a broken line and the rest of a file that is not UTF-8 without
+counting them, so each `read_file` is written here; what they do with files, tasks and statistics is kept.
+A reason counts as `dropped_<reason>`, as in datatrove's filters. Reasons: empty, too_short, too_long (more
+than `max_bytes`), invalid_utf8, nul, invalid_json, no_text (the field is missing or holds no text).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from datatrove.data import Document
+from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
+
+from hope_jax.data.building import streams
+from hope_jax.data.building.manifest import Source
+from hope_jax.data.building.plan import task_share
+from hope_jax.errors import DataError
+
+
+def reject_reason(text: str, source: Source) -> str | None:
+    """Why a text cannot be a document of the source; None if it can."""
+    if not text.strip():
+        return "empty"
+    if "\0" in text:
+        return "nul"
+    if len(text.strip()) < source.min_characters:
+        return "too_short"
+    # No character has more than four bytes: only long texts need be encoded to be measured.
+    if 4 * len(text) > source.max_bytes and len(text.encode("utf-8", "replace")) > source.max_bytes:
+        return "too_long"
+    return None
+
+
+class FilesReader(BaseDiskReader):
+    """Reads files of a source: task r of n has files r, r + n, ... of the list, and its share of `limit`
+    documents. Subclasses say what is in a file (`records`)."""
+
+    name = "files"
+
+    def __init__(self, source: Source, files: tuple[Path, ...]) -> None:
+        super().__init__("/", add_file_path=False)
+        self.source, self.files = source, files
+
+    def records(self, path: Path) -> Iterator[bytes | str | None]:
+        """Texts of a file, as bytes yet to be decoded or as str; None for one that is too long."""
+        raise NotImplementedError
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        """Documents of a file, in its order."""
+        for index, record in enumerate(self.records(Path(filepath))):
+            reason, text = ("too_long", "") if record is None else self._checked(record)
+            if reason:
+                self.stat_update(f"dropped_{reason}")
+            else:
+                yield Document(text=text, id=f"{Path(filepath).name}:{index}")
+
+    def _checked(self, record: bytes | str) -> tuple[str | None, str]:
+        if isinstance(record, bytes):
+            try:
+                record = record.decode("utf-8").removeprefix("\ufeff")
+            except UnicodeDecodeError:
+                return "invalid_utf8", ""
+        return reject_reason(record, self.source), record
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Documents of one task."""
+        if self.source.limit is not None:
+            self.limit = task_share(self.source.limit, rank, world_size)
+        if self.limit != 0:
+            yield from self.read_files_shard([str(f) for f in self.files[rank::world_size]])
+
+
+class TextReader(FilesReader):
+    """UTF-8 text files."""
+
+    name = "text"
+
+    def records(self, path: Path) -> Iterator[bytes | None]:
+        """Documents of a file."""
+        separated = self.source.separator == "form_feed"
+        return streams.texts(streams.chunks(path), self.source.max_bytes, separated)
+
+
+class JsonLinesReader(FilesReader):
+    """JSON objects, one a line."""
+
+    name = "jsonl"
+
+    def records(self, path: Path) -> Iterator[bytes | str | None]:
+        """The field's text of each line."""
+        # Other fields and escapes need room beside the text.
+        for line in streams.lines(streams.chunks(path), 4 * self.source.max_bytes):
+            if line is None:
+                yield None
+            elif not line.strip():
+                self.stat_update("dropped_empty")
+            else:
+                yield from self._text(line)
+
+    def _text(self, line: bytes) -> Iterator[bytes | str]:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self.stat_update(f"dropped_{'invalid_json' if _is_utf8(line) else 'invalid_utf8'}")
+            return
+        text = value.get(self.source.field) if isinstance(value, dict) else None
+        if isinstance(text, str):
+            yield text
+        else:
+            self.stat_update("dropped_no_text")
+
+
+class ParquetReader(FilesReader):
+    """A column of parquet files."""
+
+    name = "parquet"
+
+    def records(self, path: Path) -> Iterator[bytes]:
+        """The field's text of each row."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                if self.source.field not in file.schema_arrow.names:
+                    raise DataError(
+                        f"{path}: no column {self.source.field!r}; set sources.{self.source.name}.field "
+                        f"to one of {', '.join(file.schema_arrow.names)}"
+                    )
+                for batch in file.iter_batches(batch_size=256, columns=[self.source.field]):
+                    # As bytes: Arrow does not check that its strings are UTF-8.
+                    for row in batch.column(0).cast(pa.large_binary()):
+                        if row.is_valid:
+                            yield row.as_py()
+                        else:
+                            self.stat_update("dropped_no_text")
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: truncated, damaged, or no parquet ({error}); fetch it again, or take it out of "
+                "the source"
+            ) from None
+
+
+class HuggingFaceReader(BaseReader):
+    """Rows of a dataset, streamed; the tasks share its files, or its rows where there is one file."""
+
+    name = "huggingface"
+
+    def __init__(self, source: Source, split: str) -> None:
+        super().__init__()
+        self.source, self.split = source, split
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Documents of one task."""
+        from datasets.distributed import split_dataset_by_node
+
+        limit = None
+        if self.source.limit is not None:
+            limit = task_share(self.source.limit, rank, world_size)
+        rows = load_rows(self.source, self.split)
+        if rows.num_shards >= world_size:
+            rows = rows.shard(num_shards=world_size, index=rank, contiguous=False)
+        else:  # every task reads everything, and keeps its rows
+            rows = split_dataset_by_node(rows, rank, world_size)
+        self.stat_update(f"split_{self.split}")
+        for index, row in enumerate(rows):
+            if limit is not None and limit <= 0:
+                return
+            text = row.get(self.source.field)
+            reason = reject_reason(text, self.source) if isinstance(text, str) else "no_text"
+            if reason:
+                self.stat_update(f"dropped_{reason}")
+                continue
+            limit = None if limit is None else limit - 1
+            self.stat_update("documents")
+            yield Document(text=text, id=f"{rank}:{index}")
+
+
+def load_rows(source: Source, split: str) -> Any:
+    """The rows of a split, as `datasets` streams them.
+
+    Raises: ValueError: no such split; DataError: the dataset cannot be had.
+    """
+    import datasets
+
+    files = {"data_files": source.data_files} if source.data_files else {}
+    try:
+        return datasets.load_dataset(
+            source.dataset, source.config, split=split, revision=source.revision, streaming=True, **files
+        )
+    except ValueError:
+        raise
+    except Exception as error:  # of many libraries: network, hub and file formats
+        raise DataError(
+            f"sources.{source.name}: the dataset {source.dataset!r} cannot be had "
+            f"({type(error).__name__}: {error}); check its name, config and revision, and the network"
+        ) from error
+
+
+def make_reader(source: Source, files: tuple[Path, ...], split: str) -> BaseReader:
+    """The reader of a source."""
+    if source.reader == "huggingface":
+        return HuggingFaceReader(source, split)
+    kinds = {"jsonl": JsonLinesReader, "parquet": ParquetReader, "text": TextReader}
+    return kinds[source.reader](source, files)
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
