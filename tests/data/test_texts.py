@@ -47,7 +47,7 @@ def test_embedded_is_three_sources_with_the_corpus_in_its_order() -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}', r"a\.jsonl, line 2: not UTF-8"),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"text": "x"}' * 99)[:-12],
+            gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-12],
             r"cannot read \S+gz: Compressed file ended",
         ),
         ("a.jsonl.gz", b'{"text": "x"}', r"cannot read \S+gz: Not a gzipped file"),
