@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
+from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest
+from hope_jax.data.holdout import unit_hash as _unit_hash
 from hope_jax.errors import DataError
 from hope_jax.types import NO_TARGET
 
@@ -76,7 +77,7 @@ def split_documents(
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
-    score = {d.digest: unit_hash(salt, d.digest) for d in documents}
+    score = {d.digest: _unit_hash(salt, d.digest) for d in documents}
     if len(score) < 2:
         raise DataError(
             f"data.source: {len(documents)} document(s), {len(score)} of them different: nothing can be held "
