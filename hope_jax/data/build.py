@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
-        from hope_jax.data.building import finish, manifest, plan, stages
+        from hope_jax.data.building import executors, finish, manifest, plan, stages
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; building shards needs pip install 'hope_jax[data]'"
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         print(_description(planned))
         return
-    machine = stages.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
+    machine = executors.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
     with _alone(planned.mixture.out):
         if not stages.run(planned, machine):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from hope_jax.data import build as command
-from hope_jax.data.building import stages
+from hope_jax.data.building import executors
 from hope_jax.errors import DataError
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
@@ -167,10 +168,10 @@ def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
 def test_tasks_that_outlive_their_build_are_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    busy = tmp_path / "busy"
-    with busy.open("a") as task, caplog.at_level(logging.INFO):
+    planned = types.SimpleNamespace(work=tmp_path)
+    with (tmp_path / "busy").open("a") as task, caplog.at_level(logging.INFO):
         fcntl.flock(task, fcntl.LOCK_SH)
-        waiting = threading.Thread(target=stages.wait_for_tasks, args=(busy,))
+        waiting = threading.Thread(target=executors.wait_for_tasks, args=(planned,))
         waiting.start()
         deadline = time.monotonic() + 60
         while not caplog.records and time.monotonic() < deadline:

@@ -7,8 +7,9 @@
     filters.py     quality, language and length filters
     dedup.py       exact and near duplicates
     shard_step.py  documents to packed rows
-    stages.py      executors, skipping, verification
+    stages.py      what is done and verified is skipped, the rest is done
+    executors.py   where tasks run
     finish.py      manifests of the sources, statistics
 
-Only readers, filters, dedup, shard_step and stages import datatrove.
+All below plan.py but streams.py import datatrove.
 """

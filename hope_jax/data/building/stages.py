@@ -5,45 +5,28 @@ dedup            find duplicates over all sources      -> numbers of the documen
 shards           leave out, encode, pack               -> shards, and what each task made
 """
 
-import contextlib
-import copy
-import fcntl
-import importlib.util
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 import orjson
-from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
-from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from loguru import logger as datatrove_log
 
 from hope_jax.data.building import dedup, filters, readers
+from hope_jax.data.building.executors import Machine, make_executor, wait_for_tasks
 from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
 from hope_jax.data.shards import MANIFEST, sha256_of
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
-_BUSY = "busy"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to run. kind: local, slurm or ray. workers: tasks at once. verbose: show datatrove's own log."""
-
-    kind: str = "local"
-    workers: int = 1
-    verbose: bool = False
 
 
 class CleanWriter(JsonlWriter):
@@ -66,54 +49,6 @@ class CleanWriter(JsonlWriter):
 
     def _default_adapter(self, document: Any) -> dict[str, str]:
         return {"text": document.text, "id": document.id}
-
-
-class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor, quiet on the terminal unless `verbose`; one worker is this process.
-
-    Its tasks hold a shared lock on `busy`: those of a build whose process was killed run on to their end, and
-    the next build waits for them (`wait_for_tasks`).
-    """
-
-    def __init__(self, *args: Any, busy: Path, verbose: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.busy, self.verbose = busy, verbose
-
-    def run(self) -> None:
-        """Runs all tasks that are not marked as completed.
-
-        Without the manager process of datatrove's own `run`, which outlives a process that is killed.
-        """
-        ranks = self.get_incomplete_ranks()
-        if self.workers == 1:
-            for rank in ranks:
-                copy.deepcopy(self)._run_for_rank(rank)
-            return
-        with multiprocess.get_context(self.start_method).Pool(min(self.workers, len(ranks))) as pool:
-            for _ in pool.imap_unordered(self._run_for_rank, ranks):
-                pass
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        with self.busy.open("a") as lock, open(os.devnull, "w") as nowhere:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            # It sets up its log anew for each task, on whatever is the standard error then.
-            hidden = contextlib.nullcontext() if self.verbose else contextlib.redirect_stderr(nowhere)
-            with hidden:
-                try:
-                    return super()._run_for_rank(rank, local_rank, node_rank)
-                finally:
-                    if not self.verbose:
-                        datatrove_log.remove()
-
-
-def wait_for_tasks(busy: Path) -> None:
-    """Returns when no task of an earlier build runs any more."""
-    with busy.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _LOG.info("waiting for the last tasks of a build that was killed")
-            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @dataclass
@@ -163,7 +98,7 @@ def run(plan: Plan, machine: Machine) -> bool:
     if not missing:
         return True
     plan.work.mkdir(parents=True, exist_ok=True)
-    wait_for_tasks(plan.work / _BUSY)
+    wait_for_tasks(plan)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
@@ -263,7 +198,8 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         if not to_do:
             continue
         _LOG.info("%s: %d of %d tasks to do", _title(stage), to_do, stage.tasks)
-        executor = _executor(stage, plan, machine, previous)
+        job = f"{plan.mixture.path.stem}-{stage.name}"
+        executor = make_executor(stage.steps, stage.tasks, stage.logs, job, plan, machine, previous)
         executor.run()
         if machine.kind == "slurm":
             previous = executor
@@ -274,26 +210,6 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
 
 def _title(stage: Stage) -> str:
     return f"{stage.folder.name.rpartition('-')[0]}: {stage.name}"
-
-
-def _executor(stage: Stage, plan: Plan, machine: Machine, previous: Any) -> PipelineExecutor:
-    common: dict[str, Any] = {"tasks": stage.tasks, "logging_dir": str(stage.logs)}
-    workers = min(machine.workers, stage.tasks)
-    if machine.kind == "slurm":
-        wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}
-        if not {"time", "partition"} <= set(wanted):
-            raise ConfigError(
-                f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm"
-            )
-        return SlurmPipelineExecutor(
-            stage.steps, workers=machine.workers, depends=previous, **common, **wanted
-        )
-    if machine.kind == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError("--executor=ray: ray is not installed; pip install ray")
-        return RayPipelineExecutor(stage.steps, workers=workers, **common, **plan.mixture.ray)
-    busy = plan.work / _BUSY
-    return LocalExecutor(stage.steps, workers=workers, busy=busy, verbose=machine.verbose, **common)
 
 
 def read_statistics(logs: Path, task: int) -> list[dict[str, Any]]:
