@@ -94,7 +94,9 @@ BOUNDED = {"bounds": Bounds(0.002, 0.003), "gate": GateRule("l2", 0.01)}
             online_gradients, "hope_hybrid", "modern", (PART, WHOLE, LONGER), 20, CHUNK, BOUNDED,
             marks=NIGHTLY,
         ),
-        (online_gradients, "hope_attention", "reference", REFERENCE, 20, CHUNK, BOUNDED),
+        pytest.param(
+            online_gradients, "hope_attention", "reference", REFERENCE, 20, CHUNK, BOUNDED, marks=NIGHTLY
+        ),
         (
             online_gradients, "hope_attention", "modern", (ONE, SPANNING), 24, 2 * CHUNK,
             {"cms_connection": "independent"},

@@ -109,6 +109,7 @@ def test_training_gradients_are_those_of_the_whole_cache(cut: int, reset: bool) 
     assert_same(gradients(streamer.model), gradients(whole(streamer).model), 1e-9)
 
 
+@pytest.mark.nightly
 def test_resets_saved_memories_and_drawn_tokens(tmp_path: Any) -> None:
     """A stream of two documents, saved beyond the ring's length, loaded, and continued by its own draws."""
     streamer, params = windowed("hope_attention", 5, reset_at_document=True)

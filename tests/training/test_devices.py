@@ -107,7 +107,7 @@ GROUPS = {
 }
 
 
-SLOW = ("together", "selfmod")
+SLOW = ("together", "selfmod", "more")
 
 
 @pytest.mark.parametrize(
