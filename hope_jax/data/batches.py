@@ -27,6 +27,14 @@ _NO_SHARED_MEMORY = grain.experimental.DatasetOptions(min_shm_size=2**40)
 blocks behind."""
 
 
+def digest_of(batches: Sequence[Batch]) -> str:
+    """Hex SHA-256 of batches of host arrays."""
+    digest = hashlib.sha256()
+    for array in (array for batch in batches for array in batch):
+        digest.update(f"{array.shape}".encode() + np.asarray(array).tobytes())
+    return digest.hexdigest()
+
+
 class TrainIterator(grain.DatasetIterator):
     """Endless training batches whose position is a small JSON-able state.
 

@@ -11,6 +11,7 @@ two limits allow; 2 if the report is of other texts. docs/data.md says what is c
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -62,6 +63,9 @@ def main(argv: list[str]) -> None:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
     out = cli.output_file("out", _OUT.value)
+    for flag in (_INCREASE, _DROP):
+        if not math.isfinite(flag.value):
+            raise ConfigError(f"--{flag.name}={flag.value}: want a finite number; a large one lets all pass")
     # JAX, which the corpus module reaches, takes seconds to import.
     from hope_jax.data.texts import open_sources
     from hope_jax.data.tokenizer import Tokenizer

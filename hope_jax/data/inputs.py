@@ -28,6 +28,21 @@ class Inputs:
     training: Sequence[Document]
     held_out: Sequence[Document]
 
+    def about(self) -> list[dict[str, str | float | int]]:
+        """Of each source of shards what must not be lost: weight, origin, licence, a digest of its shards'
+        digests. None of texts."""
+        return [
+            {
+                "name": source.name,
+                "weight": source.weight,
+                "origin": source.manifest.origin,
+                "licence": source.manifest.licence,
+                "train_tokens": sum(file.tokens for file in source.manifest.files["train"]),
+                "shards_sha256": source.digest(),
+            }
+            for source in self.sources
+        ]
+
     def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
@@ -91,11 +106,9 @@ class Inputs:
         )
 
 
-def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer, *, verify: bool = True) -> Inputs:
-    """Finds the texts or shards that `data.source` and `data.mixture` name, and checks them.
-
-    verify: holds shards against their digests, if `data.verify_shards` says so too; one of several processes
-    is enough.
+def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer) -> Inputs:
+    """Finds the texts or shards that `data.source` and `data.mixture` name, and checks them. All processes
+    do: each may have a disk of its own.
 
     Raises:
         DataError: what is there cannot be used.
@@ -110,6 +123,6 @@ def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer, *, verify: bool 
         tokenizer,
         seq_len=data.seq_len,
         document_multiple=document_multiple(config),
-        digests=verify and data.verify_shards,
+        digests=data.verify_shards,
     )
     return Inputs(config, tokenizer, sources, (), ())

@@ -14,7 +14,7 @@ number), several processes can read one file, and grain reads it as it is; every
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 WRITER_OPTIONS = "group_size:16,zstd:3"
 """Rows that are compressed together, and how. Reading one row unpacks its group."""
+_READ_ALONE = "readahead_buffer_size:0"
+"""Rows are shuffled: reading ahead would only read what is not asked for."""
 
 Split = Literal["train", "heldout"]
 
@@ -166,17 +168,42 @@ def read_manifest(folder: Path) -> ShardManifest:
         manifest = ShardManifest(**{**{k: raw[k] for k in names}, "files": files})
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest of shards ({error}); build the shards again") from None
-    for split in SPLITS:
-        for file in manifest.files[split]:
-            if Path(file.name).name != file.name:
-                raise DataError(f"{path}: {file.name!r} is not a file's name; build the shards again")
+    for problem in _problems(manifest):
+        raise DataError(f"{path}: not a manifest of shards ({problem}); build the shards again")
     return manifest
 
 
-def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
-    """Files against the manifest: their sizes and, if asked for, their digests.
+def _problems(manifest: ShardManifest) -> Iterator[str]:
+    """Values that no manifest of ours has."""
+    counts = {"row_tokens": 2, "vocab_size": 1, "document_multiple": 1}
+    yield from _wrong(manifest, counts, ("source", "tokenizer_sha256", "salt", "origin", "licence"))
+    if not isinstance(manifest.holdout, float) or not 0 < manifest.holdout < 1:
+        yield f"holdout={manifest.holdout!r}"
+    seen: set[str] = set()
+    for file in (f for split in SPLITS for f in manifest.files[split]):
+        counts = {"size": 1, "rows": 0, "tokens": 0, "documents": 0, "supervised": 0}
+        yield from _wrong(file, counts, ("name", "sha256"))
+        if Path(file.name).name != file.name:
+            yield f"{file.name!r} is not a file's name"
+        if file.name in seen:
+            yield f"{file.name!r} is listed twice"
+        seen.add(file.name)
 
-    Raises: DataError: names the first file that is missing, has another size or digest, or occurs twice.
+
+def _wrong(of: ShardManifest | ShardFile, least: Mapping[str, int], texts: Sequence[str]) -> Iterator[str]:
+    for name, smallest in least.items():
+        value = getattr(of, name)
+        if type(value) is not int or value < smallest:
+            yield f"{name}={value!r}"
+    for name in texts:
+        if not isinstance(getattr(of, name), str):
+            yield f"{name}={getattr(of, name)!r}"
+
+
+def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
+    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests.
+
+    Raises: DataError: names the first file that is missing, not what the manifest says, or there twice.
     """
     seen: dict[str, str] = {}
     for file in (f for split in SPLITS for f in manifest.files[split]):
@@ -189,8 +216,25 @@ def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) 
             )
         if digests and sha256_of(path) != file.sha256:
             raise DataError(f"{path}: another digest than the manifest's; build the shards again")
-        if file.rows and (other := seen.setdefault(file.sha256, file.name)) != file.name:
-            raise DataError(f"{path}: the same shard as {other}; its rows would be trained on twice")
+        if file.supervised and (other := seen.setdefault(file.sha256, file.name)) != file.name:
+            raise DataError(f"{path}: the same shard as {other}; its rows would be read twice")
+        _check_rows(path, manifest, file)
+
+
+def _check_rows(path: Path, manifest: ShardManifest, file: ShardFile) -> None:
+    wanted = (manifest.row_tokens + 1) * (dtype_of(manifest.vocab_size).itemsize + 2)
+    try:
+        reader = ArrayRecordReader(str(path), options=_READ_ALONE)
+        rows = reader.num_records()
+        size = len(reader.read([0])[0]) if rows else wanted
+        reader.close()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); build the shards again") from None
+    if (rows, size) != (file.rows, wanted):
+        raise DataError(
+            f"{path}: {rows} rows of {size} bytes, the manifest says {file.rows} of {wanted} "
+            f"(row_tokens={manifest.row_tokens}); build the shards again"
+        )
 
 
 class ShardRows:
@@ -239,9 +283,8 @@ class ShardRows:
 
     def _reader(self, file: int) -> ArrayRecordReader:
         if file not in self._readers:
-            # Rows are shuffled: reading ahead would only read what is not asked for.
             self._readers[file] = ArrayRecordReader(
-                str(self._folder / self._files[file]), options="readahead_buffer_size:0"
+                str(self._folder / self._files[file]), options=_READ_ALONE
             )
         return self._readers[file]
 

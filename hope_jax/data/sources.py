@@ -3,6 +3,7 @@
 Everything is refused here that would only show after hours, or never.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ logger = logging.getLogger("hope_jax.data")
 
 BUILD = "python -m hope_jax.data.build"
 _VARIABLE = "HOPE_SHARD_DIR_"
+_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Source:
     def rows(self, split: Split, seq_len: int) -> ShardRows:
         """The rows of a split. Raises: DataError if seq_len does not divide them."""
         return ShardRows(self.folder, self.manifest, split, seq_len)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of its shards' digests, in order."""
+        files = [file.sha256 for split in SPLITS for file in self.manifest.files[split]]
+        return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 def variable(name: str) -> str:
@@ -51,6 +58,7 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
     if source == EMBEDDED:
         return []
     if mixture:
+        _check_names(mixture)
         return [_named(Path(source), name, mixture[name], environ) for name in sorted(mixture)]
     folder = Path(source)
     if (folder / MANIFEST).is_file() or any(folder.glob("*.arrayrecord")):
@@ -63,6 +71,20 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
             f"--config.data.mixture=\"{{'{inside[0]}': 1.0}}\", or one of these folders"
         )
     return []
+
+
+def _check_names(mixture: Mapping[str, float]) -> None:
+    owner: dict[str, str] = {}
+    for name in sorted(mixture):
+        if not _NAME.fullmatch(name):
+            raise DataError(
+                f"data.mixture: {name!r} is not a source's name; use letters, digits, '.', '_' and '-', and "
+                f"{_VARIABLE}NAME for a folder elsewhere"
+            )
+        if (other := owner.setdefault(variable(name), name)) != name:
+            raise DataError(
+                f"data.mixture: {other} and {name} share the variable {variable(name)}; rename a folder"
+            )
 
 
 def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -> Source:
@@ -78,7 +100,10 @@ def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -
         raise DataError(
             f"data.mixture.{name}: there is no folder {folder}; build its shards with {BUILD} ({why})"
         )
-    return Source(name, weight, folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    if manifest.source != name:
+        logger.warning("data.mixture.%s: the shards in %s are those of %s", name, folder, manifest.source)
+    return Source(name, weight, folder, manifest)
 
 
 def check_sources(
@@ -148,7 +173,7 @@ def _check_together(sources: Sequence[Source]) -> None:
             )
         for file in (f for split in SPLITS for f in source.manifest.files[split] if f.supervised):
             other = owner.setdefault(file.sha256, source)
-            if other is not source:
+            if other is not source:  # within a source: `check_files`
                 raise DataError(
                     f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
                     "trained on twice: take one of them out of data.mixture"

@@ -13,6 +13,7 @@ has more.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from absl import flags
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> None:
     """Trains or checks, and prints the model's digest and name."""
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    if _SHA256.value is not None and not re.fullmatch("[0-9a-fA-F]{64}", _SHA256.value):
+        raise ConfigError(f"--sha256={_SHA256.value!r}: want 64 hex digits, as sha256sum prints them")
     if _CHECK.value:
         if _INPUTS.value or _OUT.value:
             raise ConfigError("--check takes neither --input nor --out; it trains nothing")
@@ -73,11 +76,11 @@ def check(source: str, sha256: str | None) -> None:
 
     model, record, place = tokenizer.read_model(source)
     found = hashlib.sha256(model).hexdigest()
-    if record is None and not sha256:
+    if record is None and sha256 is None:
         raise ConfigError(f"--check={source}: there is no {place} to check it against; give --sha256=HEX")
     if record is not None:
         sidecar.check_digest(source, found, record["sha256"], str(place))
-    if sha256:
+    if sha256 is not None:
         sidecar.check_digest(source, found, sha256, "--sha256")
     print(f"{found}  {source}", flush=True)
 
@@ -100,7 +103,7 @@ def train() -> None:
     )
     trained = train_tokenizer(open_sources(_INPUTS.value, _TEXT_FIELD.value), options)
     record, model = trained.record, Path(f"{out}.model")
-    if _SHA256.value and record["sha256"] != _SHA256.value.lower():
+    if _SHA256.value is not None and record["sha256"] != _SHA256.value.lower():
         raise DataError(
             f"--sha256={_SHA256.value}: what came out has {record['sha256']}, so the input, the "
             f"flags or the version of sentencepiece (here {record['versions']['sentencepiece']}) are others; "

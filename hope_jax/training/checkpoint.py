@@ -34,10 +34,15 @@ logger = logging.getLogger("hope_jax.training")
 Meta = dict[str, Any]
 
 _CURSOR_KEYS = (
-    "data.source", "data.mixture", "data.tokenizer", "data.seq_len", "data.batch_size",
-    "train.seed", "train.step_offset",
-)  # fmt: skip
-"""What gives the data iterator's state its meaning: a run cannot go on from it under other values."""
+    "data.mixture",
+    "data.tokenizer",
+    "data.seq_len",
+    "data.batch_size",
+    "train.seed",
+    "train.step_offset",
+)
+"""What gives the data iterator's state its meaning: a run cannot go on from it under other values. (Text and
+shards may have moved to another `data.source`: the state knows them by their digest.)"""
 
 
 @dataclass

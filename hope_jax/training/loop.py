@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from hope_jax.config import ExperimentConfig
+from hope_jax.data.batches import digest_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
@@ -116,11 +117,13 @@ def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = N
     processes.check_same("configuration", files.as_plain(config))
     claim_workdir(workdir, config.train.resume)
     tokenizer = Tokenizer.load(config.data.tokenizer)
-    inputs = open_inputs(config, tokenizer, verify=jax.process_index() == 0)
+    inputs = open_inputs(config, tokenizer)
     eval_batches = inputs.eval_batches()
     program = build_program(config, tokenizer.vocab_size)
     with contextlib.closing(inputs.train_iterator(jax.process_index(), jax.process_count())) as iterator:
-        return train(program, config, workdir, iterator, eval_batches, tokenizer, peers)
+        read = {"rows": iterator.get_state()["stream"], "held-out rows": digest_of(eval_batches)}
+        processes.check_same("text or tokenizer", {**read, "tokenizer": tokenizer.sha256})
+        return train(program, config, workdir, iterator, eval_batches, tokenizer, peers, inputs.about())
 
 
 def train(
@@ -131,6 +134,7 @@ def train(
     eval_batches: Sequence[Batch],
     tokenizer: TextTokenizer,
     peers: Alone | Peers | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`.
 
@@ -140,6 +144,7 @@ def train(
         train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
         eval_batches: held-out batches, all used at each evaluation.
         peers: the run's other processes, which all call this; None: there are none.
+        sources: JSON-able facts of what is read (`Inputs.about`), kept in checkpoints.
     Returns:
         `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (nats per token of the same
         tokens; None if none was evaluated), `loss`, `tokens`, `tokens_per_sec`, `train_seconds`,
@@ -160,7 +165,7 @@ def train(
             stack.enter_context(WorkdirLock(workdir))
             (workdir / files.ALARM_FILE).unlink(missing_ok=True)
         stop, peers = stack.enter_context(StopSignals()), peers or Alone()
-        checkpointer = stack.enter_context(_checkpointer(config, workdir, tokenizer))
+        checkpointer = stack.enter_context(_checkpointer(config, workdir, tokenizer, sources))
         start = _start(program, config, checkpointer, train_iterator)
         if jax.process_index() == 0:
             files.write_config(workdir, files.as_plain(config))
@@ -183,11 +188,14 @@ def train(
         return summary
 
 
-def _checkpointer(config: ExperimentConfig, workdir: Path, tokenizer: TextTokenizer) -> Checkpointer:
+def _checkpointer(
+    config: ExperimentConfig, workdir: Path, tokenizer: TextTokenizer, sources: Sequence[Mapping[str, Any]]
+) -> Checkpointer:
     meta = {
         "tokenizer_digest": tokenizer.sha256,
         "versions": telemetry.versions(),
         "git_revision": telemetry.git_revision(),
+        **({"sources": list(sources)} if sources else {}),
     }
     return Checkpointer(workdir / files.CHECKPOINT_DIR, config.checkpoint, files.as_plain(config), meta)
 

@@ -46,7 +46,7 @@ def render(root: Path, loaded: LoadedCheckpoint, baselines: Sequence[str]) -> st
         "Parameters": _table(_parameters(loaded.state["params"])),
         "Training": _table(_training(root, loaded)),
         "Losses": _losses(root, step),
-        "Data": _data(config["data"]),
+        "Data": _data(config["data"], loaded.meta.get("sources", ())),
         "Baselines": _baselines(root, baselines),
         "Evaluations": _evaluations(root),
         "Limits": _limits(config),
@@ -127,20 +127,25 @@ def _losses(root: Path, step: int) -> str:
     return head + "\n".join(lines)
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> str:
+    """sources: as of `Inputs.about`; none: texts."""
     tokenizer = f"Tokenizer: `tokenizer.model` (`data.tokenizer` was `{data['tokenizer']}`)."
-    if data["source"] != EMBEDDED and data.get("mixture"):
-        weights = "\n".join(f"| `{name}` | {weight:g} |" for name, weight in data["mixture"].items())
+    if sources:
+        rows = [
+            f"| `{s['name']}` | {s['weight']:g} | {s['train_tokens']:,} | {s['origin']} | {s['licence']} | "
+            f"`{s['shards_sha256']}` |"
+            for s in sources
+        ]
+        head = "| source | weight | training tokens | texts | licence | digest of its shards' digests |"
         return (
-            f"Token shards of several sources, in the folder that `data.source` named, `{data['source']}`, "
-            "in these proportions. This folder does not hold them; the manifest of each source says where "
-            f"its texts come from and under which licence.\n\n| source | weight |\n|---|---|\n{weights}\n\n"
-            f"{tokenizer}"
+            "Token shards, in these proportions. This folder does not hold them.\n\n"
+            + "\n".join([head, "|---|---|---|---|---|---|", *rows])
+            + f"\n\n{tokenizer}"
         )
     if data["source"] != EMBEDDED:
         return (
-            f"The text files, or token shards, of the folder that `data.source` named, `{data['source']}`. "
-            f"This folder holds neither them nor a list of them. {tokenizer}"
+            f"The text files of the folder that `data.source` named, `{data['source']}`. This folder holds "
+            f"neither them nor a list of them. {tokenizer}"
         )
     provenance = (resources.files("hope_jax.data") / "assets" / "PROVENANCE.md").read_text(encoding="utf-8")
     table = provenance.split("\n\n## ")[0].split("\n\n")[-1]

@@ -33,7 +33,7 @@ class LoadedCheckpoint(NamedTuple):
 
     state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for).
     config: the run's whole configuration as nested dicts.
-    meta: `config`, `tokenizer_digest`, `versions`, `progress`.
+    meta: `config`, `tokenizer_digest`, `versions`, `progress`, and of shards `sources` (`Inputs.about`).
     """
 
     path: Path

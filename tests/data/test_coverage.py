@@ -255,6 +255,11 @@ def test_the_guard_command_fails_with_both_numbers_and_says_2_for_other_texts(tm
         ([], 1, "--input is missing"),
         (["--input=embedded", "--tokenizer=none.model"], 1, "none.model"),
         (["embedded"], 2, "unexpected argument 'embedded'"),
+        (
+            ["--input=embedded", "--max_single_token_drop=inf"],
+            2,
+            "--max_single_token_drop=inf: want a finite",
+        ),
     ],
 )
 def test_bad_usage_is_one_paragraph(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

@@ -1,6 +1,7 @@
 """From a configuration to its inputs: where shards are looked for, and what is refused before training."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -133,11 +134,52 @@ def test_damaged_shards_are_refused(folder: Path) -> None:
     path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
     refused("b/train-00000-of-00001.arrayrecord: another digest", folder)
     assert open_inputs(config(folder, verify_shards=False), TOKENIZER).sources
-    assert open_inputs(config(folder), TOKENIZER, verify=False).sources
     path.write_bytes(good[:-1])
     refused("bytes, the manifest says", folder, verify_shards=False)
     path.unlink()
     refused("train-00000-of-00001.arrayrecord: a shard is missing", folder, verify_shards=False)
+
+
+def test_a_manifest_that_says_more_rows_than_there_are_is_refused(folder: Path) -> None:
+    path = folder / "b" / MANIFEST
+    raw = json.loads(path.read_text())
+    raw["files"]["train"][0]["rows"] += 50
+    path.write_text(json.dumps(raw))
+    refused(r"b/train-00000-of-00001.arrayrecord: 8 rows of \d+ bytes, the manifest says 58", folder)
+    raw["files"]["train"][0]["rows"] -= 50
+    path.write_text(json.dumps({**raw, "row_tokens": 32}))
+    refused(r"8 rows of 68 bytes, the manifest says 8 of 132 \(row_tokens=32\)", folder)
+
+
+def test_training_shards_that_are_held_out_too_are_refused(folder: Path) -> None:
+    path = folder / "b" / MANIFEST
+    raw = json.loads(path.read_text())
+    raw["files"]["heldout"] = raw["files"]["train"]
+    path.write_text(json.dumps(raw))
+    refused("'train-00000-of-00001.arrayrecord' is listed twice", folder)
+    shutil.copy(folder / "b" / "train-00000-of-00001.arrayrecord", folder / "b" / "copy")
+    raw["files"]["heldout"] = [{**raw["files"]["train"][0], "name": "copy"}]
+    path.write_text(json.dumps(raw))
+    refused("copy: the same shard as train-00000-of-00001.arrayrecord", folder)
+
+
+def test_names_are_no_paths_and_have_variables_of_their_own(folder: Path) -> None:
+    refused("'../shards/a' is not a source's name", folder, {"../shards/a": 1.0})
+    refused("a-b and a.b share the variable HOPE_SHARD_DIR_A_B", folder, {"a-b": 0.5, "a.b": 0.5})
+
+
+def test_shards_of_another_source_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "b").rename(folder / "x")
+    monkeypatch.setenv("HOPE_SHARD_DIR_B", str(folder / "x"))
+    open_inputs(config(folder), TOKENIZER)
+    assert "are those of" not in caplog.text
+    (folder / "x").rename(folder / "b")
+    monkeypatch.setenv("HOPE_SHARD_DIR_A", str(folder / "b"))
+    monkeypatch.delenv("HOPE_SHARD_DIR_B")
+    refused("the same shard is in", folder)
+    assert f"data.mixture.a: the shards in {folder / 'b'} are those of b" in caplog.text
 
 
 def test_weights_sum_to_one_and_are_positive(folder: Path) -> None:

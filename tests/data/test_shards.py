@@ -1,6 +1,7 @@
 """Rows written to shards are what they were, by number, and damaged folders are refused by name."""
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
@@ -121,6 +122,23 @@ def test_a_shard_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 def test_other_manifests_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(DataError, match=message):
+        shards.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("row_tokens", "8", "row_tokens='8'"), ("row_tokens", 0, "row_tokens=0"), ("holdout", 2, "holdout=2"),
+     ("document_multiple", 0, "document_multiple=0"), ("vocab_size", None, "vocab_size=None"),
+     ("files.size", "12", "size='12'"), ("files.rows", None, "rows=None"), ("files.name", None, "name=None")],
+)  # fmt: skip
+def test_values_of_another_type_or_size_are_refused(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    raw = json.loads(made(tmp_path).to_json())
+    place = raw["files"]["train"][0] if key.startswith("files.") else raw
+    place[key.removeprefix("files.")] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=f"not a manifest of shards \\({message}\\)"):
         shards.read_manifest(tmp_path)
 
 

@@ -274,6 +274,9 @@ def test_check_needs_something_to_check_against(made: Path) -> None:
     assert bare.returncode == 2 and "there is no tok.json" in bare.stderr and "--sha256=HEX" in bare.stderr
     assert run(["--check=tok.model", f"--sha256={sidecar_of(MODEL)['sha256']}"], made.parent).returncode == 0
     assert run(["--check=embedded"], made.parent).returncode == 0
+    for digest in ("", "zz"):
+        bad = run(["--check=tok.model", f"--sha256={digest}"], made.parent)
+        assert bad.returncode == 2 and f"--sha256={digest!r}: want 64 hex digits" in bad.stderr
     assert run(["--check=none.model"], made.parent).returncode == 1
 
 

@@ -12,10 +12,11 @@ import pytest
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import load_documents
-from hope_jax.errors import CheckpointError
+from hope_jax.errors import CheckpointError, ConfigError
 from hope_jax.training import integrity, loop, model_card, step, telemetry
-from hope_jax.training.files import METRICS_FILE, as_plain, read_rows
+from hope_jax.training.files import METRICS_FILE, read_rows
 from hope_jax.training.program import TrainProgram
+from hope_jax.training.stored import load_checkpoint
 from tests.data.shard_folder import shard_documents
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, documents = tmp_path_factory.mktemp("shards"), load_documents("embedded")
     for name, word in (("scripture", "kjv"), ("novel", "austen")):
         own = [d for d in documents if word in d.source][:20]
-        shard_documents(folder / name, own, row_tokens=64)
+        shard_documents(folder / name, own, row_tokens=64, origin="two books", licence="public domain")
     return folder
 
 
@@ -73,8 +74,12 @@ def test_a_run_from_shards_is_resumed_to_the_bit(
     source = f"data.source={shards}"
     straight = run(tmp_path / "straight", source, MIXTURE, "train.steps=4")
     assert run(tmp_path / "parts", source, MIXTURE, "train.steps=2")["steps"] == 2
-    again = run(tmp_path / "parts", source, MIXTURE, "train.steps=4", "data.prefetch=0")
+    moved = tmp_path / "moved"
+    moved.symlink_to(shards)
+    again = run(tmp_path / "parts", f"data.source={moved}", MIXTURE, "train.steps=4", "data.prefetch=0")
     assert_same_end(tmp_path, straight["eval_loss"], again["eval_loss"])
+    card = model_card._data({"tokenizer": "embedded"}, load_checkpoint(tmp_path / "parts").meta["sources"])
+    assert "| `scripture` | 0.75 |" in card and "| two books | public domain |" in card
     with pytest.raises(CheckpointError, match=r"cannot be continued on other data: data.mixture"):
         other = "data.mixture={'scripture': 0.5, 'novel': 0.5}"
         run(tmp_path / "parts", source, other, "train.steps=6")
@@ -140,7 +145,21 @@ def test_what_cannot_be_trained_on_is_refused(
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
-def test_a_model_card_names_the_mixture() -> None:
-    config = cli.read_config(ROOT / "configs/pilot_smoke.py", ("data.source=shards", MIXTURE))
-    text = model_card._data(as_plain(config)["data"])
-    assert "| `scripture` | 0.75 |\n| `novel` | 0.25 |" in text and "`shards`" in text
+def test_processes_that_would_read_other_rows_are_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As process 1 of a run whose process 0 reads the novel as a folder of its own elsewhere."""
+    told: list[object] = []
+
+    def check_same(what: str, value: object) -> None:
+        told.append(value)
+        if what == "text or tokenizer":
+            raise ConfigError(what)
+
+    monkeypatch.setattr(loop.processes, "check_same", check_same)
+    for novel in ("novel", "scripture"):
+        monkeypatch.setenv("HOPE_SHARD_DIR_NOVEL", str(shards / novel))
+        with pytest.raises(ConfigError, match="text or tokenizer"):
+            run(tmp_path / novel, f"data.source={shards}", "data.mixture={'novel': 1.0}", "train.steps=2")
+    (first, second), (one, two) = told[::2], told[1::2]
+    assert first == second and one != two
