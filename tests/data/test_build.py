@@ -114,3 +114,18 @@ def test_shards_that_are_equal_are_refused(tmp_path: Path) -> None:
     assert [f.name for f in shards.read_manifest(tmp_path / "shards/a").files["train"]] == [
         "train-00000-of-00002.arrayrecord"
     ]
+
+
+@pytest.mark.parametrize("name", ["br[1]x", "st*r", "co::lon"])
+def test_a_path_is_never_a_pattern(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    write_jsonl(folder / "a/1.jsonl", [text(1), text(1), text(2, 40), text(2, 40) + " One more.", text(3)])
+    write_jsonl(folder / "b/1.jsonl", [text(4)])
+    sources = {
+        "a": {"paths": "a"},
+        "b": {"reader": "huggingface", "dataset": "json", "data_files": "b/*.jsonl"},
+    }
+    minhash = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 2}
+    made = build(write_manifest(folder, sources, holdout=1e-6, dedup={"minhash": minhash}))["sources"]
+    assert made["a"]["rejected"] == {"exact_duplicate": 1, "near_duplicate": 1}
+    assert texts(folder / "shards/b", "train") == [text(4)]

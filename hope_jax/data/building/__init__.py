@@ -2,6 +2,7 @@
 
     manifest.py    the YAML that describes a mixture, checked
     plan.py        its files, tasks and stage keys
+    folders.py     folders for datatrove, by path alone
     streams.py     bytes of plain and compressed files to records
     readers.py     records to documents
     filters.py     quality, language and length filters

@@ -16,6 +16,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
+from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import Plan
 from hope_jax.errors import ConfigError
 
@@ -93,7 +94,7 @@ def make_executor(
 
     Raises: ConfigError: an argument or package that this kind needs is missing.
     """
-    common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logs)}
+    common: dict[str, Any] = {"tasks": tasks, "logging_dir": PlainFolder(logs)}
     workers = min(machine.workers, tasks)
     if machine.kind == "slurm":
         wanted = {"job_name": job, **plan.mixture.slurm}

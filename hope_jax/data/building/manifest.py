@@ -13,7 +13,7 @@ import re
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from glob import glob
+from glob import escape, glob
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -205,10 +205,12 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
         raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths")
     values["paths"] = tuple((folder / p).resolve() for p in paths)
-    for key in ("dataset", "data_files"):
-        local = values.get(key)
-        if isinstance(local, str) and glob(str(folder / local), recursive=True):
-            values[key] = str(folder / local)
+    dataset, data_files = values.get("dataset"), values.get("data_files")
+    if isinstance(dataset, str) and (folder / dataset).exists():
+        values["dataset"] = str(folder / dataset)
+    if isinstance(data_files, str) and not Path(data_files).is_absolute():
+        pattern = str(Path(escape(str(folder))) / data_files)
+        values["data_files"] = pattern if glob(pattern, recursive=True) else data_files
     source = Source(name=name, **values)
     _number(source.weight, f"{where}.weight", 0, 1, top=True)
     for key, choices in (("reader", READERS), ("separator", SEPARATORS)):

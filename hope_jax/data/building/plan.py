@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from glob import glob
+from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _local_dataset(source: Source) -> list[tuple[str, int, int]]:
     """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
     if source.reader != "huggingface":
         return []
-    found = [*glob(f"{source.dataset}/**", recursive=True), *glob(source.data_files or "", recursive=True)]
+    found = [*glob(f"{escape(source.dataset)}/**", recursive=True), *glob(source.data_files or "", recursive=True)]
     files = sorted(f for f in map(Path, found) if f.is_file())
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 

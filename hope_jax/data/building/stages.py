@@ -20,6 +20,7 @@ from loguru import logger as datatrove_log
 
 from hope_jax.data.building import dedup, filters, readers
 from hope_jax.data.building.executors import Machine, make_executor, wait_for_tasks
+from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
 from hope_jax.data.shards import MANIFEST, sha256_of
@@ -33,7 +34,7 @@ class CleanWriter(JsonlWriter):
     """Writes the kept documents of a task and, when they are complete, their digest beside them."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), "${rank}.jsonl.zst", compression="zstd")
+        super().__init__(PlainFolder(folder), "${rank}.jsonl.zst", compression="zstd")
         self.folder = folder
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
