@@ -156,7 +156,7 @@ def _split(source: Any) -> str:
     try:
         readers.load_rows(source, source.split)
         return str(source.split)
-    except ValueError as error:
+    except readers.NoSuchSplit as error:
         if source.fallback_split is None:
             raise DataError(
                 f"sources.{source.name}.split={source.split!r}: {error}; mend it, or set fallback_split"
@@ -167,7 +167,7 @@ def _split(source: Any) -> str:
     )  # fmt: skip
     try:
         readers.load_rows(source, source.fallback_split)
-    except ValueError as error:
+    except readers.NoSuchSplit as error:
         raise DataError(f"sources.{source.name}.fallback_split={source.fallback_split!r}: {error}") from None
     return str(source.fallback_split)
 
