@@ -149,6 +149,25 @@ def test_a_killed_build_goes_on(tmp_path: Path, moment: str) -> None:
     assert files(made[0].parent / "shards") == files(made[1].parent / "shards")
 
 
+def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    calm = executors.LocalExecutor._run_for_rank
+
+    def killed(self: executors.LocalExecutor, rank: int, *others: int) -> object:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return calm(self, rank, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executors.LocalExecutor, "_run_for_rank", killed)
+        patched.setattr(executors, "START_METHOD", "fork")  # has the patch in the worker too
+        with pytest.raises(DataError, match="clean-a: clean: task 1 was killed .* run again"):
+            build(path, workers=2)
+    assert not list((tmp_path / "shards").glob("*/manifest.json"))
+    build(path, workers=2)
+    assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 2
+
+
 def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from hope_jax.data import build\n"

@@ -10,6 +10,7 @@
     shard_step.py  documents to packed rows
     stages.py      what is done and verified is skipped, the rest is done
     executors.py   where tasks run
+    workers.py     processes that work off tasks
     finish.py      manifests of the sources, statistics
 
 All below plan.py but streams.py import datatrove.

@@ -23,6 +23,7 @@ from hope_jax.data.building.executors import Machine, make_executor, wait_for_ta
 from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
+from hope_jax.data.building.workers import TaskKilled
 from hope_jax.data.shards import MANIFEST, sha256_of
 from hope_jax.errors import DataError
 
@@ -201,7 +202,10 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         _LOG.info("%s: %d of %d tasks to do", _title(stage), to_do, stage.tasks)
         job = f"{plan.mixture.path.stem}-{stage.name}"
         executor = make_executor(stage.steps, stage.tasks, stage.logs, job, plan, machine, previous)
-        executor.run()
+        try:
+            executor.run()
+        except TaskKilled as error:
+            raise DataError(f"{_title(stage)}: {error}") from None
         if machine.kind == "slurm":
             previous = executor
         elif left := [task for task in range(stage.tasks) if not stage.done(task)]:
