@@ -38,7 +38,9 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: str) -> N
     whole = packed(path)
     middle = len(whole) // 2 + 100
     flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    path.write_bytes({"cut": whole[: middle + 500], "flip": flipped, "other": b"no archive", "empty": b""}[damage])
+    path.write_bytes(
+        {"cut": whole[: middle + 500], "flip": flipped, "other": b"no archive", "empty": b""}[damage]
+    )
     with pytest.raises(DataError, match=f"{name}: the archive is truncated or damaged .* fetch it again"):
         for _ in streams.chunks(path):
             pass

@@ -34,7 +34,10 @@ def test_every_task_is_done_once_by_few_processes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [({"killed": 3}, r"task 3 was killed \(exit code -9\).* fewer --workers"), ({"wrong": 3}, "task of no use")],
+    [
+        ({"killed": 3}, r"task 3 was killed \(exit code -9\).* fewer --workers"),
+        ({"wrong": 3}, "task of no use"),
+    ],
 )
 def test_a_task_that_dies_or_fails_ends_all_the_others(
     tmp_path: Path, fault: dict[str, int], message: str

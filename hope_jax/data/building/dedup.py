@@ -87,7 +87,10 @@ def clean_reader(plan: Plan) -> CleanReader:
 def filters(plan: Plan) -> list[PipelineStep]:
     """Steps that leave the duplicates out."""
     near = plan.mixture.dedup.minhash is not None
-    return [*_exact_filter(plan), *([MinhashDedupFilter(PlainFolder(plan.dedup_folder / "minhash"))] if near else [])]
+    return [
+        *_exact_filter(plan),
+        *([MinhashDedupFilter(PlainFolder(plan.dedup_folder / "minhash"))] if near else []),
+    ]
 
 
 def _exact_filter(plan: Plan) -> list[PipelineStep]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.io import DataFolder
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 
 class PlainFolder(DataFolder):
-    """A local folder. datatrove's own takes brackets and stars in its path for a pattern, and so finds no file
-    there, and a double colon for a chain of file systems."""
+    """A local folder. datatrove's own takes brackets and stars in its path for a pattern, so that it finds no
+    file there, and a double colon for a chain of file systems."""
 
     def __init__(self, path: str | Path, fs: Any = None, **options: Any) -> None:
         super().__init__(str(path), fs or LocalFileSystem(), **options)

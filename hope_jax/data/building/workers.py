@@ -1,16 +1,18 @@
 """Processes that work off tasks, and whose death is noticed.
 
-A pool of multiprocessing starts another process for one that was killed, and waits for the lost task for ever.
+A pool of multiprocessing starts another process for one that was killed, and waits for ever for its task.
 """
 
 import contextlib
-import multiprocessing.connection as connections
 from collections.abc import Callable, Iterable
+from multiprocessing import connection
 from typing import Any
 
 import multiprocess
 
 from hope_jax.errors import DataError
+
+_ready: Callable[[list[Any]], Iterable[Any]] = connection.wait
 
 
 class TaskKilled(DataError):
@@ -35,7 +37,7 @@ def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int, me
             running[here] = (process, left.pop())
             _send(here, running[here][1])
         while running:
-            for pipe in connections.wait(list(running)):
+            for pipe in _ready(list(running)):
                 process, task = running.pop(pipe)
                 try:
                     error = pipe.recv()
@@ -62,7 +64,9 @@ def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int, me
 
 
 def _send(pipe: Any, task: int) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead process is found by what it says
+    with contextlib.suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # a dead process is found by what it says
         pipe.send(task)
 
 
