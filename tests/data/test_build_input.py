@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from hope_jax.errors import DataError
+from hope_jax.errors import ConfigError, DataError
 from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 GOOD = [text(i) for i in range(4)]
@@ -187,7 +187,9 @@ def test_a_hugging_face_dataset_that_cannot_be_read_is_named(tmp_path: Path) -> 
         path.unlink()
     half = b'{"text": "\\ud800 half of a pair, and long enough to be a document"}\n'
     (tmp_path / "set/train.jsonl").write_bytes(lines + half)
-    with pytest.raises(DataError, match=r"the dataset '.*/set' cannot be read .* read its files with the reader"):
+    with pytest.raises(
+        DataError, match=r"the dataset '.*/set' cannot be read .* read its files with the reader"
+    ):
         read(tmp_path, **source)
     assert not list(tmp_path.glob("shards/*/manifest.json"))
 
@@ -195,9 +197,22 @@ def test_a_hugging_face_dataset_that_cannot_be_read_is_named(tmp_path: Path) -> 
 def test_only_a_missing_split_has_a_fallback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_jsonl(tmp_path / "set/train.jsonl", GOOD)
     source = {"reader": "huggingface", "dataset": "set", "config": "nope", "fallback_split": "train"}
-    with pytest.raises(DataError, match=r"sources\.a: the dataset '.*/set' cannot be had .*'nope'.* check its name"):
+    with pytest.raises(
+        DataError, match=r"sources\.a: the dataset '.*/set' cannot be had .*'nope'.* check its name"
+    ):
         read(tmp_path, **source)
     assert "fallback_split" not in caplog.text
+
+
+def test_a_build_does_not_read_what_it_made(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in/x.jsonl", GOOD)
+    for source in ({"reader": "jsonl"}, {"reader": "text", "glob": "**/*", "min_characters": 1}):
+        path = write_manifest(tmp_path, {"a": {**source, "paths": "."}}, holdout=1e-6)
+        first = build(path)
+        assert build(path) == first
+    source = {"reader": "huggingface", "dataset": "in"}
+    with pytest.raises(ConfigError, match=r"out=.*/in/shards: lies in the dataset of sources\.a"):
+        build(write_manifest(tmp_path, {"a": source}, out="in/shards"))
 
 
 def test_a_file_name_of_any_bytes(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The YAML file that describes a mixture, as a checked dataclass.
 
 Any text in it may hold `${NAME}` or `${NAME:-default}`: an environment variable. Two are always there:
-PYTHON_STDLIB, the folder of the running interpreter's standard library, and ASSETS, the embedded corpus. A
-value that is nothing else is read as YAML again, so that `limit: ${C4_LIMIT:-1000}` is a number. Paths are
-relative to the file.
+PYTHON_STDLIB, the folder of the running interpreter's standard library, and ASSETS, the embedded corpus.
+Where a value is nothing else, its default is read as YAML, so that `limit: ${C4_LIMIT:-1000}` is a number,
+and what the environment holds is a number only if it is written as a plain decimal one, else a text. Paths
+are relative to the file.
 """
 
 import dataclasses
@@ -28,8 +29,16 @@ READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 SEPARATORS = ("form_feed", "none")
 
+_MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LONGEST_NAME = 64
+_DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+_YAML_ERRORS = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+"""What PyYAML's own constructors raise at values that are not of their tag, such as the date 2020-13-45."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,10 @@ class Source:
     files. field: that holds the text (jsonl, parquet, huggingface). separator: between documents of a file
     (text): "form_feed", a line with nothing else, or "none". dataset, config, data_files, revision, split,
     fallback_split: as for `datasets.load_dataset`; the fallback is read where there is no such split.
-    shards: tasks that read the source, and files per split. limit: documents to read at most.
-    min_characters, max_bytes: of a document's text. filters: name -> options, applied in this order.
+    shards: tasks that read the source, and files per split. limit: documents that the reader may pass on to
+    the filters; those that it rejects itself (empty, too_short, invalid_utf8, ...) do not count. Each task
+    has an equal share, and one whose files hold less leaves the source short of it. min_characters, max_bytes: of
+    a document's text. filters: name -> options, applied in this order.
     """
 
     name: str
@@ -109,14 +120,18 @@ def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> M
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader, with one more check
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--manifest={path}: {getattr(error, 'strerror', error)}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_YAML_ERRORS) as error:
         raise ConfigError(f"--manifest={path}: not YAML: {' '.join(str(error).split())}") from None
     own = {
         "PYTHON_STDLIB": sysconfig.get_path("stdlib"),
         "ASSETS": str(resources.files("hope_jax.data") / "assets"),
     }
     variables = {**own, **(os.environ if environment is None else environment)}
-    return _mixture(path, _expand(raw, variables, str(path)))
+    try:
+        expanded = _expand(raw, variables, str(path))
+    except RecursionError:
+        raise ConfigError(f"--manifest={path}: an anchor (&) holds itself; write out what it means") from None
+    return _mixture(path, expanded)
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,6 +150,8 @@ def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
         return {key: _expand(item, variables, f"{where}: {key}") for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, variables, where) for item in value]
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where}={value!r}: a NUL can be in no path and no name; take it out")
     if not isinstance(value, str) or "${" not in value:
         return value
 
@@ -146,11 +163,15 @@ def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
         return found
 
     text = _VARIABLE.sub(look_up, value)
-    if not _VARIABLE.fullmatch(value):
+    whole = _VARIABLE.fullmatch(value)
+    if whole is None:
         return text
+    if variables.get(whole[1]):
+        decimal = _DECIMAL.fullmatch(text)
+        return text if decimal is None else float(text) if decimal["fraction"] else int(text)
     try:
         scalar = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, *_YAML_ERRORS):
         return text
     return text if isinstance(scalar, (dict, list)) else scalar
 
@@ -198,6 +219,10 @@ def _mixture(path: Path, raw: Any) -> Mixture:
 def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: want a name of small letters, digits and _, beginning with a letter")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{where}: want a name of at most {_LONGEST_NAME} characters; folders are named by it"
+        )
     given = _mapping(raw, where, set(_names(Source)) - {"name"}, {"weight", "reader"})
     values = {key: value for key, value in given.items() if value is not None and key != "paths"}
     paths = given.get("paths") or []
@@ -237,6 +262,14 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     for key in (*texts, "origin"):
         if not isinstance(getattr(source, key), str | None):
             raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want a text; put it in quotes")
+    if source.glob is not None:
+        try:
+            next(Path().glob(source.glob), None)
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{where}.glob={source.glob!r}: {error}; want a pattern relative to the folder, such as "
+                "**/*.txt"
+            ) from None
     _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
     filters = {key: options or {} for key, options in source.filters.items()}
     for key, options in filters.items():
@@ -251,9 +284,8 @@ def _dedup(where: str, raw: Any) -> Dedup:
     if not isinstance(exact, bool):
         raise ConfigError(f"{where}.exact={exact!r}: want true or false")
     if minhash is not None:
-        options = {"n_grams", "num_buckets", "hashes_per_bucket", "seed"}
-        for key, value in _mapping(minhash, f"{where}.minhash", options, set()).items():
-            _whole(value, f"{where}.minhash.{key}", 1)
+        for key, value in _mapping(minhash, f"{where}.minhash", set(_MOST), set()).items():
+            _whole(value, f"{where}.minhash.{key}", 1, _MOST[key])
     return Dedup(exact=exact, minhash=minhash)
 
 
@@ -285,6 +317,7 @@ def _number(value: Any, where: str, above: float, below: float, top: bool = Fals
         )
 
 
-def _whole(value: Any, where: str, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{where}={value!r}: want a whole number, at least {least}")
+def _whole(value: Any, where: str, least: int, most: int = 2**62) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        above = f", at most {most}" if most < 2**62 else ""
+        raise ConfigError(f"{where}={value!r}: want a whole number, at least {least}{above}")

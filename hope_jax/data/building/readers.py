@@ -209,9 +209,9 @@ class HuggingFaceReader(BaseReader):
         except Exception as error:  # of many libraries: network, compression and file formats
             raise DataError(
                 f"sources.{self.source.name}: the dataset {self.source.dataset!r} cannot be read to its end "
-                f"({type(error).__name__}: {error}): a file of it is truncated or damaged, holds rows that the "
-                "datasets library cannot take, or cannot be reached; fetch it again, or read its files with "
-                "the reader jsonl or parquet, which leaves bad rows out"
+                f"({type(error).__name__}: {error}): a file of it is truncated or damaged, holds rows that "
+                "the datasets library cannot take, or cannot be reached; fetch it again, or read its files "
+                "with the reader jsonl or parquet, which leaves bad rows out"
             ) from error
 
 
