@@ -82,7 +82,9 @@ def test_documents_are_padded_to_a_multiple(tmp_path: Path) -> None:
     assert starts and all(t % 16 == 0 for t in starts)
 
 
-def test_limits_count_documents_that_were_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_limits_count_documents_that_go_to_the_filters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_jsonl(tmp_path / "a/1.jsonl", ["", text(1), "x", text(2), text(3)])
     write_jsonl(tmp_path / "a/2.jsonl", [text(4), text(5)])
     source = {"paths": "a", "shards": 2, "limit": 3}

@@ -73,7 +73,7 @@ def test_a_damaged_shard_is_made_again(built: Path, damage: str, caplog: pytest.
         build(built / "m.yaml")
     assert files(built / "shards") == before
     assert [r.getMessage() for r in caplog.records] == [
-        "a: a shard of task 1 is missing or damaged: made again",
+        "a: a shard of task 1, or its statistics, is missing or damaged: made again",
         "shards: shards: 1 of 3 tasks to do",
     ]
 
@@ -91,6 +91,17 @@ def test_damaged_intermediate_files_are_made_again(
         build(built / "m.yaml")
     assert files(built / "shards") == before
     assert what.partition("-")[0] in {stage.partition("-")[0] for stage in stages_run(caplog)}
+
+
+@pytest.mark.parametrize("stage", ["clean", "shards"])
+@pytest.mark.parametrize("left", ["", "[{}]", None])
+def test_damaged_statistics_are_made_again(built: Path, stage: str, left: str | None) -> None:
+    before, statistics = files(built / "shards"), (built / "statistics.json").read_text()
+    for path in (built / "shards/.work").glob(f"{stage}-*/logs/{stage}/stats/00000.json"):
+        path.write_text(left) if left is not None else path.unlink()
+    build(built / "m.yaml")
+    assert files(built / "shards") == before
+    assert (built / "statistics.json").read_text() == statistics
 
 
 def test_other_input_is_not_taken_for_the_old(built: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,10 +92,13 @@ def run(plan: Plan, machine: Machine) -> bool:
     Raises: UserError: of a step; nothing that looks finished is left.
     """
     shards = Stage("shards", plan.shards_folder, [], plan.tasks)
-    missing = [task for task in range(plan.tasks) if not (shards.done(task) and read_result(plan, task))]
+    missing = [task for task in range(plan.tasks) if not (shards.done(task) and _whole(plan, task))]
     for task in missing:
         if shards.done(task):
-            _LOG.info("%s: a shard of task %d is missing or damaged: made again", *_named(plan, task))
+            _LOG.info(
+                "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
+                *_named(plan, task),
+            )
         shards.undo(task)
     if not missing:
         return True
@@ -114,6 +117,20 @@ def run(plan: Plan, machine: Machine) -> bool:
     if finished:
         _seal(plan.dedup_folder)
     return finished
+
+
+def _whole(plan: Plan, task: int) -> bool:
+    """Whether the shards of a task and the statistics of how they came about are there and sound."""
+    planned, index = plan.source_of(task)
+    logs = ((clean_stage_logs(plan, planned), index), (shards_stage_logs(plan), task))
+    return all(_has_statistics(*log) for log in logs) and read_result(plan, task) is not None
+
+
+def _has_statistics(logs: Path, task: int) -> bool:
+    try:
+        return all({"name", "stats"} <= set(step) for step in read_statistics(logs, task))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _named(plan: Plan, task: int) -> tuple[str, int]:
@@ -138,7 +155,8 @@ def _clean_stage(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
         seal = path.with_suffix(".sha256")
-        if not (path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()):
+        sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
+        if not (sound and _has_statistics(stage.logs, index)):
             stage.undo(index)
     if all(stage.done(index) for index in range(source.shards)):
         return stage
