@@ -109,6 +109,8 @@ def test_scripts_explain_themselves(script: str) -> None:
     planned = run([ROOT / "data" / script, "--dry_run"], TOKENIZER="embedded", RW_LIMIT="77", RW_SPLIT="part")
     assert planned.returncode == 0, planned.stderr
     assert "duplicates: exact on, near on, over all sources" in planned.stdout
+    lost = run([ROOT / "data" / script, "--dry_run"], TOKENIZER="embedded", PYTHON="nope")
+    assert lost.returncode == 2 and lost.stderr.startswith("error: nope not found; set PYTHON to a Python")
     if script == "run_full.sh":
         assert "tiiuae/falcon-refinedweb" in planned.stdout and "split part, limit 77" in planned.stdout
         refused = run([ROOT / "data" / script, "--dry_run"])

@@ -10,7 +10,7 @@ import yaml
 
 from hope_jax.data.building import filters, plan
 from hope_jax.data.building.manifest import Mixture, load_manifest
-from hope_jax.errors import ConfigError, DataError, UserError
+from hope_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
@@ -150,7 +150,7 @@ def test_files_are_found_before_work_starts(tmp_path: Path) -> None:
     assert [f.name for f in plan.make_plan(mixture).sources[0].files] == ["two.txt"]
     with pytest.raises(ConfigError, match=r"sources\.a\.shards=2: there are 1 files"):
         plan.make_plan(load(tmp_path, changed("sources.a.shards", 2)))
-    with pytest.raises(UserError, match="tokenizer"):
+    with pytest.raises(ConfigError, match=r"m\.yaml: tokenizer='.*none\.model': no such file; want 'embe"):
         plan.make_plan(load(tmp_path, changed("tokenizer", "none.model")))
 
 

@@ -51,8 +51,8 @@ class Source:
     fallback_split: as for `datasets.load_dataset`; the fallback is read where there is no such split.
     shards: tasks that read the source, and files per split. limit: documents that the reader may pass on to
     the filters; those that it rejects itself (empty, too_short, invalid_utf8, ...) do not count. Each task
-    has an equal share, and one whose files hold less leaves the source short of it. min_characters, max_bytes: of
-    a document's text. filters: name -> options, applied in this order.
+    has an equal share, and one whose files hold less leaves the source short of it. min_characters,
+    max_bytes: of a document's text. filters: name -> options, applied in this order.
     """
 
     name: str

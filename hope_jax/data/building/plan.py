@@ -15,7 +15,7 @@ from typing import Any
 
 from hope_jax.data import shards
 from hope_jax.data.building.manifest import Mixture, Source
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 from hope_jax.errors import ConfigError, DataError
 
 RULES = 1
@@ -95,6 +95,11 @@ def make_plan(mixture: Mixture) -> Plan:
 
     Raises: DataError, ConfigError: a source or the tokenizer is missing, or more shards than files.
     """
+    if mixture.tokenizer != EMBEDDED and not Path(mixture.tokenizer).is_file():
+        raise ConfigError(
+            f"{mixture.path}: tokenizer={mixture.tokenizer!r}: no such file; want {EMBEDDED!r} or a "
+            "sentencepiece model, such as python -m hope_jax.data.train_tokenizer makes"
+        )
     tokenizer = Tokenizer.load(mixture.tokenizer)
     planned, first = [], 0
     for source in mixture.sources:
