@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.data import shards
 from hope_jax.data.corpus import Document, split_documents
-from hope_jax.errors import DataError
+from hope_jax.errors import ConfigError, DataError
 from tests.data.building import build, files, text, texts, write_jsonl, write_manifest
 
 
@@ -131,3 +131,7 @@ def test_a_path_is_never_a_pattern(tmp_path: Path, name: str) -> None:
     made = build(write_manifest(folder, sources, holdout=1e-6, dedup={"minhash": minhash}))["sources"]
     assert made["a"]["rejected"] == {"exact_duplicate": 1, "near_duplicate": 1}
     assert texts(folder / "shards/b", "train") == [text(4)]
+    with pytest.raises(
+        ConfigError, match="sources.b.dataset=.*for a pattern; move it, or set `dataset: json`"
+    ):
+        build(write_manifest(folder, {"b": {"reader": "huggingface", "dataset": "b"}}))

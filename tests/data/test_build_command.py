@@ -66,6 +66,7 @@ def test_places_that_cannot_be_written_are_named_before_work(tmp_path: Path) -> 
     for keys, message in (
         ({"statistics": "folder"}, r"statistics=.*/folder: want a file in a folder"),
         ({"statistics": "file/x"}, r"statistics=.*/file/x: want a file in a folder"),
+        ({"out": "x" * 300}, r"x: File name too long; choose another `out`"),
         ({"out": "file"}, r"out=.*: .*/file is no folder; move it away"),
         ({"out": "taken"}, r"out=.*: .*/taken/a is no folder; move it away"),
     ):

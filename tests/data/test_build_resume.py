@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(executors.LocalExecutor, "_run_for_rank", killed)
         patched.setattr(executors, "START_METHOD", "fork")  # has the patch in the worker too
-        with pytest.raises(DataError, match="clean-a: clean: task 1 was killed .* run again"):
+        with pytest.raises(DataError, match="clean-a: clean: task 1: its process was ended .* run again"):
             build(path, workers=2)
     assert not list((tmp_path / "shards").glob("*/manifest.json"))
     build(path, workers=2)

@@ -35,7 +35,7 @@ def test_every_task_is_done_once_by_few_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"killed": 3}, r"task 3 was killed \(exit code -9\).* fewer --workers"),
+        ({"killed": 3}, r"task 3: its process was ended \(exit code -9; .* fewer --workers"),
         ({"wrong": 3}, "task of no use"),
     ],
 )

@@ -20,6 +20,16 @@ _DUPLICATES = {"exact-deduplication": "exact_duplicate", "MinHash": "near_duplic
 def check_outputs(plan: Plan) -> None:
     """Looks at the places of what a build writes. Raises: ConfigError: something else is there."""
     mixture = plan.mixture
+    try:
+        _check_places(plan)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ConfigError(
+            f"{mixture.path}: {error.filename}: {error.strerror}; choose another `out` or `statistics`"
+        ) from None
+
+
+def _check_places(plan: Plan) -> None:
+    mixture = plan.mixture
     for folder in (mixture.out, *(mixture.out / planned.source.name for planned in plan.sources)):
         if folder.exists() and not folder.is_dir():
             raise ConfigError(

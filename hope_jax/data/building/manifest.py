@@ -14,7 +14,7 @@ import re
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from glob import escape, glob
+from glob import escape, glob, has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,11 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     dataset, data_files = values.get("dataset"), values.get("data_files")
     if isinstance(dataset, str) and (folder / dataset).exists():
         values["dataset"] = str(folder / dataset)
+        if has_magic(values["dataset"]):  # which would be taken for other folders that fit it
+            raise ConfigError(
+                f"{where}.dataset={values['dataset']!r}: the datasets library takes *, ? and [ in a "
+                "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its files as `data_files`"
+            )
     if isinstance(data_files, str) and not Path(data_files).is_absolute():
         pattern = str(Path(escape(str(folder))) / data_files)
         values["data_files"] = pattern if glob(pattern, recursive=True) else data_files

@@ -44,8 +44,8 @@ def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int, me
                 except (EOFError, ConnectionResetError):
                     process.join()
                     raise TaskKilled(
-                        f"task {task} was killed (exit code {process.exitcode}), for want of memory perhaps; "
-                        "run again with fewer --workers: what is done stays"
+                        f"task {task}: its process was ended (exit code {process.exitcode}; -9 is often for "
+                        "want of memory); run again, with fewer --workers perhaps: what is done stays"
                     ) from None
                 if error is not None:
                     raise error
