@@ -236,7 +236,8 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
         if has_magic(values["dataset"]):  # which would be taken for other folders that fit it
             raise ConfigError(
                 f"{where}.dataset={values['dataset']!r}: the datasets library takes *, ? and [ in a "
-                "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its files as `data_files`"
+                "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its "
+                "files as `data_files`"
             )
     if isinstance(data_files, str) and not Path(data_files).is_absolute():
         pattern = str(Path(escape(str(folder))) / data_files)
