@@ -1,5 +1,6 @@
 """From raw text to token shards, on datatrove: what `python -m hope_jax.data.build` does.
 
+    yaml_file.py   YAML with variables of the environment
     manifest.py    the YAML that describes a mixture, checked
     plan.py        its files, tasks and stage keys
     folders.py     folders for datatrove, by path alone
@@ -13,5 +14,5 @@
     workers.py     processes that work off tasks
     finish.py      manifests of the sources, statistics
 
-All below plan.py but streams.py import datatrove.
+All below plan.py but streams.py and workers.py import datatrove.
 """
