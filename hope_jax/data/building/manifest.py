@@ -1,7 +1,8 @@
 """The YAML file that describes a mixture, as a checked dataclass.
 
 yaml_file.py says what `${NAME:-default}` is in it. Two variables are always there: PYTHON_STDLIB, the folder
-of the running interpreter's standard library, and ASSETS, the embedded corpus. Paths are relative to the file.
+of the standard library of the running interpreter, and ASSETS, the embedded corpus. Paths are relative to the
+file.
 """
 
 import dataclasses
