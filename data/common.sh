@@ -8,5 +8,10 @@ build() {
     local python=python3 manifest="$1"
     if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
     shift
-    exec "${PYTHON:-$python}" -m hope_jax.data.build --manifest="$manifest" ${dry_run:+--dry_run} "$@"
+    python="${PYTHON:-$python}"
+    if ! command -v "$python" >/dev/null; then
+        echo "error: $python not found; set PYTHON to a Python with pip install 'hope_jax[data]'" >&2
+        exit 2
+    fi
+    exec "$python" -m hope_jax.data.build --manifest="$manifest" ${dry_run:+--dry_run} "$@"
 }

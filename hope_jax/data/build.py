@@ -8,6 +8,7 @@ docs/data.md describes the manifest; data/mixtures/ holds two. Needs pip install
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -62,11 +63,12 @@ def main(argv: list[str]) -> None:
         ) from error
     planned = plan.make_plan(_chosen(manifest.load_manifest(Path(_MANIFEST.value))))
     stages.check_filters(planned)
+    finish.check_outputs(planned)
     if _DRY_RUN.value:
         print(_description(planned))
         return
     machine = executors.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
-    with _alone(planned.mixture.out):
+    with _alone(planned.mixture.out), _room(planned.mixture.out):
         if not stages.run(planned, machine):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")
             return
@@ -133,6 +135,20 @@ def _alone(out: Path) -> Iterator[None]:
                 f"{out}: another build is writing there; wait for it, or choose another --out"
             ) from None
         yield
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Files that cannot be written become one DataError; those that cannot be read are one already."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
+            raise
+        raise DataError(
+            f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or choose "
+            "another --out; run again, what is done stays"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.data import shards
 from hope_jax.data.corpus import Document, split_documents
-from hope_jax.errors import DataError
+from hope_jax.errors import ConfigError, DataError
 from tests.data.building import build, files, text, texts, write_jsonl, write_manifest
 
 
@@ -82,7 +82,9 @@ def test_documents_are_padded_to_a_multiple(tmp_path: Path) -> None:
     assert starts and all(t % 16 == 0 for t in starts)
 
 
-def test_limits_count_documents_that_were_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_limits_count_documents_that_go_to_the_filters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_jsonl(tmp_path / "a/1.jsonl", ["", text(1), "x", text(2), text(3)])
     write_jsonl(tmp_path / "a/2.jsonl", [text(4), text(5)])
     source = {"paths": "a", "shards": 2, "limit": 3}
@@ -114,3 +116,22 @@ def test_shards_that_are_equal_are_refused(tmp_path: Path) -> None:
     assert [f.name for f in shards.read_manifest(tmp_path / "shards/a").files["train"]] == [
         "train-00000-of-00002.arrayrecord"
     ]
+
+
+@pytest.mark.parametrize("name", ["br[1]x", "st*r"])
+def test_a_path_is_never_a_pattern(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    write_jsonl(folder / "a/1.jsonl", [text(1), text(1), text(2, 40), text(2, 40) + " One more.", text(3)])
+    write_jsonl(folder / "b/1.jsonl", [text(4)])
+    sources = {
+        "a": {"paths": "a"},
+        "b": {"reader": "huggingface", "dataset": "json", "data_files": "b/*.jsonl"},
+    }
+    minhash = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 2}
+    made = build(write_manifest(folder, sources, holdout=1e-6, dedup={"minhash": minhash}))["sources"]
+    assert made["a"]["rejected"] == {"exact_duplicate": 1, "near_duplicate": 1}
+    assert texts(folder / "shards/b", "train") == [text(4)]
+    with pytest.raises(
+        ConfigError, match="sources.b.dataset=.*for a pattern; move it, or set `dataset: json`"
+    ):
+        build(write_manifest(folder, {"b": {"reader": "huggingface", "dataset": "b"}}))

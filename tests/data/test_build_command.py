@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hope_jax.data import shards
-from hope_jax.data.building import executors, manifest, plan, stages
+from hope_jax.data.building import executors, finish, manifest, plan, stages
 from hope_jax.errors import ConfigError
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
@@ -57,6 +57,42 @@ def test_errors_are_one_paragraph(tmp_path: Path) -> None:
         assert message in made.stderr.splitlines()[-1] and "Traceback" not in made.stderr
 
 
+def test_places_that_cannot_be_written_are_named_before_work(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [text(1)])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/a").write_text("x")
+    for keys, message in (
+        ({"statistics": "folder"}, r"statistics=.*/folder: want a file in a folder"),
+        ({"statistics": "file/x"}, r"statistics=.*/file/x: want a file in a folder"),
+        ({"out": "x" * 300}, r"x: File name too long; choose another `out`"),
+        ({"out": "file"}, r"out=.*: .*/file is no folder; move it away"),
+        ({"out": "taken"}, r"out=.*: .*/taken/a is no folder; move it away"),
+    ):
+        planned = plan.make_plan(
+            manifest.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a.jsonl"}}, **keys), {})
+        )
+        with pytest.raises(ConfigError, match=message):
+            finish.check_outputs(planned)
+
+
+@pytest.mark.parametrize("most", [3000, 60_000])  # where the documents end, and where the shards do
+def test_a_disk_without_room_is_one_paragraph(tmp_path: Path, most: int) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [text(i, 40) for i in range(400)])
+    path = write_manifest(tmp_path, {"a": {"paths": "a.jsonl"}}, dedup={"exact": False}, holdout=1e-6)
+    script = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+        "from hope_jax import cli; from hope_jax.data import build; "
+        f"cli.run_command(build.main, ['x', '--manifest={path}', '--workers=1'])"
+    )
+    made = run([sys.executable, "-c", script])
+    assert made.returncode == 1 and "Traceback" not in made.stderr
+    last = made.stderr.strip().splitlines()[-1]
+    assert "cannot be written: " in last and "make room, or choose another --out" in last, made.stderr
+    assert not (tmp_path / "shards/a/manifest.json").exists()
+
+
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['datatrove'] = None; from hope_jax import cli; "
@@ -74,6 +110,8 @@ def test_scripts_explain_themselves(script: str) -> None:
     planned = run([ROOT / "data" / script, "--dry_run"], TOKENIZER="embedded", RW_LIMIT="77", RW_SPLIT="part")
     assert planned.returncode == 0, planned.stderr
     assert "duplicates: exact on, near on, over all sources" in planned.stdout
+    lost = run([ROOT / "data" / script, "--dry_run"], TOKENIZER="embedded", PYTHON="nope")
+    assert lost.returncode == 2 and lost.stderr.startswith("error: nope not found; set PYTHON to a Python")
     if script == "run_full.sh":
         assert "tiiuae/falcon-refinedweb" in planned.stdout and "split part, limit 77" in planned.stdout
         refused = run([ROOT / "data" / script, "--dry_run"])

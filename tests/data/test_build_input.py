@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from hope_jax.errors import DataError
+from hope_jax.errors import ConfigError, DataError
 from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 GOOD = [text(i) for i in range(4)]
@@ -100,6 +101,8 @@ def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": column, "n": pa.array(range(7))}), tmp_path / "a.parquet")
     documents, rejected = read(tmp_path, reader="parquet", paths="a.parquet", field="content")
     assert documents == GOOD and rejected == {"empty": 1, "invalid_utf8": 1, "no_text": 1}
+    with pytest.raises(DataError, match=r"a\.parquet: the column 'n' holds int64, not text; set sources\.a"):
+        read(tmp_path, reader="parquet", paths="a.parquet", field="n")
     with pytest.raises(
         DataError, match=r"a\.parquet: no column 'text'; set sources\.a\.field to one of content, n"
     ):
@@ -153,6 +156,69 @@ def test_hugging_face_rows_are_shared_among_tasks(tmp_path: Path) -> None:
     assert read(tmp_path, **files)[0] == GOOD
     write_jsonl(tmp_path / "set/train.jsonl", GOOD[:3])
     assert read(tmp_path, **files)[0] == GOOD[:3]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_bad_hugging_face_rows_are_counted_by_reason(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "set").mkdir()
+    if kind == "parquet":
+        raw = pa.array([*(d.encode() for d in GOOD), b"\xff\xfe " * 20, None, b"", b"x"], pa.binary())
+        column = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers(), raw.null_count)
+        pq.write_table(pa.table({"text": column}), tmp_path / "set/train.parquet")
+    else:
+        lines = [json.dumps({"text": text}).encode() for text in (*GOOD, None, "", "x")]
+        lines.append(b'{"text": "\xff\xfe long enough to be a document of its own"}')
+        (tmp_path / "set/train.jsonl").write_bytes(b"\n".join(lines))
+    documents, rejected = read(tmp_path, reader="huggingface", dataset="set")
+    assert documents == GOOD and rejected == {"empty": 1, "invalid_utf8": 1, "no_text": 1, "too_short": 1}
+
+
+def test_a_hugging_face_dataset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    lines = "".join(json.dumps({"text": f"{i} {text(i, 40)}"}) + "\n" for i in range(2000)).encode()
+    packed = {"gz": gzip.compress(lines, 1), "zst": zstandard.compress(lines, 1)}
+    source = {"reader": "huggingface", "dataset": "set"}
+    for suffix, raw in packed.items():
+        path = tmp_path / f"set/train.jsonl.{suffix}"
+        for part in (raw[:300], raw[: -len(raw) // 4]):
+            path.write_bytes(part)
+            with pytest.raises(DataError, match=r"sources\.a: the dataset '.*/set' cannot be (had|read)"):
+                read(tmp_path, **source)
+        path.unlink()
+    half = b'{"text": "\\ud800 half of a pair, and long enough to be a document"}\n'
+    (tmp_path / "set/train.jsonl").write_bytes(lines + half)
+    with pytest.raises(
+        DataError, match=r"the dataset '.*/set' cannot be read .* read its files with the reader"
+    ):
+        read(tmp_path, **source)
+    assert not list(tmp_path.glob("shards/*/manifest.json"))
+
+
+def test_only_a_missing_split_has_a_fallback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_jsonl(tmp_path / "set/train.jsonl", GOOD)
+    source = {"reader": "huggingface", "dataset": "set", "config": "nope", "fallback_split": "train"}
+    with pytest.raises(
+        DataError, match=r"sources\.a: the dataset '.*/set' cannot be had .*'nope'.* check its name"
+    ):
+        read(tmp_path, **source)
+    assert "fallback_split" not in caplog.text
+
+
+def test_a_build_does_not_read_what_it_made(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in/x.jsonl", GOOD)
+    for source in ({"reader": "jsonl"}, {"reader": "text", "glob": "**/*", "min_characters": 1}):
+        path = write_manifest(tmp_path, {"a": {**source, "paths": "."}}, holdout=1e-6)
+        first = build(path)
+        assert build(path) == first
+    source = {"reader": "huggingface", "dataset": "in"}
+    with pytest.raises(ConfigError, match=r"out=.*/in/shards: lies in the dataset of sources\.a"):
+        build(write_manifest(tmp_path, {"a": source}, out="in/shards"))
+
+
+def test_a_file_name_of_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_jsonl(tmp_path / "x.jsonl", GOOD).rename(os.fsdecode(os.fsencode(tmp_path) + b"/a/caf\xe9.jsonl"))
+    assert read(tmp_path, reader="jsonl", paths="a") == (GOOD, {})
 
 
 def test_a_dataset_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from hope_jax.data.building import filters, plan
 from hope_jax.data.building.manifest import Mixture, load_manifest
-from hope_jax.errors import ConfigError, DataError, UserError
+from hope_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {
@@ -71,12 +71,30 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
         ("row_tokens", 2**16, "row_tokens=65536: want a multiple"),
         ("document_multiple", 48, "row_tokens=2048: want a multiple of document_multiple=48"),
         ("dedup", {"minhash": {"buckets": 3}}, r"dedup\.minhash: unknown key 'buckets'"),
+        ("dedup", {"minhash": {"num_buckets": 10**9}}, r"num_buckets=1000000000: want .* at most 1000"),
+        ("dedup", {"minhash": {"hashes_per_bucket": 10**9}}, r"hashes_per_bucket=1000000000: want"),
+        ("sources.a.glob", "/x/*", r"sources\.a\.glob='/x/\*': .*want a pattern relative"),
+        ("sources.a.glob", "", r"sources\.a\.glob='': .*want a pattern relative"),
+        ("sources.a.paths", "a\0b", r"paths='a\\x00b': a NUL"),
+        ("out", "a\0b", r"out='a\\x00b': a NUL"),
+        (f"sources.{'x' * 300}", {}, "want a name of at most 64 characters"),
         ("dedup", {"exact": "yes"}, r"dedup\.exact='yes': want true or false"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, changed(key, value))
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "!!int x", "!!bool x", "!!timestamp x", "!!float x"])
+def test_values_that_are_not_of_their_kind(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(f"out: {value}")
+    with pytest.raises(ConfigError, match="m.yaml: not YAML"):
+        load_manifest(path)
+    path.write_text("out: &a [*a]")
+    with pytest.raises(ConfigError, match=r"m.yaml: an anchor \(&\) holds itself"):
+        load_manifest(path)
 
 
 @pytest.mark.parametrize("text", ["a: [", "[]", "3", "", "out: x\nsources: {a: {weight: 1}, a: {weight: 1}}"])
@@ -96,6 +114,24 @@ def test_variables_come_from_the_environment_or_their_default(tmp_path: Path) ->
     assert load(tmp_path, raw, B_LIMIT="").sources[1].limit == 1000
     with pytest.raises(ConfigError, match="limit='a: b'"):  # a value stays a value, whatever is in it
         load(tmp_path, raw, B_LIMIT="a: b")
+    for wrong in (
+        "null",
+        "~",
+        " ",
+        "010",
+        "1:30",
+        "2020-01-01",
+        "1_0",
+        "0x10",
+        "-1",
+        "1.5",
+        "true",
+        "9" * 30,
+    ):
+        with pytest.raises(ConfigError, match=rf"sources\.b\.limit='?{wrong}'?: want a whole number"):
+            load(tmp_path, raw, B_LIMIT=wrong)
+    assert load(tmp_path, changed("sources.b.limit", "${B_LIMIT:-null}")).sources[1].limit is None
+    assert load(tmp_path, changed("sources.a.weight", "${W:-1}"), W="0.75").sources[0].weight == 0.75
     with pytest.raises(ConfigError, match="variable HERE is not set"):
         load(tmp_path, changed("out", "${HERE}/x"))
     here = load(tmp_path, changed("sources.a.paths", "${PYTHON_STDLIB}/os.py")).sources[0].paths
@@ -114,7 +150,7 @@ def test_files_are_found_before_work_starts(tmp_path: Path) -> None:
     assert [f.name for f in plan.make_plan(mixture).sources[0].files] == ["two.txt"]
     with pytest.raises(ConfigError, match=r"sources\.a\.shards=2: there are 1 files"):
         plan.make_plan(load(tmp_path, changed("sources.a.shards", 2)))
-    with pytest.raises(UserError, match="tokenizer"):
+    with pytest.raises(ConfigError, match=r"m\.yaml: tokenizer='.*none\.model': no such file; want 'embe"):
         plan.make_plan(load(tmp_path, changed("tokenizer", "none.model")))
 
 
@@ -162,6 +198,14 @@ def test_a_limit_is_shared_out(total: int, tasks: int) -> None:
         ({"language": {}}, r"language\.languages=None: want a list of codes"),
         ({"language": {"languages": ["en"], "model": "x"}}, r"language\.model='x': want shipped"),
         ({"language": {"languages": ["en"], "model": "ft176"}}, r"language\.model='ft176': Please install"),
+        ({"language": {"languages": ["en"], "threshold": 1.5}}, r"language\.threshold=1\.5: want .*0 to 1"),
+        ({"language": {"languages": ["en"], "threshold": float("nan")}}, r"language\.threshold=nan: want"),
+        ({"language": {"languages": ["en"], "characters": 0}}, r"language\.characters=0: want at least 1"),
+        ({"gopher_repetition": {"top_n_grams": [1]}}, r"gopher_repetition\.top_n_grams=\[1\]: want"),
+        ({"gopher_repetition": {"top_n_grams": [[2, "x"]]}}, r"top_n_grams=\[\[2, 'x'\]\]: want"),
+        ({"gopher_repetition": {"dup_n_grams": 3}}, r"dup_n_grams=3: want"),
+        ({"gopher_quality": {"stop_words": [1]}}, r"stop_words=\[1\]: want"),
+        ({"gopher_quality": {"min_doc_words": 1.5}}, r"min_doc_words=1\.5: want int"),
         ({"language": {"languages": ["en"], "k": 1}}, r"language: unknown key 'k'"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_damaged_shard_is_made_again(built: Path, damage: str, caplog: pytest.
         build(built / "m.yaml")
     assert files(built / "shards") == before
     assert [r.getMessage() for r in caplog.records] == [
-        "a: a shard of task 1 is missing or damaged: made again",
+        "a: a shard of task 1, or its statistics, is missing or damaged: made again",
         "shards: shards: 1 of 3 tasks to do",
     ]
 
@@ -91,6 +91,17 @@ def test_damaged_intermediate_files_are_made_again(
         build(built / "m.yaml")
     assert files(built / "shards") == before
     assert what.partition("-")[0] in {stage.partition("-")[0] for stage in stages_run(caplog)}
+
+
+@pytest.mark.parametrize("stage", ["clean", "shards"])
+@pytest.mark.parametrize("left", ["", "[{}]", None])
+def test_damaged_statistics_are_made_again(built: Path, stage: str, left: str | None) -> None:
+    before, statistics = files(built / "shards"), (built / "statistics.json").read_text()
+    for path in (built / "shards/.work").glob(f"{stage}-*/logs/{stage}/stats/00000.json"):
+        path.write_text(left) if left is not None else path.unlink()
+    build(built / "m.yaml")
+    assert files(built / "shards") == before
+    assert (built / "statistics.json").read_text() == statistics
 
 
 def test_other_input_is_not_taken_for_the_old(built: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,6 +158,25 @@ def test_a_killed_build_goes_on(tmp_path: Path, moment: str) -> None:
         build(path)
     assert first.stat().st_mtime_ns == before
     assert files(made[0].parent / "shards") == files(made[1].parent / "shards")
+
+
+def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    calm = executors.LocalExecutor._run_for_rank
+
+    def killed(self: executors.LocalExecutor, rank: int, *others: int) -> object:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return calm(self, rank, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executors.LocalExecutor, "_run_for_rank", killed)
+        patched.setattr(executors, "START_METHOD", "fork")  # has the patch in the worker too
+        with pytest.raises(DataError, match="clean-a: clean: task 1: its process was ended .* run again"):
+            build(path, workers=2)
+    assert not list((tmp_path / "shards").glob("*/manifest.json"))
+    build(path, workers=2)
+    assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 2
 
 
 def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import gzip
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +32,15 @@ def test_a_file_is_unpacked_by_its_suffix(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
-@pytest.mark.parametrize("damage", ["cut", "flip", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "other", "empty"])
 def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: str) -> None:
     path = tmp_path / name
     whole = packed(path)
     middle = len(whole) // 2 + 100
     flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    path.write_bytes({"cut": whole[: middle + 500], "flip": flipped, "other": b"no archive"}[damage])
+    path.write_bytes(
+        {"cut": whole[: middle + 500], "flip": flipped, "other": b"no archive", "empty": b""}[damage]
+    )
     with pytest.raises(DataError, match=f"{name}: the archive is truncated or damaged .* fetch it again"):
         for _ in streams.chunks(path):
             pass
@@ -68,6 +70,16 @@ def test_lines_do_not_depend_on_how_bytes_come(size: int) -> None:
 )
 def test_documents_of_a_text_file(raw: bytes, separated: bool, wanted: list[bytes | None]) -> None:
     assert list(streams.texts([raw], 12, separated)) == wanted
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_an_archive_of_little_is_unpacked_in_bounded_pieces(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / ("a.gz" if pack is gzip.compress else "a.zst")
+    path.write_bytes(pack(bytes(2**27)))
+    sizes = [len(part) for part in streams.chunks(path)]
+    assert sum(sizes) == 2**27 and max(sizes) <= 8 * 2**20
 
 
 def test_a_line_of_100_megabytes_is_not_held() -> None:

@@ -24,6 +24,7 @@ from datatrove.pipeline.dedup import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from hope_jax.data.building import streams
+from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import MOST_TASKS, Plan
 
 LONGEST_LINE = 2**31
@@ -59,16 +60,16 @@ def stages(plan: Plan, words: WordTokenizer) -> list[tuple[str, list[PipelineSte
     """(name, steps, tasks) of what finds the duplicates, in order; empty if nothing does."""
     dedup, folder, found = plan.mixture.dedup, plan.dedup_folder, []
     if dedup.exact:
-        exact, signatures = _exact_config(), str(folder / "exact-signatures")
+        exact, signatures = _exact_config(), PlainFolder(folder / "exact-signatures")
         found += [
             ("exact-signatures", [clean_reader(plan), ExactDedupSignature(signatures, exact)], plan.tasks),
-            ("exact-find", [ExactFindDedups(signatures, str(folder / "exact"), exact)], 1),
+            ("exact-find", [ExactFindDedups(signatures, PlainFolder(folder / "exact"), exact)], 1),
         ]
     if dedup.minhash is not None:
-        config, parts = MinhashConfig(**dedup.minhash), [str(folder / f"minhash-{i}") for i in (1, 2)]
+        config, parts = MinhashConfig(**dedup.minhash), [PlainFolder(folder / f"minhash-{i}") for i in (1, 2)]
         signature = MinhashDedupSignature(parts[0], config, language=words)
         buckets = MinhashDedupBuckets(parts[0], parts[1], config=config)
-        cluster = MinhashDedupCluster(parts[1], str(folder / "minhash"), config)
+        cluster = MinhashDedupCluster(parts[1], PlainFolder(folder / "minhash"), config)
         # After the exact duplicates: of two equal texts the one of the first source is to stay.
         found += [
             ("minhash-signatures", [clean_reader(plan), *_exact_filter(plan), signature], plan.tasks),
@@ -86,11 +87,14 @@ def clean_reader(plan: Plan) -> CleanReader:
 def filters(plan: Plan) -> list[PipelineStep]:
     """Steps that leave the duplicates out."""
     near = plan.mixture.dedup.minhash is not None
-    return [*_exact_filter(plan), *([MinhashDedupFilter(str(plan.dedup_folder / "minhash"))] if near else [])]
+    return [
+        *_exact_filter(plan),
+        *([MinhashDedupFilter(PlainFolder(plan.dedup_folder / "minhash"))] if near else []),
+    ]
 
 
 def _exact_filter(plan: Plan) -> list[PipelineStep]:
-    folder = str(plan.dedup_folder / "exact")
+    folder = PlainFolder(plan.dedup_folder / "exact")
     return [ExactDedupFilter(folder, _exact_config())] if plan.mixture.dedup.exact else []
 
 

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
+from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import Plan
+from hope_jax.data.building.workers import run_all
 from hope_jax.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 _BUSY = "busy"
+START_METHOD = "forkserver"
+"""Of worker processes: not fork, as this process may hold threads."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 copy.deepcopy(self)._run_for_rank(rank)
             return
-        with multiprocess.get_context(self.start_method).Pool(min(self.workers, len(ranks))) as pool:
-            for _ in pool.imap_unordered(self._run_for_rank, ranks):
-                pass
+        run_all(self._run_for_rank, ranks, self.workers, START_METHOD)
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         with self.busy.open("a") as lock, open(os.devnull, "w") as nowhere:
@@ -93,7 +94,7 @@ def make_executor(
 
     Raises: ConfigError: an argument or package that this kind needs is missing.
     """
-    common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logs)}
+    common: dict[str, Any] = {"tasks": tasks, "logging_dir": PlainFolder(logs)}
     workers = min(machine.workers, tasks)
     if machine.kind == "slurm":
         wanted = {"job_name": job, **plan.mixture.slurm}

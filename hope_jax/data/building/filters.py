@@ -127,6 +127,11 @@ def _language(where: str, options: dict[str, Any]) -> PipelineStep:
     if model not in ("shipped", "ft176"):
         raise ConfigError(f"{where}.model={model!r}: want shipped (in a wheel) or ft176 (downloaded)")
     _check_options(where, ShippedLanguageFilter, options)
+    threshold, characters = options.get("threshold", 0.65), options.get("characters", 1)
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"{where}.threshold={threshold!r}: want a number from 0 to 1")
+    if characters < 1:
+        raise ConfigError(f"{where}.characters={characters!r}: want at least 1")
     if model == "shipped":
         return ShippedLanguageFilter(**options)
     try:
@@ -150,5 +155,15 @@ def _fits(value: Any, parameter: inspect.Parameter) -> bool:
     if value is None or isinstance(value, bool):
         return ("None" if value is None else "bool") in kind
     if isinstance(value, int | float):
-        return "float" in kind or "int" in kind
-    return isinstance(value, list) and ("list" in kind or "tuple" in kind)
+        return "tuple" not in kind and ("float" in kind or ("int" in kind and isinstance(value, int)))
+    if not isinstance(value, list) or not ("list" in kind or "tuple" in kind):
+        return False
+    if "str" in kind:
+        return all(isinstance(item, str) for item in value)
+    return all(isinstance(item, list) and len(item) == 2 and _is_n_gram(*item) for item in value)
+
+
+def _is_n_gram(length: Any, share: Any) -> bool:
+    """Whether it is what datatrove's tuples hold: a length, and the share it may have."""
+    numbers = isinstance(length, int) and isinstance(share, int | float)
+    return numbers and not isinstance(length, bool) and not isinstance(share, bool) and length > 0

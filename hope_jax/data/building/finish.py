@@ -10,11 +10,35 @@ from hope_jax.data.building import stages
 from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import TaskResult, read_result, write_atomically
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
-from hope_jax.errors import DataError
+from hope_jax.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.(?:arrayrecord|partial)")
 _DUPLICATES = {"exact-deduplication": "exact_duplicate", "MinHash": "near_duplicate"}
+
+
+def check_outputs(plan: Plan) -> None:
+    """Looks at the places of what a build writes. Raises: ConfigError: something else is there."""
+    mixture = plan.mixture
+    try:
+        _check_places(plan)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ConfigError(
+            f"{mixture.path}: {error.filename}: {error.strerror}; choose another `out` or `statistics`"
+        ) from None
+
+
+def _check_places(plan: Plan) -> None:
+    mixture = plan.mixture
+    for folder in (mixture.out, *(mixture.out / planned.source.name for planned in plan.sources)):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(
+                f"{mixture.path}: out={mixture.out}: {folder} is no folder; move it away, or choose "
+                "another `out`"
+            )
+    path = mixture.statistics
+    if path is not None and (path.is_dir() or any(p.exists() and not p.is_dir() for p in path.parents)):
+        raise ConfigError(f"{mixture.path}: statistics={path}: want a file in a folder; this cannot be one")
 
 
 def finish(plan: Plan) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The YAML file that describes a mixture, as a checked dataclass.
 
-Any text in it may hold `${NAME}` or `${NAME:-default}`: an environment variable. Two are always there:
-PYTHON_STDLIB, the folder of the running interpreter's standard library, and ASSETS, the embedded corpus. A
-value that is nothing else is read as YAML again, so that `limit: ${C4_LIMIT:-1000}` is a number. Paths are
-relative to the file.
+yaml_file.py says what `${NAME:-default}` is in it. Two variables are always there: PYTHON_STDLIB, the folder
+of the standard library of the running interpreter, and ASSETS, the embedded corpus. Paths are relative to the
+file.
 """
 
 import dataclasses
@@ -13,14 +12,13 @@ import re
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from glob import glob
+from glob import escape, glob, has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hope_jax.data import tokenizer
+from hope_jax.data.building.yaml_file import read_yaml
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.errors import ConfigError
 
@@ -28,8 +26,10 @@ READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 SEPARATORS = ("form_feed", "none")
 
+_MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Source:
     files. field: that holds the text (jsonl, parquet, huggingface). separator: between documents of a file
     (text): "form_feed", a line with nothing else, or "none". dataset, config, data_files, revision, split,
     fallback_split: as for `datasets.load_dataset`; the fallback is read where there is no such split.
-    shards: tasks that read the source, and files per split. limit: documents to read at most.
-    min_characters, max_bytes: of a document's text. filters: name -> options, applied in this order.
+    shards: tasks that read the source, and files per split. limit: documents that the reader may pass on to
+    the filters; those that it rejects itself (empty, too_short, invalid_utf8, ...) do not count. Each task
+    has an equal share, and one whose files hold less leaves the source short of it. min_characters,
+    max_bytes: of a document's text. filters: name -> options, applied in this order.
     """
 
     name: str
@@ -105,54 +107,12 @@ def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> M
 
     Raises: ConfigError: names the key, the value and the remedy.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader, with one more check
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--manifest={path}: {getattr(error, 'strerror', error)}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--manifest={path}: not YAML: {' '.join(str(error).split())}") from None
     own = {
         "PYTHON_STDLIB": sysconfig.get_path("stdlib"),
         "ASSETS": str(resources.files("hope_jax.data") / "assets"),
     }
     variables = {**own, **(os.environ if environment is None else environment)}
-    return _mixture(path, _expand(raw, variables, str(path)))
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML's loader drops the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, {str(node.start_mark).strip()}")
-        return super().construct_mapping(node, deep)
-
-
-def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
-    """`value` with the variables in its texts replaced, at any depth."""
-    if isinstance(value, dict):
-        return {key: _expand(item, variables, f"{where}: {key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, variables, where) for item in value]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-
-    def look_up(match: re.Match[str]) -> str:
-        found = variables.get(match[1]) or match[2]
-        if found is None:
-            raise ConfigError(f"{where}: the variable {match[1]} is not set; set it, or write a default as "
-                              f"${{{match[1]}:-DEFAULT}}")  # fmt: skip
-        return found
-
-    text = _VARIABLE.sub(look_up, value)
-    if not _VARIABLE.fullmatch(value):
-        return text
-    try:
-        scalar = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return text if isinstance(scalar, (dict, list)) else scalar
+    return _mixture(path, read_yaml(path, variables))
 
 
 def _mixture(path: Path, raw: Any) -> Mixture:
@@ -198,6 +158,10 @@ def _mixture(path: Path, raw: Any) -> Mixture:
 def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{where}: want a name of small letters, digits and _, beginning with a letter")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{where}: want a name of at most {_LONGEST_NAME} characters; folders are named by it"
+        )
     given = _mapping(raw, where, set(_names(Source)) - {"name"}, {"weight", "reader"})
     values = {key: value for key, value in given.items() if value is not None and key != "paths"}
     paths = given.get("paths") or []
@@ -205,10 +169,18 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
         raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths")
     values["paths"] = tuple((folder / p).resolve() for p in paths)
-    for key in ("dataset", "data_files"):
-        local = values.get(key)
-        if isinstance(local, str) and glob(str(folder / local), recursive=True):
-            values[key] = str(folder / local)
+    dataset, data_files = values.get("dataset"), values.get("data_files")
+    if isinstance(dataset, str) and (folder / dataset).exists():
+        values["dataset"] = str(folder / dataset)
+        if has_magic(values["dataset"]):  # which would be taken for other folders that fit it
+            raise ConfigError(
+                f"{where}.dataset={values['dataset']!r}: the datasets library takes *, ? and [ in a "
+                "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its "
+                "files as `data_files`"
+            )
+    if isinstance(data_files, str) and not Path(data_files).is_absolute():
+        pattern = str(Path(escape(str(folder))) / data_files)
+        values["data_files"] = pattern if glob(pattern, recursive=True) else data_files
     source = Source(name=name, **values)
     _number(source.weight, f"{where}.weight", 0, 1, top=True)
     for key, choices in (("reader", READERS), ("separator", SEPARATORS)):
@@ -235,6 +207,14 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     for key in (*texts, "origin"):
         if not isinstance(getattr(source, key), str | None):
             raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want a text; put it in quotes")
+    if source.glob is not None:
+        try:
+            next(Path().glob(source.glob), None)
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{where}.glob={source.glob!r}: {error}; want a pattern relative to the folder, such as "
+                "**/*.txt"
+            ) from None
     _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
     filters = {key: options or {} for key, options in source.filters.items()}
     for key, options in filters.items():
@@ -249,9 +229,8 @@ def _dedup(where: str, raw: Any) -> Dedup:
     if not isinstance(exact, bool):
         raise ConfigError(f"{where}.exact={exact!r}: want true or false")
     if minhash is not None:
-        options = {"n_grams", "num_buckets", "hashes_per_bucket", "seed"}
-        for key, value in _mapping(minhash, f"{where}.minhash", options, set()).items():
-            _whole(value, f"{where}.minhash.{key}", 1)
+        for key, value in _mapping(minhash, f"{where}.minhash", set(_MOST), set()).items():
+            _whole(value, f"{where}.minhash.{key}", 1, _MOST[key])
     return Dedup(exact=exact, minhash=minhash)
 
 
@@ -283,6 +262,7 @@ def _number(value: Any, where: str, above: float, below: float, top: bool = Fals
         )
 
 
-def _whole(value: Any, where: str, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{where}={value!r}: want a whole number, at least {least}")
+def _whole(value: Any, where: str, least: int, most: int = 2**62) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        above = f", at most {most}" if most < 2**62 else ""
+        raise ConfigError(f"{where}={value!r}: want a whole number, at least {least}{above}")

@@ -6,22 +6,23 @@ change; options; versions), so what another manifest, tokenizer or input made is
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from glob import glob
+from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hope_jax.data import shards
 from hope_jax.data.building.manifest import Mixture, Source
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 from hope_jax.errors import ConfigError, DataError
 
 RULES = 1
 """Goes up when this code would make other documents or rows of the same input."""
 
 WORK = ".work"
+LOCK = ".lock"
 MOST_TASKS = 2**16 - 1
 """datatrove ranks duplicates by a 16-bit number, which here is the task's."""
 
@@ -94,10 +95,17 @@ def make_plan(mixture: Mixture) -> Plan:
 
     Raises: DataError, ConfigError: a source or the tokenizer is missing, or more shards than files.
     """
+    if mixture.tokenizer != EMBEDDED and not Path(mixture.tokenizer).is_file():
+        raise ConfigError(
+            f"{mixture.path}: tokenizer={mixture.tokenizer!r}: no such file; want {EMBEDDED!r} or a "
+            "sentencepiece model, such as python -m hope_jax.data.train_tokenizer makes"
+        )
     tokenizer = Tokenizer.load(mixture.tokenizer)
     planned, first = [], 0
     for source in mixture.sources:
-        files = () if source.reader == "huggingface" else find_files(source)
+        if source.reader == "huggingface":
+            _check_apart(mixture, source)
+        files = () if source.reader == "huggingface" else find_files(source, _is_made(mixture))
         stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         key = _key(
             rules=RULES, source={**_plain(source), "weight": 0, "licence": "", "origin": ""}, files=stats,
@@ -116,8 +124,8 @@ def make_plan(mixture: Mixture) -> Plan:
     return Plan(mixture, tuple(planned), tokenizer, dedup_key, shards_key)
 
 
-def find_files(source: Source) -> tuple[Path, ...]:
-    """The files of a source: in the order of `paths`, those of a folder sorted.
+def find_files(source: Source, made: Callable[[Path], bool] = lambda path: False) -> tuple[Path, ...]:
+    """The files of a source: in the order of `paths`, those of a folder sorted; none that a build has `made`.
 
     Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards.
     """
@@ -127,7 +135,7 @@ def find_files(source: Source) -> tuple[Path, ...]:
         if path.is_file():
             found.append(path)
         elif path.is_dir():
-            inside = sorted({f for glob in globs for f in path.glob(glob) if f.is_file()})
+            inside = sorted({f for glob in globs for f in path.glob(glob) if f.is_file() and not made(f)})
             if not inside:
                 raise DataError(
                     f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`"
@@ -146,6 +154,31 @@ def find_files(source: Source) -> tuple[Path, ...]:
     return files
 
 
+def _is_made(mixture: Mixture) -> Callable[[Path], bool]:
+    """Whether a file is a build's own, as a source's folder may hold `out`."""
+    out, statistics = mixture.out.resolve(), mixture.statistics and mixture.statistics.resolve()
+    names = {source.name for source in mixture.sources}
+
+    def made(path: Path) -> bool:
+        path = path.resolve()
+        if path == statistics or (out / WORK) in path.parents or path == out / LOCK:
+            return True
+        shard = path.name == shards.MANIFEST or path.suffix in (".arrayrecord", ".partial")
+        return shard and path.parent.parent == out and path.parent.name in names
+
+    return made
+
+
+def _check_apart(mixture: Mixture, source: Source) -> None:
+    # Which of its files a dataset takes is not ours to say.
+    folder, out = Path(source.dataset), mixture.out.resolve()
+    if folder.is_absolute() and folder.resolve() in (out, *out.parents):
+        raise ConfigError(
+            f"{mixture.path}: out={mixture.out}: lies in the dataset of sources.{source.name}, which would "
+            "read what is built; choose another `out`"
+        )
+
+
 def task_share(total: int, rank: int, world_size: int) -> int:
     """Part of `total` that falls to one task; the parts of all tasks add up to it."""
     return total // world_size + (rank < total % world_size)
@@ -155,7 +188,10 @@ def _local_dataset(source: Source) -> list[tuple[str, int, int]]:
     """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
     if source.reader != "huggingface":
         return []
-    found = [*glob(f"{source.dataset}/**", recursive=True), *glob(source.data_files or "", recursive=True)]
+    found = [
+        *glob(f"{escape(source.dataset)}/**", recursive=True),
+        *glob(source.data_files or "", recursive=True),
+    ]
     files = sorted(f for f in map(Path, found) if f.is_file())
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 

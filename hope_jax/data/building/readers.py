@@ -6,6 +6,7 @@ A reason counts as `dropped_<reason>`, as in datatrove's filters. Reasons: empty
 than `max_bytes`), invalid_utf8, nul, invalid_json, no_text (the field is missing or holds no text).
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def reject_reason(text: str, source: Source) -> str | None:
     return None
 
 
+def checked(record: bytes | str, source: Source) -> tuple[str | None, str]:
+    """(why a record cannot be a document or None, its text)."""
+    if isinstance(record, bytes):
+        try:
+            record = record.decode("utf-8").removeprefix("\ufeff")
+        except UnicodeDecodeError:
+            return "invalid_utf8", ""
+    return reject_reason(record, source), record
+
+
 class FilesReader(BaseDiskReader):
     """Reads files of a source: task r of n has files r, r + n, ... of the list, and its share of `limit`
     documents. Subclasses say what is in a file (`records`)."""
@@ -50,20 +61,13 @@ class FilesReader(BaseDiskReader):
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         """Documents of a file, in its order."""
+        name = os.fsencode(Path(filepath).name).decode("utf-8", "replace")  # a name may be any bytes
         for index, record in enumerate(self.records(Path(filepath))):
-            reason, text = ("too_long", "") if record is None else self._checked(record)
+            reason, text = ("too_long", "") if record is None else checked(record, self.source)
             if reason:
                 self.stat_update(f"dropped_{reason}")
             else:
-                yield Document(text=text, id=f"{Path(filepath).name}:{index}")
-
-    def _checked(self, record: bytes | str) -> tuple[str | None, str]:
-        if isinstance(record, bytes):
-            try:
-                record = record.decode("utf-8").removeprefix("\ufeff")
-            except UnicodeDecodeError:
-                return "invalid_utf8", ""
-        return reject_reason(record, self.source), record
+                yield Document(text=text, id=f"{name}:{index}")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents of one task."""
@@ -130,6 +134,14 @@ class ParquetReader(FilesReader):
                         f"{path}: no column {self.source.field!r}; set sources.{self.source.name}.field "
                         f"to one of {', '.join(file.schema_arrow.names)}"
                     )
+                kind = file.schema_arrow.field(self.source.field).type
+                try:
+                    pa.array([], kind).cast(pa.large_binary())
+                except pa.ArrowException:
+                    raise DataError(
+                        f"{path}: the column {self.source.field!r} holds {kind}, not text; set "
+                        f"sources.{self.source.name}.field to one that does"
+                    ) from None
                 for batch in file.iter_batches(batch_size=256, columns=[self.source.field]):
                     # As bytes: Arrow does not check that its strings are UTF-8.
                     for row in batch.column(0).cast(pa.large_binary()):
@@ -155,22 +167,22 @@ class HuggingFaceReader(BaseReader):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents of one task."""
-        from datasets.distributed import split_dataset_by_node
-
         limit = None
         if self.source.limit is not None:
             limit = task_share(self.source.limit, rank, world_size)
         rows = load_rows(self.source, self.split)
+        step = 1
         if rows.num_shards >= world_size:
             rows = rows.shard(num_shards=world_size, index=rank, contiguous=False)
         else:  # every task reads everything, and keeps its rows
-            rows = split_dataset_by_node(rows, rank, world_size)
+            step = world_size
         self.stat_update(f"split_{self.split}")
-        for index, row in enumerate(rows):
+        for index, raw in enumerate(self._records(rows)):
+            if step > 1 and index % step != rank:
+                continue
             if limit is not None and limit <= 0:
                 return
-            text = row.get(self.source.field)
-            reason = reject_reason(text, self.source) if isinstance(text, str) else "no_text"
+            reason, text = ("no_text", "") if raw is None else checked(raw, self.source)
             if reason:
                 self.stat_update(f"dropped_{reason}")
                 continue
@@ -178,25 +190,55 @@ class HuggingFaceReader(BaseReader):
             self.stat_update("documents")
             yield Document(text=text, id=f"{rank}:{index}")
 
+    def _records(self, rows: Any) -> Iterator[bytes | None]:
+        """The field's text of each row; None where there is none.
+
+        As Arrow's bytes: made into Python's strings, one row that is not UTF-8 would end all.
+        """
+        import pyarrow as pa
+
+        try:
+            for table in rows.with_format("arrow").iter(batch_size=64):
+                try:
+                    column = table.column(self.source.field).cast(pa.large_binary())
+                except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError):  # missing, or not text
+                    yield from [None] * table.num_rows
+                    continue
+                for value in column:
+                    yield value.as_py()
+        except Exception as error:  # of many libraries: network, compression and file formats
+            raise DataError(
+                f"sources.{self.source.name}: the dataset {self.source.dataset!r} cannot be read to its end "
+                f"({type(error).__name__}: {error}): a file of it is truncated or damaged, holds rows that "
+                "the datasets library cannot take, or cannot be reached; fetch it again, or read its files "
+                "with the reader jsonl or parquet, which leaves bad rows out"
+            ) from error
+
+
+class NoSuchSplit(Exception):
+    """A dataset that can be had lacks the split."""
+
 
 def load_rows(source: Source, split: str) -> Any:
     """The rows of a split, as `datasets` streams them.
 
-    Raises: ValueError: no such split; DataError: the dataset cannot be had.
+    Raises: NoSuchSplit; DataError: the dataset cannot be had.
     """
     import datasets
 
     files = {"data_files": source.data_files} if source.data_files else {}
     try:
-        return datasets.load_dataset(
-            source.dataset, source.config, split=split, revision=source.revision, streaming=True, **files
+        builder = datasets.load_dataset_builder(
+            source.dataset, source.config, revision=source.revision, **files
         )
-    except ValueError:
-        raise
+        return builder.as_streaming_dataset(split=split)
     except Exception as error:  # of many libraries: network, hub and file formats
+        if isinstance(error, ValueError) and str(error).startswith("Bad split"):
+            raise NoSuchSplit(str(error)) from None
         raise DataError(
             f"sources.{source.name}: the dataset {source.dataset!r} cannot be had "
-            f"({type(error).__name__}: {error}); check its name, config and revision, and the network"
+            f"({type(error).__name__}: {error}); check its name, config and revision, that its files are "
+            "whole, and the network"
         ) from error
 
 

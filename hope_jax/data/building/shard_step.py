@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,19 @@ class ShardStep(PipelineStep):
             held = is_held_out(text_digest(document.text), self.holdout, self.salt)
             split = "heldout" if held else "train"
             if split not in writers:
-                writers[split] = RowWriter(
-                    parts[split], row_tokens=self.row_tokens, vocab_size=tokenizer.vocab_size,
-                    pad_id=tokenizer.pad_id,
-                )  # fmt: skip
+                with _written(parts[split]):
+                    writers[split] = RowWriter(
+                        parts[split], row_tokens=self.row_tokens, vocab_size=tokenizer.vocab_size,
+                        pad_id=tokenizer.pad_id,
+                    )  # fmt: skip
             tokens = np.concatenate([ends[0], tokenizer.encode(document.text), ends[1]])
-            writers[split].add(tokens, -len(tokens) % self.multiple)
+            with _written(parts[split]):
+                writers[split].add(tokens, -len(tokens) % self.multiple)
             characters[split] += len(document.text)
-        files = {s: dataclasses.replace(w.close(), name=paths[s].name) for s, w in writers.items()}
+        files = {}
+        for split, writer in writers.items():
+            with _written(parts[split]):
+                files[split] = dataclasses.replace(writer.close(), name=paths[split].name)
         for split in files:
             _flush(parts[split])
         result = TaskResult(files, {split: characters[split] for split in files})
@@ -81,6 +87,14 @@ class ShardStep(PipelineStep):
             else:
                 path.unlink(missing_ok=True)
         yield from ()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what ArrayRecord's writer raises for whatever the disk says
+        raise OSError(None, str(error).partition(";")[0], str(path)) from error
 
 
 def shard_name(split: str, index: int, count: int) -> str:

@@ -20,8 +20,10 @@ from loguru import logger as datatrove_log
 
 from hope_jax.data.building import dedup, filters, readers
 from hope_jax.data.building.executors import Machine, make_executor, wait_for_tasks
+from hope_jax.data.building.folders import PlainFolder
 from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
+from hope_jax.data.building.workers import TaskKilled
 from hope_jax.data.shards import MANIFEST, sha256_of
 from hope_jax.errors import DataError
 
@@ -33,7 +35,7 @@ class CleanWriter(JsonlWriter):
     """Writes the kept documents of a task and, when they are complete, their digest beside them."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), "${rank}.jsonl.zst", compression="zstd")
+        super().__init__(PlainFolder(folder), "${rank}.jsonl.zst", compression="zstd")
         self.folder = folder
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
@@ -90,10 +92,13 @@ def run(plan: Plan, machine: Machine) -> bool:
     Raises: UserError: of a step; nothing that looks finished is left.
     """
     shards = Stage("shards", plan.shards_folder, [], plan.tasks)
-    missing = [task for task in range(plan.tasks) if not (shards.done(task) and read_result(plan, task))]
+    missing = [task for task in range(plan.tasks) if not (shards.done(task) and _whole(plan, task))]
     for task in missing:
         if shards.done(task):
-            _LOG.info("%s: a shard of task %d is missing or damaged: made again", *_named(plan, task))
+            _LOG.info(
+                "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
+                *_named(plan, task),
+            )
         shards.undo(task)
     if not missing:
         return True
@@ -112,6 +117,20 @@ def run(plan: Plan, machine: Machine) -> bool:
     if finished:
         _seal(plan.dedup_folder)
     return finished
+
+
+def _whole(plan: Plan, task: int) -> bool:
+    """Whether the shards of a task and the statistics of how they came about are there and sound."""
+    planned, index = plan.source_of(task)
+    logs = ((clean_stage_logs(plan, planned), index), (shards_stage_logs(plan), task))
+    return all(_has_statistics(*log) for log in logs) and read_result(plan, task) is not None
+
+
+def _has_statistics(logs: Path, task: int) -> bool:
+    try:
+        return all({"name", "stats"} <= set(step) for step in read_statistics(logs, task))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _named(plan: Plan, task: int) -> tuple[str, int]:
@@ -136,7 +155,8 @@ def _clean_stage(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
         seal = path.with_suffix(".sha256")
-        if not (path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()):
+        sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
+        if not (sound and _has_statistics(stage.logs, index)):
             stage.undo(index)
     if all(stage.done(index) for index in range(source.shards)):
         return stage
@@ -155,7 +175,7 @@ def _split(source: Any) -> str:
     try:
         readers.load_rows(source, source.split)
         return str(source.split)
-    except ValueError as error:
+    except readers.NoSuchSplit as error:
         if source.fallback_split is None:
             raise DataError(
                 f"sources.{source.name}.split={source.split!r}: {error}; mend it, or set fallback_split"
@@ -166,7 +186,7 @@ def _split(source: Any) -> str:
     )  # fmt: skip
     try:
         readers.load_rows(source, source.fallback_split)
-    except ValueError as error:
+    except readers.NoSuchSplit as error:
         raise DataError(f"sources.{source.name}.fallback_split={source.fallback_split!r}: {error}") from None
     return str(source.fallback_split)
 
@@ -200,7 +220,10 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         _LOG.info("%s: %d of %d tasks to do", _title(stage), to_do, stage.tasks)
         job = f"{plan.mixture.path.stem}-{stage.name}"
         executor = make_executor(stage.steps, stage.tasks, stage.logs, job, plan, machine, previous)
-        executor.run()
+        try:
+            executor.run()
+        except TaskKilled as error:
+            raise DataError(f"{_title(stage)}: {error}") from None
         if machine.kind == "slurm":
             previous = executor
         elif left := [task for task in range(stage.tasks) if not stage.done(task)]:

@@ -14,6 +14,9 @@ import zstandard
 from hope_jax.errors import DataError
 
 CHUNK = 1 << 20
+_PACKED = 256
+"""Bytes of a .zst file to unpack at once: four of them can stand for a block of 128 KiB, so this is 8 MiB."""
+
 SEPARATOR = b"\f"
 """What a line between two documents of a text file holds."""
 
@@ -22,6 +25,7 @@ def chunks(path: Path) -> Iterator[bytes]:
     """The unpacked bytes of a file, by its suffix (.gz, .zst, else plain). Raises: DataError."""
     try:
         if path.suffix == ".gz":
+            _check_not_empty(path)  # gzip takes no bytes for no text
             with gzip.open(path) as file:
                 yield from iter(lambda: file.read(CHUNK), b"")
         elif path.suffix == ".zst":
@@ -40,9 +44,10 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
     # zstandard's own stream reader takes the end of a cut file for the end of its text.
+    _check_not_empty(path)
     frame = None
     with path.open("rb") as file:
-        while packed := file.read(CHUNK):
+        while packed := file.read(_PACKED):
             while packed:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 yield frame.decompress(packed)
@@ -50,6 +55,11 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
                 frame = None if frame.eof else frame
     if frame is not None:
         raise EOFError("it ends within a frame")
+
+
+def _check_not_empty(path: Path) -> None:
+    if not path.stat().st_size:
+        raise EOFError("it has no bytes at all")
 
 
 def lines(parts: Iterable[bytes], limit: int) -> Iterator[bytes | None]:
