@@ -24,6 +24,7 @@ import numpy as np
 from hope_jax.benchmarks.runs import StepRun, changed, compile_step, step_case
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.batches import TrainIterator
+from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.tokenizer import Tokenizer
@@ -104,8 +105,8 @@ def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = RO
             vocab_size=tokenizer.vocab_size,
             tokenizer_sha256=tokenizer.sha256,
             files=files,
-            holdout=0.0,
-            salt="",
+            holdout=HOLDOUT_FRACTION,
+            salt=SPLIT_SALT,
         )
         (folder / name / MANIFEST).write_text(manifest.to_json())
 
