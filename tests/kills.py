@@ -31,7 +31,7 @@ LAUNCH = """
 import sys, time
 from pathlib import Path
 from hope_jax import cli, launch
-from hope_jax.data.pipeline import TrainIterator
+from hope_jax.data.batches import TrainIterator
 
 marker, of_pipeline = Path(sys.argv.pop(1)), TrainIterator.__next__
 

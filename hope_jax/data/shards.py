@@ -75,10 +75,6 @@ class ShardManifest:
         """The text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
-    def rows(self, split: Split) -> int:
-        """Rows of a split."""
-        return sum(f.rows for f in self.files[split])
-
 
 def dtype_of(vocab_size: int) -> np.dtype:
     """The type in which tokens are stored."""

@@ -183,9 +183,7 @@ def read_and_signal(
 
     def loss(taps: Any, gradient_taps: Taps, at_head: Array) -> tuple[Array, Any]:
         tapped = tapping.attach(params, params, gradient_taps)
-        fast, carry = model.restarted(tapped, state.fast, state.carry, chunk.segment_ids)
-        out = model.read(tapped, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
-        losses = read_loss(model, tapped, out._replace(hidden=out.hidden + at_head), chunk.targets)
+        out, losses = read_with_loss(model, rule, tapped, state.fast, state.carry, chunk, taps, at_head)
         return losses.total, (out, losses)
 
     taps = model.init_taps(*chunk.tokens.shape)
@@ -205,11 +203,13 @@ def read_with_loss(
     carry: Carry,
     chunk: Batch,
     taps: Any,
+    at_head: Array | None = None,
 ) -> tuple[ReadOutput, CrossEntropy]:
-    """Reads a chunk; also its cross-entropy."""
+    """Reads a chunk; also its cross-entropy. at_head: zeros [B, n, D], a tap at what the head reads."""
     fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)
     out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
-    return out, read_loss(model, params, out, chunk.targets)
+    tapped = out if at_head is None else out._replace(hidden=out.hidden + at_head)
+    return out, read_loss(model, params, tapped, chunk.targets)
 
 
 def for_writes(model: HopeModel, params: PyTree) -> PyTree:

@@ -27,7 +27,7 @@ SETTINGS = [
 SLOW = """
 import sys, time
 from hope_jax import cli, launch
-from hope_jax.data.pipeline import TrainIterator
+from hope_jax.data.batches import TrainIterator
 from hope_jax.training import loop, telemetry
 
 pause, of_pipeline = float(sys.argv.pop(1)), TrainIterator.__next__

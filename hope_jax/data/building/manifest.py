@@ -11,7 +11,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from glob import escape, glob, has_magic
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,10 @@ from hope_jax.errors import ConfigError
 READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 SEPARATORS = ("form_feed", "none")
+_TEXTS = (
+    "glob", "field", "dataset", "config", "data_files", "revision", "split", "fallback_split", "licence",
+    "origin",
+)  # fmt: skip
 
 _MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
 
@@ -163,25 +167,46 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
             f"{where}: want a name of at most {_LONGEST_NAME} characters; folders are named by it"
         )
     given = _mapping(raw, where, set(_names(Source)) - {"name"}, {"weight", "reader"})
-    values = {key: value for key, value in given.items() if value is not None and key != "paths"}
-    paths = given.get("paths") or []
+    values = {key: value for key, value in given.items() if value is not None}
+    values |= {"paths": _paths(where, given.get("paths") or [], folder), **_local(where, values, folder)}
+    source = Source(name=name, **values)
+    _check_source(where, source)
+    _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
+    filters = {key: options or {} for key, options in source.filters.items()}
+    for key, options in filters.items():
+        if not isinstance(options, dict):
+            raise ConfigError(f"{where}.filters.{key}={options!r}: want a mapping of options, {{}} for none")
+    return replace(source, filters=filters)
+
+
+def _paths(where: str, paths: Any, folder: Path) -> tuple[Path, ...]:
+    """Absolute, from paths relative to the manifest's folder."""
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
         raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths")
-    values["paths"] = tuple((folder / p).resolve() for p in paths)
+    return tuple((folder / p).resolve() for p in paths)
+
+
+def _local(where: str, values: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Of a dataset on a local disk what is relative to the manifest's folder, absolute."""
+    found = {}
     dataset, data_files = values.get("dataset"), values.get("data_files")
     if isinstance(dataset, str) and (folder / dataset).exists():
-        values["dataset"] = str(folder / dataset)
-        if has_magic(values["dataset"]):  # which would be taken for other folders that fit it
+        found["dataset"] = str(folder / dataset)
+        if has_magic(found["dataset"]):  # which would be taken for other folders that fit it
             raise ConfigError(
-                f"{where}.dataset={values['dataset']!r}: the datasets library takes *, ? and [ in a "
+                f"{where}.dataset={found['dataset']!r}: the datasets library takes *, ? and [ in a "
                 "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its "
                 "files as `data_files`"
             )
     if isinstance(data_files, str) and not Path(data_files).is_absolute():
         pattern = str(Path(escape(str(folder))) / data_files)
-        values["data_files"] = pattern if glob(pattern, recursive=True) else data_files
-    source = Source(name=name, **values)
+        found["data_files"] = pattern if glob(pattern, recursive=True) else data_files
+    return found
+
+
+def _check_source(where: str, source: Source) -> None:
+    """All values but the filters. Raises: ConfigError."""
     _number(source.weight, f"{where}.weight", 0, 1, top=True)
     for key, choices in (("reader", READERS), ("separator", SEPARATORS)):
         if getattr(source, key) not in choices:
@@ -193,18 +218,7 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
     for key in ("shards", "min_characters", "max_bytes", "limit"):
         if getattr(source, key) is not None:
             _whole(getattr(source, key), f"{where}.{key}", 1)
-    texts = (
-        "glob",
-        "field",
-        "dataset",
-        "config",
-        "data_files",
-        "revision",
-        "split",
-        "fallback_split",
-        "licence",
-    )
-    for key in (*texts, "origin"):
+    for key in _TEXTS:
         if not isinstance(getattr(source, key), str | None):
             raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want a text; put it in quotes")
     if source.glob is not None:
@@ -215,12 +229,6 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
                 f"{where}.glob={source.glob!r}: {error}; want a pattern relative to the folder, such as "
                 "**/*.txt"
             ) from None
-    _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
-    filters = {key: options or {} for key, options in source.filters.items()}
-    for key, options in filters.items():
-        if not isinstance(options, dict):
-            raise ConfigError(f"{where}.filters.{key}={options!r}: want a mapping of options, {{}} for none")
-    return Source(**{**{f: getattr(source, f) for f in _names(Source)}, "filters": filters})
 
 
 def _dedup(where: str, raw: Any) -> Dedup:
