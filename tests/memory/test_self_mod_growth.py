@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from hope_jax.kernels.self_mod import bench
 from hope_jax.kernels.self_mod.chunk_pass import BLOCK_TOKENS
 
@@ -22,6 +23,7 @@ def temporaries(tokens: int) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
+@pytest.mark.nightly
 def test_longer_passes_save_a_blocks_weights_and_its_tokens_products_and_nothing_else() -> None:
     short, long = temporaries(512), temporaries(2048)
     weights = 8 * DIM**2 + 4 * DIM  # of all memories, at a block's start
