@@ -1,0 +1,1 @@
+"""Evaluations: what a checkpoint knows, what its memories hold, and what it forgets."""

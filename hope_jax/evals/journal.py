@@ -1,0 +1,86 @@
+"""What an evaluation has found so far, on disk: a killed one goes on where it stopped."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hope_jax.errors import OutputError
+
+logger = logging.getLogger("hope_jax.evals")
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """Records by key in a file, a line each; the first line tells what they belong to.
+
+    A file of other settings, or one that cannot be read, is begun anew; a last line that a kill cut short is
+    dropped.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        head = {"settings": settings_digest(settings)}
+        lines = _read(path)
+        self._records: dict[str, dict[str, Any]] = {}
+        if lines and lines[0] == head:
+            self._records = {line["key"]: line["record"] for line in lines[1:]}
+            logger.info("%s: %d records are there already", path.name, len(self._records))
+        with self._writing():
+            # Written anew as a whole: what follows a line that was cut short would be lost with it.
+            part = path.with_name(path.name + ".new")
+            rows = [head, *({"key": k, "record": r} for k, r in self._records.items())]
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            part.replace(path)
+            self._file = path.open("a")
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, None if there is none yet."""
+        return self._records.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """Keeps the record of a key (a JSON value). Raises: OutputError."""
+        self._records[key] = record
+        with self._writing():
+            self._file.write(json.dumps({"key": key, "record": record}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """The records stay, for the next start."""
+        self._file.close()
+
+    def finish(self) -> None:
+        """Removes the file: what it held is in the result. Raises: OutputError."""
+        self._file.close()
+        with self._writing():
+            self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"--out: {self.path} cannot be written ({error.strerror}); make room or give write permission"
+            ) from None
+
+
+def _read(path: Path) -> list[Any]:
+    """The lines of a journal, up to the first that is no JSON."""
+    lines: list[Any] = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for line in path.read_text().splitlines():
+            lines.append(json.loads(line))
+    if any(not {"key", "record"} <= set(line) for line in lines[1:]):
+        return []
+    return lines

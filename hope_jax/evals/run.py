@@ -1,0 +1,100 @@
+"""What every evaluation is given, and the form of what it gives back."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hope_jax.evals.journal import Journal, settings_digest
+from hope_jax.evals.memorize import Rule, as_settings
+from hope_jax.evals.subject import Subject
+
+BASELINE, MEMORIZED, CONTROL = ARMS = ("baseline", "memorized", "control")
+"""Without memorization; after the item's own text; after an unrelated text of the same length."""
+
+FORMAT, VERSION = "hope_jax evaluation", 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation of one subject.
+
+    out: folder of its results. limit: items a task at most; None: all. memorize, arms: what is compared.
+    records: results hold a record for each item. options: an evaluation's own settings, JSON values.
+    """
+
+    subject: Subject
+    out: Path
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    memorize: Rule = Rule()
+    arms: tuple[str, ...] = (BASELINE,)
+    records: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the evaluation's figures depend on, a JSON value; `own`: its settings as resolved."""
+        return {
+            "eval": name,
+            "checkpoint": self.subject.about["arrays_digest"],
+            "tokenizer": self.subject.about["tokenizer_digest"],
+            "limit": self.limit,
+            "seed": self.seed,
+            "memorize": as_settings(self.memorize) if self.arms != (BASELINE,) else None,
+            "arms": list(self.arms),
+            **own,
+        }
+
+    def journal(self, name: str, own: Mapping[str, Any]) -> Journal:
+        """What has been found already under these very settings."""
+        return Journal(self.out / f"{name}.partial.jsonl", self.settings(name, own))
+
+
+def outcome(
+    run: Run,
+    name: str,
+    *,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+    seconds: float,
+    paired: Mapping[str, Mapping[str, Any]] | None = None,
+    items: Sequence[Mapping[str, Any]] = (),
+    **more: Any,
+) -> dict[str, Any]:
+    """A result: what was evaluated, how, and what came out; a JSON value.
+
+    metrics: "task/metric/arm" -> `statistics.as_json`. paired: "task/metric/memorized-baseline" ->
+    `statistics.paired_as_json`. Where `use_correct_answer` was asked for, the arm `memorized` and its
+    differences carry `"leak": true`.
+    """
+    own = run.settings(name, settings)
+    leak = run.memorize.use_correct_answer and MEMORIZED in run.arms
+    marked = {key: _marked(key, value, leak) for key, value in metrics.items()}
+    tests = {key: _marked(key, value, leak) for key, value in (paired or {}).items()}
+    found = {
+        "format": FORMAT,
+        "version": VERSION,
+        "eval": name,
+        "subject": run.subject.about,
+        "settings": own,
+        "settings_digest": settings_digest(own),
+        "batch_size": run.batch_size,
+        "metrics": marked,
+        "paired": tests,
+        "leak": leak,
+        "seconds": seconds,
+        **more,
+    }
+    return {**found, "items": list(items)} if run.records else found
+
+
+def _marked(key: str, value: Mapping[str, Any], leak: bool) -> dict[str, Any]:
+    touched = leak and MEMORIZED in key.rsplit("/", 1)[-1]
+    return {**value, "leak": True} if touched else dict(value)
+
+
+def progress(what: str) -> logging.Logger:
+    """The logger of evaluations' progress."""
+    return logging.getLogger(f"hope_jax.evals.{what}")

@@ -1,0 +1,121 @@
+"""A model of which only some memories or layers are written; the others stay as they were."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax import trees
+from hope_jax.errors import ConfigError
+from hope_jax.memory.state import WriteSignal
+from hope_jax.models.lm import Carry, HopeModel, ReadOutput
+from hope_jax.types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class SelectiveModel(HopeModel):
+    """`HopeModel` whose writes to memories and layers that are not selected are undone.
+
+    paths: memories (`titan`, `cms`, `self_mod`) or levels of a CMS; (): all. layers: from 0; (): all.
+    A memory that writes while it reads is set back after each online chunk: within one it reads what it has
+    just written.
+    """
+
+    paths: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+
+    def read(
+        self,
+        params: PyTree,
+        fast: dict[str, PyTree],
+        carry: Carry | None,
+        tokens: Array,
+        segment_ids: Array,
+        taps: dict[str, Any] | None = None,
+        *,
+        training: bool = False,
+    ) -> ReadOutput:
+        """As `HopeModel.read`."""
+        out = super().read(params, fast, carry, tokens, segment_ids, taps, training=training)
+        return out._replace(fast=self._kept(fast, out.fast), stats=self._counted(out.stats))
+
+    def write(
+        self,
+        params: PyTree,
+        fast: dict[str, PyTree],
+        trace: dict[str, PyTree],
+        signal: WriteSignal,
+        position: Array,
+        *,
+        last: bool = False,
+        training: bool = False,
+    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """As `HopeModel.write`."""
+        new, stats = super().write(params, fast, trace, signal, position, last=last, training=training)
+        return self._kept(fast, new), self._counted(stats)
+
+    def _kept(self, old: dict[str, PyTree], new: dict[str, PyTree]) -> dict[str, PyTree]:
+        """`new` where it is selected, else `old`."""
+        kept = {}
+        for name, state in new.items():
+            if _by_level(state, self.level_names()[name]):
+                kept[name] = {
+                    level: self._select(self._written(name, level), state[level], old[name][level])
+                    for level in state
+                }
+            else:
+                kept[name] = self._select(self._written(name, name), state, old[name])
+        return kept
+
+    def _counted(self, stats: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: {
+                level: self._select(self._written(name, level), counts, trees.zeros_like(counts))
+                for level, counts in levels.items()
+            }
+            for name, levels in stats.items()
+        }
+
+    def _written(self, name: str, level: str) -> bool:
+        return not self.paths or name in self.paths or level in self.paths
+
+    def _select(self, written: bool, new: PyTree, old: PyTree) -> PyTree:
+        """Leaves [L, ...]."""
+        if not written or not self.layers:
+            return new if written else old
+        chosen = np.isin(np.arange(self.spec.num_layers), self.layers)
+
+        def pick(a: Array, b: Array) -> Array:
+            return jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(pick, new, old)
+
+
+def paths_of(model: HopeModel) -> tuple[str, ...]:
+    """What may be selected of a model: its memories, and the levels of those that hold them one by one."""
+    fast = jax.eval_shape(lambda key: model.init_fast_state(model.init_params(key), 1), jax.random.key(0))
+    names: dict[str, None] = {}
+    for name, levels in model.level_names().items():
+        names[name] = None
+        if _by_level(fast[name], levels):
+            names.update(dict.fromkeys(levels))
+    return tuple(names)
+
+
+def check_selection(model: HopeModel, paths: Iterable[str], layers: Iterable[int]) -> None:
+    """Raises ConfigError for a memory or a layer that the model does not have."""
+    known, count = paths_of(model), model.spec.num_layers
+    for path in paths:
+        if path not in known:
+            has = ", ".join(known) or f"none ({model.spec.block_variant})"
+            raise ConfigError(f"--memorize_paths: the model has no memory {path!r}; its own: {has}")
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ConfigError(f"--memorize_layers: {layer} is no layer; the model has 0 to {count - 1}")
+
+
+def _by_level(state: PyTree, levels: Iterable[str]) -> bool:
+    return isinstance(state, dict) and set(state) == set(levels)

@@ -1,0 +1,18 @@
+"""Small subjects of evaluations; one a variant, so that each compiles once."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hope_jax.evals.subject import Subject, open_subject
+from tests.checkpoints import save_small, small_config
+
+
+@cache
+def subject(variant: str = "hope_attention", scope: str = "example", dtype: str = "float32") -> Subject:
+    """Memories that write enough to be seen."""
+    model: dict[str, Any] = {"block_variant": variant, "num_layers": 2, "self_mod_lr": 0.1}
+    config = small_config(model=model, memory={"scope": scope}, train={"steps": 2, "compute_dtype": dtype})
+    folder = Path(tempfile.mkdtemp())
+    return open_subject(save_small(folder / "small", config))
