@@ -1,6 +1,5 @@
 """Test-time memorization: a text is read, what it wrote is kept, and an item is scored with it (SPEC §5)."""
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from hope_jax.evals.subject import Subject, take
 from hope_jax.learning.generate import roomy
 from hope_jax.learning.stream import Streamer
 from hope_jax.memory.gate import GateRule
+from hope_jax.memory.self_mod import GENERATORS, MEMORY
 from hope_jax.memory.state import WriteStats
 from hope_jax.types import PyTree
 
@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 class Memorized(NamedTuple):
     """fast: leaves [L, B, ...] ([L, ...] under memory.scope=batch). stats: "memory/level" -> name -> float
-    [B], over layers and steps: sums, but of `write_norm` and `delta_norm` the largest."""
+    [B], of `WriteStats` over layers and steps: sums, but of `write_norm` and `delta_norm` the largest."""
 
     fast: PyTree
     stats: dict[str, dict[str, np.ndarray]]
@@ -72,7 +72,7 @@ class Memorizer:
         if self.subject.shared_memory and len(texts) != 1:
             raise ValueError(f"texts: want one under memory.scope=batch, got {len(texts)}")
         trained, streamer = self.subject.trained, self.streamer
-        tokens, segments = _rows(texts, streamer.rule.chunk_size, trained.tokenizer)
+        tokens, segments = _rows(texts, self._multiple(), trained.tokenizer)
         own = take(self.subject, trained.fast if fast is None else fast, list(range(len(texts))))
         total: dict[str, dict[str, np.ndarray]] = {}
         for _ in range(self.rule.steps):
@@ -83,13 +83,41 @@ class Memorizer:
             result = streamer.finish(trained.params, state)
             own = result.fast
             _add(total, result.stats)
+        self._count_texts(total, texts)
         return Memorized(own, total)
+
+    def _count_texts(self, total: dict[str, dict[str, np.ndarray]], texts: Sequence[np.ndarray]) -> None:
+        """Counts of the memories that write while they read, without the chunks of padding, which write
+        nothing."""
+        model = self.streamer.model
+        lengths = np.array([len(text) + 1 for text in texts], float)
+        own = model.spec.self_mod
+        for name in model.stream_memories():
+            written = not self.rule.paths or name in self.rule.paths
+            readings = self.rule.steps * len(self.rule.layers or range(model.spec.num_layers)) * written
+            for level, chunk in ((GENERATORS, own.chunk_size), (MEMORY, own.chunk_size_memory)):
+                counts = total[f"{name}/{level}"]
+                counts["updates_applied"] = readings * np.ceil(lengths / chunk)
+                counts["chunk_tokens"] = readings * lengths
+
+    def _multiple(self) -> int:
+        """Tokens to a multiple of which texts are padded: padding ends the chunks of memories that write
+        while they read, which a stream's end would leave unwritten."""
+        size, spec = self.streamer.rule.chunk_size, self.streamer.model.spec
+        if not self.streamer.model.stream_memories():
+            return size
+        return max(size, spec.self_mod.chunk_size, spec.self_mod.chunk_size_memory)
 
 
 _SEGMENT = 16
 """Online chunks of a call: the logits that nobody needs are few."""
 
 _LARGEST = ("write_norm", "delta_norm")
+_COUNTED = (
+    "updates_applied", "chunk_tokens", "grad_norm", "surprise_value", "write_clip_hits", "delta_clip_hits",
+    *_LARGEST,
+)  # fmt: skip
+"""What a batch's padding has no part in."""
 
 
 def unrelated(subject: Subject, length: int, seed: int) -> np.ndarray:
@@ -106,10 +134,10 @@ def _held_out(tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([tokenizer.encode(document.text) for document in documents])
 
 
-def _rows(texts: Sequence[np.ndarray], chunk: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and documents, int32 [B, T], of whole online chunks."""
+def _rows(texts: Sequence[np.ndarray], multiple: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and documents, int32 [B, T]."""
     longest = 1 + max(len(text) for text in texts)
-    shape = (len(texts), -(-longest // chunk) * chunk)
+    shape = (len(texts), -(-longest // multiple) * multiple)
     tokens, segments = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
     for i, text in enumerate(texts):
         tokens[i, : len(text) + 1] = [tokenizer.bos_id, *text]
@@ -122,7 +150,8 @@ def _add(total: dict[str, dict[str, np.ndarray]], stats: dict[str, dict[str, Wri
     for memory, levels in jax.device_get(stats).items():
         for level, counts in levels.items():
             known = total.setdefault(f"{memory}/{level}", {})
-            for name, value in counts._asdict().items():
+            for name in _COUNTED:
+                value = getattr(counts, name)
                 if name in _LARGEST:
                     known[name] = np.maximum(known.get(name, 0.0), value.max(0))
                 else:
@@ -131,4 +160,6 @@ def _add(total: dict[str, dict[str, np.ndarray]], stats: dict[str, dict[str, Wri
 
 def as_settings(rule: Rule) -> dict[str, Any]:
     """The rule as a JSON value."""
-    return dataclasses.asdict(rule) if dataclasses.is_dataclass(rule) else rule._asdict()
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in rule._asdict().items()
+    }

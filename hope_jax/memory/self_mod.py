@@ -149,6 +149,7 @@ class SelfMod:
         *,
         position: Array | int,
         reduce: Reduce = own,
+        active_n: Array | None = None,
     ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
         """Reads n tokens and writes the chunks that end among them.
 
@@ -157,6 +158,7 @@ class SelfMod:
         whose unfinished chunks are not written. fast None: read the initial weights, write nothing.
         reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
         them would make of it, at the end of every chunk.
+        active_n: bool [n], False: padding, which writes nothing (eta 0, alpha 1); None: all True.
         Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
         statistics of each level.
         """
@@ -166,7 +168,7 @@ class SelfMod:
         state = self.init(params) if fast is None else fast
         pending = None if carry is None or fast is None else carry
         generators, first, (q, tokens), g_stats = self._generate(
-            params, state, pending, x_nd, position, reduce, fast
+            params, state, pending, x_nd, position, reduce, fast, active_n
         )
         call = _Call(self, self.chunk_size_memory, ("memory",), params, position, reduce, fast is not None)
         recall = partial(_recall, x_nd.dtype)
@@ -186,7 +188,7 @@ class SelfMod:
         """The tokens' streams of a whole sequence from position 0, as `read` makes them while it writes."""
         if "conv" in params:
             x_nd, _ = causal_conv(x_nd, params["conv"])
-        return self._generate(params, fast, None, x_nd, 0, own, fast)[2][1]
+        return self._generate(params, fast, None, x_nd, 0, own, fast, None)[2][1]
 
     def _generate(
         self,
@@ -197,33 +199,35 @@ class SelfMod:
         position: Array | int,
         reduce: Reduce,
         fast: SelfModState | None,
+        active_n: Array | None,
     ) -> tuple[SelfModState, Streams, tuple[Array, Streams], WriteStats]:
         """The pass over the generators: their state, pending streams, (queries, streams) of all tokens."""
         names = self.generator_names()
         call = _Call(self, self.chunk_size, names, params, position, reduce, fast is not None)
         theta = {name: params[name] for name in ("b_alpha",) if name in params}
         make = partial(self._make_streams, x.dtype)
-        new, pending, (q, tokens), stats = call.run(make, theta, state, carry and carry.generators, x, ())
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        active = () if active_n is None else active_n.astype(wide)
+        new, pending, (q, tokens), stats = call.run(make, theta, state, carry and carry.generators, x, active)
         if not self.adaptive_q:
             q = self._unit(x @ params["w_q"].astype(x.dtype)).astype(x.dtype)
         return new, pending, (q, tokens), stats
 
     def _make_streams(
-        self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], _: PyTree
+        self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], active: Any
     ) -> tuple[tuple[Any, Streams], Streams]:
-        """Queries (() where they are not the memories') and streams from what the generators read."""
+        """Queries (() where they are not the memories') and streams from what the generators read; active:
+        [n] of 0 and 1, or ()."""
         rate = reads["eta"][:, 0]
         log_alpha = jnp.zeros_like(rate)
         if self.use_alpha:
             log_alpha = jax.nn.log_sigmoid(reads["alpha"][:, 0] + theta.get("b_alpha", 0.0)).astype(
                 rate.dtype
             )
-        tokens = Streams(
-            self._unit(reads["k"]).astype(dtype),
-            reads["v"].astype(dtype),
-            self.eta_scale * jax.nn.softplus(rate),
-            log_alpha,
-        )
+        eta = self.eta_scale * jax.nn.softplus(rate)
+        if not isinstance(active, tuple):
+            eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
+        tokens = Streams(self._unit(reads["k"]).astype(dtype), reads["v"].astype(dtype), eta, log_alpha)
         return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:

@@ -130,7 +130,15 @@ class SelfModLayer(nn.Module):
         if rule.use_alpha and spec.alpha_near_one:
             params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), dtype)
         position = context.position if context.clock is None else context.clock
-        return rule.read(params, fast, carry, x_nd, position=position, reduce=spec.reduce)
+        return rule.read(
+            params,
+            fast,
+            carry,
+            x_nd,
+            position=position,
+            reduce=spec.reduce,
+            active_n=context.segments_n > 0,
+        )
 
 
 def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:
