@@ -324,3 +324,20 @@ def test_sizes_of_writes_are_those_of_the_matrices(options: dict[str, Any]) -> N
         np.testing.assert_allclose(whole[level].write_norm, written[level], rtol=1e-5)
         wanted = largest(state.weights, params, level)
         np.testing.assert_allclose(whole[level].delta_norm, wanted, rtol=1e-5)
+
+
+def test_padding_writes_nothing_and_ends_a_chunk():
+    """A chunk of ten tokens and two of padding is one of ten tokens."""
+    shapes = {"chunk_size": 12, "chunk_size_memory": 12, "online_chunk": 12}
+    padded, _ = make(**shapes)
+    whole, _ = make(**dict.fromkeys(shapes, 10))
+    params, x = make_params(padded), inputs()[:12]
+    active = jnp.arange(12) < 10
+    want = whole.read(params, whole.init(params), None, x[:10], position=0)
+    for tail in (x[10:], 100 * x[10:]):
+        row = jnp.concatenate([x[:10], tail])
+        got = padded.read(params, padded.init(params), None, row, position=0, active_n=active)
+        np.testing.assert_allclose(got[0][:10], want[0], rtol=1e-9)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), got[1].weights, want[1].weights)
+    nothing = padded.read(params, got[1], None, x, position=0, active_n=jnp.zeros(12, bool))[1]
+    jax.tree.map(np.testing.assert_array_equal, nothing.weights, got[1].weights)
