@@ -1,0 +1,68 @@
+"""Intervals and tests against published examples and simulations."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hope_jax.evals import statistics
+
+
+def test_wilson_on_a_published_example():
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
+                               (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        estimate = statistics.proportion([True] * hits + [False] * (n - hits))
+        assert estimate.value == hits / n and estimate.n == n
+        np.testing.assert_allclose([estimate.low, estimate.high], [low, high], atol=5e-5)
+
+
+def test_newcombe_on_a_published_example():
+    """Newcombe 1998 (paired), table III, method 10: e=36, f=12, g=2, h=0 gives 0.0569 to 0.3404."""
+    x = np.array([1] * 36 + [1] * 12 + [0] * 2)
+    y = np.array([1] * 36 + [0] * 12 + [1] * 2)
+    found = statistics.paired(x, y)
+    assert found.delta == pytest.approx(0.2) and found.test == "exact McNemar"
+    np.testing.assert_allclose([found.low, found.high], [0.0569, 0.3404], atol=5e-5)
+    assert found.p_value == pytest.approx(2 * stats.binom.cdf(2, 14, 0.5))
+
+
+def test_intervals_hold_what_they_should():
+    """Of 95 % intervals about 95 % hold the true value."""
+    rng = np.random.default_rng(0)
+    held = {"mean": 0, "proportion": 0, "paired": 0, "paired hits": 0}
+    rounds = 2000
+    for _ in range(rounds):
+        found = statistics.mean(rng.normal(1.0, 2.0, 20))
+        held["mean"] += found.low <= 1.0 <= found.high
+        found = statistics.proportion(rng.random(60) < 0.3)
+        held["proportion"] += found.low <= 0.3 <= found.high
+        base = rng.normal(size=30)
+        test = statistics.paired(base + rng.normal(0.5, 1, 30), base)
+        held["paired"] += test.low <= 0.5 <= test.high
+        easy = rng.random(80) < 0.5
+        test = statistics.paired(easy | (rng.random(80) < 0.4), easy)
+        held["paired hits"] += test.low <= 0.2 <= test.high
+    assert all(0.935 * rounds <= count <= 0.97 * rounds for count in held.values()), held
+
+
+def test_equal_arms_do_not_differ():
+    for x in ([True, False, True], [0.5, 1.5, 2.5]):
+        found = statistics.paired(x, x)
+        assert found.delta == 0 and found.p_value == 1
+        assert found.low <= 0 <= found.high
+
+
+def test_one_value_has_no_interval():
+    found = statistics.mean([2.0])
+    assert found.value == 2 and math.isnan(found.low)
+    assert statistics.as_json(found)["ci95"] is None
+
+
+def test_nothing_is_no_estimate():
+    for estimate in (statistics.mean, statistics.proportion):
+        with pytest.raises(ValueError, match="no observations"):
+            estimate([])
+    with pytest.raises(ValueError, match="as many values"):
+        statistics.paired([1.0], [1.0, 2.0])
