@@ -48,7 +48,7 @@ def test_pairs_are_scored_as_if_each_were_alone(variant):
 
 
 def endless(variant: str = "hope_attention") -> Subject:
-    """The subject with another end-of-text token than the one that a model of random weights likes to draw."""
+    """The subject without an end of text, which a model of random weights likes to draw."""
     model = subject(variant)
     ids = SimpleNamespace(bos_id=model.trained.tokenizer.bos_id, eos_id=-1)
     return model._replace(trained=model.trained._replace(tokenizer=ids))
