@@ -1,0 +1,303 @@
+"""Prompts of the needle-in-a-haystack tasks, after RULER's recipe (arXiv 2404.06654), in other haystacks.
+
+A needle is a sentence that gives a key its value; the question asks for the values of one key or of several.
+Sample i of a task depends on the seed, the task, the length and i alone. A haystack is as long as the length
+allows: BOS, prompt and the room for an answer are at most `length` tokens, by binary search over its units
+(words of prose, lines of noise, or lines of other needles).
+
+What differs from RULER: the prose (ours starts at another sentence for each sample, and wraps around), the
+words of keys, the sentence splitter, and random draws; so results are "RULER-style, other haystack".
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hope_jax.data.corpus import EMBEDDED, load_documents
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import ConfigError
+from hope_jax.evals.documents import read_documents
+from hope_jax.evals.niah_words import ADJECTIVES, NOUNS
+
+LABEL = "RULER-style, other haystack"
+ANSWER_TOKENS = 128
+"""Room for the answer in tokens, as in RULER."""
+
+PROSE = ("austen.txt", "sotu.txt")
+"""Files of the embedded corpus that are prose."""
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_NEEDLE = "One of the special magic {kind} for {key} is: {value}."
+_MANY = (
+    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind} afterwards.\n",
+    "\nWhat are all the special magic {kind} for {query} mentioned in the provided text?"
+    " The special magic {kind} for {query} mentioned in the provided text are",
+)
+_ONE = (
+    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind} afterwards.\n",
+    "\nWhat is the special magic {kind} for {query} mentioned in the provided text?"
+    " The special magic {kind} for {query} mentioned in the provided text is",
+)
+_DEPTHS = np.round(np.linspace(0, 100, 40)).astype(int)
+_TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Dr", "St", "Col", "Esq"))
+_SENTENCE_END = re.compile(rf"{_TITLES}(?:(?<=[.!?])|(?<=[.!?][\"'_)])) ")
+
+
+class Task(NamedTuple):
+    """haystack: what surrounds the needles. key, value: their kinds. keys: needles with keys of their own.
+    values: needles of each key. asked: keys that the question names."""
+
+    haystack: Literal["noise", "prose", "needles"]
+    key: Literal["word", "uuid"]
+    value: Literal["number", "uuid"]
+    keys: int
+    values: int
+    asked: int
+
+    @property
+    def answers(self) -> int:
+        """Values that are asked for."""
+        return self.asked * self.values
+
+
+TASKS = {
+    "niah_single_1": Task("noise", "word", "number", 1, 1, 1),
+    "niah_single_2": Task("prose", "word", "number", 1, 1, 1),
+    "niah_single_3": Task("prose", "word", "uuid", 1, 1, 1),
+    "niah_multikey_1": Task("prose", "word", "number", 4, 1, 1),
+    "niah_multikey_2": Task("needles", "word", "number", 1, 1, 1),
+    "niah_multikey_3": Task("needles", "uuid", "uuid", 1, 1, 1),
+    "niah_multivalue": Task("prose", "word", "number", 1, 4, 1),
+    "niah_multiquery": Task("prose", "word", "number", 4, 1, 4),
+}
+
+
+class Prompt(NamedTuple):
+    """What is asked: before + context + after, to which " " + answer is the beginning of a right reply.
+
+    answers: the values asked for, in the order of the question. distractor: a value of the same kind and, as
+    far as can be, length in tokens, which stands nowhere in the prompt. depths: share of the context's
+    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt.
+    """
+
+    before: str
+    context: str
+    after: str
+    answers: tuple[str, ...]
+    distractor: str
+    depths: tuple[float, ...]
+    tokens: int
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return self.before + self.context + self.after
+
+
+class Prose:
+    """Running text whose words are the units of haystacks; it goes on from its end to its beginning."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Args: documents, which are joined in order; their white space becomes single spaces."""
+        self._words = " ".join(texts).split()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Indices of words with which sentences begin."""
+        lengths = [len(s.split()) for s in split_sentences(" ".join(self._words))]
+        return np.concatenate([[0], np.cumsum(lengths)[:-1]])
+
+    def words(self, start: float, count: int) -> str:
+        """`count` words from the beginning of a sentence; start in [0, 1): which one."""
+        at = int(self._starts[int(start * len(self._starts))])
+        rounds = (at + count) // len(self._words) + 1
+        return " ".join((self._words * rounds)[at : at + count])
+
+
+def load_prose(source: str | None) -> Prose:
+    """The prose of the embedded corpus (None), or of a text file or folder.
+
+    Raises:
+      ConfigError: there is no such file or folder, or no text in it.
+      DataError: it cannot be read.
+    """
+    if source is not None:
+        return Prose([d.text for d in read_documents("niah_haystack", source)])
+    return Prose([d.text for d in load_documents(EMBEDDED) if d.source in PROSE])
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text without line breaks; joined by spaces they are the text."""
+    return _SENTENCE_END.split(text)
+
+
+def make_prompt(
+    tokenizer: Tokenizer,
+    name: str,
+    length: int,
+    index: int,
+    *,
+    seed: int,
+    prose: Prose,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> Prompt:
+    """Sample `index` of the task `name` for `length` tokens.
+
+    Raises:
+      ConfigError: the least haystack is too long; the message names the least length.
+    """
+    draft = _Draft(tokenizer, name, length, index, seed, prose)
+    room = length - answer_tokens
+    least = draft.tokens(1)
+    if least > room:
+        raise ConfigError(
+            f"niah_lengths={length}: too short for {name} (sample {index}): want at least "
+            f"{least + answer_tokens} tokens, {least} for the needles, the question and one unit of haystack, "
+            f"and {answer_tokens} for the answer"
+        )
+    return draft.prompt(most(lambda units: draft.tokens(units) <= room))
+
+
+def check_length(
+    tokenizer: Tokenizer,
+    name: str,
+    length: int,
+    count: int,
+    *,
+    seed: int,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> None:
+    """Raises ConfigError, which names the least length, if one of the first `count` samples cannot be made."""
+    word = Prose(["Word."])
+    drafts = (_Draft(tokenizer, name, length, i, seed, word) for i in range(count))
+    least = max(draft.tokens(1) for draft in drafts) + answer_tokens
+    if least > length:
+        raise ConfigError(
+            f"niah_lengths={length}: too short for {name}: want at least {least} tokens, of which "
+            f"{answer_tokens} are for the answer"
+        )
+
+
+def most(fits: Callable[[int], bool]) -> int:
+    """The most units that fit: by doubling, then binary search. One unit fits; more fit ever less."""
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+class _Draft:
+    """All that is drawn for a sample, before the size of its haystack is known."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, name: str, length: int, index: int, seed: int, prose: Prose
+    ) -> None:
+        self.tokenizer, self.task, self.prose = tokenizer, TASKS[name], prose
+        task, rng = self.task, generator(seed, f"{name}/{length}/{index}")
+        keys = distinct(lambda: _draw(rng, task.key), task.keys)
+        values = distinct(lambda: _draw(rng, task.value), task.keys * task.values)
+        given = [values[i * task.values : (i + 1) * task.values] for i in range(task.keys)]
+        self.needles = [self._needle(k, v) for k, of_key in zip(keys, given, strict=True) for v in of_key]
+        rng.shuffle(self.needles)
+        self.answers = tuple(v for of_key in given[: task.asked] for v in of_key)
+        self.distractor = rival(tokenizer, self.answers[0], values, lambda: _draw(rng, task.value))
+        self.taken = {*keys, *values, self.distractor}
+        self.start = float(rng.random())
+        depths = rng.choice(_DEPTHS, len(self.needles), replace=False)
+        self.depths = np.sort(depths) / 100 if task.haystack == "prose" else rng.random(len(self.needles))
+        self.others = np.random.default_rng(rng.integers(2**63))
+        self.lines: list[str] = []
+        kind = task.value + ("s" if task.answers > 1 else "")
+        before, after = _MANY if task.answers > 1 else _ONE
+        self.before = before.format(kind=kind)
+        self.after = after.format(kind=kind, query=listed(keys[: task.asked]))
+
+    def tokens(self, units: int) -> int:
+        """Of BOS and the prompt with a haystack of so many units."""
+        return 1 + len(self.tokenizer.encode(self.before + self.context(units) + self.after))
+
+    def prompt(self, units: int) -> Prompt:
+        context = self.context(units)
+        found = sorted(context.index(needle) for needle in self.needles)
+        depths = tuple(at / len(context) for at in found)
+        return Prompt(
+            self.before, context, self.after, self.answers, self.distractor, depths, self.tokens(units)
+        )
+
+    def context(self, units: int) -> str:
+        if self.task.haystack == "prose":
+            pieces, joint = split_sentences(self.prose.words(self.start, units)), " "
+        else:
+            pieces, joint = [NOISE] * units if self.task.haystack == "noise" else self._other(units), "\n"
+        places = sorted(int(depth * len(pieces)) for depth in self.depths)
+        for place, needle in reversed(list(zip(places, self.needles, strict=True))):
+            pieces.insert(place, needle)
+        return joint.join(pieces)
+
+    def _other(self, count: int) -> list[str]:
+        """The first lines of an endless list of needles with other keys and values than this sample's."""
+        while len(self.lines) < count:
+            key, value = _draw(self.others, self.task.key), _draw(self.others, self.task.value)
+            if not {key, value} & self.taken:
+                self.lines.append(self._needle(key, value))
+        return self.lines[:count]
+
+    def _needle(self, key: str, value: str) -> str:
+        return _NEEDLE.format(kind=f"{self.task.value}s", key=key, value=value)
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers of a sample: they depend on the seed and the name alone, on every machine."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.dtype("<u4")))
+
+
+def distinct(draw: Callable[[], str], count: int) -> list[str]:
+    """So many draws that differ from each other."""
+    found: list[str] = []
+    while len(found) < count:
+        if (drawn := draw()) not in found:
+            found.append(drawn)
+    return found
+
+
+def rival(tokenizer: Tokenizer, answer: str, taken: Sequence[str], draw: Callable[[], str]) -> str:
+    """A draw that is none of `taken`, of as many tokens after a space as `answer` has, so that a model's
+    liking for short texts decides nothing; of 200 draws that all differ, the nearest."""
+
+    def tokens(text: str) -> int:
+        return len(tokenizer.encode(" " + text))
+
+    wanted, best, nearest = tokens(answer), "", float("inf")
+    for _ in range(200):
+        drawn = draw()
+        while drawn in taken:
+            drawn = draw()
+        if (apart := abs(tokens(drawn) - wanted)) < nearest:
+            best, nearest = drawn, apart
+        if not apart:
+            break
+    return best
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence as RULER joins them: "a", "a, and b", "a, b, and c"."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + ", and " + names[-1]
+
+
+def _draw(rng: np.random.Generator, kind: str) -> str:
+    if kind == "number":
+        return str(rng.integers(10**6, 10**7))
+    if kind == "uuid":
+        return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+    return f"{ADJECTIVES[rng.integers(len(ADJECTIVES))]}-{NOUNS[rng.integers(len(NOUNS))]}"
