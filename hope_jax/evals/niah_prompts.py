@@ -159,7 +159,7 @@ def make_prompt(
     if least > room:
         raise ConfigError(
             f"niah_lengths={length}: too short for {name} (sample {index}): want at least "
-            f"{least + answer_tokens} tokens, {least} for the needles, the question and one unit of haystack, "
+            f"{least + answer_tokens} tokens, {least} for needles, question and one unit of haystack, "
             f"and {answer_tokens} for the answer"
         )
     return draft.prompt(most(lambda units: draft.tokens(units) <= room))
@@ -174,7 +174,7 @@ def check_length(
     seed: int,
     answer_tokens: int = ANSWER_TOKENS,
 ) -> None:
-    """Raises ConfigError, which names the least length, if one of the first `count` samples cannot be made."""
+    """Raises ConfigError, which names the least length, if one of the first `count` samples has no room."""
     word = Prose(["Word."])
     drafts = (_Draft(tokenizer, name, length, i, seed, word) for i in range(count))
     least = max(draft.tokens(1) for draft in drafts) + answer_tokens

@@ -10,7 +10,16 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals import niah_prompts
 from hope_jax.evals.documents import read_documents
-from hope_jax.evals.niah_prompts import NOISE, TASKS, Prompt, Prose, check_length, load_prose, make_prompt
+from hope_jax.evals.niah_prompts import (
+    NOISE,
+    TASKS,
+    Prompt,
+    Prose,
+    check_length,
+    load_prose,
+    make_prompt,
+    split_sentences,
+)
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
@@ -106,9 +115,15 @@ def test_needles_in_prose_stand_between_sentences_at_the_forty_depths() -> None:
         prompt = made("niah_multikey_1", 900, index)
         assert len(prompt.depths) == 4 and list(prompt.depths) == sorted(prompt.depths)
         seen += prompt.depths
-        for needle in NEEDLE.finditer(prompt.context):
+        needles = list(NEEDLE.finditer(prompt.context))
+        prose = [s for s in split_sentences(prompt.context) if not NEEDLE.fullmatch(s)]
+        places = {int(depth * len(prose) / 100) for depth in np.round(np.linspace(0, 100, 40)).astype(int)}
+        for needle in needles:
             before = prompt.context[: needle.start()]
-            assert not before or re.search(r"[.!?][\"'_)]? $", before)
+            earlier = [s for s in split_sentences(before.strip()) if s and not NEEDLE.fullmatch(s)]
+            assert len(earlier) in places
+            at_end = not NEEDLE.sub("", prompt.context[needle.end() :]).strip()
+            assert at_end or not before or re.search(r"[.!?][\"'_)]? $", before)
     assert min(seen) < 0.05 and max(seen) > 0.9 and 0.35 < np.mean(seen) < 0.65
 
 
@@ -162,7 +177,7 @@ def test_most_is_the_largest_that_fits() -> None:
 
 def test_prose_starts_at_sentences_and_wraps_around() -> None:
     prose = Prose(["One two.\nThree four five.", 'Mr. Six said "seven." Eight.'])
-    assert niah_prompts.split_sentences(" ".join(prose._words)) == [
+    assert split_sentences(" ".join(prose._words)) == [
         "One two.", "Three four five.", 'Mr. Six said "seven."', "Eight.",
     ]  # fmt: skip
     assert prose.words(0.0, 3) == "One two. Three" and prose.words(0.99, 4) == "Eight. One two. Three"
