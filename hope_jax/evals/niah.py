@@ -1,21 +1,30 @@
-"""Needle in a haystack: RULER's eight tasks over lengths, in haystacks of our own (docs/evals/long_context.md).
+"""Needle in a haystack: RULER's eight tasks over lengths, in other haystacks (docs/evals/long_context.md).
 
 Options: niah_tasks (names, see `niah_prompts.TASKS`), niah_lengths (tokens of BOS, prompt and answer),
 niah_samples (of a task and length), niah_haystack (a text file or folder instead of the embedded prose),
 niah_answer_tokens (drawn at most).
 """
 
-import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from hope_jax.evals import options, retrieval
-from hope_jax.evals.arms import update_statistics
 from hope_jax.evals.long_context_figures import accuracy_over_length
-from hope_jax.evals.niah_prompts import ANSWER_TOKENS, LABEL, TASKS, check_length, load_prose, make_prompt
-from hope_jax.evals.run import Run, outcome, progress
+from hope_jax.evals.niah_prompts import (
+    ANSWER_TOKENS,
+    LABEL,
+    TASKS,
+    Prompt,
+    Prose,
+    check_length,
+    load_prose,
+    make_prompt,
+)
+from hope_jax.evals.retrieval import Group
+from hope_jax.evals.run import Run
 
 NAME = "niah"
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -29,7 +38,6 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: unknown options, or a length too short for a task, with the least that is enough.
       DataError: the haystack cannot be read.
     """
-    started = time.monotonic()
     tasks = options.chosen(run, "niah_tasks", TASKS)
     lengths = options.whole_numbers(run, "niah_lengths", LENGTHS)
     samples = options.whole_number(run, "niah_samples", SAMPLES)
@@ -48,25 +56,21 @@ def evaluate(run: Run) -> dict[str, Any]:
         "haystack": prose.digest,
         "label": LABEL,
     }
-    journal = run.journal(NAME, settings)
-    metrics: dict[str, Any] = {}
-    paired: dict[str, Any] = {}
-    items: list[dict[str, Any]] = []
-    updates: dict[str, Any] = {}
-    for length in lengths:
-        for task in tasks:
-            make = partial(_make, run, task, length, prose=prose, answer_tokens=answer_tokens)
-            records = retrieval.ask(run, journal, task, length, count, make, answer_tokens)
-            found = retrieval.summarize(records, task, length)
-            metrics |= found[0]
-            paired |= found[1]
-            updates[f"{task}@{length}"] = update_statistics(records)
-            items += [{"arm": arm, **item} for arm, of_arm in records.items() for item in of_arm]
-            shown = {arm: metrics[f"{task}@{length}/choice/{arm}"]["value"] for arm in run.arms}
-            progress(NAME).info("%s@%d: choice %s", task, length, shown)
-    journal.finish()
-    seconds = time.monotonic() - started
-    return outcome(
-        run, NAME, settings=settings, metrics=metrics, paired=paired, items=items, seconds=seconds,
-        updates=updates,
-    )  # fmt: skip
+    groups = [
+        Group(task, length, partial(_make, run, task, length, prose, answer_tokens))
+        for length in lengths
+        for task in tasks
+    ]
+    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens)
+
+
+def _make(run: Run, task: str, length: int, prose: Prose, answer_tokens: int, index: int) -> Prompt:
+    tokenizer = run.subject.trained.tokenizer
+    return make_prompt(
+        tokenizer, task, length, index, seed=run.seed, prose=prose, answer_tokens=answer_tokens
+    )
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Choice and string match over length, a panel a task, of an outcome."""
+    return accuracy_over_length(NAME, found["metrics"])

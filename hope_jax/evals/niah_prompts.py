@@ -109,6 +109,11 @@ class Prose:
         self._words = " ".join(texts).split()
 
     @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the words."""
+        return hashlib.sha256(" ".join(self._words).encode()).hexdigest()
+
+    @cached_property
     def _starts(self) -> np.ndarray:
         """Indices of words with which sentences begin."""
         lengths = [len(s.split()) for s in split_sentences(" ".join(self._words))]

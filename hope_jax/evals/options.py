@@ -18,6 +18,14 @@ def whole_numbers(run: Run, key: str, default: Sequence[int], least: int = 1) ->
     return tuple(sorted({_whole(key, value, least) for value in given}))
 
 
+def share(run: Run, key: str, default: float) -> float:
+    """The option `key`. Raises: ConfigError unless it is a number from 0 to 1."""
+    value = run.options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{key}={value!r}: want a number from 0 to 1")
+    return float(value)
+
+
 def chosen(run: Run, key: str, names: Collection[str]) -> tuple[str, ...]:
     """The option `key`: some of `names`, in their order; without it all. Raises: ConfigError for others."""
     given = _listed(key, run.options.get(key, tuple(names)))

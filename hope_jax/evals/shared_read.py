@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.evals.generation import continue_greedy, read_prompt
-from hope_jax.evals.scoring import Score, picked
+from hope_jax.evals.scoring import Score, following_log_probs
 from hope_jax.evals.subject import Subject, take
 from hope_jax.learning.generate import roomy
 from hope_jax.learning.stream import Stream
@@ -28,25 +28,25 @@ class ReadPrompts(NamedTuple):
 
 
 def read_prompts(
-    subject: Subject, prompts: Sequence[np.ndarray], fast: PyTree | None, *, room: int
+    subject: Subject, prompts: Sequence[np.ndarray], fast: PyTree | None, *, capacity: int
 ) -> ReadPrompts:
     """Reads prompts side by side, segment by segment, each a context of its own that begins with BOS.
 
     prompts: int32 [n] with n > 0; their tokens are targets. fast: memories to start from, of as many contexts
-    or of one; None: those that training left. room: tokens that will come after a prompt at most.
+    or of one; None: those that training left. capacity: tokens of a prompt and what will come after it at most;
+    as each one compiles anew, let it be the same for few.
     """
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate([[trained.tokenizer.bos_id], prompt]).astype(np.int32) for prompt in prompts]
     shared = min(len(row) for row in rows) - 1
     own = take(subject, trained.fast if fast is None else fast, list(range(len(rows))))
-    capacity = roomy(streamer, max(len(row) for row in rows) + room)
-    state = streamer.begin(trained.params, len(rows), capacity, jax.tree.map(jnp.copy, own))
+    state = streamer.begin(trained.params, len(rows), roomy(streamer, capacity), jax.tree.map(jnp.copy, own))
     state = read_prompt(subject, state, np.stack([row[:shared] for row in rows]))
     return ReadPrompts(state, [row[shared:] for row in rows])
 
 
 def score_after(subject: Subject, read: ReadPrompts, continuations: Sequence[np.ndarray]) -> list[Score]:
-    """Log-likelihood of one continuation of each prompt, int32 [m] with m > 0, whose tokens are no targets."""
+    """Log-likelihood of one continuation a prompt, int32 [at least 1], whose tokens are no targets."""
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate(pair) for pair in zip(read.rests, continuations, strict=True)]
     size = streamer.rule.chunk_size
@@ -58,7 +58,9 @@ def score_after(subject: Subject, read: ReadPrompts, continuations: Sequence[np.
     logits, _ = streamer.feed(
         trained.params, read.state, tokens[:, :-1], segment_ids=segments[:, :-1], target_mask=targets[:, :-1]
     )
-    log_probs, greedy = (np.asarray(found) for found in picked(logits, jnp.asarray(tokens[:, 1:])))
+    log_probs, greedy = (
+        np.asarray(found) for found in following_log_probs(logits, jnp.asarray(tokens[:, 1:]))
+    )
     scores = []
     for i, (row, rest) in enumerate(zip(rows, read.rests, strict=True)):
         part = slice(len(rest) - 1, len(row) - 1)
