@@ -33,8 +33,8 @@ def read_prompts(
     """Reads prompts side by side, segment by segment, each a context of its own that begins with BOS.
 
     prompts: int32 [n] with n > 0; their tokens are targets. fast: memories to start from, of as many contexts
-    or of one; None: those that training left. capacity: tokens of a prompt and what will come after it at most;
-    as each one compiles anew, let it be the same for few.
+    or of one; None: those that training left. capacity: tokens of a prompt and what comes after it at most; a
+    new one compiles anew.
     """
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate([[trained.tokenizer.bos_id], prompt]).astype(np.int32) for prompt in prompts]
