@@ -17,12 +17,11 @@ from hope_jax.evals.niah_prompts import (
     ANSWER_TOKENS,
     LABEL,
     TASKS,
-    Prompt,
-    Prose,
     check_length,
-    load_prose,
     make_prompt,
 )
+from hope_jax.evals.prompts import Prompt
+from hope_jax.evals.prose import Prose, load_prose
 from hope_jax.evals.retrieval import Group
 from hope_jax.evals.run import Run
 

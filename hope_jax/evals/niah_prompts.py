@@ -9,27 +9,20 @@ What differs from RULER: the prose (ours starts at another sentence for each sam
 words of keys, the sentence splitter, and random draws; so results are "RULER-style, other haystack".
 """
 
-import hashlib
-import re
 import uuid
-from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hope_jax.data.corpus import EMBEDDED, load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
-from hope_jax.evals.documents import read_documents
 from hope_jax.evals.niah_words import ADJECTIVES, NOUNS
+from hope_jax.evals.prompts import Prompt, distinct, generator, most, rival
+from hope_jax.evals.prose import Prose, split_sentences
 
 LABEL = "RULER-style, other haystack"
 ANSWER_TOKENS = 128
 """Room for the answer in tokens, as in RULER."""
-
-PROSE = ("austen.txt", "sotu.txt")
-"""Files of the embedded corpus that are prose."""
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -46,8 +39,6 @@ _ONE = (
     " The special magic {kind} for {query} mentioned in the provided text is",
 )
 _DEPTHS = np.round(np.linspace(0, 100, 40)).astype(int)
-_TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Dr", "St", "Col", "Esq"))
-_SENTENCE_END = re.compile(rf"{_TITLES}(?:(?<=[.!?])|(?<=[.!?][\"'_)])) ")
 
 
 class Task(NamedTuple):
@@ -77,70 +68,6 @@ TASKS = {
     "niah_multivalue": Task("prose", "word", "number", 1, 4, 1),
     "niah_multiquery": Task("prose", "word", "number", 4, 1, 4),
 }
-
-
-class Prompt(NamedTuple):
-    """What is asked: before + context + after, to which " " + answer is the beginning of a right reply.
-
-    answers: the values asked for, in the order of the question. distractor: a value of the same kind and, as
-    far as can be, length in tokens, which stands nowhere in the prompt. depths: share of the context's
-    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt.
-    """
-
-    before: str
-    context: str
-    after: str
-    answers: tuple[str, ...]
-    distractor: str
-    depths: tuple[float, ...]
-    tokens: int
-
-    @property
-    def text(self) -> str:
-        """The whole prompt."""
-        return self.before + self.context + self.after
-
-
-class Prose:
-    """Running text whose words are the units of haystacks; it goes on from its end to its beginning."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        """Args: documents, which are joined in order; their white space becomes single spaces."""
-        self._words = " ".join(texts).split()
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex SHA-256 of the words."""
-        return hashlib.sha256(" ".join(self._words).encode()).hexdigest()
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        """Indices of words with which sentences begin."""
-        lengths = [len(s.split()) for s in split_sentences(" ".join(self._words))]
-        return np.concatenate([[0], np.cumsum(lengths)[:-1]])
-
-    def words(self, start: float, count: int) -> str:
-        """`count` words from the beginning of a sentence; start in [0, 1): which one."""
-        at = int(self._starts[int(start * len(self._starts))])
-        rounds = (at + count) // len(self._words) + 1
-        return " ".join((self._words * rounds)[at : at + count])
-
-
-def load_prose(source: str | None) -> Prose:
-    """The prose of the embedded corpus (None), or of a text file or folder.
-
-    Raises:
-      ConfigError: there is no such file or folder, or no text in it.
-      DataError: it cannot be read.
-    """
-    if source is not None:
-        return Prose([d.text for d in read_documents("niah_haystack", source)])
-    return Prose([d.text for d in load_documents(EMBEDDED) if d.source in PROSE])
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text without line breaks; joined by spaces they are the text."""
-    return _SENTENCE_END.split(text)
 
 
 def make_prompt(
@@ -188,17 +115,6 @@ def check_length(
             f"niah_lengths={length}: too short for {name}: want at least {least} tokens, of which "
             f"{answer_tokens} are for the answer"
         )
-
-
-def most(fits: Callable[[int], bool]) -> int:
-    """The most units that fit: by doubling, then binary search. One unit fits; more fit ever less."""
-    low, high = 1, 2
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 class _Draft:
@@ -261,41 +177,7 @@ class _Draft:
         return _NEEDLE.format(kind=f"{self.task.value}s", key=key, value=value)
 
 
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of a sample: they depend on the seed and the name alone, on every machine."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, np.dtype("<u4")))
-
-
-def distinct(draw: Callable[[], str], count: int) -> list[str]:
-    """So many draws that differ from each other."""
-    found: list[str] = []
-    while len(found) < count:
-        if (drawn := draw()) not in found:
-            found.append(drawn)
-    return found
-
-
-def rival(tokenizer: Tokenizer, answer: str, taken: Sequence[str], draw: Callable[[], str]) -> str:
-    """A draw that is none of `taken`, of as many tokens after a space as `answer` has, so that a model's
-    liking for short texts decides nothing; of 200 draws that all differ, the nearest."""
-
-    def tokens(text: str) -> int:
-        return len(tokenizer.encode(" " + text))
-
-    wanted, best, nearest = tokens(answer), "", float("inf")
-    for _ in range(200):
-        drawn = draw()
-        while drawn in taken:
-            drawn = draw()
-        if (apart := abs(tokens(drawn) - wanted)) < nearest:
-            best, nearest = drawn, apart
-        if not apart:
-            break
-    return best
-
-
-def listed(names: Sequence[str]) -> str:
+def listed(names: list[str]) -> str:
     """Names in a sentence as RULER joins them: "a", "a, and b", "a, b, and c"."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + ", and " + names[-1]
 

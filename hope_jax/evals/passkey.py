@@ -17,7 +17,7 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.evals import options, retrieval
 from hope_jax.evals.long_context_figures import accuracy_over_length
-from hope_jax.evals.niah_prompts import Prompt, generator, most, rival
+from hope_jax.evals.prompts import Prompt, generator, most, rival
 from hope_jax.evals.retrieval import Group
 from hope_jax.evals.run import Run
 

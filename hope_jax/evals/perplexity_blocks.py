@@ -1,5 +1,6 @@
 """Losses summed over blocks of tokens, and what is estimated of them: nats per unit with intervals."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,13 +41,13 @@ def joined(parts: Sequence[Losses]) -> Losses:
 
 
 def estimates(losses: Losses) -> dict[str, Estimate]:
-    """nats_per_token, nats_per_byte, nats_per_word, and perplexity: e to the nats per token."""
+    """perplexity (e to the nats per token), nats_per_token, nats_per_byte, and nats_per_word if there are
+    words."""
     token = ratio(losses.nats, losses.tokens)
+    units = {"token": losses.tokens, "byte": losses.bytes, "word": losses.words}
     return {
-        "nats_per_token": token,
-        "nats_per_byte": ratio(losses.nats, losses.bytes),
-        "nats_per_word": ratio(losses.nats, losses.words),
-        "perplexity": Estimate(*(float(np.exp(v)) for v in token[:3]), n=token.n),
+        **{f"nats_per_{name}": ratio(losses.nats, count) for name, count in units.items() if count.sum()},
+        "perplexity": Estimate(math.exp(token.value), math.exp(token.low), math.exp(token.high), token.n),
     }
 
 
@@ -62,17 +63,15 @@ def over_positions(losses: Losses) -> dict[tuple[int, int], Estimate]:
 
 
 def ratio(values: np.ndarray, units: np.ndarray) -> Estimate:
-    """Sum of values over sum of units, [blocks] each; NaN if there are no units.
+    """Sum of values over sum of units, [blocks] each; some block has units.
 
     Its 95 % interval is Student's over blocks, of the linearised ratio: blocks may hold different numbers of
     units. Neighbouring blocks of a text are taken as independent. NaN bounds for one block.
     """
     n, total = len(values), float(units.sum())
-    if not total:
-        return Estimate(float("nan"), float("nan"), float("nan"), n)
     value = float(values.sum()) / total
     if n < 2:
-        return Estimate(value, float("nan"), float("nan"), n)
+        return Estimate(value, math.nan, math.nan, n)
     residual = values - value * units
     error = float(np.sqrt(n / (n - 1) * np.square(residual).sum())) / total
     half = float(stats.t.ppf(0.975, n - 1)) * error

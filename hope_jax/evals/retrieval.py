@@ -16,7 +16,7 @@ import numpy as np
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.arms import Records, compare, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
-from hope_jax.evals.niah_prompts import Prompt
+from hope_jax.evals.prompts import Prompt
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
 from hope_jax.evals.subject import Subject

@@ -49,8 +49,10 @@ def score_after(subject: Subject, read: ReadPrompts, continuations: Sequence[np.
     """Log-likelihood of one continuation a prompt, int32 [at least 1], whose tokens are no targets."""
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate(pair) for pair in zip(read.rests, continuations, strict=True)]
-    size = streamer.rule.chunk_size
-    width = -(-max(len(row) for row in rows) // size) * size
+    longest, size = max(len(row) for row in rows), streamer.rule.chunk_size
+    # Whole online chunks, so few widths are compiled, but no more than the cache has room for
+    room = read.state.carry.segments.shape[1] - read.state.position
+    width = max(longest, min(-(-longest // size) * size, room))
     tokens = np.full((len(rows), width + 1), trained.tokenizer.pad_id, np.int32)
     segments, targets = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
     for i, (row, rest) in enumerate(zip(rows, read.rests, strict=True)):

@@ -10,16 +10,9 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals import niah_prompts
 from hope_jax.evals.documents import read_documents
-from hope_jax.evals.niah_prompts import (
-    NOISE,
-    TASKS,
-    Prompt,
-    Prose,
-    check_length,
-    load_prose,
-    make_prompt,
-    split_sentences,
-)
+from hope_jax.evals.niah_prompts import NOISE, TASKS, check_length, make_prompt
+from hope_jax.evals.prompts import Prompt, most
+from hope_jax.evals.prose import Prose, load_prose, split_sentences
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
@@ -166,7 +159,7 @@ def test_too_short_a_length_names_the_least_one() -> None:
 
 
 def test_most_is_the_largest_that_fits() -> None:
-    assert [niah_prompts.most(lambda n, top=top: n <= top) for top in (1, 2, 3, 7, 1000)] == [
+    assert [most(lambda n, top=top: n <= top) for top in (1, 2, 3, 7, 1000)] == [
         1,
         2,
         3,

@@ -49,7 +49,7 @@ def test_the_interval_of_a_ratio() -> None:
         estimate = ratio(2 * units + np.sqrt(units) * RNG.normal(size=30), units)
         hits += estimate.low < 2 < estimate.high
     assert 0.91 < hits / 500 < 0.98
-    assert np.isnan(ratio(np.ones(3), np.zeros(3)).value) and np.isnan(ratio(np.ones(1), np.ones(1)).low)
+    assert np.isnan(ratio(np.ones(1), np.ones(1)).low)
 
 
 @pytest.mark.parametrize("text", ["Two words", " a  b\n\nc ", "naïve café — ▁x", "日本", "one\ttwo "])

@@ -10,7 +10,7 @@ from hope_jax.errors import ConfigError
 from hope_jax.evals import niah, passkey, retrieval
 from hope_jax.evals.generation import generate_greedy
 from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.niah_prompts import Prompt
+from hope_jax.evals.prompts import Prompt
 from hope_jax.evals.retrieval import answer, continuation, string_match
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import Pair, Score, score_pairs
