@@ -132,6 +132,20 @@ class Tokenizer:
         values = [int(p[3:5], 16) if self._processor.is_byte(i) else None for i, p in pieces]
         return np.array([value is not None and value & 0xC0 != 0x80 for value in values])
 
+    @cached_property
+    def byte_counts(self) -> np.ndarray:
+        """int64 [vocab_size]: UTF-8 bytes of text that each id stands for; none for special ids."""
+        pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
+        special = (self._processor.is_control, self._processor.is_unknown)
+        return np.array(
+            [
+                1 if self._processor.is_byte(i)
+                else 0 if any(kind(i) for kind in special)
+                else len(piece.replace(_SPACE_MARK, " ").encode())
+                for i, piece in enumerate(pieces)
+            ]
+        )  # fmt: skip
+
     @property
     def vocab_size(self) -> int:
         """Number of ids: 0 to vocab_size - 1."""

@@ -112,7 +112,7 @@ def stream_log_probs(
         part = slice(start, min(start + segment, row.shape[1] - 1))
         following = row[:, part.start + 1 : part.stop + 1]
         logits, state = trained.streamer.feed(trained.params, state, row[:, part], in_place=True)
-        yield np.asarray(_picked(logits, jnp.asarray(following))[0], np.float64)[0]
+        yield np.asarray(following_log_probs(logits, jnp.asarray(following))[0], np.float64)[0]
 
 
 def _filled(chosen: list[int], batch_size: int) -> list[int]:
@@ -154,7 +154,7 @@ def _read_batch(subject: Subject, rows: list[Row], fast: PyTree | None) -> list[
             target_mask=mask[:, part],
             in_place=True,
         )
-        picked = _picked(logits, jnp.asarray(tokens[:, part.start + 1 : part.stop + 1]))
+        picked = following_log_probs(logits, jnp.asarray(tokens[:, part.start + 1 : part.stop + 1]))
         log_probs.append(np.asarray(picked[0], np.float64))
         greedy.append(np.asarray(picked[1]))
     log_probs_bt, greedy_bt = np.concatenate(log_probs, 1), np.concatenate(greedy, 1)
@@ -165,7 +165,7 @@ def _read_batch(subject: Subject, rows: list[Row], fast: PyTree | None) -> list[
 
 
 @partial(jax.jit)
-def _picked(logits: Array, following: Array) -> tuple[Any, Any]:
+def following_log_probs(logits: Array, following: Array) -> tuple[Any, Any]:
     """logits [B, n, V], following int32 [B, n]: log p of each of these, and whether it is the likeliest."""
     own = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
     return own - jax.nn.logsumexp(logits, axis=-1), logits.argmax(-1) == following

@@ -1,0 +1,47 @@
+"""An evaluation's own options, checked before any work: whole numbers and names."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hope_jax.errors import ConfigError
+from hope_jax.evals.run import Run
+
+
+def whole_number(run: Run, key: str, default: int, least: int = 1) -> int:
+    """The option `key`. Raises: ConfigError unless it is a whole number of at least `least`."""
+    return _whole(key, run.options.get(key, default), least)
+
+
+def whole_numbers(run: Run, key: str, default: Sequence[int], least: int = 1) -> tuple[int, ...]:
+    """The option `key`: a list, ascending and without repeats. Raises: ConfigError, as `whole_number`."""
+    given = _listed(key, run.options.get(key, default))
+    return tuple(sorted({_whole(key, value, least) for value in given}))
+
+
+def share(run: Run, key: str, default: float) -> float:
+    """The option `key`. Raises: ConfigError unless it is a number from 0 to 1."""
+    value = run.options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{key}={value!r}: want a number from 0 to 1")
+    return float(value)
+
+
+def chosen(run: Run, key: str, names: Collection[str]) -> tuple[str, ...]:
+    """The option `key`: some of `names`, in their order; without it all. Raises: ConfigError for others."""
+    given = _listed(key, run.options.get(key, tuple(names)))
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"{key}: unknown name {name!r}; choose from {', '.join(names)}")
+    return tuple(name for name in names if name in given)
+
+
+def _whole(key: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key}={value!r}: want a whole number of at least {least}")
+    return value
+
+
+def _listed(key: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ConfigError(f"{key}={value!r}: want a list of at least one")
+    return value
