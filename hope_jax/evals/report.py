@@ -18,7 +18,7 @@ logger = logging.getLogger("hope_jax.evals")
 
 _LEGEND = (
     "Brackets hold 95 % intervals: Wilson's for shares, Student's for means. n: items. Paired tests are item "
-    "by item; p values of one evaluation's own tests are not corrected for their number. Arms: baseline reads "
+    "by item; p values of one evaluation are not corrected for their number. Arms: baseline reads "
     "the item alone; memorized has first read and written the item's own text; control an unrelated text of "
     "the same length, so a gain over baseline may be mere adaptation, a gain over control is of the text."
 )
