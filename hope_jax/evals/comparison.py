@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hope_jax.evals import statistics
+from hope_jax.evals.report_figures import split
 from hope_jax.evals.run import MEMORIZED
 
-_NOT_SCORES = ("key", "arm", "task", "updates", "leak")
-"""What a record holds besides its item's scores."""
+_OF_MANY = ("perplexity", "word_perplexity", "byte_perplexity")
+"""Metrics that an item alone does not have; lm-eval's records hold log-likelihoods under these names."""
 
 Scores = dict[str, dict[str, float | bool]]
 
@@ -15,7 +16,7 @@ Scores = dict[str, dict[str, float | bool]]
 def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Paired tests of two results of one evaluation, a JSON value.
 
-    Records with the same task, arm and key are the same item under the same seed. Returns `paired`:
+    Records with the same arm and key are the same item under the same seed. Returns `paired`:
     "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value over all tests of
     this evaluation, n; `only_one`: items that one of them lacks; `settings_differ`: names of settings that
     are not the same, whose figures must be compared with care.
@@ -37,15 +38,21 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
 
 
 def scores(outcome: Mapping[str, Any]) -> Scores:
-    """ "task/score/arm" -> item's key -> value, of every number or truth value of a result's records."""
+    """Group "task/score/arm" -> item's key -> value, of the scores of a result's records.
+
+    Scores are numbers and truth values that have the name of a metric. The task is the part of a key before
+    its last "/"; of several records with one arm and key (of several checkpoints) the last one counts.
+    """
+    names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
     found: Scores = {}
     for record in outcome.get("items", ()):
-        task, arm = record.get("task", outcome["eval"]), record.get("arm", "")
-        for name, value in record.items():
-            if name not in _NOT_SCORES and isinstance(value, bool | int | float):
+        key, arm = str(record["key"]), record.get("arm", "")
+        task = key.rpartition("/")[0] or outcome["eval"]
+        for name in names & {*record}:
+            if isinstance(record[name], bool | int | float):
                 group = "/".join(part for part in (task, name, arm) if part)
-                found.setdefault(group, {})[str(record["key"])] = value
-    return found
+                found.setdefault(group, {})[key] = record[name]
+    return dict(sorted(found.items()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

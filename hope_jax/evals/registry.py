@@ -12,11 +12,13 @@ from hope_jax.evals.run import Run
 
 class Entry(NamedTuple):
     """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
-    by name."""
+    by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
+    the newest is its subject."""
 
     module: str
     title: str
     needs: tuple[str, ...] = ()
+    whole_run: bool = False
 
 
 class Evaluation(Protocol):
@@ -29,12 +31,12 @@ class Evaluation(Protocol):
 EVALS: dict[str, Entry] = {
     "passkey": Entry("hope_jax.evals.passkey", "Passkey"),
     "niah": Entry("hope_jax.evals.niah", "Needles in a haystack"),
-    "perplexity": Entry("hope_jax.evals.perplexity", "Perplexity of long documents"),
-    "zeroshot": Entry("hope_jax.evals.zeroshot", "Zero-shot tasks", ("zeroshot_data",)),
-    "continual": Entry("hope_jax.evals.continual", "Forgetting over segments"),
+    "perplexity": Entry("hope_jax.evals.perplexity", "Perplexity of long texts"),
+    "zeroshot": Entry("hope_jax.evals.zeroshot", "Zero-shot tasks", needs=("zeroshot_data",)),
+    "continual": Entry("hope_jax.evals.continual", "Forgetting over checkpoints", whole_run=True),
     "adaptation": Entry("hope_jax.evals.adaptation", "Online adaptation"),
     "class_incremental": Entry(
-        "hope_jax.evals.class_incremental", "Class-incremental learning", ("intents",)
+        "hope_jax.evals.class_incremental", "Class-incremental learning", needs=("intents",)
     ),
     "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks"),
 }

@@ -135,7 +135,8 @@ def _plots(name: str, outcome: Mapping[str, Any]) -> list[Block]:
     if not own:
         drawn = report_figures.metrics_figure(outcome["metrics"])
         own = {} if drawn is None else {"metrics": drawn}
-    for plot, figure in own.items():
+    for given, figure in own.items():
+        plot = given.removeprefix(f"{name}_")
         caption = f"{registry.EVALS[name].title}: {plot.replace('_', ' ')}, with 95 % intervals"
         caption += f" ({_counts(outcome['metrics'].values())})"
         blocks.append(Plot(f"{name}-{plot}", figure, f"{caption}; {LEAK}" if leak else caption))
@@ -148,7 +149,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     for key, value in metrics.items():
         task, metric, arm = split(key)
         rows.setdefault(f"{task}/{metric}" if task else metric, {})[arm] = value
-    arms = [arm for arm in ("", *ARMS) if any(arm in row for row in rows.values())]
+    there = dict.fromkeys(arm for row in rows.values() for arm in row)
+    arms = [arm for arm in dict.fromkeys(("", *ARMS, *there)) if arm in there]
     table = [
         [name, *(_estimate(row.get(arm)) for arm in arms), _n(row.values()), _chance(*row.values())]
         for name, row in rows.items()

@@ -15,6 +15,9 @@ from hope_jax.training.files import write_atomic
 PLOTS = "plots"
 """Folder beside `report.md` with the plots as PNG files."""
 
+_LONG = 40
+"""Rows of a table above which it is folded."""
+
 
 class Heading(NamedTuple):
     """Of a section."""
@@ -41,7 +44,8 @@ class Links(NamedTuple):
 
 
 class Table(NamedTuple):
-    """head: names of the columns. rows: as many texts each; the first is a name, the others are numbers."""
+    """head: names of the columns. rows: as many texts each; the first is a name, the others are numbers.
+    A long one is folded."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -97,7 +101,10 @@ def _html(block: Block) -> str:
         case Table(head, rows):
             cells = "".join(f"<th>{escape(text)}</th>" for text in head)
             body = "".join(f"<tr>{''.join(f'<td>{escape(t)}</td>' for t in row)}</tr>" for row in rows)
-            return f'<div class="card"><table class="num"><tr>{cells}</tr>{body}</table></div>'
+            table = f'<div class="card"><table class="num"><tr>{cells}</tr>{body}</table></div>'
+            if len(rows) <= _LONG:
+                return table
+            return f"<details><summary>All {len(rows)} rows</summary>{table}</details>"
         case Values(values):
             return f'<div class="card">{page.table(values)}</div>'
         case Plot(_, figure, caption):
@@ -118,7 +125,10 @@ def _markdown(block: Block) -> str:
             return " · ".join(f"[{text}]({path})" for text, path in targets.items())
         case Table(head, rows):
             lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *map(_line, rows)]
-            return "\n".join(lines)
+            table = "\n".join(lines)
+            if len(rows) <= _LONG:
+                return table
+            return f"<details><summary>All {len(rows)} rows</summary>\n\n{table}\n\n</details>"
         case Values(values):
             pairs = [(key, page.number(value)) for key, value in values.items()]
             return "\n".join([_line(("what", "value")), "|---|---|", *map(_line, pairs)])

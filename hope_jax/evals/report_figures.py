@@ -12,17 +12,23 @@ from hope_jax.evals.run import ARMS
 from hope_jax.training.figures import GREY, HELD_OUT, INK, NO_WRITES, STYLE, TRAIN
 
 COLORS = {"": TRAIN, "baseline": TRAIN, "memorized": HELD_OUT, "control": NO_WRITES}
+_OTHERS = ("#5b8c5a", "#8a6fb0", GREY, "#4f9da6")
 LEAK = "leak by design: what is memorized holds the right answer"
 _MOST_ROWS = 40
 """Metrics that one panel can show."""
 
 
 def split(key: str) -> tuple[str, str, str]:
-    """Task, metric and arm ("" if it has none) of a metric's key."""
+    """Task, metric and arm of a metric's key "task/metric/arm"; without task or arm they are empty."""
     parts = key.split("/")
-    arm = parts.pop() if parts[-1] in ARMS else ""
+    arm = parts.pop() if len(parts) > 2 or (len(parts) > 1 and parts[-1] in ARMS) else ""
     metric = parts.pop()
     return "/".join(parts), metric, arm
+
+
+def color(arm: str) -> str:
+    """The colour of an arm, the same in all plots."""
+    return COLORS.get(arm) or _OTHERS[sum(arm.encode()) % len(_OTHERS)]
 
 
 def metrics_figure(metrics: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -44,7 +50,7 @@ def metrics_figure(metrics: Mapping[str, Mapping[str, Any]]) -> Figure | None:
             _panel(axes, metric, tasks)
         arms = dict.fromkeys(arm for tasks in panels.values() for rows in tasks.values() for arm, _ in rows)
         if len(arms) > 1:
-            marks = [mpl.lines.Line2D([], [], color=COLORS[arm], marker="o", label=arm) for arm in arms]
+            marks = [mpl.lines.Line2D([], [], color=color(arm), marker="o", label=arm) for arm in arms]
             figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False)
         mark_leak(figure, any(value.get("leak") for value in metrics.values()))
         return figure
@@ -55,8 +61,8 @@ def _panel(axes: Axes, metric: str, tasks: Mapping[str, Sequence[tuple[str, Mapp
         shifts = 0.22 * (np.arange(len(found)) - (len(found) - 1) / 2)
         for shift, (arm, value) in zip(shifts, found, strict=True):
             low, high = value.get("ci95") or (value["value"], value["value"])
-            axes.plot([low, high], [row + shift] * 2, color=COLORS[arm], linewidth=1.6)
-            axes.plot([value["value"]], [row + shift], "o", color=COLORS[arm], markersize=3.5)
+            axes.plot([low, high], [row + shift] * 2, color=color(arm), linewidth=1.6)
+            axes.plot([value["value"]], [row + shift], "o", color=color(arm), markersize=3.5)
         chance = found[0][1].get("chance")
         if chance is not None:
             axes.plot([chance] * 2, [row - 0.4, row + 0.4], color=GREY, linewidth=1.0)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import gc
+import hashlib
 import json
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class WatchedOptions(Mapping[str, Any]):
         return len(self._options)
 
 
-def run_all(run: Run, names: tuple[str, ...]) -> list[Result]:
+def run_all(run: Run, names: Sequence[str]) -> list[Result]:
     """Evaluates, one after another, and writes `out/<name>.json` of each.
 
     An evaluation whose JSON is there, of the same checkpoint, settings and options, is not run again; one
@@ -125,8 +126,7 @@ def _request(run: Run, asked: Mapping[str, Any]) -> dict[str, Any]:
         "seed": run.seed,
         "memorize": None if run.arms == (BASELINE,) else as_settings(run.memorize),
         "arms": run.arms,
-        "options": dict(asked),
-        "files": {key: _stamp(value) for key, value in asked.items() if _stamp(value)},
+        "options": {key: _digest(value) for key, value in asked.items()},
     }
 
 
@@ -143,8 +143,13 @@ def _is_answer(old: Mapping[str, Any], run: Run) -> bool:
     return same and ("items" in old or not run.records)
 
 
+def _digest(value: Any) -> str:
+    """Of an option's value (paths would tell whose machine it was), and of the files that it names: their
+    number, bytes and latest change."""
+    return hashlib.sha256(f"{json.dumps(value)}\n{_stamp(value)}".encode()).hexdigest()[:16]
+
+
 def _stamp(value: Any) -> str:
-    """Of the files that an option names: their number, bytes and latest change; empty if it names none."""
     if not isinstance(value, str) or not value or not Path(value).exists():
         return ""
     root = Path(value)

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hope_jax.evals import comparison, plan, report, runner
+from hope_jax.evals import comparison, plan, registry, report, runner
 from hope_jax.evals.plan import Plan, Target
 from hope_jax.evals.run import Run
 from hope_jax.evals.runner import Result
-from hope_jax.evals.subject import open_subject
+from hope_jax.evals.subject import checkpoint_paths, open_subject
 from hope_jax.training.files import write_atomic
 
 logger = logging.getLogger("hope_jax.evals")
@@ -39,10 +39,11 @@ def run(wanted: Plan) -> list[Evaluated]:
     """
     targets = plan.resolved(wanted)
     plan.check(wanted, targets)
-    baseline = None if targets.baseline is None else _evaluate(wanted, targets.baseline)
+    baseline = None if targets.baseline is None else _evaluate(wanted, targets.baseline, newest=True)
     done = []
+    last = {target.path.parent: target for target in sorted(targets.checkpoints, key=_step)}
     for target in targets.checkpoints:
-        found = _evaluate(wanted, target)
+        found = _evaluate(wanted, target, newest=target is last[target.path.parent])
         _report(found, baseline)
         done.append(found)
     if len(done) > 1:
@@ -56,7 +57,12 @@ def run(wanted: Plan) -> list[Evaluated]:
     return [*done, baseline]
 
 
-def _evaluate(wanted: Plan, target: Target) -> Evaluated:
+def _step(target: Target) -> int:
+    return int(target.path.name)
+
+
+def _evaluate(wanted: Plan, target: Target, *, newest: bool) -> Evaluated:
+    """newest: of its run's checkpoints in this plan."""
     target.out.mkdir(parents=True, exist_ok=True)
     subject = open_subject(target.path)
     one = Run(
@@ -69,9 +75,16 @@ def _evaluate(wanted: Plan, target: Target) -> Evaluated:
         arms=wanted.arms,
         # paired tests need what each item has come to
         records=wanted.records or wanted.baseline is not None,
-        options=wanted.options,
+        options={"checkpoints": _up_to(target), **wanted.options},
     )
-    return Evaluated(target, subject.about, runner.run_all(one, wanted.names))
+    names = [name for name in wanted.names if newest or not registry.EVALS[name].whole_run]
+    return Evaluated(target, subject.about, runner.run_all(one, names))
+
+
+def _up_to(target: Target) -> list[str]:
+    """Paths of the run's checkpoints, oldest first, to the target."""
+    paths = checkpoint_paths(target.path.parent)
+    return [str(path) for path in paths if int(path.name) <= _step(target)]
 
 
 def _report(found: Evaluated, baseline: Evaluated | None) -> None:
@@ -94,7 +107,10 @@ def _compared(found: Evaluated, baseline: Evaluated) -> dict[str, Any]:
         if "items" not in result.outcome or "items" not in other:
             evals[result.name] = {"problem": "no records of items, so no paired test; run it with --baseline"}
             continue
-        evals[result.name] = comparison.compare(result.outcome, other)
+        found_of = comparison.compare(result.outcome, other)
+        if not found_of["paired"]:
+            found_of = {"problem": "its records hold no score of single items that both have"}
+        evals[result.name] = found_of
     return {"checkpoint": _identity(found.about), "baseline": _identity(baseline.about), "evals": evals}
 
 

@@ -63,7 +63,7 @@ def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -
         found = outcome(
             run, name, settings=settings, metrics=means | shares, paired=tests | more,
             seconds=time.monotonic() - began, updates=update_statistics(records),
-            items=[{"task": name, "arm": arm, **r} for arm, rows in records.items() for r in rows],
+            items=[{"arm": arm, **r} for arm, rows in records.items() for r in rows],
         )  # fmt: skip
         journal.finish()
         return found

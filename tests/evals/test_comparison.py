@@ -10,14 +10,15 @@ from hope_jax.evals.comparison import compare, holm, scores
 
 
 def result(records: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"eval": "e", "settings": {"checkpoint": "a", "seed": 1}, "items": records, **more}
+    metrics = dict.fromkeys(("t/loss/baseline", "t/hit/baseline", "all/perplexity/baseline"), {})
+    settings = {"checkpoint": "a", "seed": 1}
+    return {"eval": "e", "settings": settings, "metrics": metrics, "items": records, **more}
 
 
 def records(arm: str, loss: np.ndarray, hit: np.ndarray, keys: list[int]) -> list[dict[str, Any]]:
     return [
         {
-            "key": str(key),
-            "task": "t",
+            "key": f"t/{key}",
             "arm": arm,
             "loss": float(loss[key]),
             "hit": bool(hit[key]),
@@ -59,16 +60,20 @@ def test_the_same_key_in_another_arm_or_task_is_another_item() -> None:
     found = scores(
         result(
             [
-                {"key": "0", "arm": "baseline", "loss": 1.0},
-                {"key": "0", "arm": "memorized", "loss": 2.0, "note": "text"},
-                {"key": "0", "task": "u", "arm": "memorized", "loss": 3},
+                {"key": "0", "arm": "baseline", "loss": 1.0, "tokens": 7, "perplexity": -3.0},
+                {"key": "0", "arm": "memorized", "loss": 2.0, "hit": "text"},
+                {"key": "u/v/0", "arm": "memorized", "loss": 3},
                 {"key": "1", "arm": "baseline", "loss": None},
+                {"key": "2", "arm": "baseline", "loss": 8.0},
+                {"key": "2", "arm": "baseline", "loss": 9.0},
             ]
         )
     )
     assert found == {
-        "e/loss/baseline": {"0": 1.0}, "e/loss/memorized": {"0": 2.0}, "u/loss/memorized": {"0": 3},
-    }  # fmt: skip
+        "e/loss/baseline": {"0": 1.0, "2": 9.0},
+        "e/loss/memorized": {"0": 2.0},
+        "u/v/loss/memorized": {"u/v/0": 3},
+    }
 
 
 def test_a_leak_is_marked_where_it_counts_and_other_settings_are_named() -> None:
