@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hope_jax.evals import comparison, plan, registry, report, runner
@@ -51,10 +51,20 @@ def run(wanted: Plan) -> list[Evaluated]:
             wanted.out,
             {e.target.name: (e.target.out.relative_to(wanted.out).as_posix(), e.results) for e in done},
         )
-    if baseline is None:
-        return done
-    _report(baseline, None)
-    return [*done, baseline]
+    if baseline is not None:
+        _report(baseline, None)
+        done.append(baseline)
+    _warn_of_unread(wanted, done)
+    return done
+
+
+def _warn_of_unread(wanted: Plan, done: Sequence[Evaluated]) -> None:
+    """An option that no evaluation has asked for may be misspelt."""
+    results = [result for found in done for result in found.results]
+    read = {key for r in results if r.outcome for key in r.outcome["request"]["options"]}
+    unread = [key for key in wanted.options if key not in read]
+    if unread and not any(result.failed for result in results):
+        logger.warning("warning: no evaluation has read the options %s", ", ".join(unread))
 
 
 def _step(target: Target) -> int:

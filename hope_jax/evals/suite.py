@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from absl import flags
 
@@ -57,10 +57,19 @@ _ANSWER = flags.DEFINE_boolean(
 _Value = TypeVar("_Value")
 
 
-def _option(name: str, help_text: str, kind: Callable[[str], Any], *, several: bool = False) -> None:
-    """A flag that is an evaluation's own option; several: values separated by commas."""
+class _Option(NamedTuple):
+    kind: Callable[[str], Any]
+    several: bool
+    keys: tuple[str, ...]
+
+
+def _option(
+    name: str, help_text: str, kind: Callable[[str], Any], *, several: bool = False, keys: Sequence[str] = ()
+) -> None:
+    """A flag that sets options of evaluations: `keys`, or the one of its name. several: values separated by
+    commas."""
     flags.DEFINE_string(name, None, help_text, allow_override=True)
-    _OPTIONS[name] = (kind, several)
+    _OPTIONS[name] = _Option(kind, several, tuple(keys) or (name,))
 
 
 def _there(text: str) -> str:
@@ -70,18 +79,23 @@ def _there(text: str) -> str:
     return text
 
 
-_OPTIONS: dict[str, tuple[Callable[[str], Any], bool]] = {}
-_option("lengths", "Tokens of needle and passkey contexts, for example 2048,4096.", int, several=True)
-_option("documents", "Text file, or folder of .txt files, that is read for perplexity.", _there)
+_OPTIONS: dict[str, _Option] = {}
+_option(
+    "lengths", "Tokens of needle and passkey contexts, for example 2048,4096.", int, several=True,
+    keys=("niah_lengths", "passkey_lengths"),
+)  # fmt: skip
+_option("niah_tasks", "Names of needle tasks; default: all.", str, several=True)
+_option(
+    "documents", "Text file, or folder of .txt files, whose perplexity is measured; default: held-out texts of "
+    "the corpus.", _there, keys=("perplexity_text",),
+)  # fmt: skip
 _option("zeroshot_data", "Folder of the zero-shot tasks' data.", _there)
 _option("zeroshot_tasks", "Names of zero-shot tasks; default: all whose data are there.", str, several=True)
 _option("zeroshot_max_length", "Longest request in tokens.", int)
 _option("segments", "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there)
 _option("intents", "Folder of classification data for class_incremental.", _there)
 
-_MORE = flags.DEFINE_multi_string(
-    "option", [], "KEY=VALUE: another option of an evaluation; VALUE as in JSON."
-)
+_MORE = flags.DEFINE_multi_string("option", [], "KEY=VALUE: any option of an evaluation, VALUE as in JSON.")
 
 logger = logging.getLogger("hope_jax.evals")
 
@@ -123,8 +137,8 @@ def _plan() -> "Plan":
     from hope_jax.evals.plan import Plan
     from hope_jax.evals.run import ARMS, BASELINE
 
-    options = {name: _parsed(name, *how) for name, how in _OPTIONS.items()}
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {name: _parsed(name, how) for name, how in _OPTIONS.items()}
+    options = {key: v for name, v in given.items() if v is not None for key in _OPTIONS[name].keys}
     options |= dict(_more(text) for text in _MORE.value)
     rule = Rule(
         steps=_STEPS.value,
@@ -150,12 +164,12 @@ def _plan() -> "Plan":
     )
 
 
-def _parsed(name: str, kind: Callable[[str], Any], several: bool) -> Any:
+def _parsed(name: str, option: _Option) -> Any:
     text = flags.FLAGS[name].value
     if not text:
         return None
-    found = _values(name, text.split(",") if several else [text], kind)
-    return found if several else found[0]
+    found = _values(name, text.split(",") if option.several else [text], option.kind)
+    return found if option.several else found[0]
 
 
 def _more(text: str) -> tuple[str, Any]:

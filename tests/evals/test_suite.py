@@ -119,7 +119,8 @@ def test_flags_become_the_rule_and_the_options(command: Command, monkeypatch: py
     assert plan.memorize == (2, True, ("cms", "slow"), (0,), 0.5, True)
     assert plan.options.pop("zeroshot_data") == str(plan.checkpoints[0].parent)
     assert plan.options == {
-        "lengths": [2048, 4096],
+        "niah_lengths": [2048, 4096],
+        "passkey_lengths": [2048, 4096],
         "zeroshot_tasks": ["piqa", "boolq"],
         **{"depth": 3, "names": [1], "word": "x=y"},
     }
@@ -131,7 +132,8 @@ def test_what_is_there_is_not_run_again_unless_asked_otherwise(
     line = "--checkpoint=RUNS/one --out=OUT --limit=2"
     assert command(line).code == command(line).code == 0
     assert counter.calls == {"texts": 1, "plain": 1}
-    assert command(f"{line} --batch_size=3 --option=unread=1").code == 0
+    done = command(f"{line} --batch_size=3 --option=unread=1")
+    assert done.code == 0 and "no evaluation has read the options unread\n" in done.err
     assert counter.calls == {"texts": 1, "plain": 1}, "neither changes a figure"
     changes = ["--seed=1", "--limit=4", "--memorize", "--option=scale=2", "--records"]
     for count, change in enumerate(changes, 2):
