@@ -83,7 +83,7 @@ def write(out: Path, title: str, sub: str, blocks: Sequence[Block]) -> None:
         (out / PLOTS).mkdir(exist_ok=True)
     for plot in plots:
         save_png(plot.figure, out / PLOTS / f"{plot.name}.png")
-    body = "\n\n".join(_markdown(block) for block in blocks)
+    body = "\n\n".join(markdown(block) for block in blocks)
     write_atomic(out / "report.md", f"# {title}\n\n{sub}\n\n{body}\n")
 
 
@@ -113,7 +113,8 @@ def _html(block: Block) -> str:
             return f"<details><summary>{escape(title)}</summary><code>{escape(text)}</code></details>"
 
 
-def _markdown(block: Block) -> str:
+def markdown(block: Block) -> str:
+    """A block as Markdown; of a plot the link."""
     match block:
         case Heading(text):
             return f"## {text}"

@@ -80,15 +80,11 @@ def _there(text: str) -> str:
 
 
 _OPTIONS: dict[str, _Option] = {}
-_option(
-    "lengths", "Tokens of needle and passkey contexts, for example 2048,4096.", int, several=True,
-    keys=("niah_lengths", "passkey_lengths"),
-)  # fmt: skip
+_LENGTHS = ("niah_lengths", "passkey_lengths")
+_option("lengths", "Tokens of needle and passkey contexts, as 2048,4096.", int, several=True, keys=_LENGTHS)
 _option("niah_tasks", "Names of needle tasks; default: all.", str, several=True)
-_option(
-    "documents", "Text file, or folder of .txt files, whose perplexity is measured; default: held-out texts of "
-    "the corpus.", _there, keys=("perplexity_text",),
-)  # fmt: skip
+_TEXT = "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus."
+_option("documents", _TEXT, _there, keys=("perplexity_text",))
 _option("zeroshot_data", "Folder of the zero-shot tasks' data.", _there)
 _option("zeroshot_tasks", "Names of zero-shot tasks; default: all whose data are there.", str, several=True)
 _option("zeroshot_max_length", "Longest request in tokens.", int)
