@@ -54,17 +54,13 @@ def run(wanted: Plan) -> list[Evaluated]:
     if baseline is not None:
         _report(baseline, None)
         done.append(baseline)
-    _warn_of_unread(wanted, done)
     return done
 
 
-def _warn_of_unread(wanted: Plan, done: Sequence[Evaluated]) -> None:
-    """An option that no evaluation has asked for may be misspelt."""
-    results = [result for found in done for result in found.results]
-    read = {key for r in results if r.outcome for key in r.outcome["request"]["options"]}
-    unread = [key for key in wanted.options if key not in read]
-    if unread and not any(result.failed for result in results):
-        logger.warning("warning: no evaluation has read the options %s", ", ".join(unread))
+def options_read(done: Sequence[Evaluated]) -> set[str]:
+    """The options that any evaluation has asked for."""
+    outcomes = [result.outcome for found in done for result in found.results if result.outcome]
+    return {key for outcome in outcomes for key in outcome["request"]["options"]}
 
 
 def _step(target: Target) -> int:

@@ -16,7 +16,7 @@ docs/evals/README.md says more.
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -111,6 +111,7 @@ def main(argv: list[str]) -> int:
 
     done = session.run(plan)
     print(plan.out / "report.html", flush=True)
+    _warn_of_unread(plan.options, session.options_read(done))
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
     if failed:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
@@ -158,6 +159,14 @@ def _plan() -> "Plan":
         records=_RECORDS.value,
         options=options,
     )
+
+
+def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
+    """An option that no evaluation has asked for may be misspelt; of a flag one of its options is enough."""
+    flag_of = {key: name for name, option in _OPTIONS.items() for key in option.keys}
+    for key in given:
+        if key not in read and not read.intersection(_OPTIONS[flag_of[key]].keys if key in flag_of else ()):
+            logger.warning("warning: no evaluation has read the option %s", key)
 
 
 def _parsed(name: str, option: _Option) -> Any:

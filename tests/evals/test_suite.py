@@ -133,7 +133,7 @@ def test_what_is_there_is_not_run_again_unless_asked_otherwise(
     assert command(line).code == command(line).code == 0
     assert counter.calls == {"texts": 1, "plain": 1}
     done = command(f"{line} --batch_size=3 --option=unread=1")
-    assert done.code == 0 and "no evaluation has read the options unread\n" in done.err
+    assert done.code == 0 and "no evaluation has read the option unread\n" in done.err
     assert counter.calls == {"texts": 1, "plain": 1}, "neither changes a figure"
     changes = ["--seed=1", "--limit=4", "--memorize", "--option=scale=2", "--records"]
     for count, change in enumerate(changes, 2):
