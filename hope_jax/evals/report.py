@@ -117,7 +117,7 @@ def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
         yield Note(str(note))
     if outcome.get("updates"):
         yield Note("What memorization has written: means over items of each level's statistics.")
-        yield _updates_table(outcome["updates"])
+        yield updates_table(outcome["updates"])
     settings = "\n".join(f"{key}: {value}" for key, value in flatten(outcome["settings"]).items())
     yield Folded(f"Settings of {name}, digest {outcome['settings_digest'][:16]}", settings)
 
@@ -176,7 +176,8 @@ def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(head, rows)
 
 
-def _updates_table(updates: Mapping[str, Any]) -> Table:
+def updates_table(updates: Mapping[str, Any]) -> Table:
+    """A row for each arm and level, a column for each statistic of its writes."""
     found = dict(_leaves(updates))
     names = dict.fromkeys(name for counts in found.values() for name in counts)
     rows = [[who, *(_number(counts.get(name)) for name in names)] for who, counts in found.items()]
