@@ -10,7 +10,7 @@ A bundle is laid out as a workdir is, so whatever reads a workdir reads a bundle
     weights.safetensors  the parameters under documented names (`weights.py`)
     metrics.jsonl, summary.json, report.html, loss.png   where the run has them
     baselines/<name>/    other runs, laid out alike
-    evals/<name>/        results of evaluations, JSON
+    evals/<name>/        results of evaluations, JSON, with their reports and plots
 
 Everything in it is made from its sources alone: the same sources give the same bytes.
 """
@@ -53,6 +53,7 @@ METADATA_FILE = "metadata.json"
 WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "MODEL_CARD.md"
 
 _LOGS = (METRICS_FILE, SUMMARY_FILE, REPORT_FILE, LOSS_FILE)
+_REPORTS = ("report.html", "report.md", "plots/*.png")
 _IDENTITY = (
     "step", "checkpoint_digest", "config_digest", "tokenizer_digest", "algorithm_mode", "versions",
     "git_revision",
@@ -76,7 +77,8 @@ def write(
 
     Args:
         checkpoint: a workdir (its newest checkpoint), one `checkpoints/<step>`, or a bundle; also baselines.
-        evals: folders whose `.json` files, at any depth, are taken along.
+        evals: folders whose `.json` files, at any depth, are taken along, and the reports and plots of
+            `hope_jax.evals.suite` beside them.
     Returns: the digest of the checkpoint's arrays, and the number of files.
     Raises: ConfigError: `out` holds something already, or an evals folder has no JSON. BadFileError: the
         first bad file of a checkpoint. CheckpointError: no checkpoint, or another tokenizer than its own.
@@ -85,7 +87,7 @@ def write(
     out = out.resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={out} exists and is no empty folder; name another, or remove it first")
-    results = [(folder, _json_files(folder)) for folder in evals]
+    results = [(folder, _results(folder)) for folder in evals]
     main = _source(checkpoint)
     others = dict(zip(_names(baselines, "baseline"), map(_source, baselines), strict=True))
     with _folder_in_place_of(out) as root:
@@ -167,7 +169,7 @@ def _names(paths: Sequence[Path], default: str) -> list[str]:
     return names
 
 
-def _json_files(folder: Path) -> list[Path]:
+def _results(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*.json") if path.is_file()) if folder.is_dir() else []
     if not paths:
         raise ConfigError(f"--evals={folder}: no folder with .json files; name one that an evaluation wrote")
@@ -176,7 +178,8 @@ def _json_files(folder: Path) -> list[Path]:
             json.loads(manifest.read_text(path))
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--evals={folder}: {path} is no JSON ({error}); remove it") from error
-    return paths
+    folders = sorted({path.parent for path in paths} | {folder})
+    return [*paths, *(p for f in folders for pattern in _REPORTS for p in sorted(f.glob(pattern)))]
 
 
 @contextmanager

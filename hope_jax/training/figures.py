@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 INK, GREY, FAINT = "#22303c", "#7a8691", "#d5dbe0"
 TRAIN, HELD_OUT, NO_WRITES = "#3b6ea8", "#c8553d", "#e0a458"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8.0,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -80,7 +80,7 @@ def _steps_axis(axes: Axes) -> None:
 
 def loss_figure(rows: Sequence[Row]) -> Figure:
     """Training and held-out loss over steps, with the unigram entropy and 0.85 of it as marks."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.9), layout="constrained")
         axes = figure.subplots()
         steps, loss = _series(rows, "loss")
@@ -125,7 +125,7 @@ def health_figure(rows: Sequence[Row]) -> Figure:
         "teach_signal_norm": "teach-signal norm",
         "tokens_per_sec": "tokens per second",
     }
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 1.75), layout="constrained")
         for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             _line(axes, *_series(rows, key), color=TRAIN)
@@ -160,7 +160,7 @@ def writes_figure(rows: Sequence[Row]) -> Figure | None:
     names = [name for name in _STATISTICS if name in present]
     if not names:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 0.75 + 1.25 * len(levels)
         figure = Figure(figsize=(9.2, height), layout="constrained")
         grid = figure.subplots(len(levels), len(names), squeeze=False, sharex=True)
@@ -213,12 +213,12 @@ def layer_colors(count: int) -> np.ndarray:
 def as_data_uri(figure: Figure) -> str:
     """The figure as an SVG that a page can hold as an image."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """The figure as a PNG file."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(path, dpi=150)

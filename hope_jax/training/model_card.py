@@ -1,5 +1,6 @@
 """The model card of a release bundle: what its own files say, and what they do not, in words."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,9 @@ _LOSSES = {
 }
 """Key of a row of metrics.jsonl -> what it is; all but the perplexity in nats per token."""
 
+_RESULT, _FIGURES = "hope_jax evaluation", 24
+"""What results of `hope_jax.evals.suite` call their format; figures of each that the card shows."""
+
 _ARCHITECTURE = (
     "model.block_variant", "model.style", "model.dim", "model.num_layers", "model.heads", "model.vocab_size",
     "train.algorithm_mode", "train.compute_dtype", "memory.scope", "memory.lifetime", "data.seq_len",
@@ -48,7 +52,7 @@ def render(root: Path, loaded: LoadedCheckpoint, baselines: Sequence[str]) -> st
         "Losses": _losses(root, step),
         "Data": _data(config["data"], loaded.meta.get("sources", ())),
         "Baselines": _baselines(root, baselines),
-        "Evaluations": _evaluations(root),
+        "Evaluations": _evaluations(root, arrays.digest(arrays.named({"params": loaded.state["params"]}))),
         "Limits": _limits(config),
         "How to load it": _loading(),
     }
@@ -166,11 +170,38 @@ def _baselines(root: Path, names: Sequence[str]) -> str:
     return "\n\n".join(lines)
 
 
-def _evaluations(root: Path) -> str:
-    files = sorted(path.relative_to(root).as_posix() for path in (root / EVAL_DIR).rglob("*.json"))
+def _evaluations(root: Path, params_digest: str) -> str:
+    """params_digest: of the bundle's checkpoint, to tell its results from those of others."""
+    files = sorted((root / EVAL_DIR).rglob("*.json"))
     if not files:
         return "None are in this folder: beyond the losses above, nothing is known of what the model can do."
-    return "Results, as the evaluations wrote them:\n\n" + "\n".join(f"- `{name}`" for name in files)
+    names = [path.relative_to(root).as_posix() for path in files]
+    parts = ["Results, as the evaluations wrote them:\n\n" + "\n".join(f"- `{name}`" for name in names)]
+    for name, path in zip(names, files, strict=True):
+        result = json.loads(manifest.read_text(path))
+        if isinstance(result, dict) and result.get("format") == _RESULT:
+            parts.append(_result(name, result, params_digest))
+    if len(parts) > 1:
+        parts.insert(1, "Brackets hold 95 % intervals. LEAK: the model had read the right answer.")
+    return "\n\n".join(parts)
+
+
+def _result(name: str, result: Mapping[str, Any], params_digest: str) -> str:
+    """The first figures of an evaluation."""
+    own = result["subject"]["arrays_digest"] == params_digest
+    title = f"### {result['eval']}" + (
+        "" if own else f" of `{result['subject']['checkpoint']}`, not of this model"
+    )
+    lines = ["| figure | value | items | chance |", "|---|---|---|---|"]
+    for key, found in list(result["metrics"].items())[:_FIGURES]:
+        interval = " [{:.4g}, {:.4g}]".format(*found["ci95"]) if found.get("ci95") else ""
+        leak = " LEAK" if found.get("leak") else ""
+        chance = "" if found.get("chance") is None else f"{found['chance']:.4g}"
+        value = "–" if found["value"] is None else f"{found['value']:.4g}"
+        lines.append(f"| `{key}` | {value}{interval}{leak} | {found.get('n', '')} | {chance} |")
+    more = len(result["metrics"]) - _FIGURES
+    rest = f"\n\n{more} more are in `{name}`." if more > 0 else ""
+    return f"{title}\n\n" + "\n".join(lines) + rest
 
 
 def _limits(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,71 @@
+"""A checkpoint against a baseline: paired tests over the items that both have answered."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hope_jax.evals import statistics
+from hope_jax.evals.report_figures import split
+from hope_jax.evals.run import MEMORIZED
+
+_OF_MANY = ("perplexity", "word_perplexity", "byte_perplexity")
+"""Metrics that an item alone does not have; lm-eval's records hold log-likelihoods under these names."""
+
+Scores = dict[str, dict[str, float | bool]]
+
+
+def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired tests of two results of one evaluation, a JSON value.
+
+    Records with the same arm and key are the same item under the same seed. Returns `paired`:
+    "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value over all tests of
+    this evaluation, n; `only_one`: items that one of them lacks; `settings_differ`: names of settings that
+    are not the same, whose figures must be compared with care.
+    """
+    first, second = scores(checkpoint), scores(baseline)
+    paired, only_one = {}, 0
+    for name in first:
+        a, b = first[name], second.get(name, {})
+        keys = [key for key in a if key in b]
+        only_one += len(a) + len(b) - 2 * len(keys)
+        if keys:
+            test = statistics.paired([a[key] for key in keys], [b[key] for key in keys])
+            paired[name] = statistics.paired_as_json(test)
+            if (checkpoint.get("leak") or baseline.get("leak")) and name.endswith(f"/{MEMORIZED}"):
+                paired[name]["leak"] = True
+    for name, p_value in zip(paired, holm([test["p_value"] for test in paired.values()]), strict=True):
+        paired[name]["p_holm"] = p_value
+    return {"paired": paired, "only_one": only_one, "settings_differ": _differing(checkpoint, baseline)}
+
+
+def scores(outcome: Mapping[str, Any]) -> Scores:
+    """Group "task/score/arm" -> item's key -> value, of the scores of a result's records.
+
+    Scores are numbers and truth values that have the name of a metric. The task is the part of a key before
+    its last "/"; of several records with one arm and key (of several checkpoints) the last one counts.
+    """
+    names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
+    found: Scores = {}
+    for record in outcome.get("items", ()):
+        key, arm = str(record["key"]), record.get("arm", "")
+        task = key.rpartition("/")[0] or outcome["eval"]
+        for name in names & {*record}:
+            if isinstance(record[name], bool | int | float):
+                group = "/".join(part for part in (task, name, arm) if part)
+                found.setdefault(group, {})[key] = record[name]
+    return dict(sorted(found.items()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values: the chance of any false alarm among all tests is below each."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def _differing(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    own = {"checkpoint"}
+    a, b = checkpoint["settings"], baseline["settings"]
+    return sorted(key for key in {*a, *b} - own if a.get(key) != b.get(key))

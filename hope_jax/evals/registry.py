@@ -1,0 +1,70 @@
+"""The evaluations by name. Each module is imported when it runs: some need packages that others do not."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+from matplotlib.figure import Figure
+
+from hope_jax.errors import ConfigError
+from hope_jax.evals.run import Run
+
+
+class Entry(NamedTuple):
+    """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
+    by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
+    the newest is its subject."""
+
+    module: str
+    title: str
+    needs: tuple[str, ...] = ()
+    whole_run: bool = False
+
+
+class Evaluation(Protocol):
+    """What a module of an evaluation has; also, if it draws, `figures(outcome) -> {name: Figure}`."""
+
+    NAME: str
+    evaluate: Callable[[Run], dict[str, Any]]
+
+
+EVALS: dict[str, Entry] = {
+    "passkey": Entry("hope_jax.evals.passkey", "Passkey"),
+    "niah": Entry("hope_jax.evals.niah", "Needles in a haystack"),
+    "perplexity": Entry("hope_jax.evals.perplexity", "Perplexity of long texts"),
+    "zeroshot": Entry("hope_jax.evals.zeroshot", "Zero-shot tasks", needs=("zeroshot_data",)),
+    "continual": Entry("hope_jax.evals.continual", "Forgetting over checkpoints", whole_run=True),
+    "adaptation": Entry("hope_jax.evals.adaptation", "Online adaptation"),
+    "class_incremental": Entry(
+        "hope_jax.evals.class_incremental", "Class-incremental learning", needs=("intents",)
+    ),
+    "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks"),
+}
+
+
+def selected(only: Sequence[str], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names to run, in the registry's order: those of `only`, or all.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    for name in only:
+        if name not in EVALS:
+            raise ConfigError(f"--only: there is no evaluation {name!r}; want some of {', '.join(EVALS)}")
+    return tuple(name for name in EVALS if name in only or (not only and not lacking(name, options)))
+
+
+def lacking(name: str, options: Mapping[str, Any]) -> str:
+    """The flags that an evaluation needs and `options` do not have, as text; empty: it has all."""
+    return ", ".join(f"--{key}" for key in EVALS[name].needs if not options.get(key))
+
+
+def load(name: str) -> Evaluation:
+    """Imports the module of an evaluation."""
+    return cast(Evaluation, importlib.import_module(EVALS[name].module))
+
+
+def figures_of(name: str, outcome: Mapping[str, Any]) -> dict[str, Figure]:
+    """The evaluation's own plots of a result; {} if it has none."""
+    draw = getattr(load(name), "figures", None)
+    return dict(draw(outcome)) if draw else {}

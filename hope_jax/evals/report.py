@@ -1,0 +1,279 @@
+"""Reports: one for each checkpoint, of its results, configuration and training log; and an index."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hope_jax.evals import registry, report_blocks, report_figures
+from hope_jax.evals.report_blocks import Block, Folded, Heading, Links, Note, Plot, Table, Values, Warn
+from hope_jax.evals.report_figures import LEAK, split
+from hope_jax.evals.run import ARMS
+from hope_jax.evals.runner import Result
+from hope_jax.training.figures import loss_figure
+from hope_jax.training.files import METRICS_FILE, flatten, read_rows
+
+logger = logging.getLogger("hope_jax.evals")
+
+_LEGEND = (
+    "Brackets hold 95 % intervals: Wilson's for shares, Student's for means. n: items. Paired tests are item "
+    "by item; p values of one evaluation are not corrected for their number. Arms: baseline reads "
+    "the item alone; memorized has first read and written the item's own text; control an unrelated text of "
+    "the same length, so a gain over baseline may be mere adaptation, a gain over control is of the text."
+)
+_LOG = ("eval_loss", "eval_loss_no_writes", "unigram_entropy", "loss")
+
+
+def write_report(
+    out: Path,
+    name: str,
+    about: Mapping[str, Any],
+    results: Sequence[Result],
+    run_folder: Path,
+    comparison: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `report.html`, `report.md` and `plots/` of one checkpoint.
+
+    about: of the subject. run_folder: its workdir or bundle, whose log is cited if it is there.
+    comparison: as in `comparison.json`.
+    """
+    blocks = [*_problems(results), *_overview(results)]
+    for result in results:
+        if result.outcome is not None:
+            blocks += _section(result.name, result.outcome)
+    if comparison is not None:
+        blocks += _comparison(comparison)
+    blocks += _origin(about, run_folder)
+    sub = f"{about['block_variant']} · step {about['step']} · {about['parameters']:,} parameters"
+    report_blocks.write(out, name, sub, blocks)
+
+
+def write_index(out: Path, entries: Mapping[str, tuple[str, Sequence[Result]]]) -> None:
+    """Writes the `report.html` and `report.md` above several reports.
+
+    entries: name of a checkpoint -> its folder in `out`, its results.
+    """
+    blocks: list[Block] = [Note(_LEGEND)]
+    for name, (_, results) in entries.items():
+        blocks += _problems(results, f"{name}: ")
+    links = {f"{name}: report": f"{folder}/report.html" for name, (folder, _) in entries.items()}
+    blocks += [Heading("Reports"), Links(links)]
+    for name, entry in registry.EVALS.items():
+        found = {
+            who: result.outcome
+            for who, (_, results) in entries.items()
+            for result in results
+            if result.name == name and result.outcome is not None
+        }
+        if found:
+            keys = dict.fromkeys(key for outcome in found.values() for key in outcome["metrics"])
+            rows = [
+                [key, *(_estimate(outcome["metrics"].get(key)) for outcome in found.values())]
+                + [_chance(next(o["metrics"][key] for o in found.values() if key in o["metrics"]))]
+                for key in keys
+            ]
+            blocks += [Heading(entry.title), Table(["metric", *found, "chance"], rows)]
+    report_blocks.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
+
+
+def _problems(results: Sequence[Result], who: str = "") -> list[Block]:
+    failed = [Warn(f"{who}{r.name} failed: {r.problem}") for r in results if r.failed]
+    skipped = [Note(f"{who}{r.name}: {r.problem}") for r in results if r.problem and not r.failed]
+    leaks = [Warn(f"{who}{r.name}: {LEAK}") for r in results if r.outcome and r.outcome.get("leak")]
+    return [*failed, *leaks, *skipped]
+
+
+def _overview(results: Sequence[Result]) -> Iterator[Block]:
+    done = [result for result in results if result.outcome is not None]
+    rows = [
+        [
+            registry.EVALS[r.name].title,
+            str(len(r.outcome["metrics"])),
+            str(max((m.get("n") or 0 for m in r.outcome["metrics"].values()), default=0)),
+            "leak" if r.outcome.get("leak") else "",
+            f"{r.outcome.get('seconds') or 0:,.0f}",
+        ]
+        for r in done
+        if r.outcome is not None
+    ]
+    yield Heading("Evaluations")
+    yield Table(["evaluation", "figures", "items at most", "leak", "seconds"], rows)
+    yield Links({f"{r.name}.json": f"{r.name}.json" for r in done})
+    yield Note(_LEGEND)
+
+
+def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
+    metrics, leak = outcome["metrics"], bool(outcome.get("leak"))
+    yield Heading(registry.EVALS[name].title)
+    if leak:
+        yield Warn(LEAK)
+    yield from _plots(name, outcome)
+    yield metrics_table(metrics)
+    if outcome.get("paired"):
+        yield Note("Differences between arms, item by item:")
+        yield paired_table(outcome["paired"])
+    for note in outcome.get("notes", ()):
+        yield Note(str(note))
+    if outcome.get("updates"):
+        yield Note("What memorization has written: means over items of each level's statistics.")
+        yield updates_table(outcome["updates"])
+    settings = "\n".join(f"{key}: {value}" for key, value in flatten(outcome["settings"]).items())
+    yield Folded(f"Settings of {name}, digest {outcome['settings_digest'][:16]}", settings)
+
+
+def _plots(name: str, outcome: Mapping[str, Any]) -> list[Block]:
+    leak, blocks = bool(outcome.get("leak")), list[Block]()
+    try:
+        own = registry.figures_of(name, outcome)
+    except Exception as error:  # a plot that cannot be drawn takes no figure away
+        logger.error("error: plots of %s: %s: %s", name, type(error).__name__, error)
+        blocks.append(Warn(f"The plots of {name} could not be drawn ({type(error).__name__}: {error})."))
+        own = {}
+    for figure in own.values():
+        report_figures.mark_leak(figure, leak)
+    if not own:
+        drawn = report_figures.metrics_figure(outcome["metrics"])
+        own = {} if drawn is None else {"metrics": drawn}
+    for given, figure in own.items():
+        plot = given.removeprefix(f"{name}_")
+        caption = f"{registry.EVALS[name].title}: {plot.replace('_', ' ')}, with 95 % intervals"
+        caption += f" ({_counts(outcome['metrics'].values())})"
+        blocks.append(Plot(f"{name}-{plot}", figure, f"{caption}; {LEAK}" if leak else caption))
+    return blocks
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each task and metric, a column for each arm; with counts and chance."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for key, value in metrics.items():
+        task, metric, arm = split(key)
+        rows.setdefault(f"{task}/{metric}" if task else metric, {})[arm] = value
+    there = dict.fromkeys(arm for row in rows.values() for arm in row)
+    arms = [arm for arm in dict.fromkeys(("", *ARMS, *there)) if arm in there]
+    table = [
+        [name, *(_estimate(row.get(arm)) for arm in arms), _n(row.values()), _chance(*row.values())]
+        for name, row in rows.items()
+    ]
+    return Table(["metric", *(arm or "value" for arm in arms), "n", "chance"], table)
+
+
+def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each paired test."""
+    corrected = any("p_holm" in test for test in paired.values())
+    head = ["difference", "delta", "p", *(["p, Holm"] if corrected else []), "n", "test"]
+    rows = [
+        [
+            key,
+            _estimate({**test, "value": test["delta"]}),
+            _p(test["p_value"]),
+            *([_p(test["p_holm"])] if corrected else []),
+            str(test["n"]),
+            test["test"],
+        ]
+        for key, test in paired.items()
+    ]
+    return Table(head, rows)
+
+
+def updates_table(updates: Mapping[str, Any]) -> Table:
+    """A row for each arm and level, a column for each statistic of its writes."""
+    found = dict(_leaves(updates))
+    names = dict.fromkeys(name for counts in found.values() for name in counts)
+    rows = [[who, *(_number(counts.get(name)) for name in names)] for who, counts in found.items()]
+    return Table(["arm, level", *names], rows)
+
+
+def _leaves(updates: Mapping[str, Any], who: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The innermost mappings, each with the names that lead to it."""
+    if not any(isinstance(value, Mapping) for value in updates.values()):
+        yield who, updates
+        return
+    for name, value in updates.items():
+        yield from _leaves(value, f"{who}, {name}" if who else name)
+
+
+def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
+    yield Heading("Against the baseline")
+    yield Note(
+        f"Checkpoint minus {comparison['baseline']['checkpoint']} over the items of both, under the same "
+        "seeds. Holm's p values are corrected for all tests of an evaluation. Numbers: comparison.json."
+    )
+    for name, found in comparison["evals"].items():
+        if "problem" in found:
+            yield Note(f"{name}: {found['problem']}")
+            continue
+        figure = report_figures.differences_figure(found["paired"])
+        leak = any(test.get("leak") for test in found["paired"].values())
+        caption = f"{registry.EVALS[name].title}: differences with 95 % intervals"
+        caption += f" ({_counts(found['paired'].values())})"
+        if figure is not None:
+            yield Plot(f"{name}-comparison", figure, f"{caption}; {LEAK}" if leak else caption)
+        yield paired_table(found["paired"])
+        if found["only_one"]:
+            yield Note(f"{name}: {found['only_one']} items only one of the two has answered.")
+        if found["settings_differ"]:
+            differing = ", ".join(found["settings_differ"])
+            yield Warn(f"{name}: the two differ in these settings too: {differing}")
+
+
+def _origin(about: Mapping[str, Any], run_folder: Path) -> Iterator[Block]:
+    """The checkpoint, its training log, its configuration."""
+    yield Heading("Checkpoint")
+    yield Values(
+        {
+            "checkpoint": about["checkpoint"],
+            "digest of its parameters": about["arrays_digest"],
+            "digest of its configuration": about["config_digest"],
+            "digest of its tokenizer": about["tokenizer_digest"],
+            **{f"{name}, at training": version for name, version in about["versions"].items()},
+        }
+    )
+    log = run_folder / METRICS_FILE
+    rows = [row for row in read_rows(log) if row["step"] <= about["step"]]
+    if rows:
+        yield Heading("Training log")
+        last = {key: next((r[key] for r in rows[::-1] if r.get(key) is not None), None) for key in _LOG}
+        cited = f"{run_folder.name}/{METRICS_FILE}"
+        yield Plot("training-loss", loss_figure(rows), f"Loss up to step {about['step']}, from {cited}")
+        sha256 = hashlib.sha256(log.read_bytes()).hexdigest()
+        yield Values({**last, "file": cited, "SHA-256": sha256})
+    else:
+        yield Note(f"There is no training log ({METRICS_FILE}) beside this checkpoint.")
+    config = "\n".join(f"{key}: {value}" for key, value in flatten(about["config"]).items())
+    yield Folded(f"Configuration ({run_folder.name}/checkpoints/{about['step']}.yaml)", config)
+
+
+def _estimate(value: Mapping[str, Any] | None) -> str:
+    """A value with its interval, and LEAK where it comes from one."""
+    if value is None or value.get("value") is None:
+        return "–"
+    interval = value.get("ci95")
+    text = _number(value["value"])
+    if interval:
+        text += f" [{_number(interval[0])}, {_number(interval[1])}]"
+    return f"{text} LEAK" if value.get("leak") else text
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _n(values: Any) -> str:
+    return " / ".join(dict.fromkeys(str(value.get("n", "–")) for value in values))
+
+
+def _chance(*values: Mapping[str, Any]) -> str:
+    return next((_number(v["chance"]) for v in values if v.get("chance") is not None), "–")
+
+
+def _counts(values: Any) -> str:
+    counts = [value["n"] for value in values if value.get("n")]
+    if not counts:
+        return "no items"
+    low, high = min(counts), max(counts)
+    return f"n = {low}" if low == high else f"n = {low} to {high}"

@@ -1,0 +1,104 @@
+"""Evaluations made up for tests of the suite: real log-likelihoods of short texts, and ways to fail."""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hope_jax.errors import DataError
+from hope_jax.evals import registry
+from hope_jax.evals.arms import compare, run_arms, update_statistics
+from hope_jax.evals.registry import Entry
+from hope_jax.evals.run import Run, outcome
+from hope_jax.evals.scoring import token_log_probs
+from hope_jax.types import PyTree
+
+TEXTS = ("In the beginning", "Let there be light", "And God said", "It is a truth", "Call me", "The king")
+
+
+class Text(NamedTuple):
+    key: str
+    tokens: np.ndarray
+
+
+class Counter:
+    """Calls and scored items, by name; `kill_after`: scored items after which the process is "killed"."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+        self.scored = 0
+        self.kill_after: int | None = None
+
+
+class Killed(BaseException):
+    """As a signal: no `except Exception` catches it."""
+
+
+def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -> ModuleType:
+    """Scores `TEXTS`: "loss" (a mean) and "low" (a share, chance 0.5), with a journal, in all arms."""
+    module = ModuleType(f"made_up_{name}")
+
+    def evaluate(run: Run) -> dict[str, Any]:
+        counter.calls[name] = counter.calls.get(name, 0) + 1
+        began, tokenizer = time.monotonic(), run.subject.trained.tokenizer
+        items = [Text(text, tokenizer.encode(text)) for text in TEXTS[: run.limit]]
+        settings = {"scale": run.options.get("scale", 1)}
+
+        def score(batch: Sequence[Text], fast: PyTree | None) -> list[dict[str, Any]]:
+            if counter.kill_after is not None and counter.scored >= counter.kill_after:
+                raise Killed
+            counter.scored += len(batch)
+            rows = token_log_probs(run.subject, [item.tokens for item in batch], fast, batch_size=2)
+            losses = [-float(row.mean()) * settings["scale"] for row in rows]
+            return [{"loss": loss, "low": loss < 7.0} for loss in losses]
+
+        journal = run.journal(name, settings)
+        records = run_arms(run, journal, items, lambda item: item.tokens, score)
+        means, tests = compare(records, "loss", f"{name}/loss")
+        shares, more = compare(records, "low", f"{name}/low", chance=0.5)
+        found = outcome(
+            run, name, settings=settings, metrics=means | shares, paired=tests | more,
+            seconds=time.monotonic() - began, updates=update_statistics(records),
+            items=[{"arm": arm, **r} for arm, rows in records.items() for r in rows],
+        )  # fmt: skip
+        journal.finish()
+        return found
+
+    def figures(outcome: dict[str, Any]) -> dict[str, Figure]:
+        figure = Figure(figsize=(4, 2))
+        figure.subplots().plot([1, 2], [1, 2])
+        return {"own_plot": figure}
+
+    module.NAME, module.evaluate = name, evaluate  # type: ignore[attr-defined]
+    if draws:
+        module.figures = figures  # type: ignore[attr-defined]
+    return module
+
+
+def failing_module(error: Exception) -> ModuleType:
+    module = ModuleType("made_up_failing")
+
+    def evaluate(run: Run) -> dict[str, Any]:
+        raise error
+
+    module.NAME, module.evaluate = "failing", evaluate  # type: ignore[attr-defined]
+    return module
+
+
+def register(monkeypatch: Any, modules: dict[str, ModuleType], needs: dict[str, tuple[str, ...]]) -> None:
+    """For this test these are all evaluations that there are."""
+    entries = {
+        name: Entry(module.__name__, f"Made-up {name}", needs.get(name, ()))
+        for name, module in modules.items()
+    }
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "EVALS", entries)
+
+
+def bad_data() -> DataError:
+    return DataError("data of the made-up evaluation are missing; bring them")

@@ -1,0 +1,134 @@
+"""What reports say: every figure with its interval, its count and its chance, leaks wherever they show."""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hope_jax.evals import registry, report, report_figures
+from hope_jax.evals.registry import Entry
+from hope_jax.evals.report_figures import LEAK
+from hope_jax.evals.runner import Result
+from hope_jax.training.files import dump_row
+
+ABOUT = {
+    "checkpoint": "run/checkpoints/4", "step": 4, "arrays_digest": "a" * 64, "config_digest": "c" * 64,
+    "tokenizer_digest": "t" * 64, "versions": {"jax": "0.10"}, "block_variant": "hope_hybrid",
+    "parameters": 1234, "config": {"model": {"dim": 16}},
+}  # fmt: skip
+
+
+def outcome(leak: bool = False) -> dict[str, Any]:
+    mark = {"leak": True} if leak else {}
+    return {
+        "eval": "made", "settings": {"limit": 5, "data": {"sha256": "d1"}}, "settings_digest": "e" * 64,
+        "leak": leak, "seconds": 1.5,
+        "metrics": {
+            "piqa/acc/baseline": {"value": 0.4321, "ci95": [0.31, 0.55], "n": 64, "chance": 0.5},
+            "piqa/acc/memorized": {"value": 0.765, "ci95": [0.65, 0.85], "n": 64, "chance": 0.5, **mark},
+            "nll": {"value": 4321.5, "ci95": None, "n": 1, "chance": None},
+        },
+        "paired": {
+            "piqa/acc/memorized-baseline": {
+                "delta": 0.3329, "ci95": [0.1, 0.5], "p_value": 0.00001, "n": 64, "test": "exact McNemar",
+                **mark,
+            }
+        },
+        "updates": {"memorized": {"cms/cms_fast": {"updates_applied": 7.5, "gate_hit": 8.0}}},
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        registry, "EVALS", {"made": Entry("json", "Made up"), "other": Entry("json", "Other")}
+    )
+
+
+def written(out: Path, results: list[Result], comparison: Any = None) -> dict[str, str]:
+    """The texts of both renderings."""
+    report.write_report(out, "run/4", ABOUT, results, out, comparison)
+    page, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    return {"html": html.unescape(re.sub(r"<[^>]*>", "|", page)), "md": markdown}
+
+
+def test_every_figure_has_its_interval_count_and_chance(tmp_path: Path) -> None:
+    texts = written(tmp_path, [Result("made", outcome())])
+    assert "| piqa/acc | – | 0.4321 [0.31, 0.55] | 0.765 [0.65, 0.85] | 64 | 0.5 |" in texts["md"]
+    assert "| nll | 4,322 | – | – | 1 | – |" in texts["md"]
+    assert "| piqa/acc/memorized-baseline | 0.3329 [0.1, 0.5] | <0.0001 | 64 | exact McNemar |" in texts["md"]
+    assert "| memorized, cms/cms_fast | 7.5 | 8 |" in texts["md"] and "data.sha256: d1" in texts["md"]
+    for part in ("0.4321 [0.31, 0.55]", "0.765 [0.65, 0.85]", "4,322", "<0.0001", "exact McNemar", "7.5"):
+        assert part in texts["html"]
+    for text in texts.values():
+        assert "n = 1 to 64" in text and "LEAK" not in text and LEAK not in text
+
+
+def test_a_leak_is_marked_in_tables_captions_and_plots(tmp_path: Path) -> None:
+    texts = written(tmp_path, [Result("made", outcome(leak=True))])
+    assert "0.765 [0.65, 0.85] LEAK" in texts["md"] and "0.3329 [0.1, 0.5] LEAK" in texts["md"]
+    assert "0.4321 [0.31, 0.55] |" in texts["md"]
+    assert re.search(rf"!\[Made up: .*{LEAK}\]\(plots/made-metrics.png\)", texts["md"])
+    assert f"> **made: {LEAK}**" in texts["md"]
+    page = (tmp_path / "report.html").read_text()
+    assert "0.765 [0.65, 0.85] LEAK</td>" in page and re.search(rf'<img alt="Made up: [^"]*{LEAK}"', page)
+    drawn = report_figures.metrics_figure(outcome(leak=True)["metrics"])
+    assert drawn is not None and LEAK in [text.get_text() for text in drawn.texts]
+    clean = report_figures.metrics_figure(outcome()["metrics"])
+    assert clean is not None and not clean.texts
+
+
+def test_the_comparison_is_reported_with_holms_values(tmp_path: Path) -> None:
+    test = {"delta": -0.25, "ci95": [-0.5, 0.01], "p_value": 0.03, "p_holm": 0.06, "n": 9, "test": "paired t"}
+    found = {
+        "paired": {"t/loss/memorized": {**test, "leak": True}},
+        "only_one": 3,
+        "settings_differ": ["data"],
+    }
+    comparison = {
+        "baseline": {"checkpoint": "base/checkpoints/9"},
+        "evals": {"made": found, "other": {"problem": "no records"}},
+    }
+    for text in written(tmp_path, [Result("made", outcome())], comparison).values():
+        assert "Checkpoint minus base/checkpoints/9" in text and "-0.25 [-0.5, 0.01] LEAK" in text
+        assert "0.0300" in text and "0.0600" in text and "3 items only one of the two has answered" in text
+        assert "the two differ in these settings too: data" in text and "other: no records" in text
+        assert f"differences with 95 % intervals (n = 9); {LEAK}" in text
+    assert (tmp_path / "plots" / "made-comparison.png").is_file()
+
+
+def test_the_checkpoint_its_log_and_its_configuration_are_cited(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 5.0 - step, "eval_loss": 4.5 - step / 2} for step in (2, 4, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(dump_row, rows)))
+    texts = written(tmp_path, [])
+    for text in texts.values():
+        assert (
+            "aaaaaaaa" in text
+            and "cccccccc" in text
+            and "run/checkpoints/4" in text
+            and "model.dim: 16" in text
+        )
+        assert f"Loss up to step 4, from {tmp_path.name}/metrics.jsonl" in text
+    assert "| eval_loss | 2.5 |" in texts["md"] and "| loss | 1 |" in texts["md"], "not of step 6"
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "There is no training log (metrics.jsonl) beside" in written(tmp_path, [])["md"]
+
+
+def test_the_page_stands_alone_and_names_are_no_markup(tmp_path: Path) -> None:
+    result = outcome()
+    result["metrics"] = {"<b>|x/acc": {"value": 1.0, "ci95": None, "n": 1, "chance": None}}
+    written(tmp_path, [Result("made", result), Result("other", problem="<i>broken</i>", failed=True)])
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|\w+\.json)', page) and "<b>|x" not in page
+    assert "&lt;i&gt;broken&lt;/i&gt;" in page and "| <b>\\|x/acc |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_plot_that_cannot_be_drawn_takes_no_figure_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "figures", lambda outcome: {"p": 1 / 0}, raising=False)
+    text = written(tmp_path, [Result("made", outcome())])["md"]
+    assert "The plots of made could not be drawn (ZeroDivisionError: " in text and "0.4321 [0.31" in text
