@@ -148,7 +148,8 @@ def _score(model: "HopeLM", batch: Sequence[Item], fast: PyTree | None) -> list[
     requests = [request for item in batch for request in item.requests]
     owners = [i for i, item in enumerate(batch) for _ in item.requests]
     answer = getattr(model, requests[0].request_type)
-    answers = iter(answer(requests, fast=take(model.subject, fast, owners)))
+    found = answer(requests, fast=take(model.subject, fast, owners))
+    answers = iter([list(one) if isinstance(one, tuple) else one for one in found])  # as JSON gives it back
     return [{"answers": [next(answers) for _ in item.requests]} for item in batch]
 
 

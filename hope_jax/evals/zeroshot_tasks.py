@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -140,9 +141,7 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         # Local files are converted anew for each run, beside no cache of the user.
         cache = stack.enter_context(tempfile.TemporaryDirectory()) if selection.files else None
-        if not datasets.are_progress_bars_disabled():
-            datasets.disable_progress_bars()
-            stack.callback(datasets.enable_progress_bars)
+        stack.enter_context(_quiet(datasets))
         loaded = {}
         for name in selection.tasks:
             source, path = TASKS[name], selection.files.get(name)
@@ -160,6 +159,21 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
         yield loaded
 
 
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No bars of conversions, and no warnings of what lm-eval's definitions leave to its defaults."""
+    log, shown = logging.getLogger("lm_eval.api.task"), not datasets.are_progress_bars_disabled()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def _local(source: TaskSource, path: Path, cache: str | None) -> dict[str, Any]:
     """A change of lm-eval's task that reads one split from a file and knows no other."""
     splits = {f"{split}_split": split if split == source.split else None for split in ("validation", "test")}
@@ -175,17 +189,17 @@ def _local(source: TaskSource, path: Path, cache: str | None) -> dict[str, Any]:
 
 def _check(path: Path, fields: Sequence[str]) -> None:
     """Raises: DataError for a line that is no JSON object with the fields, and for a file without lines."""
-    count = 0
     try:
-        with path.open(encoding="utf-8") as lines:
-            for count, line in enumerate(lines, 1):
-                found = json.loads(line)
-                absent = [field for field in fields if not isinstance(found, dict) or field not in found]
-                if absent:
-                    raise DataError(
-                        f"{path}: line {count} lacks {', '.join(absent)}; want {', '.join(fields)} in each"
-                    )
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: line {count + 1} cannot be read ({error}); want a line of JSON") from None
-    if not count:
+        raise DataError(f"{path}: cannot be read ({error}); want lines of JSON in UTF-8") from None
+    if lines == [""]:
         raise DataError(f"{path}: the file is empty; want a line of JSON for each item")
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is no JSON ({error}); mend or remove it") from None
+        absent = [field for field in fields if not isinstance(found, dict) or field not in found]
+        if absent:
+            raise DataError(f"{path}: line {number} lacks {', '.join(absent)}; want {', '.join(fields)}")
