@@ -106,14 +106,14 @@ def test_scores_depend_neither_on_order_nor_on_neighbours(hope: Subject) -> None
 
 
 def test_the_beginning_of_a_long_context_is_cut(hope: Subject) -> None:
-    model = HopeLM(hope, max_length=24)
+    model = HopeLM(hope, batch_size=2, max_length=24)
     assert max(len(sum(encoded(hope, *pair), [])) for pair in PAIRS) > 24
     for pair, (log_prob, _) in zip(PAIRS, loglikelihood(model, PAIRS), strict=True):
         context, continuation = encoded(hope, *pair)
         kept = context[max(0, len(context) + len(continuation) - 24) :]
         assert abs(log_prob - directly(hope, kept, continuation)[0]) < 1e-9
     assert model.truncated == sum(len(sum(encoded(hope, *pair), [])) > 24 for pair in PAIRS)
-    short = HopeLM(hope, max_length=2)
+    short = HopeLM(hope, batch_size=2, max_length=2)
     context, continuation = encoded(hope, *PAIRS[4])
     assert len(continuation) > 16
     assert abs(loglikelihood(short, PAIRS[4:])[0][0] - directly(hope, [], continuation)[0]) < 1e-9
