@@ -20,12 +20,15 @@ from hope_jax.evals.arms import Records, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.run import BASELINE, Run, outcome, progress
 from hope_jax.evals.subject import take
+from hope_jax.evals.zeroshot_figures import figures
 from hope_jax.types import PyTree
 
 if TYPE_CHECKING:
     from hope_jax.evals.lm_eval_model import HopeLM
 
 NAME = "zeroshot"
+
+__all__ = ["NAME", "evaluate", "figures"]
 
 
 class Item(NamedTuple):

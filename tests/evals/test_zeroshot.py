@@ -186,6 +186,16 @@ def test_arms_are_paired_by_item_and_a_leak_is_marked(run: Run) -> None:
     assert [row["key"] for row in found["items"] if row["arm"] == "control"] == ["boolq/0", "boolq/1"]
 
 
+def test_figures_show_every_task(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_model(monkeypatch)
+    drawn = zeroshot.figures(zeroshot.evaluate(run))
+    assert set(drawn) == {"zeroshot_acc", "zeroshot_acc_norm"}
+    for name, tasks in (("zeroshot_acc", 10), ("zeroshot_acc_norm", 5)):
+        (axes,) = drawn[name].axes
+        assert len(axes.get_xticklabels()) == len(axes.patches) == tasks
+    assert not zeroshot.figures({"metrics": {}})
+
+
 @pytest.mark.nightly
 def test_an_items_answers_depend_on_no_other_item(run: Run) -> None:
     """In each arm, with memories of its own; texts memorize themselves where the answer is asked for."""
