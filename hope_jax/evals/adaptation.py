@@ -150,22 +150,23 @@ def _all_methods(
     tokens = sum(len(row) for part in parts for row in part.stream)
     seconds = {rate: sum(record["seconds"] for record in records) for rate, records in grid.items()}
     costs: dict[str, Any] = {
-        name: {"tokens_per_second": _speed(parts, records), "tokens": tokens} for name, records in found.items()
+        name: {"tokens_per_second": _speed(parts, records), "tokens": tokens}
+        for name, records in found.items()
     }
     costs["carried"]["state_bytes"] = costs["reset"]["state_bytes"] = _bytes(initial)
     costs["adamw"] |= {
         "state_bytes": _bytes(params) + _bytes(tuner.begin(params, best).state),
         "learning_rate": best,
-        "validation": {f"{r:g}": float(np.mean([np.mean(v) for v in grid[r][-1]["validation"]])) for r in rates},
+        "validation": {
+            f"{r:g}": float(np.mean([np.mean(v) for v in grid[r][-1]["validation"]])) for r in rates
+        },
         "runs": len(rates),
         "seconds_of_all_runs": sum(seconds.values()),
     }
     return found, costs
 
 
-def _read_stream(
-    journal: Journal, name: str, method: Method, parts: Sequence[Parts]
-) -> list[dict[str, Any]]:
+def _read_stream(journal: Journal, name: str, method: Method, parts: Sequence[Parts]) -> list[dict[str, Any]]:
     """The record of each segment: losses of its blocks as they are read, and of all validation and held-out
     blocks after it. What the journal has is not measured again, but read again where later segments need it.
     """
@@ -208,7 +209,9 @@ def _summary(
         found_of = {
             "stream/nats_per_token": transfer.average(stream),
             "held_out/nats_per_token": transfer.average([statistics.mean(rows[-1]) for rows in table]),
-            "held_out/just_read": transfer.average([statistics.mean(rows[i]) for i, rows in enumerate(table)]),
+            "held_out/just_read": transfer.average(
+                [statistics.mean(rows[i]) for i, rows in enumerate(table)]
+            ),
             "held_out/forgetting": transfer.average(transfer.forgetting(table, order)),
             "held_out/backward_transfer": transfer.average(transfer.backward_transfer(table, order)),
             "held_out/forward_transfer": transfer.average(transfer.forward_transfer(table, begin, order)),
@@ -218,7 +221,9 @@ def _summary(
         for task, pick in (("stream", _stream_of), ("held_out", _held_of)):
             test = statistics.paired(pick(found["carried"]), pick(found[other]))
             tests[f"{task}/nats_per_token/carried-{other}"] = statistics.paired_as_json(test)
-    tables = {m: [[float(np.mean(row)) for row in r["held"]] for r in records] for m, records in found.items()}
+    tables = {
+        m: [[float(np.mean(row)) for row in r["held"]] for r in records] for m, records in found.items()
+    }
     return {
         "metrics": metrics,
         "paired": tests,

@@ -167,9 +167,7 @@ class Reader:
         return found
 
 
-def packed(
-    rows: Sequence[np.ndarray], bos: int, length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def packed(rows: Sequence[np.ndarray], bos: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows, each after BOS, in order, as many together as `length` tokens hold: tokens and documents (from
     1), int32 [m]. A row that is longer than that stands alone."""
     held: list[np.ndarray] = []

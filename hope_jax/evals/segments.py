@@ -43,7 +43,9 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
     texts = _embedded() if source == EMBEDDED else _folder(Path(source))
     names = list(options.get("segment_names") or sorted(texts))
     if unknown := [name for name in names if name not in texts]:
-        raise ConfigError(f"segment_names: no segment {unknown[0]!r} in {source}; it has {', '.join(sorted(texts))}")
+        raise ConfigError(
+            f"segment_names: no segment {unknown[0]!r} in {source}; it has {', '.join(sorted(texts))}"
+        )
     if len(set(names)) != len(names):
         raise ConfigError(f"segment_names={','.join(names)}: want each once")
     size = min(size, *(len(texts[name].encode()) for name in names))

@@ -21,7 +21,9 @@ def adaptation_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:
         at += len(losses)
     _label(axes, "block of the stream", "nats per token as read")
     kept = Figure(figsize=(2.4 * len(names), 3), layout="constrained")
-    for i, (name, panel) in enumerate(zip(names, kept.subplots(1, len(names), squeeze=False)[0], strict=True)):
+    for i, (name, panel) in enumerate(
+        zip(names, kept.subplots(1, len(names), squeeze=False)[0], strict=True)
+    ):
         for method, table in outcome["held_out_after"].items():
             values = [outcome["held_out_start"][i], *(row[i] for row in table)]
             panel.plot(range(len(values)), values, marker=".", label=method)
