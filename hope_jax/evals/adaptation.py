@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hope_jax.errors import DataError
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.finetune import Tuned, Tuner, learning_rates
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.segments import blocks, load_segments, whole_number
-from hope_jax.errors import DataError
 from hope_jax.evals.transfer_figures import adaptation_figures
 from hope_jax.types import PyTree
 
@@ -99,13 +99,14 @@ def _parts(run: Run, name: str, text: str, length: int) -> Parts:
     whole = blocks(tokens, length)
     if len(whole) < 4:
         raise DataError(
-            f"segments: {name} has {len(tokens)} tokens, fewer than 4 blocks of {length}; give longer texts or "
-            "fewer block_tokens"
+            f"segments: {name} has {len(tokens)} tokens, fewer than 4 blocks of {length}; give longer texts "
+            "or fewer block_tokens"
         )
     validation, held = max(1, len(whole) // 7), max(1, 2 * len(whole) // 7)
     stream = len(whole) - validation - held
-    cuts = whole[:stream], whole[stream : stream + validation], whole[stream + validation :]
-    return Parts(name, *(cut[: run.limit] for cut in cuts), len(tokens) / len(text.encode()))
+    after, most = stream + validation, run.limit
+    per_byte = len(tokens) / len(text.encode())
+    return Parts(name, whole[:stream][:most], whole[stream:after][:most], whole[after:][:most], per_byte)
 
 
 def _all_methods(
@@ -145,7 +146,8 @@ def _all_methods(
         "no_writes": _read_stream(journal, "no_writes", memory(False, True), parts),
     }
     grid = {rate: _read_stream(journal, f"adamw@{rate:g}", adamw(rate), parts) for rate in rates}
-    best = min(rates, key=lambda rate: float(np.mean([np.mean(v) for v in grid[rate][-1]["validation"]])))
+    validation = {rate: _mean_of_means(records[-1]["validation"]) for rate, records in grid.items()}
+    best = min(rates, key=validation.__getitem__)
     found["adamw"] = grid[best]
     tokens = sum(len(row) for part in parts for row in part.stream)
     seconds = {rate: sum(record["seconds"] for record in records) for rate, records in grid.items()}
@@ -157,9 +159,7 @@ def _all_methods(
     costs["adamw"] |= {
         "state_bytes": _bytes(params) + _bytes(tuner.begin(params, best).state),
         "learning_rate": best,
-        "validation": {
-            f"{r:g}": float(np.mean([np.mean(v) for v in grid[r][-1]["validation"]])) for r in rates
-        },
+        "validation": {f"{rate:g}": value for rate, value in validation.items()},
         "runs": len(rates),
         "seconds_of_all_runs": sum(seconds.values()),
     }
@@ -186,7 +186,7 @@ def _read_stream(journal: Journal, name: str, method: Method, parts: Sequence[Pa
             journal.put(f"{name}/{i}", record)
             progress(NAME).info(
                 "%s, segment %d of %d (%s): %.3f nats a token", name, i + 1, len(parts), part.name,
-                float(np.mean(record["stream"])),
+                -float(np.mean([row.mean() for row in log_probs])),
             )  # fmt: skip
     return [journal.get(f"{name}/{i}") or {} for i in range(len(parts))]
 
@@ -247,6 +247,10 @@ def _scaled(estimate: statistics.Estimate, by: float) -> statistics.Estimate:
 
 def _means(losses: Sequence[np.ndarray]) -> list[float]:
     return [float(row.mean()) for row in losses]
+
+
+def _mean_of_means(losses: Sequence[Sequence[float]]) -> float:
+    return float(np.mean([float(np.mean(np.asarray(row))) for row in losses]))
 
 
 def _speed(parts: Sequence[Parts], records: Sequence[dict[str, Any]]) -> float:

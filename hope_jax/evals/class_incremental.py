@@ -5,7 +5,8 @@ read and no more: no class is named anywhere else, and nothing but the arm's own
 - `carried`: examples are read with memories written, which go on from step to step;
 - `reset`: memories of the newest step's examples alone;
 - `no_memory`: the checkpoint as it is;
-- `in_context`: no writes; as many examples of the classes seen as the context holds stand before the utterance;
+- `in_context`: no writes; as many examples of the classes seen as a training row holds stand before the
+  utterance;
 - `adamw`: the slow parameters, one pass over the same examples in the same order, at the best of a few
   learning rates by the likelihood of the right labels of other training texts after the last step.
 
@@ -53,10 +54,10 @@ class Task(NamedTuple):
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The outcome. Options: `intents`: folder of the data (see `intents`), required; `datasets`: which (default:
-    those that are there); `examples`: training texts of a class (default 20); `tests`: test texts of a step's
-    classes (default 150); `class_steps`: steps at most; `learning_rates` of AdamW. `run.limit`: bounds
-    `examples` and `tests`.
+    """The outcome. Options: `intents`: folder of the data (see `intents`), required; `datasets`: which
+    (default: those that are there); `examples`: training texts of a class (default 20); `tests`: test texts
+    of a step's classes (default 150); `class_steps`: steps at most; `learning_rates` of AdamW. `run.limit`:
+    bounds `examples` and `tests`.
 
     Raises:
       ConfigError: an option that is no such thing.
@@ -175,20 +176,19 @@ def _all_arms(
         pairs = [pair for pairs in task.validation for pair in pairs] or task.train[-1]
         return right_labels(reader, state.params, initial, form, pairs)
 
+    def carry(fast: PyTree, step: int) -> Scores:
+        return score(params, fast, step)
+
+    def steps(
+        arm: str, state: Any, learn: Callable[[Any, int], Any], score: Callable[[Any, int], Scores]
+    ) -> Any:
+        return _steps(journal, task, arm, state, learn, score)
+
     found = {
-        "carried": _steps(journal, task, "carried", initial, carried, lambda s, i: score(params, s, i)),
-        "reset": _steps(
-            journal,
-            task,
-            "reset",
-            initial,
-            lambda _, i: carried(initial, i),
-            lambda s, i: score(params, s, i),
-        ),
-        "no_memory": _steps(
-            journal, task, "no_memory", None, lambda s, _: s, lambda _, i: _until(task, every, i)
-        ),
-        "in_context": _steps(journal, task, "in_context", None, lambda s, _: s, in_context),
+        "carried": steps("carried", initial, carried, carry),
+        "reset": steps("reset", initial, lambda _, step: carried(initial, step), carry),
+        "no_memory": steps("no_memory", None, _nothing, lambda _, step: _until(task, every, step)),
+        "in_context": steps("in_context", None, _nothing, in_context),
     }
     validation: dict[float, float] = {}
     for rate in rates:
@@ -200,8 +200,8 @@ def _all_arms(
             journal.put(key, {"right_label": last_score(state)})
         validation[rate] = (journal.get(key) or {})["right_label"]
     best = max(rates, key=validation.__getitem__)
-    found["adamw"] = _steps(
-        journal, task, "adamw", tuner.begin(params, best), tuned, lambda s, i: score(s.params, initial, i)
+    found["adamw"] = steps(
+        "adamw", tuner.begin(params, best), tuned, lambda state, step: score(state.params, initial, step)
     )
     about = {
         "learning_rate": best,
@@ -210,6 +210,11 @@ def _all_arms(
         "seconds": {arm: sum(record["seconds"] for record in records) for arm, records in found.items()},
     }
     return found, about
+
+
+def _nothing(state: Any, _: int) -> Any:
+    """What an arm learns that keeps no state."""
+    return state
 
 
 def _context(task: Task, form: Format, step: int, longest: int, rng: np.random.Generator) -> np.ndarray:
@@ -266,7 +271,7 @@ def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
     """Hits by the step whose classes the test texts are of, raw and PMI, and the classes that were chosen."""
     known = [label for labels in task.steps[: step + 1] for label in labels]
     right = np.array([known.index(label) for pairs in task.test[: step + 1] for _, label in pairs])
-    cuts = np.cumsum([len(pairs) for pairs in task.test[:step]]) if step else []
+    cuts = np.cumsum([len(pairs) for pairs in task.test[:step]], dtype=int)
     raw, pmi = scores.best(len(known))
     return {
         "classes": len(known),
@@ -319,13 +324,9 @@ def _summary(
 
 
 def _forgetting(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate | None:
-    """hits: [step][step of the classes] -> bool [n]. The loss of accuracy on each step's classes from its best
-    moment to the end, mean over steps; more classes to choose from alone make it positive."""
+    """hits: [step][step of the classes] -> bool [n]. The loss of accuracy on each step's classes from its
+    best moment to the end, mean over steps; more classes to choose from alone make it positive."""
     count = len(hits)
-    table = [
-        np.array(
-            [np.zeros_like(hits[group][group])] * group + [hits[step][group] for step in range(group, count)]
-        )
-        for group in range(count)
-    ]
+    # Rows before a group's own step are placeholders, which `since` keeps out.
+    table = [np.array([hits[max(step, group)][group] for step in range(count)]) for group in range(count)]
     return transfer.average(transfer.forgetting([1.0 - rows for rows in table], range(count)))

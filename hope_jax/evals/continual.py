@@ -1,4 +1,4 @@
-"""Segments by checkpoints: the held-out loss of each kind of text at each checkpoint, forgetting and transfer.
+"""Segments by checkpoints: held-out loss of each kind of text at each checkpoint, forgetting and transfer.
 
 Every block of a segment is a context of its own, whose memories are written as it is read. Arms: `baseline`
 starts from the trained memories; `memorized` first memorizes the block before it in the segment (with
@@ -37,10 +37,11 @@ class Block(NamedTuple):
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The outcome. Options: those of `segments.load_segments`; `checkpoints`: paths, oldest first, or one path
-    (of a workdir all its checkpoints; default: the subject and those before it in its run); `block_tokens` (default: those of a
-    training row); `learned_at`: for each segment the index of the checkpoint after it was trained on (default
-    0: transfer and forgetting since the first). `run.limit`: blocks of a segment.
+    """The outcome. Options: those of `segments.load_segments`; `checkpoints`: paths, oldest first, or one
+    path (of a workdir all its checkpoints; default: the subject and those before it in its run);
+    `block_tokens` (default: those of a training row); `learned_at`: for each segment the index of the
+    checkpoint after it was trained on (default 0: transfer and forgetting since the first).
+    `run.limit`: blocks of a segment. Figures of losses are of the last checkpoint.
 
     Raises:
       ConfigError: an option that is no such thing, or checkpoints with different tokenizers.
@@ -64,7 +65,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         "block_tokens": length,
         "learned_at": since,
     }
-    journal, found, metrics, tests = run.journal(NAME, own), [], {}, {}
+    journal = run.journal(NAME, own)
+    found: list[Records] = []
+    metrics: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
     for i, subject in enumerate(subjects):
         progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(subjects), subject.name)
         found.append(_measure(run, subject, _Prefixed(journal, subject.about["arrays_digest"]), items))
@@ -129,12 +133,10 @@ def _learned_at(options: Mapping[str, Any], segments: int, checkpoints: int) -> 
     if given is None:
         return [0] * segments
     good = isinstance(given, list | tuple) and len(given) == segments
-    if not good or any(
-        isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < checkpoints for i in given
-    ):
+    if not good or any(type(i) is not int or not 0 <= i < checkpoints for i in given):
         raise ConfigError(
-            f"learned_at={given!r}: want for each of {segments} segments the index of a checkpoint, from 0 to "
-            f"{checkpoints - 1}"
+            f"learned_at={given!r}: want for each of {segments} segments the index of a checkpoint, from 0 "
+            f"to {checkpoints - 1}"
         )
     return list(given)
 
@@ -143,8 +145,8 @@ def _open(run: Run, path: Path) -> Subject:
     subject = run.subject if path == run.subject.trained.path else open_subject(path)
     if subject.about["tokenizer_digest"] != run.subject.about["tokenizer_digest"]:
         raise ConfigError(
-            f"checkpoints: {subject.name} has another tokenizer than {run.subject.name}, so their losses a token "
-            "cannot be compared; give checkpoints of one tokenizer"
+            f"checkpoints: {subject.name} has another tokenizer than {run.subject.name}, so their losses a "
+            "token cannot be compared; give checkpoints of one tokenizer"
         )
     return subject
 
@@ -153,8 +155,8 @@ def _blocks(name: str, tokens: np.ndarray, length: int, limit: int | None) -> li
     cut = blocks(tokens, length)
     if len(cut) < 2:
         raise DataError(
-            f"segments: {name} has {len(tokens)} tokens, fewer than 2 blocks of {length}; give longer texts or "
-            "fewer block_tokens"
+            f"segments: {name} has {len(tokens)} tokens, fewer than 2 blocks of {length}; give longer texts "
+            "or fewer block_tokens"
         )
     pairs = list(zip(cut, cut[1:], strict=False))[:limit]
     return [Block(f"{name}/{i}", name, own, before) for i, (before, own) in enumerate(pairs)]

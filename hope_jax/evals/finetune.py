@@ -54,7 +54,7 @@ class Tuner:
         for batch in self._batches(rows):
             loss, params, state = _step(self.reader.model, tuned.params, tuned.state, fast, batch)
             tuned = Tuned(params, state)
-            losses, segments = np.asarray(loss, np.float64)[0], batch.segment_ids[0]
+            losses, segments = np.asarray(loss, np.float64)[0], np.asarray(batch.segment_ids)[0]
             for document in range(1, int(segments.max()) + 1):
                 (at,) = np.nonzero(segments == document)
                 found.append(-losses[at[:-1]])
@@ -70,7 +70,7 @@ class Tuner:
             targets = np.full((1, width), NO_TARGET, np.int32)
             same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
             targets[:, :-1] = np.where(same, row[:, 1:], NO_TARGET)
-            yield Batch(row, targets, documents)
+            yield Batch(*map(jnp.asarray, (row, targets, documents)))
 
 
 def learning_rates(options: Any) -> tuple[float, ...]:

@@ -27,8 +27,8 @@ class Segment(NamedTuple):
 def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: int) -> list[Segment]:
     """The segments that options ask for, in order; a passage of each that begins where the seed says.
 
-    options: `segments`: folder of `.txt` files, one a segment, or "embedded" (default): the held-out documents
-    of the embedded corpus by source. `segment_names`: which, in which order; default all by name.
+    options: `segments`: folder of `.txt` files, one a segment, or "embedded" (default): the held-out
+    documents of the embedded corpus by source. `segment_names`: which, in which order; default all by name.
     `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer.
 
     If the run was trained on the embedded corpus, passages that stand in its training documents are passed
@@ -110,8 +110,8 @@ def _passage(name: str, text: str, size: int, seen: str | None, seed: Sequence[i
         if seen is None or not _stands_in(passage, seen):
             return passage
     raise DataError(
-        f"segments: no passage of {size} bytes of {name} that the run was not trained on; give another text, or "
-        "fewer segment_bytes"
+        f"segments: no passage of {size} bytes of {name} that the run was not trained on; give another "
+        "text, or fewer segment_bytes"
     )
 
 

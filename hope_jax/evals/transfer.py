@@ -1,8 +1,8 @@
 """Forgetting and transfer, from what is measured of every segment at every moment.
 
-A table is, for each segment, an array [K, n]: K moments (checkpoints, or ends of segments that were read), n
-blocks or items of the segment, the same at each moment; lower is better (a loss, or 1 for a miss). Differences
-are taken block by block, so that what makes a block hard falls out of the intervals.
+A table is, for each segment, an array [K, n]: K moments (checkpoints, or ends of segments that were read),
+n blocks or items of the segment, the same at each moment; lower is better (a loss, or 1 for a miss).
+Differences are taken block by block, so that what makes a block hard falls out of the intervals.
 """
 
 import math
