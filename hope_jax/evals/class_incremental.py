@@ -15,42 +15,22 @@ Test utterances are read without writing. Each example is a document of its own:
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from hope_jax.errors import ConfigError
-from hope_jax.evals import intents, statistics, transfer
+from hope_jax.evals import statistics, transfer
+from hope_jax.evals.class_tasks import Task, in_context_examples, tasks_of
 from hope_jax.evals.finetune import Tuned, Tuner, learning_rates
-from hope_jax.evals.intents import Dataset
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.labels import Format, Scores, right_labels, score_labels
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import Run, outcome, progress
-from hope_jax.evals.segments import whole_number
 from hope_jax.evals.transfer_figures import class_incremental_figures
 from hope_jax.types import PyTree
 
 NAME = "class_incremental"
 ARMS = ("carried", "reset", "no_memory", "in_context", "adamw")
-Pairs = list[tuple[str, str]]
-
-
-class Task(NamedTuple):
-    """steps: classes by step. train, validation, test: (text, class) of each step, drawn with the seed; of
-    training texts in a mixed order."""
-
-    name: str
-    steps: tuple[tuple[str, ...], ...]
-    train: list[Pairs]
-    validation: list[Pairs]
-    test: list[Pairs]
-
-    @property
-    def classes(self) -> list[str]:
-        """All, in the order in which they arrive."""
-        return [label for step in self.steps for label in step]
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -64,7 +44,7 @@ def evaluate(run: Run) -> dict[str, Any]:
       DataError: files that are missing or not as published.
     """
     started = time.monotonic()
-    tasks, own = _tasks(run)
+    tasks, own = tasks_of(run)
     rates = learning_rates(run.options)
     own |= {"learning_rates": list(rates)}
     journal, reader = run.journal(NAME, own), Reader(run.subject)
@@ -96,54 +76,6 @@ def evaluate(run: Run) -> dict[str, Any]:
 figures = class_incremental_figures
 
 
-def _tasks(run: Run) -> tuple[list[Task], dict[str, Any]]:
-    """What the options ask for, and the settings that say so."""
-    folder = run.options.get("intents")
-    if not folder:
-        raise ConfigError(
-            "intents is missing; want the folder of the classification data (docs/evals/continual.md)"
-        )
-    examples = whole_number(run.options, "examples", 20)
-    count = whole_number(run.options, "tests", 150)
-    if run.limit:
-        examples, count = min(examples, run.limit), min(count, run.limit)
-    most = whole_number(run.options, "class_steps", 1000)
-    names = run.options.get("datasets") or intents.available(Path(folder))
-    if not names:
-        raise ConfigError(
-            f"intents={folder}: no known data set is there; docs/evals/continual.md names the files"
-        )
-    loaded = [intents.load(name, Path(folder), run.seed, most) for name in names]
-    tasks = [_draw(data, run.seed, examples, count) for data in loaded]
-    own = {
-        "datasets": list(names),
-        "examples": examples,
-        "tests": count,
-        "classes": {task.name: [len(step) for step in task.steps] for task in tasks},
-    }
-    return tasks, own
-
-
-def _draw(data: Dataset, seed: int, examples: int, tests: int) -> Task:
-    """Texts of each class by the seed, so that another number of them draws the same first ones."""
-    parts: tuple[list[Pairs], list[Pairs], list[Pairs]] = [], [], []
-    for number, step in enumerate(data.steps):
-        rng = np.random.default_rng([seed, number])
-        train: Pairs = []
-        validation: Pairs = []
-        test: list[Pairs] = []
-        for label in step:
-            texts = [data.train[label][i] for i in rng.permutation(len(data.train[label]))]
-            train += [(text, label) for text in texts[:examples]]
-            validation += [(text, label) for text in texts[examples : examples + 2]]
-            test.append([(data.test[label][i], label) for i in rng.permutation(len(data.test[label]))])
-        mixed = np.random.default_rng([seed, number, 1]).permutation(len(train))
-        rounds = [pairs[i] for i in range(max(map(len, test))) for pairs in test if i < len(pairs)]
-        for part, own in zip(parts, ([train[i] for i in mixed], validation, rounds[:tests]), strict=True):
-            part.append(own)
-    return Task(data.name, data.steps, *parts)
-
-
 def _all_arms(
     run: Run, journal: Journal, reader: Reader, task: Task, rates: Sequence[float]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -163,7 +95,7 @@ def _all_arms(
         return reader.read_on(params, fast, examples[step])[1]
 
     def in_context(_: Any, step: int) -> Scores:
-        tokens = _context(task, form, step, longest, np.random.default_rng([run.seed, step, 2]))
+        tokens = in_context_examples(task, form, step, longest, np.random.default_rng([run.seed, step, 2]))
         return score(params, initial, step, reader.prefix(params, initial, tokens, longest))
 
     every = score(params, initial, len(task.steps) - 1) if _missing(journal, task, "no_memory") else None
@@ -171,10 +103,6 @@ def _all_arms(
 
     def tuned(state: Tuned, step: int) -> Tuned:
         return tuner.read_on(state, initial, examples[step])[1]
-
-    def last_score(state: Tuned) -> float:
-        pairs = [pair for pairs in task.validation for pair in pairs] or task.train[-1]
-        return right_labels(reader, state.params, initial, form, pairs)
 
     def carry(fast: PyTree, step: int) -> Scores:
         return score(params, fast, step)
@@ -190,15 +118,14 @@ def _all_arms(
         "no_memory": steps("no_memory", None, _nothing, lambda _, step: _until(task, every, step)),
         "in_context": steps("in_context", None, _nothing, in_context),
     }
-    validation: dict[float, float] = {}
-    for rate in rates:
-        key = f"{task.name}/adamw@{rate:g}"
-        if journal.get(key) is None:
-            state = tuner.begin(params, rate)
-            for step in range(len(task.steps)):
-                state = tuned(state, step)
-            journal.put(key, {"right_label": last_score(state)})
-        validation[rate] = (journal.get(key) or {})["right_label"]
+    def after_all(rate: float) -> float:
+        state = tuner.begin(params, rate)
+        for step in range(len(task.steps)):
+            state = tuned(state, step)
+        pairs = [pair for pairs in task.validation for pair in pairs] or task.train[-1]
+        return right_labels(reader, state.params, initial, form, pairs)
+
+    validation = {rate: _validation(journal, task, rate, after_all) for rate in rates}
     best = max(rates, key=validation.__getitem__)
     found["adamw"] = steps(
         "adamw", tuner.begin(params, best), tuned, lambda state, step: score(state.params, initial, step)
@@ -212,31 +139,18 @@ def _all_arms(
     return found, about
 
 
+def _validation(journal: Journal, task: Task, rate: float, measure: Callable[[float], float]) -> float:
+    key = f"{task.name}/adamw@{rate:g}"
+    record = journal.get(key)
+    if record is None:
+        record = {"right_label": measure(rate)}
+        journal.put(key, record)
+    return float(record["right_label"])
+
+
 def _nothing(state: Any, _: int) -> Any:
     """What an arm learns that keeps no state."""
     return state
-
-
-def _context(task: Task, form: Format, step: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Examples of the classes seen, one of each class in turn until the training length is full; int32 [n].
-    Room is left for the longest test text and label."""
-    known = [label for labels in task.steps[: step + 1] for label in labels]
-    by_class = {label: [p for pairs in task.train for p in pairs if p[1] == label] for label in known}
-    turns = [
-        by_class[known[i]][turn % len(by_class[known[i]])]
-        for turn in range(max(map(len, by_class.values())))
-        for i in rng.permutation(len(known))
-    ]
-    tests = [form.context(text) for pairs in task.test[: step + 1] for text, _ in pairs]
-    room = longest - 1 - max(map(len, tests)) - max(len(form.label(label)) for label in known)
-    parts: list[np.ndarray] = [np.zeros(0, np.int32)]
-    for pair in turns:
-        example = form.example(*pair)
-        if len(example) > room:
-            break
-        parts.append(example)
-        room -= len(example)
-    return np.concatenate(parts)
 
 
 def _missing(journal: Journal, task: Task, arm: str) -> list[int]:
