@@ -66,7 +66,7 @@ def load(name: str, folder: Path, seed: int, max_steps: int | None = None) -> Da
             )
     try:
         raw = source.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"intents={folder}: the files of {name} are not as published ({error!r})") from None
     rng = np.random.default_rng([seed, len(raw.train)])
     if raw.groups is None:

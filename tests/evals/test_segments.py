@@ -34,7 +34,9 @@ def test_segments_are_equal_bytes_and_follow_the_seed(tmp_path: Path) -> None:
     chosen = load_segments({**options, "segment_names": ["two", "one"]}, CONFIG, 0)
     assert [s.name for s in chosen] == ["two", "one"]
     # The shortest text bounds all.
-    sizes = {len(s.text) for s in load_segments({"segments": source, "segment_names": ["one", "two"]}, CONFIG, 0)}
+    sizes = {
+        len(s.text) for s in load_segments({"segments": source, "segment_names": ["one", "two"]}, CONFIG, 0)
+    }
     assert sizes == {len(new_text(400))}
 
 
