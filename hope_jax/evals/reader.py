@@ -150,7 +150,7 @@ class Reader:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             width = _up(len(head) + max(len(rows[i]) for i in chosen), 16)
-            most = _up(max(ends[i] for i in chosen), 4 if tails is not None else 16)
+            most = _up(max(ends[i] for i in chosen), 8 if tails is not None else 16)
             tokens = np.full((batch_size, width), self.tokenizer.pad_id, np.int32)
             segments = np.zeros((batch_size, width), np.int32)
             at = np.zeros((batch_size, most), np.int32)

@@ -15,7 +15,6 @@ from hope_jax.evals.class_tasks import in_context_examples, tasks_of
 from hope_jax.evals.labels import Format, score_labels
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import ARMS, Run
-from hope_jax.evals.scoring import token_log_probs
 from hope_jax.evals.segments import blocks, load_segments
 from tests.evals.intents_data import write_banking, write_clinc
 from tests.evals.subjects import subject
@@ -90,7 +89,9 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
     found = continual.evaluate(run)
     (kjv, _) = load_segments(SEGMENTS, model.config, 0)
     own = blocks(model.trained.tokenizer.encode(kjv.text), 31)[1:3]
-    naive = -np.mean([row.mean() for row in token_log_probs(model, own, batch_size=2)])
+    reader, params = Reader(model), model.trained.params
+    alone = [reader.read_on(params, reader.start(params), [row])[0][0] for row in own]
+    naive = -np.mean([row.mean() for row in alone])
     for cell in found["table"]["baseline"]["kjv"]:
         assert cell["value"] == pytest.approx(naive, rel=1e-4)
     assert found["metrics"]["kjv/nats_per_token/baseline"]["value"] == pytest.approx(naive, rel=1e-4)
@@ -102,8 +103,8 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
         "chance": None,
     }
     assert set(continual.figures(found)) == {"continual_baseline"}
-    alone = continual.evaluate(a_run(tmp_path, limit=2, **SEGMENTS))
-    assert len(alone["checkpoints"]) == 1 and "all/forgetting/baseline" not in alone["metrics"]
+    single = continual.evaluate(a_run(tmp_path, limit=2, **SEGMENTS))
+    assert len(single["checkpoints"]) == 1 and "all/forgetting/baseline" not in single["metrics"]
 
 
 @pytest.mark.nightly

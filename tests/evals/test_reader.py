@@ -1,5 +1,6 @@
 """Rows read in order and side by side, against what the model's own reads give one by one."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from hope_jax.evals.finetune import Tuner
 from hope_jax.evals.reader import Reader, packed
 from hope_jax.evals.scoring import token_log_probs
+from hope_jax.models.lm import HopeModel
 from hope_jax.types import PyTree
 from tests.evals.subjects import subject
 
@@ -22,11 +24,17 @@ def rows(*lengths: int) -> list[np.ndarray]:
     return [rng.integers(3, 1000, n).astype(np.int32) for n in lengths]
 
 
+@partial(jax.jit, static_argnums=0)
+def all_logits(model: HopeModel, params: PyTree, fast: PyTree, tokens: Any) -> Any:
+    return model.logits(params, model.read(params, fast, None, tokens, jnp.ones_like(tokens)).hidden)
+
+
 def naive(reader: Reader, params: PyTree, fast: PyTree, row: np.ndarray) -> np.ndarray:
-    """Cross-entropies of one row, by one read and a softmax over all logits."""
-    tokens = jnp.asarray(np.concatenate([[reader.tokenizer.bos_id], row]), jnp.int32)[None]
-    hidden = reader.model.read(params, fast, None, tokens, jnp.ones_like(tokens)).hidden
-    logits = np.asarray(reader.model.logits(params, hidden), np.float64)[0, :-1]
+    """Cross-entropies of one row of up to 47 tokens, by one read and a softmax over all logits. What is read
+    after the row changes nothing before."""
+    tokens = np.zeros((1, 48), np.int32)
+    tokens[0, : len(row) + 1] = [reader.tokenizer.bos_id, *row]
+    logits = np.asarray(all_logits(reader.model, params, fast, tokens), np.float64)[0, : len(row)]
     norm = np.log(np.exp(logits).sum(-1))
     return norm - logits[np.arange(len(row)), row]
 
