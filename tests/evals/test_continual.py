@@ -1,0 +1,227 @@
+"""Continual and class-incremental evaluations of small models: what arms share, kills, bad options."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import ConfigError, DataError
+from hope_jax.evals import adaptation, class_incremental, continual
+from hope_jax.evals.class_tasks import in_context_examples, tasks_of
+from hope_jax.evals.labels import Format, score_labels
+from hope_jax.evals.reader import Reader
+from hope_jax.evals.run import ARMS, Run
+from hope_jax.evals.segments import blocks, load_segments
+from tests.evals.intents_data import write_banking, write_clinc
+from tests.evals.subjects import subject
+
+pytestmark = pytest.mark.usefixtures("quick")
+SEGMENTS = {"segment_bytes": 1024, "segment_names": ["kjv", "austen"]}
+
+
+def a_run(out: Path, limit: int | None = 2, arms: tuple[str, ...] = ARMS[:1], **options: Any) -> Run:
+    return Run(subject(), out, limit, batch_size=4, arms=arms, records=True, options=options)
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int) -> None:
+    """Makes a function fail at its call number `after`."""
+    real, calls = getattr(owner, name), iter(range(10**6))
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+def same_after_a_kill(
+    monkeypatch: pytest.MonkeyPatch,
+    evaluate: Callable[[Run], dict],
+    run: Run,
+    owner: Any,
+    name: str,
+    after: int,
+) -> dict[str, Any]:
+    """The outcome, which is also that of a run that was killed and started again."""
+    whole = evaluate(run)
+    with monkeypatch.context() as patch:
+        killed(patch, owner, name, after)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run)
+    (left,) = run.out.glob("*.partial.jsonl")
+    assert len(left.read_text().splitlines()) > 2
+    again = evaluate(run)
+    assert not left.exists()
+    assert again["metrics"] == whole["metrics"] and again["paired"] == whole["paired"]
+    return whole
+
+
+def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(tmp_path, learning_rates=[1e-3], **SEGMENTS)
+    found = same_after_a_kill(monkeypatch, adaptation.evaluate, run, Reader, "losses", 12)
+    read = found["stream_losses"]
+    assert read["carried"][0] == read["reset"][0] != read["no_writes"][0]
+    assert read["carried"][1] != read["reset"][1]
+    start, after = found["held_out_start"], found["held_out_after"]
+    assert all(row == start for row in after["no_writes"])
+    assert after["carried"][0] == after["reset"][0] != start
+    # A block is measured before it teaches: AdamW's first loss is that of the model as it is.
+    assert read["adamw"][0][0] == pytest.approx(read["no_writes"][0][0], rel=1e-5)
+    assert set(adaptation.figures(found)) == {"adaptation_stream", "adaptation_held_out"}
+    metric = found["metrics"]["stream/nats_per_token/carried"]
+    assert metric["value"] == pytest.approx(np.mean([np.mean(row) for row in read["carried"]]))
+    tokenizer, text = run.subject.trained.tokenizer, load_segments(SEGMENTS, run.subject.config, 0)[0].text
+    byte = found["metrics"]["stream:kjv/nats_per_byte/carried"]["value"]
+    assert byte == pytest.approx(
+        np.mean(read["carried"][0]) * len(tokenizer.encode(text)) / len(text.encode())
+    )
+    assert found["costs"]["adamw"]["learning_rate"] == 1e-3
+
+
+def test_segments_by_checkpoints(tmp_path: Path) -> None:
+    model = subject()
+    run = a_run(tmp_path, limit=2, **SEGMENTS, checkpoints=[str(model.trained.path)] * 2)
+    found = continual.evaluate(run)
+    (kjv, _) = load_segments(SEGMENTS, model.config, 0)
+    own = blocks(model.trained.tokenizer.encode(kjv.text), 31)[1:3]
+    reader, params = Reader(model), model.trained.params
+    alone = [reader.read_on(params, reader.start(params), [row])[0][0] for row in own]
+    naive = -np.mean([row.mean() for row in alone])
+    for cell in found["table"]["baseline"]["kjv"]:
+        assert cell["value"] == pytest.approx(naive, rel=1e-4)
+    assert found["metrics"]["kjv/nats_per_token/baseline"]["value"] == pytest.approx(naive, rel=1e-4)
+    # Twice the same checkpoint forgets nothing.
+    assert found["metrics"]["all/forgetting/baseline"] == {
+        "value": 0.0,
+        "ci95": [0.0, 0.0],
+        "n": 4,
+        "chance": None,
+    }
+    assert set(continual.figures(found)) == {"continual_baseline"}
+    single = continual.evaluate(a_run(tmp_path, limit=2, **SEGMENTS))
+    assert len(single["checkpoints"]) == 1 and "all/forgetting/baseline" not in single["metrics"]
+
+
+@pytest.mark.nightly
+def test_memorization_arms_of_segments(tmp_path: Path) -> None:
+    found = continual.evaluate(a_run(tmp_path, arms=ARMS, **SEGMENTS))
+    assert {"kjv/nats_per_token/memorized-baseline", "kjv/nats_per_token/memorized-control"} <= set(
+        found["paired"]
+    )
+    assert found["updates"]["memorized"]
+
+
+def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clinc(tmp_path)
+    run = a_run(tmp_path, intents=str(tmp_path), learning_rates=[1e-3])
+    found = same_after_a_kill(
+        monkeypatch, class_incremental.evaluate, run, class_incremental, "score_labels", 5
+    )
+    items = {item["key"]: item for item in found["items"]}
+    assert [items[f"clinc/carried/{i}"]["classes"] for i in range(3)] == [2, 4, 6]
+    for field in ("raw", "pmi", "chosen"):
+        assert items["clinc/carried/0"][field] == items["clinc/reset/0"][field]
+    assert [len(part) for part in items["clinc/adamw/2"]["raw"]] == [2, 2, 2]
+    metrics = found["metrics"]
+    assert metrics["clinc/accuracy_raw_step_2/carried"]["chance"] == 1 / 4
+    hits = sum(items["clinc/carried/2"]["pmi"], [])
+    assert metrics["clinc/accuracy_pmi/carried"]["value"] == np.mean(hits)
+    steps = [metrics[f"clinc/accuracy_raw_step_{i}/reset"]["value"] for i in (1, 2, 3)]
+    average = metrics["clinc/average_incremental_accuracy_raw/reset"]
+    assert average["value"] == pytest.approx(np.mean(steps))
+    assert average["chance"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 6) / 3)
+    assert set(class_incremental.figures(found)) == {"class_incremental_clinc"}
+
+
+def test_forgetting_of_classes_is_from_the_best_step_since_they_were_read() -> None:
+    hits = [
+        [np.array([True, False])],
+        [np.array([True, True]), np.array([False, False])],
+        [np.array([False, True]), np.array([False, True]), np.array([True, True])],
+    ]
+    forgot = class_incremental._forgetting(hits)
+    assert forgot is not None and forgot.value == (0.5 - 0.5) / 2
+
+
+class MadeUp:
+    """Knows that `warm` is warm and `cold` cold, and finds `cold` likely anyway."""
+
+    tokenizer = Tokenizer.load()
+
+    def losses(
+        self, params: Any, fast: Any, rows: list, tails: list, *, prefix: Any = None, batch_size: int = 1
+    ) -> list[np.ndarray]:
+        found = []
+        for row, tail in zip(rows, tails, strict=True):
+            text, label = self.tokenizer.decode(row[:-tail]), self.tokenizer.decode(row[-tail:]).strip()
+            loss = {"is warm": 5.0, "is cold": 2.0}[label] - (1.0 if label[3:] in text else 0.0)
+            found.append(np.full(tail, loss / tail))
+        return found
+
+
+def test_labels_of_a_made_up_model() -> None:
+    form = Format(MadeUp.tokenizer, 20)
+    reader: Any = MadeUp()
+    scores = score_labels(reader, None, None, form, ["it is warm", "it is cold"], ["is_warm", "is_cold"])
+    np.testing.assert_allclose(scores.raw, [[-4, -2], [-5, -1]])
+    np.testing.assert_allclose(scores.pmi, [[1, 0], [0, 1]])
+    raw, pmi = scores.best(2)
+    assert raw.tolist() == [1, 1] and pmi.tolist() == [0, 1]
+    example = MadeUp.tokenizer.decode(form.example("it is warm", "is_warm"))
+    assert example == "it is warm\nIntent: is warm\n"
+    assert len(Format(MadeUp.tokenizer, 2).context("it is warm")) == len(form.context("")) + 2
+
+
+def test_examples_and_tests_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    write_clinc(tmp_path)
+    run = a_run(tmp_path, None, intents=str(tmp_path), examples=2, tests=3, class_steps=2)
+    ((task,), own) = tasks_of(run)
+    assert own["classes"] == {"clinc": [2, 2]} and tasks_of(run)[0] == [task]
+    assert [len(pairs) for pairs in task.train] == [4, 4] and [len(pairs) for pairs in task.test] == [3, 3]
+    read = {text for pairs in task.train for text, _ in pairs}
+    assert not read & {text for pairs in [*task.test, *task.validation] for text, _ in pairs}
+    assert {label for pairs in task.test for _, label in pairs} == set(task.classes)
+    form = Format(run.subject.trained.tokenizer, 20)
+    some = in_context_examples(task, form, 1, 90, np.random.default_rng(0))
+    text = run.subject.trained.tokenizer.decode(some)
+    assert 0 < len(some) <= 90 and text.count("Intent:") >= 2
+    assert text.split("\n")[0] in read
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (adaptation, {"learning_rates": []}, "learning_rates=.*: want a list of numbers between 0 and 1"),
+        (adaptation, {"learning_rates": [2.0]}, "learning_rates"),
+        (adaptation, {"block_tokens": 0}, "block_tokens=0: want a whole number, at least 8"),
+        (continual, {"checkpoints": 3}, "checkpoints=3: want a workdir, or a list of paths"),
+        (
+            continual,
+            {"learned_at": [0]},
+            "learned_at=.0.: want for each of 2 segments the index of a checkpoint",
+        ),
+        (continual, {"learned_at": [0, 1]}, "from 0 to 0"),
+        (class_incremental, {}, "intents is missing; want the folder of the classification data"),
+        (class_incremental, {"intents": "absent"}, "no known data set is there"),
+        (class_incremental, {"intents": "FOLDER", "datasets": ["cifar"]}, "no data set 'cifar'"),
+        (class_incremental, {"intents": "FOLDER", "examples": "many"}, "examples='many'"),
+    ],
+)
+def test_bad_options(module: Any, options: dict, message: str, tmp_path: Path) -> None:
+    write_banking(tmp_path)
+    options = {k: str(tmp_path) if v == "FOLDER" else v for k, v in options.items()}
+    with pytest.raises(ConfigError, match=message):
+        module.evaluate(a_run(tmp_path, **{**SEGMENTS, **options}))
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_short_texts_are_refused(tmp_path: Path) -> None:
+    for module, count in ((adaptation, 4), (continual, 2)):
+        with pytest.raises(DataError, match=f"fewer than {count} blocks of 400; give longer texts or fewer"):
+            module.evaluate(a_run(tmp_path, **SEGMENTS, block_tokens=400))
+    shutil.rmtree(tmp_path)
