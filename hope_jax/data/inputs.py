@@ -1,4 +1,4 @@
-"""What a configuration trains on and is evaluated on: texts, shards or a synthetic task, found and checked."""
+"""What a configuration trains on and is evaluated on: texts, shards or a synthetic task, checked."""
 
 import logging
 import os

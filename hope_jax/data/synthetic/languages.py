@@ -6,7 +6,7 @@ may come next ("." is the end of the string). A string is right only if all its 
 a^n b^n c^n it is n.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,8 +36,8 @@ class Language(Task):
         first, last = (self.longest + 1, 2 * self.longest) if split == "bin1" else (1, self.longest)
         return range(-(-first // self.unit) * self.unit, last + 1, self.unit)
 
-    def problems(self):
-        """Sizes that no string has."""
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
         if not self.sizes("bin0") or not self.sizes("bin1"):
             yield f"longest={self.longest}: no string is so short; use {self.unit} or more"
 

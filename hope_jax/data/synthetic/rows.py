@@ -28,7 +28,7 @@ class Strings:
     Row r depends on (seed, task, split, r) alone. seq_len: tokens of a row; padding has segment 0.
     """
 
-    def __init__(self, task: Task, split: str, seed: int, seq_len: int) -> None:
+    def __init__(self, task: Task, split: str, seed: int | str, seq_len: int) -> None:
         self._task, self._split, self._seq_len = task, split, seq_len
         self._key = digest_int(f"{seed}:{describe(task)}:{split}")
 
@@ -59,7 +59,7 @@ def as_row(example: Example, seq_len: int) -> Batch:
     )
 
 
-def strings(task: Task, split: str, count: int, seed: int) -> list[Example]:
+def strings(task: Task, split: str, count: int, seed: int | str) -> list[Example]:
     """Strings of a split to evaluate on: all if the task has few, and then `count` of them, evenly spread,
     if they are more; else the first `count` that `seed` draws."""
     every = task.every(split)
