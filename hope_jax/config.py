@@ -91,6 +91,7 @@ class SelfModifyingTitansConfig:
     use_alpha: bool = True  # data-dependent retention; False: 1
     alpha_init: Literal["style", "near_one", "half"] = "style"  # style: near_one if modern, half if reference
     momentum: Decay = 0.0  # of its writes
+    value_norm: NonNegative = 0.0  # that values are scaled to; 0: as M_v makes them (Eqs. 83-93)
 
 
 @dataclass(frozen=True)
