@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
             + ", ".join(VARIANTS)
         )
     params = loaded.state["params"]
-    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data.tokenizer)
+    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data)
     batches = open_inputs(config, tokenizer).eval_batches()
     spec = assemble.model_spec(config)
     by_memory = HopeModel(spec).memories()

@@ -91,6 +91,7 @@ class SelfModifyingTitansConfig:
     use_alpha: bool = True  # data-dependent retention; False: 1
     alpha_init: Literal["style", "near_one", "half"] = "style"  # style: near_one if modern, half if reference
     momentum: Decay = 0.0  # of its writes
+    value_norm: NonNegative = 0.0  # that values are scaled to; 0: as M_v makes them (Eqs. 83-93)
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,14 @@ class OptimConfig:
 class DataConfig:
     """Training text. `batch_size` is global: all devices and processes together."""
 
-    source: str = "embedded"  # embedded | a folder of text files | of token shards (docs/data.md)
+    source: str = "embedded"  # embedded | folder of texts | of token shards (docs/data.md) | synthetic:TASK
     seq_len: Annotated[int, Range(2)] = 2048  # tokens a row
     batch_size: Count = 6  # rows a step, all devices and processes together
     tokenizer: str = "embedded"  # embedded | path of a sentencepiece model
     prefetch: Whole = 4  # batches prepared ahead
     workers: Whole = 0  # processes that prepare them; 0: a thread. Batches are the same
     mixture: Mapping[str, Positive] = field(default_factory=dict)  # shards NAME in `source`: weight; sum 1
+    task_options: Mapping[str, Whole] = field(default_factory=dict)  # of synthetic:TASK (docs/evals)
     verify_shards: bool = True  # hold every shard against its digest at the start; False: only its size
 
 

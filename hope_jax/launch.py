@@ -21,6 +21,7 @@ from absl import flags
 from hope_jax import cli, compilation_cache
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate, warnings
+from hope_jax.data.synthetic import find_task
 from hope_jax.errors import ConfigError
 from hope_jax.training import cluster
 from hope_jax.training.cluster import Cluster
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
     config = cli.load_config()
     validate(config)
+    find_task(config.data.source, config.data.task_options, config.data.seq_len)
     workdir = Path(_WORKDIR.value or Path("runs") / cli.config_path().stem)
     found = _cluster()
 

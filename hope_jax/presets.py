@@ -172,6 +172,39 @@ def mid_titan_baseline_config() -> OrderedConfig:
     return config
 
 
+def synthetic_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
+    """The transformer baseline of a synthetic task: two layers, AdamW, minutes on one core."""
+    config = base_config()
+    config.model.update({"block_variant": "transformer_pp", "vocab_size": vocab_size})
+    set_size(config, dim=64, num_layers=2, heads=4)
+    config.data.update({"source": f"synthetic:{task}", "seq_len": seq_len, "batch_size": 32})
+    config.train.steps = 2000
+    config.optim.update({"name": "adamw", "lr": 1e-3, "b2": 0.99, "warmup_steps": 50, "weight_decay": 0.01})
+    config.eval.update({"every": 250, "batches": 8, "generate_tokens": 0})
+    config.checkpoint.every = 500
+    config.log.tensorboard = False
+    return config
+
+
+def synthetic_hope_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
+    """HOPE on a synthetic task: one narrow layer whose self-modifying memories write after every token, at
+    rates that can turn a state's sign. The row is one online chunk, so teach signals write nothing that is
+    read: the CMS is an MLP."""
+    config = synthetic_config(task, seq_len, vocab_size)
+    config.model.update({"block_variant": "hope_selfmod", "self_mod_lr": 0.5})
+    set_size(config, dim=16, num_layers=1, heads=2)
+    set_levels(config, {"cms": seq_len}, lr=0.0, optimizer="sgd")
+    config.model.self_modifying.update(
+        {"chunk_size": 1, "chunk_size_memory": 1, "local_conv_window": 0, "value_norm": 0.5}
+    )
+    config.data.batch_size = 16
+    config.train.update({"steps": 400, "online_chunk_size": seq_len})
+    config.optim.update({"lr": 1e-2, "weight_decay": 0.0})
+    config.eval.every = 50
+    config.checkpoint.every = 100
+    return config
+
+
 _PAPER_PERIODS = {"cms_fast": 512, "cms_mid": 2048, "cms_slow": 8192, "cms_ultra": 32768}
 
 

@@ -27,6 +27,7 @@ from hope_jax.data.batches import TrainIterator
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
+from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.presets import pilot_config, pilot_smoke_config
 from hope_jax.timing import Case, Comparison, Goal
@@ -46,7 +47,7 @@ ROW_TOKENS, ROWS = 2048, 400
 
 def train_iterator(config: ExperimentConfig) -> TrainIterator:
     """The batches that training would take."""
-    return open_inputs(config, Tokenizer.load(config.data.tokenizer)).train_iterator()
+    return open_inputs(config, open_tokenizer(config.data)).train_iterator()
 
 
 def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: str = "loader") -> Case:

@@ -85,7 +85,7 @@ class TrainIterator(grain.DatasetIterator):
         if state.get("stream") != self._stream_digest:
             raise CheckpointError(
                 "data cursor: the checkpoint was written with another training stream (texts or shards, "
-                "data.mixture, tokenizer, data.seq_len, data.batch_size, train.seed or "
+                "data.mixture, data.task_options, tokenizer, data.seq_len, data.batch_size, train.seed or "
                 "memory.reset_at_document differ); restore them, or use a new workdir"
             )
         self._stop()

@@ -1,4 +1,4 @@
-"""What a configuration trains on and is evaluated on: texts or a mixture of shards, found and checked."""
+"""What a configuration trains on and is evaluated on: texts, shards or a synthetic task, checked."""
 
 import logging
 import os
@@ -12,6 +12,8 @@ from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator
 from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
 from hope_jax.data.sources import Source, check_sources, find_sources
+from hope_jax.data.synthetic import Task, find_task
+from hope_jax.data.synthetic.rows import make_synthetic_eval_batches, make_synthetic_iterator
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.types import Batch
 
@@ -20,13 +22,15 @@ logger = logging.getLogger("hope_jax.data")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Batches of a configuration. Made by `open_inputs`. sources: of shards; none: the documents are used."""
+    """Batches of a configuration. Made by `open_inputs`. task: a synthetic one, then all that is used.
+    sources: of shards; none: the documents are used."""
 
     config: ExperimentConfig
     tokenizer: Tokenizer
     sources: Sequence[Source]
     training: Sequence[Document]
     held_out: Sequence[Document]
+    task: Task | None = None
 
     def about(self) -> list[dict[str, str | float | int]]:
         """Of each source of shards what must not be lost: weight, origin, licence, a digest of its shards'
@@ -46,6 +50,18 @@ class Inputs:
     def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
+        if self.task is not None:
+            return make_synthetic_iterator(
+                task=self.task,
+                seq_len=data.seq_len,
+                batch_size=data.batch_size,
+                seed=train.seed,
+                process_index=process_index,
+                process_count=process_count,
+                prefetch=data.prefetch,
+                workers=data.workers,
+                start_batch=train.step_offset,
+            )
         if self.sources:
             read = epochs(self.sources, data.seq_len, train.steps, data.batch_size)
             for source in self.sources:
@@ -82,6 +98,14 @@ class Inputs:
     def eval_batches(self) -> list[Batch]:
         """The held-out batches, at most `eval.batches`. Raises: DataError."""
         data, most = self.config.data, self.config.eval.batches
+        if self.task is not None:
+            return make_synthetic_eval_batches(
+                task=self.task,
+                seq_len=data.seq_len,
+                batch_size=data.batch_size,
+                max_batches=most,
+                seed=self.config.train.seed,
+            )
         if self.sources:
             batches = make_mixture_eval_batches(
                 sources=self.sources,
@@ -111,9 +135,13 @@ def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer) -> Inputs:
     do: each may have a disk of its own.
 
     Raises:
+        ConfigError: a synthetic task that cannot be.
         DataError: what is there cannot be used.
     """
     data = config.data
+    task = find_task(data.source, data.task_options, data.seq_len)
+    if task is not None:
+        return Inputs(config, tokenizer, (), (), (), task)
     sources = find_sources(data.source, data.mixture, os.environ)
     if not sources:
         training, held_out = split_documents(load_documents(data.source))

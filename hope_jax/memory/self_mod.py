@@ -65,7 +65,7 @@ class SelfMod:
     projection_skip: M_eta and M_alpha have a W_skip (read off the parameters; the identity residual of the
     others always stays). objective: inner loss. stopgrad_vhat: no inner gradient through the target.
     momentum: beta of the writes. conv_window: w, taps of the convolution; 0: none. eps: least norm that
-    `qk_norm` divides by.
+    `qk_norm` divides by. value_norm: norm that values are scaled to; 0: none.
     """
 
     dim: int
@@ -83,6 +83,7 @@ class SelfMod:
     momentum: float = 0.0
     conv_window: int = 0
     eps: float = 1e-6
+    value_norm: float = 0.0
 
     @property
     def _rule(self) -> kernel.Rule:
@@ -227,12 +228,17 @@ class SelfMod:
         eta = self.eta_scale * jax.nn.softplus(rate)
         if not isinstance(active, tuple):
             eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
-        tokens = Streams(self._unit(reads["k"]).astype(dtype), reads["v"].astype(dtype), eta, log_alpha)
+        keys, values = self._unit(reads["k"]), self._scaled(reads["v"])
+        tokens = Streams(keys.astype(dtype), values.astype(dtype), eta, log_alpha)
         return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:
-        if not self.qk_norm:
-            return x
+        return self._normed(x) if self.qk_norm else x
+
+    def _scaled(self, v: Array) -> Array:
+        return self.value_norm * self._normed(v) if self.value_norm else v
+
+    def _normed(self, x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
 

@@ -87,6 +87,7 @@ def _self_mod(config: ExperimentConfig) -> SelfMod:
         objective=own.objective,
         stopgrad_vhat=own.stopgrad_vhat,
         momentum=own.momentum,
+        value_norm=own.value_norm,
         conv_window=own.local_conv_window,
     )
 

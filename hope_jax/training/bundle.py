@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from hope_jax.config import DataConfig
+from hope_jax.data.synthetic import is_synthetic
 from hope_jax.errors import BundleError, ConfigError
 from hope_jax.training import integrity, manifest, model_card, seal, stored, telemetry, weights
 from hope_jax.training.files import (
@@ -147,7 +149,13 @@ def _source(path: Path) -> _Source:
     folder, step = stored.resolve(path.absolute())
     integrity.verify_checkpoint(folder, step)
     meta = seal.read_meta(folder, step)
-    named = yaml.safe_load(manifest.read_text(folder / f"{step}.yaml"))["data"]["tokenizer"]
+    data = yaml.safe_load(manifest.read_text(folder / f"{step}.yaml"))["data"]
+    if is_synthetic(data["source"]):
+        raise BundleError(
+            f"{path} was trained on symbols (data.source={data['source']!r}): there is no text that a "
+            "released model could continue; bundle a checkpoint that was trained on text"
+        )
+    named = DataConfig(tokenizer=data["tokenizer"])
     tokenizer = load_tokenizer(folder / str(step), meta["tokenizer_digest"], named)
     return _Source(folder, step, meta, tokenizer.model)
 

@@ -35,6 +35,7 @@ Meta = dict[str, Any]
 
 _CURSOR_KEYS = (
     "data.mixture",
+    "data.task_options",
     "data.tokenizer",
     "data.seq_len",
     "data.batch_size",

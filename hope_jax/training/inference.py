@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import __version__
-from hope_jax.config import ExperimentConfig
+from hope_jax.config import DataConfig, ExperimentConfig
+from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import CheckpointError
 from hope_jax.learning.generate import roomy
@@ -30,21 +31,20 @@ class Trained(NamedTuple):
     fast: PyTree | None
 
 
-def load_tokenizer(checkpoint: Path, digest: str, source: str) -> Tokenizer:
+def load_tokenizer(checkpoint: Path, digest: str, data: DataConfig) -> Tokenizer:
     """The tokenizer of a checkpoint's run: a release bundle's own, which lies beside `checkpoints/`, else
-    that of `source` (`data.tokenizer`). digest: of the one that the run was trained with.
+    the one that `data` names. digest: of the one that the run was trained with.
 
     Raises:
       CheckpointError: it is another one.
       DataError: it cannot be read.
     """
     kept = checkpoint.parent.parent / TOKENIZER_FILE
-    source = str(kept) if kept.is_file() else source
-    tokenizer = Tokenizer.load(source)
+    tokenizer = Tokenizer.load(str(kept)) if kept.is_file() else open_tokenizer(data)
     if tokenizer.sha256 != digest:
         raise CheckpointError(
             f"{checkpoint} was trained with another tokenizer (digest {digest}, that of "
-            f"data.tokenizer={source!r} is {tokenizer.sha256}): bring back the one it names"
+            f"data.tokenizer={tokenizer.name!r} is {tokenizer.sha256}): bring back the one it names"
         )
     return tokenizer
 
@@ -56,7 +56,7 @@ def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
       CheckpointError: arrays that do not fit the configuration, or another tokenizer than the run's.
       DataError: the tokenizer cannot be read.
     """
-    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data.tokenizer)
+    tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data)
     streamer = assemble.streamer(config)
     params = _fit(loaded, "params", jax.eval_shape(streamer.model.init_params, jax.random.key(0)))
     fast = None

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.batches import digest_of
 from hope_jax.data.inputs import open_inputs
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.symbols import open_tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.training import files, processes, telemetry
 from hope_jax.training.checkpoint import Checkpointer, abstract
@@ -116,7 +116,7 @@ def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = N
     logging.getLogger("hope_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     processes.check_same("configuration", files.as_plain(config))
     claim_workdir(workdir, config.train.resume)
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+    tokenizer = open_tokenizer(config.data)
     inputs = open_inputs(config, tokenizer)
     eval_batches = inputs.eval_batches()
     program = build_program(config, tokenizer.vocab_size)

@@ -58,14 +58,21 @@ def make(**options: Any) -> tuple[SelfMod, Settings]:
         memory.objective,
         memory.stopgrad_vhat,
         memory.momentum,
+        memory.value_norm,
     )
 
 
 OPTIONS = {
     "default_with_convolution": {"conv_window": 3},
     "one_chunk_in_a_call_the_other_over_three": {"chunk_size_memory": 12, "momentum": 0.5},
-    "longer_calls": {"online_chunk": 8, "chunk_size": 8, "objective": "dot", "stopgrad_vhat": False},
-    "everything_adaptive": {"adaptive_q": True, "stopgrad_vhat": False},
+    "longer_calls": {
+        "online_chunk": 8,
+        "chunk_size": 8,
+        "objective": "dot",
+        "stopgrad_vhat": False,
+        "value_norm": 0.5,
+    },
+    "everything_adaptive": {"adaptive_q": True, "stopgrad_vhat": False, "value_norm": 0.5},
     "dot_without_decay": {"objective": "dot", "use_alpha": False, "projection_skip": False},
     "no_rank1_chunks_longer_than_calls": {"rank1": False, "chunk_size": 8, "chunk_size_memory": 12},
 }

@@ -25,6 +25,7 @@ class Settings:
     objective: str = "l2"
     stopgrad_vhat: bool = True
     momentum: float = 0.0
+    value_norm: float = 0.0
 
 
 @dataclass
@@ -99,7 +100,9 @@ def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Setting
     alpha = jnp.ones_like(eta)
     if settings.use_alpha:
         alpha = jax.nn.sigmoid(mlp(w["alpha"], x)[0] + params.get("b_alpha", 0.0))
-    token = (unit(mlp(w["k"], x)), mlp(w["v"], x), eta, alpha)
+    v = mlp(w["v"], x)
+    v = settings.value_norm * unit(v) if settings.value_norm else v
+    token = (unit(mlp(w["k"], x)), v, eta, alpha)
     stream.waiting.append(token)
     stream.waiting_memory.append(token)
     stream.seen += 1

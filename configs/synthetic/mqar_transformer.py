@@ -1,0 +1,14 @@
+"""Parity by a transformer, which fails, as published (docs/evals/synthetic.md).
+
+Command:  python -m hope_jax.launch --config=configs/synthetic/mqar_transformer.py
+Hardware: 1 CPU core
+Time:     TBD
+Expect:   TBD
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import synthetic_config
+
+
+def get_config() -> OrderedConfig:
+    return synthetic_config("mqar", seq_len=64, vocab_size=65)

@@ -1,0 +1,14 @@
+"""Parity by HOPE: self-modifying Titans that write after every symbol (docs/evals/synthetic.md).
+
+Command:  python -m hope_jax.launch --config=configs/synthetic/parity_hope.py
+Hardware: 1 CPU core
+Time:     TBD
+Expect:   TBD
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import synthetic_hope_config
+
+
+def get_config() -> OrderedConfig:
+    return synthetic_hope_config("parity", seq_len=50, vocab_size=4)

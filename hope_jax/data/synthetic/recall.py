@@ -1,0 +1,206 @@
+"""Tasks of recall: which value came with this key? In the context (MQAR, MAD's in-context recall and its
+fuzzy form), or in all of training (MAD's memorization)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hope_jax.data.synthetic.task import Example, Task, ask
+
+_POWER = 0.01
+"""MQAR: a query g pairs after the last pair has a probability in proportion to g^(_POWER - 1)."""
+
+
+@dataclass(frozen=True)
+class Mqar(Task):
+    """Multi-query associative recall (Arora et al. 2023): pairs, then each key once more, answered by its
+    value; filler between. `half` and `double` have so many times the pairs, and tokens.
+
+    vocab: keys and values, half each. pairs: of a string. length: its tokens.
+    """
+
+    vocab: int = 64
+    pairs: int = 8
+    length: int = 64
+
+    splits: ClassVar[tuple[str, ...]] = ("test", "half", "double")
+    grouped_by: ClassVar[str] = "distance"
+
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
+        if self.vocab % 2 or self.vocab // 2 < 2 * self.pairs:
+            yield f"vocab={self.vocab}: want an even number, at least {4 * self.pairs} for pairs={self.pairs}"
+        if self.pairs < 2 or self.pairs % 2:
+            yield f"pairs={self.pairs}: want an even number from 2, as one split has half of them"
+        if self.length % 4 or self.length < 4 * self.pairs:
+            yield f"length={self.length}: want a multiple of 4 from {4 * self.pairs} for pairs={self.pairs}"
+
+    def symbols(self) -> tuple[str, ...]:
+        """Filler, keys, values."""
+        half = range(self.vocab // 2)
+        return ("_", *(f"k{i}" for i in half), *(f"v{i}" for i in half))
+
+    def _sized(self, split: str) -> tuple[int, int]:
+        times = {"half": 0.5, "double": 2}.get(split, 1)
+        return int(self.pairs * times), int(self.length * times)
+
+    def most_tokens(self, split: str) -> int:
+        """See `Task`."""
+        return self._sized(split)[1]
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`. Queries stand at even distances from the pairs, each followed by its value."""
+        pairs, length = self._sized(split)
+        half = self.vocab // 2
+        keys, values = 1 + rng.permutation(half)[:pairs], 1 + half + rng.integers(0, half, pairs)
+        gaps = np.arange(1, (length - 2 * pairs) // 2 + 1)
+        weights = gaps ** (_POWER - 1)
+        at = 2 * pairs + 2 * (rng.choice(gaps, pairs, replace=False, p=weights / weights.sum()) - 1)
+        tokens = np.zeros(length, np.int32)
+        tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
+        tokens[at], tokens[at + 1] = keys, values
+        return ask(tokens, at, values, groups=at - 2 * np.arange(pairs))
+
+
+@dataclass(frozen=True)
+class InContextRecall(Task):
+    """MAD: keys are drawn again and again, each with a value that stays the same within the string; asked
+    wherever a key comes back.
+
+    vocab: keys and values, half each. length: tokens of a string.
+    """
+
+    vocab: int = 16
+    length: int = 128
+
+    grouped_by: ClassVar[str] = "distance"
+
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
+        if self.vocab < 4 or self.vocab % 2:
+            yield f"vocab={self.vocab}: want an even number from 4"
+        if self.length < 4 or self.length % 2:
+            yield f"length={self.length}: want an even number from 4"
+
+    def symbols(self) -> tuple[str, ...]:
+        """Keys, values."""
+        half = range(self.vocab // 2)
+        return (*(f"k{i}" for i in half), *(f"v{i}" for i in half))
+
+    def most_tokens(self, split: str) -> int:
+        """See `Task`."""
+        return self.length
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`. The last key is one that came before."""
+        half, pairs = self.vocab // 2, self.length // 2
+        keys = rng.integers(0, half, pairs)
+        keys[-1] = rng.choice(keys[:-1])
+        values = (half + rng.integers(0, half, half))[keys]
+        seen: dict[int, int] = {}
+        at, groups = [], []
+        for i, key in enumerate(keys.tolist()):
+            if key in seen:
+                at.append(2 * i)
+                groups.append(2 * (i - seen[key]))
+            seen[key] = i
+        tokens = np.stack([keys, values], axis=1).reshape(-1)
+        places = np.array(at)
+        return ask(tokens, places, tokens[places + 1], np.array(groups))
+
+
+@dataclass(frozen=True)
+class FuzzyRecall(Task):
+    """MAD: keys and values are motifs of 1 to `motif` different symbols; at test all keys have `motif`.
+
+    vocab: symbols of keys and of values, about half each. length: tokens of the longest string.
+    motif: symbols of the longest key and value.
+    """
+
+    vocab: int = 14
+    length: int = 128
+    motif: int = 3
+
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
+        if self.vocab < 2 * self.motif:
+            yield f"vocab={self.vocab}: want at least {2 * self.motif} for motif={self.motif}"
+        if self.length < 6 * self.motif:
+            yield f"length={self.length}: want at least {6 * self.motif} for motif={self.motif}"
+
+    def symbols(self) -> tuple[str, ...]:
+        """Keys' symbols, values' symbols."""
+        keys = self.vocab // 2
+        return (*(f"k{i}" for i in range(keys)), *(f"v{i}" for i in range(self.vocab - keys)))
+
+    def most_tokens(self, split: str) -> int:
+        """See `Task`."""
+        return self.length
+
+    def _motif(self, rng: np.random.Generator, first: int, count: int, shortest: int) -> tuple[int, ...]:
+        size = int(rng.integers(shortest, self.motif + 1))
+        return tuple((first + rng.permutation(count)[:size]).tolist())
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`. Pairs until the string is full, then one of their keys again."""
+        keys = self.vocab // 2
+        shortest = 1 if split == "train" else self.motif
+        known: dict[tuple[int, ...], tuple[int, ...]] = {}
+        tokens: list[int] = []
+        at: list[int] = []
+
+        def add(key: tuple[int, ...]) -> None:
+            value, asked = known.get(key), key in known
+            if value is None:
+                value = known[key] = self._motif(rng, keys, self.vocab - keys, 1)
+            if asked:
+                start = len(tokens) + len(key) - 1
+                at.extend(range(start, start + len(value)))
+            tokens.extend((*key, *value))
+
+        while len(tokens) + 4 * self.motif <= self.length:
+            add(self._motif(rng, 0, keys, shortest))
+        add(list(known)[int(rng.integers(len(known)))])
+        row, places = np.array(tokens), np.array(at)
+        return ask(row, places, row[places + 1])
+
+
+@dataclass(frozen=True)
+class Memorization(Task):
+    """MAD: a map from keys to values that is the same in every string and has to be learned by training.
+
+    vocab: keys and values, half each. length: tokens of a string. table: names the map.
+    """
+
+    vocab: int = 254
+    length: int = 32
+    table: int = 1
+
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
+        if self.vocab < 4 or self.vocab % 2:
+            yield f"vocab={self.vocab}: want an even number from 4"
+        if self.length % 2:
+            yield f"length={self.length}: want an even number"
+
+    def symbols(self) -> tuple[str, ...]:
+        """Keys, values, the question mark."""
+        half = range(self.vocab // 2)
+        return (*(f"k{i}" for i in half), *(f"v{i}" for i in half), "?")
+
+    def most_tokens(self, split: str) -> int:
+        """See `Task`."""
+        return self.length
+
+    def values(self) -> np.ndarray:
+        """int64 [vocab / 2]: the value of each key."""
+        half = self.vocab // 2
+        return half + np.random.default_rng([self.table, half]).permutation(half)
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`: keys, each followed by the question mark, where its value is asked for."""
+        keys = rng.integers(0, self.vocab // 2, self.length // 2)
+        tokens = np.stack([keys, np.full_like(keys, self.vocab)], axis=1).reshape(-1)
+        return ask(tokens, np.arange(1, self.length, 2), self.values()[keys])

@@ -1,0 +1,216 @@
+"""Evaluation of synthetic tasks: hand-made predictors, no leak of answers, the ordinary command, resuming."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.cli import read_config
+from hope_jax.data.synthetic import TASKS, Example
+from hope_jax.errors import BundleError, ConfigError, DataError
+from hope_jax.evals import synthetic
+from hope_jax.evals.run import Run
+from hope_jax.evals.subject import Subject, open_subject
+from hope_jax.training.bundle import write as write_bundle
+from hope_jax.training.inference import read_text
+from hope_jax.training.loop import run
+from hope_jax.types import NO_TARGET
+from tests.checkpoints import small_config
+from tests.evals.subjects import subject as text_subject
+
+CONFIG = """
+from hope_jax.presets import synthetic_config
+
+def get_config():
+    config = synthetic_config("parity", seq_len=8, vocab_size=4)
+    config.model.update({"dim": 16, "num_layers": 1, "heads": 2})
+    config.data.task_options = {"longest": 8}
+    config.data.batch_size = 4
+    config.train.update({"steps": 4})
+    config.optim.update({"warmup_steps": 0, "schedule": "constant"})
+    config.eval.update({"every": 2, "batches": 2})
+    config.checkpoint.every = 2
+    return config
+"""
+
+
+def launch(config: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hope_jax.launch", f"--config={config}", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that the same command continued to four, beside one of four."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    config = folder / "tiny.py"
+    config.write_text(CONFIG)
+    for steps in (2, 4):
+        done = launch(config, f"--workdir={folder / 'parts'}", f"--config.train.steps={steps}")
+        assert done.returncode == 0, done.stderr
+    run(read_config(config), folder / "whole")
+    return folder
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(trained: Path) -> None:
+    losses = [
+        [json.loads(line)["loss"] for line in (trained / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("parts", "whole")
+    ]
+    # The tests compute in double precision what a command does not; other rows would differ by far more.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    one, other = (open_subject(trained / name).trained.params for name in ("parts", "whole"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), one, other)
+
+
+def run_of(folder: Path, subject: Subject, **options: object) -> Run:
+    return Run(subject, folder, limit=20, batch_size=8, records=True, options=options)
+
+
+def test_every_split_is_measured_with_its_chance(trained: Path, tmp_path: Path) -> None:
+    result = synthetic.evaluate(run_of(tmp_path, open_subject(trained / "whole")))
+    metrics = result["metrics"]
+    names = ("bin0_positions", "bin0_strings", "bin1_positions", "bin1_strings")
+    assert set(metrics) == {f"parity/{name}/baseline" for name in names}
+    longer = metrics["parity/bin1_strings/baseline"]
+    assert longer["n"] == 20 and 0 <= longer["value"] <= 1 and 0 < longer["chance"] < 0.02
+    assert 0.45 < metrics["parity/bin1_positions/baseline"]["chance"] < 0.65
+    lengths = [len(item["hits"]) for item in result["items"] if item["split"] == "bin1"]
+    assert len(lengths) == 20 and min(lengths) > 8 and max(lengths) <= 16
+    assert synthetic.figures(result).keys() == {"synthetic"} or len(result["by_length"]["bin1"]) < 3
+    assert json.loads(json.dumps(result)) == result and not list(tmp_path.iterdir())
+
+
+def test_a_killed_evaluation_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, calls, answers = open_subject(trained / "whole"), [], synthetic.answers
+
+    def failing(*arguments: object, **options: bool) -> list[np.ndarray]:
+        calls.append(arguments[1])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return answers(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(synthetic, "answers", failing)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.evaluate(run_of(tmp_path, subject))
+    resumed = synthetic.evaluate(run_of(tmp_path, subject))
+    assert len(calls) == 4 + 3  # three of bin0 and none of bin1 were done
+    whole = synthetic.evaluate(run_of(tmp_path, subject))
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_hand_made_predictors_score_what_they_should(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = open_subject(trained / "whole")
+
+    def perfect(_: Subject, examples: list[Example], *__: int, **___: bool) -> list[np.ndarray]:
+        return [synthetic.asked(example) for example in examples]
+
+    def constant(_: Subject, examples: list[Example], *__: int, **___: bool) -> list[np.ndarray]:
+        return [np.full(len(synthetic.asked(example)), 2) for example in examples]
+
+    found = {}
+    for predictor in (perfect, constant):
+        monkeypatch.setattr(synthetic, "answers", predictor)
+        found[predictor] = synthetic.evaluate(run_of(tmp_path, subject))
+    assert all(metric["value"] == 1 for metric in found[perfect]["metrics"].values())
+    metrics = found[constant]["metrics"]
+    items = [item for item in found[constant]["items"] if item["split"] == "bin0"]
+    shares = [np.mean(item["hits"]) for item in items]
+    assert metrics["parity/bin0_positions/baseline"]["value"] == pytest.approx(np.mean(shares))
+    assert metrics["parity/bin0_strings/baseline"]["value"] == np.mean([share == 1 for share in shares])
+    assert metrics["parity/bin1_strings/baseline"]["value"] == 0
+
+
+VARIANTS = ("transformer_pp", pytest.param("hope_selfmod", marks=pytest.mark.nightly))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_answers_of_later_positions_do_not_leak(variant: str) -> None:
+    """Without targets, what is answered depends on the tokens up to there alone."""
+    subject = text_subject(variant)
+    tokens, rng = rng_tokens(40), np.random.default_rng(0)
+    first = Example(tokens, rng.integers(0, 9, 40), np.zeros(40, np.int32))
+    other = first._replace(targets=(first.targets + 1) % 9)
+    longer = first._replace(tokens=np.concatenate([tokens[:21], tokens[21:] + 1]))
+    found = synthetic.answers(subject, [first, other, longer], 4, targets=False)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0][:21], found[2][:21])
+    assert (found[0] != found[2]).any() and len(set(found[0].tolist())) > 1
+
+
+def rng_tokens(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 9, count)
+
+
+@pytest.mark.parametrize("targets", [False, True])
+def test_taught_memories_are_written_with_answers_only_if_asked(
+    targets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = text_subject()  # its CMS writes every 4 tokens; the online chunk has 16
+    streamer = subject.trained.streamer
+    example = Example(np.arange(40) % 9, np.arange(40) % 5, np.zeros(40, np.int32))
+    sparse = np.where(np.arange(40) == 3, example.targets, NO_TARGET)
+    seen: list[float] = []
+    original = type(streamer).write_chunks
+
+    def spy(self: object, params: object, state: object, batch: object) -> object:
+        logits, state = original(self, params, state, batch)
+        deltas = [leaf for leaf in jax.tree.leaves(state.fast) if leaf.ndim > 3]
+        seen.append(float(sum(jnp.abs(leaf).sum() for leaf in deltas)))
+        return logits, state
+
+    monkeypatch.setattr(type(streamer), "write_chunks", spy)
+    synthetic.answers(subject, [example._replace(targets=sparse)], 1, targets=targets)
+    assert (seen[0] > 0) == targets
+
+
+def test_groups_are_measured_by_distance() -> None:
+    tokens = np.zeros(6, np.int32)
+    examples = [Example(tokens, np.array([-1, 4, -1, 5, -1, 4]), np.array([0, 2, 0, 3, 0, 8]))] * 3
+    hits = [np.array([True, False, True])] * 3
+    found = synthetic.measured("mqar", "test", TASKS["mqar"](), synthetic.Split(examples, hits))
+    by_group = {key: metric["value"] for key, metric in found.items() if "distance" in key}
+    assert by_group == {
+        "mqar/test_distance_to_2/baseline": 1,
+        "mqar/test_distance_to_4/baseline": 0,
+        "mqar/test_distance_to_8/baseline": 1,
+    }
+    assert found["mqar/test_positions/baseline"]["chance"] == pytest.approx(2 / 3)
+
+
+def test_text_is_refused_where_there_are_symbols_and_the_other_way_round(
+    trained: Path, tmp_path: Path
+) -> None:
+    subject = open_subject(trained / "whole")
+    stream = subject.trained.streamer.begin(subject.trained.params, 1, 8)
+    with pytest.raises(DataError, match="trained on symbols"):
+        read_text(subject.trained, stream, "a text", targets=True)
+    with pytest.raises(BundleError, match="trained on symbols"):
+        write_bundle(tmp_path / "bundle", trained / "whole")
+    assert synthetic.skipped(subject) is None
+    assert "was trained on 'embedded'" in (synthetic.skipped(text_subject()) or "")
+    with pytest.raises(ConfigError, match="not on a synthetic task; evaluate a run of configs/synthetic"):
+        synthetic.evaluate(Run(text_subject(), tmp_path))
+
+
+def test_a_wrong_task_is_found_before_anything_starts(trained: Path, tmp_path: Path) -> None:
+    refused = launch(
+        trained / "tiny.py", f"--workdir={tmp_path / 'w'}", "--config.data.source=synthetic:party"
+    )
+    assert refused.returncode == 2 and "did you mean synthetic:parity" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "w").exists()
+    assert small_config().data.task_options == {}
