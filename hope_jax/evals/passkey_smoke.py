@@ -9,13 +9,13 @@ arms: no memorization (`baseline`), and three controls of the same length: the s
 (`other_key`), with the right key's digits in another order (`shuffled`), and unrelated text (`unrelated`).
 
 Prints, and writes to FILE, the key's negative log-likelihood (NLL) in each arm and the gains, control minus
-memorized, with 95 % intervals over the seeds' means. Exit code 1 unless the intervals of the gains over
-`other_key` and `unrelated` lie above zero.
+memorized, with 95 % intervals over the seeds' means; also how often the right key is likelier than the other
+one (`choice`). Exit code 1 unless the interval of the gain over each control lies above zero.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +33,7 @@ from hope_jax.evals.subject import Subject, open_subject
 from hope_jax.types import PyTree
 
 NAME = "passkey_smoke"
-CONTROLS = ("other_key", "unrelated", "shuffled")
-ASSERTED = ("other_key", "unrelated")
-"""Controls over which the gain must be above zero: `shuffled` is told, not asked for."""
+CONTROLS = ("other_key", "shuffled", "unrelated")
 FEWEST_SEEDS = 3
 QUESTION = " The pass key is"
 
@@ -65,21 +63,18 @@ class Prompt(NamedTuple):
 
 def make_prompts(subject: Subject, count: int, filler: int, seed: int) -> list[Prompt]:
     """Keys of five digits, and for each `filler` tokens of held-out text."""
-    rng, encode = np.random.default_rng(seed), subject.trained.tokenizer.encode
-    return [
-        Prompt(*_keys(rng, encode), filler=unrelated(subject, filler, _TEXTS * seed + i))
-        for i in range(count)
-    ]
+    rng, tokenizer = np.random.default_rng(seed), subject.trained.tokenizer
+    return [_prompt(rng, tokenizer, unrelated(subject, filler, _TEXTS * seed + i)) for i in range(count)]
 
 
-def _keys(rng: np.random.Generator, encode: Callable[[str], np.ndarray]) -> list[np.ndarray]:
+def _prompt(rng: np.random.Generator, tokenizer: Tokenizer, filler: np.ndarray) -> Prompt:
     """A key, another one, and one of its digits in another order; all differ and have equally many tokens."""
     while True:
         right, other = (str(rng.integers(10_000, 100_000)) for _ in range(2))
         names = right, other, "".join(rng.permutation(list(right)))
-        keys = [encode(f" {name}") for name in names]
+        keys = [tokenizer.encode(f" {name}") for name in names]
         if len(set(names)) == len(names) and len({len(key) for key in keys}) == 1:
-            return keys
+            return Prompt(keys[0], keys[1], keys[2], filler)
 
 
 def with_key(tokenizer: Tokenizer, prompt: Prompt, key: np.ndarray) -> np.ndarray:
@@ -134,9 +129,9 @@ def summarize(by_seed: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
     }
 
 
-def holds(metrics: dict[str, Any]) -> bool:
-    """Whether the interval of every asserted gain lies above zero."""
-    return all(metrics[f"gain/{control}"]["ci95"][0] > 0 for control in ASSERTED)
+def failed(metrics: dict[str, Any]) -> list[str]:
+    """The controls over which the interval of the gain does not lie above zero."""
+    return [control for control in CONTROLS if not metrics[f"gain/{control}"]["ci95"][0] > 0]
 
 
 def main(argv: list[str]) -> None:
@@ -162,8 +157,8 @@ def main(argv: list[str]) -> None:
         "subjects": {str(seed): subject.about for seed, subject in subjects.items()},
         "settings": {"keys": _KEYS.value, "filler": _FILLER.value, "memorize": as_settings(rule)},
         **found,
-        "asserted": [f"gain/{control}" for control in ASSERTED],
-        "passed": holds(found["metrics"]),
+        "asserted": [f"gain/{control}" for control in CONTROLS],
+        "passed": not failed(found["metrics"]),
         "seconds": time.monotonic() - started,
     }
     if out:
@@ -171,7 +166,7 @@ def main(argv: list[str]) -> None:
     print(table(found))
     if not result["passed"]:
         raise GuardError(
-            f"passkey_smoke: the gain over {' or '.join(ASSERTED)} is not above zero, after {_STEPS.value} "
+            f"the gain over {' or '.join(failed(found['metrics']))} is not above zero, after {_STEPS.value} "
             f"readings of each of {_KEYS.value} keys, over {len(subjects)} seeds"
         )
 
