@@ -86,8 +86,8 @@ def with_key(tokenizer: Tokenizer, prompt: Prompt, key: np.ndarray) -> np.ndarra
 
 
 def measure(subject: Subject, rule: Rule, prompts: Sequence[Prompt], seed: int) -> dict[str, np.ndarray]:
-    """ "nll/ARM": float64 [prompts], NLL of the right key in nats. "choice/ARM": bool, whether the right key
-    is likelier than the other one."""
+    """Of each arm, [prompts]: `nll/ARM`, float64, the right key's NLL in nats; `choice/ARM`, bool, whether it
+    is likelier than the other key."""
     tokenizer = subject.trained.tokenizer
     memorizer = Memorizer(subject, rule)
     told = {
@@ -95,8 +95,9 @@ def measure(subject: Subject, rule: Rule, prompts: Sequence[Prompt], seed: int) 
         "other_key": [with_key(tokenizer, p, p.other) for p in prompts],
         "shuffled": [with_key(tokenizer, p, p.shuffled) for p in prompts],
     }
-    length = len(told["memorized"][0])
-    told["unrelated"] = [unrelated(subject, length, _TEXTS * seed + i) for i in range(len(prompts))]
+    told["unrelated"] = [
+        unrelated(subject, len(text), _TEXTS * seed + i) for i, text in enumerate(told["memorized"])
+    ]
     question, found = tokenizer.encode(QUESTION), {}
     for arm in ("baseline", *told):
         fast: PyTree | None = memorizer(told[arm]).fast if arm in told else None
