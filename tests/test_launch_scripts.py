@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("two_gpus.sh", "cpu_dp_smoke.sh", "slurm.sbatch", "long_run.sh")
+SCRIPTS = ("two_gpus.sh", "cpu_dp_smoke.sh", "slurm.sbatch", "long_run.sh", "passkey_smoke.sh")
 ALL = sorted(path.name for path in (ROOT / "launch").iterdir())
 
 STUB = """#!/bin/sh
@@ -128,6 +128,16 @@ def test_help_says_usage_and_that_no_gpu_has_run_it(script: str, flag: str) -> N
             ],
         ),
         (
+            "passkey_smoke.sh",
+            ["--keys=3", "--config.train.steps=9"],
+            [
+                "rm -rf runs/passkey_smoke/seed_1",
+                "python -m hope_jax.launch --config=configs/passkey_smoke.py --config.train.steps=9 "
+                "--config.train.seed=5 --workdir=runs/passkey_smoke/seed_5",
+                "runs/passkey_smoke/seed_5 --out=runs/passkey_smoke/passkey_smoke.json --keys=3",
+            ],
+        ),
+        (
             "slurm.sbatch",
             ["--config=x.py", "--workdir=d"],
             [
@@ -211,6 +221,25 @@ def test_cpu_dp_smoke_starts_two_processes_and_fails_with_either(
     done = run("cpu_dp_smoke.sh", "--processes", "--config=x.py", **environment)
     assert done.returncode == 1
     assert sorted(line.rpartition(" ")[2] for line in called(stub)) == ["--process_id=0", "--process_id=1"]
+
+
+@pytest.mark.parametrize(("codes", "calls"), [([0, 0, 0], 3), ([0, 0, 1], 3), ([0, 1], 2)])
+def test_passkey_smoke_trains_the_seeds_then_measures(
+    stub: dict[str, str], tmp_path: Path, codes: list[int], calls: int
+) -> None:
+    Path(stub["CODES"]).write_text("".join(f"{c}\n" for c in codes))
+    out = tmp_path / "out"
+    done = run("passkey_smoke.sh", "--config=x.py", "--keys=3", **{**stub, "SEEDS": "7 8", "OUT": str(out)})
+    assert done.returncode == codes[-1]
+    launched = [
+        f"-m hope_jax.launch --config=x.py --config.train.seed={seed} --workdir={out}/seed_{seed}"
+        for seed in (7, 8)
+    ]
+    measured = (
+        f"-m hope_jax.evals.passkey_smoke --checkpoints={out}/seed_7,{out}/seed_8 "
+        f"--out={out}/passkey_smoke.json --keys=3"
+    )
+    assert called(stub) == [*launched, measured][:calls]
 
 
 @pytest.mark.parametrize(

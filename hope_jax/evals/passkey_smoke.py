@@ -1,0 +1,204 @@
+"""Does a memory hold a pass key? Small models, several training seeds, and a gain that must be above zero.
+
+python -m hope_jax.evals.passkey_smoke --checkpoints=PATH,PATH,... [--out=FILE] [--keys=N] [--filler=N]
+    [--memorize_steps=N]
+
+Each PATH is a run of its own `train.seed`; each seed has its own keys and fillers. A text with a pass key is
+memorized, then read no more: scored is the key after the bare question, so only memories can know it. Other
+arms: no memorization (`baseline`), and three controls of the same length: the same text with another key
+(`other_key`), with the right key's digits in another order (`shuffled`), and unrelated text (`unrelated`).
+
+Prints, and writes to FILE, the key's negative log-likelihood (NLL) in each arm and the gains, control minus
+memorized, with 95 % intervals over the seeds' means; also how often the right key is likelier than the other
+one (`choice`). Exit code 1 unless the interval of the gain over each control lies above zero.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from hope_jax import cli, compilation_cache
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.errors import ConfigError, GuardError
+from hope_jax.evals.memorize import Memorizer, Rule, as_settings, unrelated
+from hope_jax.evals.run import FORMAT, VERSION, progress
+from hope_jax.evals.scoring import Pair, score_pairs
+from hope_jax.evals.statistics import as_json, mean
+from hope_jax.evals.subject import Subject, open_subject
+from hope_jax.types import PyTree
+
+NAME = "passkey_smoke"
+CONTROLS = ("other_key", "shuffled", "unrelated")
+FEWEST_SEEDS = 3
+QUESTION = " The pass key is"
+
+_TEXTS = 10_000
+"""Texts that a seed may ask for: more than it has keys."""
+
+# Other commands may have flags of these names; one process, that of the tests, imports several.
+_CHECKPOINTS = flags.DEFINE_list(
+    "checkpoints", [], "Runs that differ in train.seed; at least 3.", allow_override=True
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file of the result.", allow_override=True)
+_KEYS = flags.DEFINE_integer("keys", 32, "Pass keys a seed.", lower_bound=2, upper_bound=_TEXTS)
+_FILLER = flags.DEFINE_integer("filler", 128, "Tokens of text around a key.", lower_bound=2)
+_STEPS = flags.DEFINE_integer(
+    "memorize_steps", 4, "Times that a text is read.", lower_bound=1, allow_override=True
+)
+
+
+class Prompt(NamedTuple):
+    """right, other, shuffled: token ids of keys, equally many. filler: int32 [n] text around the key."""
+
+    right: np.ndarray
+    other: np.ndarray
+    shuffled: np.ndarray
+    filler: np.ndarray
+
+
+def make_prompts(subject: Subject, count: int, filler: int, seed: int) -> list[Prompt]:
+    """Keys of five digits, and for each `filler` tokens of held-out text."""
+    rng, tokenizer = np.random.default_rng(seed), subject.trained.tokenizer
+    return [_prompt(rng, tokenizer, unrelated(subject, filler, _TEXTS * seed + i)) for i in range(count)]
+
+
+def _prompt(rng: np.random.Generator, tokenizer: Tokenizer, filler: np.ndarray) -> Prompt:
+    """A key, another one, and one of its digits in another order; all differ and have equally many tokens."""
+    while True:
+        right, other = (str(rng.integers(10_000, 100_000)) for _ in range(2))
+        names = right, other, "".join(rng.permutation(list(right)))
+        keys = [tokenizer.encode(f" {name}") for name in names]
+        if len(set(names)) == len(names) and len({len(key) for key in keys}) == 1:
+            return Prompt(keys[0], keys[1], keys[2], filler)
+
+
+def with_key(tokenizer: Tokenizer, prompt: Prompt, key: np.ndarray) -> np.ndarray:
+    """int32 [n]: the filler with a key told twice in its middle, in tokens that do not depend on the key."""
+    half = len(prompt.filler) // 2
+    parts = [tokenizer.encode(text) for text in (QUESTION, ". Remember it.", " is the pass key.")]
+    told = (parts[0], key, parts[1], key, parts[2])
+    return np.concatenate([prompt.filler[:half], *told, prompt.filler[half:]]).astype(np.int32)
+
+
+def measure(subject: Subject, rule: Rule, prompts: Sequence[Prompt], seed: int) -> dict[str, np.ndarray]:
+    """Of each arm, [prompts]: `nll/ARM`, float64, the right key's NLL in nats; `choice/ARM`, bool, whether it
+    is likelier than the other key."""
+    tokenizer = subject.trained.tokenizer
+    memorizer = Memorizer(subject, rule)
+    told = {
+        "memorized": [with_key(tokenizer, p, p.right) for p in prompts],
+        "other_key": [with_key(tokenizer, p, p.other) for p in prompts],
+        "shuffled": [with_key(tokenizer, p, p.shuffled) for p in prompts],
+    }
+    told["unrelated"] = [
+        unrelated(subject, len(text), _TEXTS * seed + i) for i, text in enumerate(told["memorized"])
+    ]
+    question, found = tokenizer.encode(QUESTION), {}
+    for arm in ("baseline", *told):
+        fast: PyTree | None = memorizer(told[arm]).fast if arm in told else None
+        right, other = (
+            np.array([s.log_prob for s in score_pairs(subject, [Pair(question, k) for k in keys], fast)])
+            for keys in ([p.right for p in prompts], [p.other for p in prompts])
+        )
+        found[f"nll/{arm}"] = -right
+        found[f"choice/{arm}"] = right > other
+    return found
+
+
+def summarize(by_seed: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Means over the seeds' means with Student's intervals, and the seeds' means.
+
+    A seed has its own weights, keys and fillers, so its mean is one independent observation.
+    """
+    each = {seed: {name: float(v.mean()) for name, v in found.items()} for seed, found in by_seed.items()}
+    for seed, found in by_seed.items():
+        for control in (*CONTROLS, "baseline"):
+            gain = found[f"nll/{control}"] - found["nll/memorized"]
+            each[seed][f"gain/{control}"] = float(gain.mean())
+    names = next(iter(each.values()))
+    chance = {name: 0.5 for name in names if name.startswith("choice/")}
+    return {
+        "metrics": {
+            name: as_json(mean([means[name] for means in each.values()]), chance.get(name)) for name in names
+        },
+        "per_seed": {str(seed): means for seed, means in each.items()},
+    }
+
+
+def failed(metrics: dict[str, Any]) -> list[str]:
+    """The controls over which the interval of the gain does not lie above zero."""
+    return [control for control in CONTROLS if not metrics[f"gain/{control}"]["ci95"][0] > 0]
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints and asserts."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    out = cli.output_file("out", _OUT.value)
+    subjects = open_seeds([Path(path) for path in _CHECKPOINTS.value])
+    compilation_cache.use()
+    started = time.monotonic()
+    # The gate is open: a text that is to be memorized is written whole.
+    rule = Rule(steps=_STEPS.value, surprise_threshold=0.0)
+    by_seed = {}
+    for seed, subject in subjects.items():
+        prompts = make_prompts(subject, _KEYS.value, _FILLER.value, seed)
+        by_seed[seed] = measure(subject, rule, prompts, seed)
+        progress(NAME).info("%s: %d keys measured", subject.name, len(prompts))
+    found = summarize(by_seed)
+    result = {
+        "format": FORMAT,
+        "version": VERSION,
+        "eval": NAME,
+        "subjects": {str(seed): subject.about for seed, subject in subjects.items()},
+        "settings": {"keys": _KEYS.value, "filler": _FILLER.value, "memorize": as_settings(rule)},
+        **found,
+        "asserted": [f"gain/{control}" for control in CONTROLS],
+        "passed": not failed(found["metrics"]),
+        "seconds": time.monotonic() - started,
+    }
+    if out:
+        cli.write_files("out", {out: (json.dumps(result, indent=1) + "\n").encode()})
+    print(table(found))
+    if not result["passed"]:
+        raise GuardError(
+            f"the gain over {' or '.join(failed(found['metrics']))} is not above zero, after {_STEPS.value} "
+            f"readings of each of {_KEYS.value} keys, over {len(subjects)} seeds"
+        )
+
+
+def open_seeds(paths: Sequence[Path]) -> dict[int, Subject]:
+    """The runs by their `train.seed`. Raises: ConfigError for too few, or runs that do not differ in it."""
+    if len(paths) < FEWEST_SEEDS:
+        given = ",".join(map(str, paths))
+        raise ConfigError(f"--checkpoints={given}: want at least {FEWEST_SEEDS} runs, of other train.seed")
+    subjects: dict[int, Subject] = {}
+    for path in paths:
+        subject = open_subject(path)
+        if (seed := subject.config.train.seed) in subjects:
+            raise ConfigError(
+                f"--checkpoints: {path} has train.seed={seed}, as another one; train with others"
+            )
+        if subject.shared_memory:
+            raise ConfigError(f"--checkpoints: {path} has memory.scope=batch; want example, a memory a key")
+        subjects[seed] = subject
+    return subjects
+
+
+def table(found: dict[str, Any]) -> str:
+    """A line for each metric: value, interval, the seeds' means."""
+    lines = []
+    for name, metric in found["metrics"].items():
+        (low, high), means = metric["ci95"], [seed[name] for seed in found["per_seed"].values()]
+        seeds = " ".join(f"{value:8.4f}" for value in means)
+        lines.append(f"{name:18} {metric['value']:8.4f}  [{low:8.4f}, {high:8.4f}]   seeds {seeds}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
