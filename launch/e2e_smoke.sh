@@ -2,10 +2,10 @@
 # Usage: ./launch/e2e_smoke.sh [--dry_run] [--piqa=FILE] [--limit=N] [--config.KEY=VALUE ...]
 #
 # From raw text to a zero-shot figure: builds the sample mixture (data/run_sample.sh), trains
-# configs/pilot_smoke.py on its shards (20 steps) into runs/e2e_smoke/run, and puts PIQA's accuracy, as lm-eval
-# measures it, into runs/e2e_smoke/evals. Two cores and minutes: a figure that shows the way, not a good model.
+# configs/pilot_smoke.py on its shards (20 steps) into runs/e2e_smoke/run, and puts PIQA's accuracy, as
+# lm-eval measures it, into runs/e2e_smoke/evals. After 20 steps the figure is that of a bad model.
 #
-# --piqa: PIQA's validation set in lm-eval's schema, JSON lines with goal, sol1, sol2 and label (or PIQA_FILE).
+# --piqa: PIQA's validation set in lm-eval's schema, JSON lines with goal, sol1, sol2, label (or PIQA_FILE).
 #     Nothing is downloaded: without it three items are made up. They are not PIQA, and the result says so.
 # --limit: items at most (200). --dry_run: print the commands instead.
 # OUT: another folder than runs/e2e_smoke; what stands in it from an earlier run is removed.
