@@ -156,6 +156,25 @@ def test_help_says_usage_and_that_no_gpu_has_run_it(script: str, flag: str) -> N
             ["--foreground", "--config=x.py"],
             ["python -m hope_jax.launch --config=x.py --workdir=runs/x"],
         ),
+        (
+            "e2e_smoke.sh",
+            ["--limit=7"],
+            [
+                "env PYTHON=python ./data/run_sample.sh",
+                "--config.data.source=data/shards/sample",
+                "python -m hope_jax.evals.suite --checkpoint=runs/e2e_smoke/run --out=runs/e2e_smoke/evals "
+                "--only=zeroshot --zeroshot_tasks=piqa --zeroshot_data=runs/e2e_smoke/piqa --limit=7 "
+                "--option=zeroshot_note=made-up\\ items\\,\\ not\\ PIQA",
+            ],
+        ),
+        (
+            "eval_smoke.sh",
+            ["--checkpoint=runs/x", "--limit=3"],
+            [
+                "python -m hope_jax.evals.suite --checkpoint=runs/x --out=runs/eval_smoke --memorize",
+                "--limit=3",
+            ],
+        ),
     ],
 )
 def test_dry_run_prints_the_commands_and_does_nothing(
@@ -194,6 +213,7 @@ def test_nothing_is_done_wherever_the_flag_stands(script: str, flag: str, tmp_pa
         ("two_gpus.sh", [], {"GPUS": "0"}, "GPUS=0"),
         ("slurm.sbatch", ["--config=x"], {}, "--workdir=DIR is missing"),
         ("long_run.sh", ["--workdir=x"], {}, "--config=FILE is missing"),
+        ("e2e_smoke.sh", ["--piqa=no/such/file"], {}, "--piqa=no/such/file: no such file"),
     ],
 )
 def test_wrong_usage_is_refused(
@@ -280,6 +300,26 @@ def test_slurm_queues_a_run_again_that_is_not_at_its_end(
     done = run("slurm.sbatch", "--config=x.py", f"--workdir={tmp_path}", **environment)
     assert done.returncode == code, done.stderr
     assert ("scontrol requeue 7" in called(stub)) == requeued
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_e2e_smoke_says_whether_its_items_are_piqa(stub: dict[str, str], tmp_path: Path, given: bool) -> None:
+    file = tmp_path / "piqa.jsonl"
+    file.write_text("{}\n")
+    done = run("e2e_smoke.sh", *[f"--piqa={file}"] * given, **{**stub, "OUT": str(tmp_path / "out")})
+    # The stub in python's place leaves no result.
+    assert done.returncode == 1 and "zeroshot.json" in done.stderr
+    assert ("WARNING: made-up items, not PIQA" in done.stderr) == (not given)
+    assert ("zeroshot_note=made-up items, not PIQA" in " ".join(called(stub))) == (not given)
+    assert (tmp_path / "out" / "piqa" / "piqa_validation.jsonl").is_file() == given
+
+
+def test_eval_smoke_trains_only_where_there_is_no_checkpoint(stub: dict[str, str], tmp_path: Path) -> None:
+    done = run("eval_smoke.sh", "--checkpoint=runs/x", **{**stub, "OUT": str(tmp_path / "out")})
+    # The stub in python's place leaves no report.
+    assert done.returncode == 1
+    assert not any("hope_jax.launch" in line for line in called(stub))
+    assert any("hope_jax.evals.suite --checkpoint=runs/x " in line for line in called(stub))
 
 
 def test_slurm_gives_up_after_some_failures(stub: dict[str, str], tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Usage: ./launch/eval_smoke.sh [--dry_run] [--checkpoint=PATH] [FLAGS OF hope_jax.evals.suite]
+#
+# One checkpoint through all evaluations, with few items and short contexts: every way is walked, no figure
+# means anything. The checkpoint is that of runs/pilot_smoke, which is trained if it is not there (4 minutes).
+# Results and report.html are put into runs/eval_smoke. Flags of the suite that are given here count.
+#
+# Data sets that may not be kept here (zero-shot tasks, intents) are made up, a few items of each in their
+# schema; --zeroshot_data=FOLDER and --intents=FOLDER take the real ones.
+#
+# --dry_run: print the commands instead. OUT: another folder than runs/eval_smoke, removed first.
+# PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
+
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+checkpoint=runs/pilot_smoke out="${OUT:-runs/eval_smoke}" settings=()
+for argument in "$@"; do
+    case "$argument" in
+        --checkpoint=*) checkpoint="${argument#*=}" ;;
+        *) settings+=("$argument") ;;
+    esac
+done
+
+set_up requirements/dev.txt "[eval]"
+run rm -rf "$out"
+if [ "$checkpoint" = runs/pilot_smoke ] && [ ! -f "$checkpoint/summary.json" ]; then
+    run python -m hope_jax.launch --config=configs/pilot_smoke.py "--workdir=$checkpoint"
+fi
+run python -c 'import pathlib, sys
+from tests.evals.intents_data import write_clinc
+from tests.evals.zeroshot_files import write_files
+folder = pathlib.Path(sys.argv[1])
+write_files(folder)
+write_clinc(folder)' "$out/made_up"
+run python -m hope_jax.evals.suite "--checkpoint=$checkpoint" "--out=$out" --memorize --limit=2 \
+    --lengths=1024 "--zeroshot_data=$out/made_up" "--intents=$out/made_up" \
+    "--option=zeroshot_note=made-up items" "${settings[@]+"${settings[@]}"}"
+run test -s "$out/report.html"
