@@ -118,6 +118,7 @@ def _all_arms(
         "no_memory": steps("no_memory", None, _nothing, lambda _, step: _until(task, every, step)),
         "in_context": steps("in_context", None, _nothing, in_context),
     }
+
     def after_all(rate: float) -> float:
         state = tuner.begin(params, rate)
         for step in range(len(task.steps)):
