@@ -8,7 +8,7 @@ import pytest
 from tests.kills import MOMENTS, finish, kill, starting
 
 PERSISTENT = ("memory.scope=batch", "memory.lifetime=persistent")
-EVERY_PUSH = {("step", "hope_hybrid", "online"), ("checkpoint", "titan", "through_writes"),
+EVERY_PUSH = {("step", "hope_hybrid", "online"), ("checkpoint", "titan", "two_pass"),
               ("data", "hope_attention", "two_pass")}  # fmt: skip
 VARIANTS = ("transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
 MODES = ("online", "two_pass", "through_writes")

@@ -73,9 +73,8 @@ def test_any_calls_read_what_the_whole_cache_reads(window: int) -> None:
     assert carry.cache["attn"].key.shape[2] == window and carry.segments.shape == (3, CAPACITY)
 
 
-@pytest.mark.parametrize(
-    "variant", ["hope_attention", pytest.param("hope_hybrid", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", ["hope_attention", "hope_hybrid"])
 def test_streams_in_any_calls_are_those_of_the_whole_cache(variant: str) -> None:
     streamer, params = windowed(variant, 5)
     data = rows(tokens=TOKENS)

@@ -107,7 +107,7 @@ GROUPS = {
 }
 
 
-SLOW = ("together", "selfmod", "more")
+SLOW = ("together", "selfmod", "more", "float32")
 
 
 @pytest.mark.parametrize(

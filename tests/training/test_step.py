@@ -74,6 +74,7 @@ def test_muon_takes_the_stacked_matrices_and_nothing_else() -> None:
     assert "muon updates 4,096 parameters" in optim.describe_groups(assemble.optim_rule(settings()), params)
 
 
+@pytest.mark.nightly
 def test_documents_of_one_chunk_never_see_a_write_if_memories_start_afresh() -> None:
     """Padded rows from the pipeline through an evaluation and a training step."""
     tokenizer = Tokenizer.load("embedded")
