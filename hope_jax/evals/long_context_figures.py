@@ -39,8 +39,8 @@ def _panels(title: str, tasks: Mapping[str, Mapping[str, list[Point]]]) -> Figur
     figure = Figure(figsize=(_WIDTH * columns + 0.4, 2.4 * rows + 0.3), layout="constrained")
     for i, (task, arms) in enumerate(tasks.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for arm, points in arms.items():
-            line(axes, arm, points)
+        for number, (arm, points) in enumerate(arms.items()):
+            line(axes, arm, points, number)
             chance = points[0][1].get("chance")
         if chance is not None:
             axes.axhline(chance, color=GREY, linestyle=":", linewidth=1, label="chance")
@@ -60,8 +60,8 @@ def loss_over_position(groups: Mapping[str, Mapping[str, list[Point]]]) -> Figur
     figure = Figure(figsize=(2 * _WIDTH * len(groups) + 0.4, 3.0), layout="constrained")
     for i, (title, arms) in enumerate(groups.items()):
         axes = figure.add_subplot(1, len(groups), i + 1)
-        for arm, points in arms.items():
-            line(axes, arm, points)
+        for number, (arm, points) in enumerate(arms.items()):
+            line(axes, arm, points, number)
         axes.set_title(title, fontsize=8.5, color=INK)
         axes.set_xlabel("tokens before", fontsize=8, color=GREY)
         axes.set_ylabel("nats per token", fontsize=8, color=GREY)
@@ -69,10 +69,12 @@ def loss_over_position(groups: Mapping[str, Mapping[str, list[Point]]]) -> Figur
     return figure
 
 
-def line(axes: Axes, arm: str, points: list[Point]) -> None:
-    """Values over a logarithmic axis, with their intervals where there are any."""
+def line(axes: Axes, arm: str, points: list[Point], number: int) -> None:
+    """Values over a logarithmic axis, with their intervals where there are any. number: of the line in its
+    panel; later ones stand a little to the right, or equal ones would hide each other."""
     ordered = sorted(points, key=lambda point: point[0])
-    x, values = [at for at, _ in ordered], [metric["value"] for _, metric in ordered]
+    places = [max(at, 8) for at, _ in ordered]
+    x, values = [place * 2 ** (0.05 * number) for place in places], [metric["value"] for _, metric in ordered]
     bounds = [metric["ci95"] or [metric["value"]] * 2 for _, metric in ordered]
     spread = [
         [max(value - low, 0.0) for value, (low, _) in zip(values, bounds, strict=True)],
@@ -81,6 +83,8 @@ def line(axes: Axes, arm: str, points: list[Point]) -> None:
     colour = _COLOURS.get(arm)
     axes.errorbar(x, values, yerr=spread, label=arm, color=colour, marker="o", markersize=3, capsize=2)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [f"{at:g}" for at, _ in ordered], rotation=45 if len(places) > 6 else 0)
+    axes.minorticks_off()
     axes.grid(True, color=FAINT, linewidth=0.5)
     axes.tick_params(labelsize=7, colors=GREY)
     for side in ("top", "right"):

@@ -22,7 +22,6 @@ from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
 from hope_jax.evals.subject import Subject
 from hope_jax.types import PyTree
 
-CHOICE_CHANCE = 0.5
 _TOKENS = 2**17
 """Tokens that a batch of prompts holds at most: attention caches take memory in proportion."""
 
@@ -110,9 +109,10 @@ def answer(
 ) -> list[dict[str, Any]]:
     """A record for each prompt, read with memories `fast` (of as many contexts, or None).
 
-    choice: bool, the first answer is likelier than the distractor. nll, distractor_nll: of their `tokens`, in
-    nats. match: `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens.
-    removed_choice, removed_nll: the same question and memories without the context.
+    choice: bool, the first answer is likelier than the distractor, by `margin` nats. nll: of its `tokens`, in
+    nats; it falls too where a memory has only learnt what such texts look like, which the margin does not
+    count. match: `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens.
+    removed_choice, removed_margin, removed_nll: the same question and memories without the context.
     """
     tokenizer = subject.trained.tokenizer
     right = [continuation(tokenizer, p.after, p.answers[0]) for p in prompts]
@@ -131,14 +131,15 @@ def answer(
         records.append(
             {
                 "choice": scores[0][i].log_prob > scores[1][i].log_prob,
+                "margin": scores[0][i].log_prob - scores[1][i].log_prob,
                 "nll": -scores[0][i].log_prob,
-                "distractor_nll": -scores[1][i].log_prob,
                 "tokens": scores[0][i].tokens,
                 "match": string_match(written, prompt.answers),
                 "text": written,
                 "answers": list(prompt.answers),
                 "depths": list(prompt.depths),
                 "removed_choice": removed[0][i].log_prob > removed[1][i].log_prob,
+                "removed_margin": removed[0][i].log_prob - removed[1][i].log_prob,
                 "removed_nll": -removed[0][i].log_prob,
             }
         )
@@ -158,7 +159,8 @@ def string_match(text: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
-FIELDS = ("choice", "match", "nll", "removed_choice", "removed_nll")
+FIELDS = ("choice", "match", "nll", "margin", "removed_choice", "removed_nll", "removed_margin")
+_CHANCE = {"choice": 0.5, "margin": 0.0}
 
 
 def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -172,7 +174,7 @@ def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, An
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     for field in FIELDS:
-        chance = CHOICE_CHANCE if field.endswith("choice") else None
+        chance = _CHANCE.get(field.removeprefix("removed_"))
         found = compare(shown, field, f"{name}/{field}", chance)
         metrics |= found[0]
         paired |= found[1]

@@ -94,9 +94,10 @@ def test_a_model_that_knows_scores_one_and_one_that_is_wrong_zero(
     for task in (*(f"{t}@700" for t in tasks), "passkey@200"):
         assert metrics[f"{task}/choice/baseline"] == metrics[f"{task}/match/baseline"] == 1 - wrong
         assert metrics[f"{task}/nll/baseline"] == (9 if wrong else 1)
+        assert metrics[f"{task}/margin/baseline"] == (-8 if wrong else 8)
         # Without the context neither candidate is known: no answer is likelier than the other.
-        assert metrics[f"{task}/removed_choice/baseline"] == 0
-    assert len(metrics) == 5 * 4
+        assert metrics[f"{task}/removed_choice/baseline"] == metrics[f"{task}/removed_margin/baseline"] == 0
+    assert len(metrics) == len(retrieval.FIELDS) * 4
 
 
 def test_records_say_what_was_asked_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
