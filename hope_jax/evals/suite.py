@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = cli.define_checkpoint()
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.", allow_override=True)
-_BASELINE = flags.DEFINE_string("baseline", None, "Checkpoint to compare with.", allow_override=True)
+# As hope_jax.package defines it: both may be imported into one process.
+_BASELINE = flags.DEFINE_multi_string("baseline", [], "Checkpoint to compare with.", allow_override=True)
 _ALL = flags.DEFINE_boolean("all_checkpoints", False, "All checkpoints of a workdir, not its newest.")
 _ONLY = flags.DEFINE_list("only", [], "Names of evaluations; default: all that have what they need.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Items of each task at most.", lower_bound=1)
@@ -103,6 +104,8 @@ def main(argv: list[str]) -> int:
     if not _CHECKPOINT.value or not _OUT.value:
         missing = "--out" if _CHECKPOINT.value else "--checkpoint"
         raise ConfigError(f"{missing} is missing; want --checkpoint=WORKDIR --out=FOLDER")
+    if len(_BASELINE.value) > 1:
+        raise ConfigError(f"--baseline: want one baseline, got {', '.join(_BASELINE.value)}")
     _check_memorize()
     compilation_cache.use()
     plan = _plan()
@@ -149,7 +152,7 @@ def _plan() -> "Plan":
         checkpoints=tuple(Path(path) for path in str(_CHECKPOINT.value).split(",") if path),
         out=Path(str(_OUT.value)),
         names=registry.selected(_ONLY.value, options),
-        baseline=Path(_BASELINE.value) if _BASELINE.value else None,
+        baseline=Path(_BASELINE.value[0]) if _BASELINE.value else None,
         all_checkpoints=_ALL.value,
         limit=_LIMIT.value,
         seed=_SEED.value,

@@ -232,6 +232,7 @@ def test_evaluations_without_what_they_need_are_left_out_and_named(
             "the model has no memory 'titan'; its own: cms, fast, slow (one/2)",
         ),
         ("--checkpoint=RUNS/one --out=RUNS/one/config.yaml/x", 2, "cannot be written (Not a directory)"),
+        ("--checkpoint=RUNS/one --out=OUT --baseline=a --baseline=b", 2, "want one baseline, got a, b"),
         ("--checkpoint=RUNS/absent --out=OUT", 1, "no such folder"),
         ("--checkpoint=RUNS/one --baseline=RUNS --out=OUT", 1, "holds no checkpoint"),
     ],

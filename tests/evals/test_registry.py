@@ -1,0 +1,48 @@
+"""Every evaluation is in the registry under its own name, and none is imported before it runs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hope_jax import evals
+from hope_jax.errors import ConfigError
+from hope_jax.evals import registry
+
+FOLDER = Path(str(evals.__file__)).parent
+
+
+def names_in_modules() -> dict[str, str]:
+    """Module -> its NAME, of those that have one."""
+    found = {}
+    for path in FOLDER.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "NAME":
+                found[f"hope_jax.evals.{path.stem}"] = ast.literal_eval(node.value)
+    return found
+
+
+def test_every_evaluation_is_registered_under_its_own_name() -> None:
+    registered = {entry.module: name for name, entry in registry.EVALS.items()}
+    for module, name in names_in_modules().items():
+        assert registered[module] == name
+
+
+def test_selection_and_needs() -> None:
+    everything = dict.fromkeys(("zeroshot_data", "intents"), "there")
+    assert registry.selected([], everything) == tuple(registry.EVALS)
+    bare = registry.selected([], {})
+    assert "zeroshot" not in bare and "class_incremental" not in bare and "passkey" in bare
+    assert registry.selected(["zeroshot", "passkey"], {}) == ("passkey", "zeroshot"), "asked for by name"
+    with pytest.raises(ConfigError, match="there is no evaluation 'nia'"):
+        registry.selected(["nia"], {})
+
+
+def test_the_command_imports_no_evaluation_before_it_runs() -> None:
+    code = "import sys; from hope_jax.evals import suite, session; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "hope_jax.evals.session" in loaded
+    assert not loaded & {"lm_eval", "datasets", *(entry.module for entry in registry.EVALS.values())}
