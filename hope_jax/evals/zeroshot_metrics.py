@@ -77,7 +77,7 @@ def _answers(record: dict[str, Any]) -> list[Any]:
 
 def _choices(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tables:
     """Shares of right choices; chance is one in as many as there are choices, on average."""
-    chance = float(np.mean([1 / len(item.requests) for item in items]))
+    chance = math.fsum(1 / len(item.requests) for item in items) / len(items)
     by_length = [
         task.process_results(item.requests[0].doc, [(-len(r.args[1].encode()), False) for r in item.requests])
         for item in items
