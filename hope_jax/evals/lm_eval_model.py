@@ -29,8 +29,7 @@ class HopeLM(LM):
 
     batch_size: requests read side by side (one under memory.scope=batch). max_length: tokens, BOS among
     them, that a request may feed to the model. None: no limit, as a stream has none. With a limit a context
-    loses its beginning, BOS apart, and never its continuation; `truncated` counts the requests that lost
-    something.
+    loses its beginning, BOS apart, and never its continuation (`is_cut`).
 
     The three methods take lm-eval's `Instance`s (`args` alone is read) and return answers in their order.
     fast: memories to start from, of as many contexts as there are requests or of one; None: the trained ones.
@@ -44,7 +43,6 @@ class HopeLM(LM):
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length={max_length}: want at least 2 tokens, or None for no limit")
         self.subject, self.batch_size, self.max_length = subject, batch_size, max_length
-        self.truncated = 0
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False, *, fast: PyTree | None = None
@@ -117,23 +115,35 @@ class HopeLM(LM):
             split = min(split, len(whole) - 1)
         return whole[:split], whole[split:]
 
+    def is_cut(self, request: Any) -> bool:
+        """Whether max_length parts a request's text: from its beginning, or into windows."""
+        if self.max_length is None:
+            return False
+        if request.request_type == "loglikelihood_rolling":
+            return len(self.encode(request.args[0])) > self._window
+        if request.request_type == "generate_until":
+            return len(self.encode(request.args[0])) + _most_tokens(request) > self.max_length
+        return sum(map(len, self.encode_pair(*request.args))) > self.max_length
+
+    @property
+    def _window(self) -> int:
+        """Tokens of a window beside the BOS with which it begins."""
+        return (self.max_length or 2) - 1
+
     def _end(self, context: np.ndarray, following: int) -> np.ndarray:
         """As many of the context's last tokens as max_length leaves beside BOS and `following` tokens, the
         last of which is not fed."""
         if self.max_length is None or len(context) + following <= self.max_length:
             return context
-        self.truncated += 1
         return context[len(context) - max(0, self.max_length - following) :]
 
     def _by_windows(self, requests: Sequence[Any], fast: PyTree | None) -> list[float]:
         rows: list[np.ndarray] = []
         scored: list[int] = []
         owners: list[int] = []
-        limit = (self.max_length or 2) - 1  # beside the BOS that begins every window
         for i, request in enumerate(requests):
             tokens = [int(token) for token in self.encode(request.args[0])]
-            self.truncated += len(tokens) > limit
-            for window in get_rolling_token_windows(tokens, _NO_TOKEN, limit, 1):
+            for window in get_rolling_token_windows(tokens, _NO_TOKEN, self._window, 1):
                 before, after = make_disjoint_window(window)
                 rows.append(np.array([t for t in before if t != _NO_TOKEN] + after, np.int32))
                 scored.append(len(after))
@@ -167,9 +177,12 @@ def _by_settings(requests: Sequence[Any]) -> dict[tuple[tuple[str, ...], int], l
             raise ConfigError(f"generation_kwargs={settings}: answers are greedy; want do_sample=false")
         until = settings.get("until") or ()
         ends = (until,) if isinstance(until, str) else tuple(end for end in until if end)
-        count = int(settings.get("max_gen_toks", MAX_GEN_TOKS))
-        groups.setdefault((ends, count), []).append(i)
+        groups.setdefault((ends, _most_tokens(request)), []).append(i)
     return groups
+
+
+def _most_tokens(request: Any) -> int:
+    return int(request.args[1].get("max_gen_toks", MAX_GEN_TOKS))
 
 
 def _before(text: str, until: tuple[str, ...]) -> str:

@@ -66,6 +66,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
+    truncated: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     journal = run.journal(NAME, settings)
     try:
@@ -78,6 +79,7 @@ def evaluate(run: Run) -> dict[str, Any]:
                 metrics |= measured.metrics
                 paired |= measured.paired
                 updates[name] = update_statistics(records)
+                truncated[name] = sum(model.is_cut(request) for item in items for request in item.requests)
                 rows += measured.rows
     finally:
         journal.close()
@@ -90,7 +92,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         items=rows,
         seconds=time.monotonic() - began,
         skipped=list(selection.skipped),
-        truncated=model.truncated,
+        truncated=truncated,
         updates={name: found for name, found in updates.items() if found},
     )
     journal.finish()

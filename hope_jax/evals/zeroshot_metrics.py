@@ -53,9 +53,8 @@ def measure(name: str, task: Any, items: Sequence[Item], records: Records) -> Me
             {**task.process_results(item.requests[0].doc, _answers(record)), "key": item.key}
             for item, record in zip(items, found, strict=True)
         ]
-    kind = items[0].requests[0].request_type if task.OUTPUT_TYPE != "multiple_choice" else "multiple_choice"
     form = {"multiple_choice": _choices, "loglikelihood": _last_words, "loglikelihood_rolling": _texts}
-    metrics, paired = form[kind](name, task, items, scored)
+    metrics, paired = form[task.OUTPUT_TYPE](name, task, items, scored)
     rows = [
         {**_plain(values), **record, "arm": arm}
         for arm, found in records.items()
@@ -78,7 +77,7 @@ def _answers(record: dict[str, Any]) -> list[Any]:
 
 def _choices(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tables:
     """Shares of right choices; chance is one in as many as there are choices, on average."""
-    chance = float(np.mean([1 / len(item.requests) for item in items]))
+    chance = math.fsum(1 / len(item.requests) for item in items) / len(items)
     by_length = [
         task.process_results(item.requests[0].doc, [(-len(r.args[1].encode()), False) for r in item.requests])
         for item in items

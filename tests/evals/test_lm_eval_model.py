@@ -112,7 +112,8 @@ def test_the_beginning_of_a_long_context_is_cut(hope: Subject) -> None:
         context, continuation = encoded(hope, *pair)
         kept = context[max(0, len(context) + len(continuation) - 24) :]
         assert abs(log_prob - directly(hope, kept, continuation)[0]) < 1e-9
-    assert model.truncated == sum(len(sum(encoded(hope, *pair), [])) > 24 for pair in PAIRS)
+    cut = [model.is_cut(request) for request in requests("loglikelihood", PAIRS)]
+    assert cut == [len(sum(encoded(hope, *pair), [])) > 24 for pair in PAIRS] and not all(cut)
     short = HopeLM(hope, batch_size=2, max_length=2)
     context, continuation = encoded(hope, *PAIRS[4])
     assert len(continuation) > 16
@@ -142,13 +143,15 @@ def test_rolling_reads_a_text_as_one_stream(hope: Subject) -> None:
     assert abs(got[0] - table[np.arange(len(tokens)), tokens].sum()) < 1e-9
     # Nothing is carried from text to text; with a limit each token is scored once, in lm-eval's windows.
     limited = HopeLM(hope, max_length=25, batch_size=2)
-    windows = limited.loglikelihood_rolling(requests("loglikelihood_rolling", [(other,), (text,), ("",)]))
+    asked = requests("loglikelihood_rolling", [(other,), (text,), ("",)])
+    windows = limited.loglikelihood_rolling(asked)
+    assert [limited.is_cut(request) for request in asked] == [False, True, False]
     assert len(tokens) > 24 and abs(windows[0] - got[1]) < 1e-9
     first, rest = tokens[:24], tokens[24:]
     before = tokens[len(tokens) - 25 : 24]
     want = read(hope, first, 24)[np.arange(24), first].sum()
     want += read(hope, [*before, *rest], 25)[np.arange(len(before), 25), rest].sum()
-    assert abs(windows[1] - want) < 1e-9 and windows[2] == 0 and limited.truncated == 1
+    assert abs(windows[1] - want) < 1e-9 and windows[2] == 0
 
 
 def test_generation_ends_at_a_text(hope: Subject) -> None:

@@ -299,3 +299,15 @@ def test_what_cannot_be_downloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         zeroshot_tasks.load(zeroshot_tasks.select(("piqa",), None)),
     ):
         pass
+
+
+def test_requests_that_are_cut_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_model(monkeypatch)
+    short = only(run, "piqa", "lambada", "wikitext")
+    assert set(zeroshot.evaluate(short)["truncated"].values()) == {0}
+    cut = zeroshot.evaluate(dataclasses.replace(short, options={**short.options, "zeroshot_max_length": 20}))
+    assert (
+        cut["truncated"]["wikitext"] == 2
+        and 0 < cut["truncated"]["piqa"] <= 6
+        and cut["truncated"]["lambada"] == 0
+    )
