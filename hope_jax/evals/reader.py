@@ -27,9 +27,10 @@ _LOGITS = 2**26
 
 class Prefix(NamedTuple):
     """Tokens that many rows begin with, read once: whole online chunks. carry, fast: after them, of one
-    context. rest: tokens int32 [r] that are no whole chunk, and are read with each row."""
+    context. rest: tokens int32 [r] that are no whole chunk, and are read with each row: all of them, with no
+    carry, where memories write while they read, on a grid of their own."""
 
-    carry: Carry
+    carry: Carry | None
     fast: PyTree
     rest: np.ndarray
 
@@ -116,8 +117,10 @@ class Reader:
         room: tokens of the longest such row."""
         row = np.concatenate([[self.tokenizer.bos_id], tokens]).astype(np.int32)
         size = self.streamer.rule.chunk_size
+        if self.model.stream_memories():
+            return Prefix(None, fast, row)
         whole = len(row) // size * size
-        carry = self.model.init_carry(1, whole + _up(size + room, 16))
+        carry: Carry | None = self.model.init_carry(1, whole + _up(size + room, 16))
         for at in range(0, whole, size):
             part = jnp.asarray(row[None, at : at + size])
             carry, fast = _advance(self.model, params, fast, carry, part)
