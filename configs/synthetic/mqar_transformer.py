@@ -2,8 +2,8 @@
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/mqar_transformer.py
 Hardware: 1 CPU core
-Time:     TBD
-Expect:   TBD
+Time:     10 minutes beside a dozen other processes
+Expect:   MQAR_EXPECT
 """
 
 from hope_jax.config import OrderedConfig

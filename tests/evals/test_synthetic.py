@@ -14,8 +14,9 @@ import pytest
 from hope_jax.data.synthetic import TASKS, Example
 from hope_jax.data.synthetic.rows import Strings
 from hope_jax.errors import BundleError, ConfigError, DataError
-from hope_jax.evals import synthetic
+from hope_jax.evals import registry, synthetic
 from hope_jax.evals.run import Run
+from hope_jax.evals.runner import run_all
 from hope_jax.evals.subject import Subject, open_subject
 from hope_jax.training.bundle import write as write_bundle
 from hope_jax.training.inference import read_text
@@ -195,8 +196,13 @@ def test_text_is_refused_where_there_are_symbols_and_the_other_way_round(
         read_text(subject.trained, stream, "a text", targets=True)
     with pytest.raises(BundleError, match="trained on symbols"):
         write_bundle(tmp_path / "bundle", trained / "run")
-    assert synthetic.skipped(subject) is None
-    assert "was trained on 'embedded'" in (synthetic.skipped(text_subject()) or "")
+    assert not registry.unfit("synthetic", subject) and not registry.unfit("passkey", text_subject())
+    run = Run(subject, tmp_path)
+    (refused,) = [
+        result for result in run_all(run, ["passkey"]) if result.problem.startswith("not run: it is")
+    ]
+    assert (refused.name, refused.failed) == ("passkey", False)
+    assert refused.problem.endswith("models of text, and this reads 'synthetic:parity'")
     with pytest.raises(ConfigError, match="not on a synthetic task; evaluate a run of configs/synthetic"):
         synthetic.evaluate(Run(text_subject(), tmp_path))
 
