@@ -178,7 +178,7 @@ def synthetic_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
     config.model.update({"block_variant": "transformer_pp", "vocab_size": vocab_size})
     set_size(config, dim=64, num_layers=2, heads=4)
     config.data.update({"source": f"synthetic:{task}", "seq_len": seq_len, "batch_size": 32})
-    config.train.steps = 2000
+    config.train.steps = 1000
     config.optim.update({"name": "adamw", "lr": 1e-3, "b2": 0.99, "warmup_steps": 50, "weight_decay": 0.01})
     config.eval.update({"every": 250, "batches": 8, "generate_tokens": 0})
     config.checkpoint.every = 500

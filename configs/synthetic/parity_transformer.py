@@ -2,8 +2,8 @@
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/parity_transformer.py
 Hardware: 1 CPU core
-Time:     TBD
-Expect:   TBD
+Time:     11 minutes beside a dozen other processes
+Expect:   A third of the strings of training lengths right, none of the longer ones.
 """
 
 from hope_jax.config import OrderedConfig

@@ -6,19 +6,22 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from matplotlib.figure import Figure
 
+from hope_jax.data.synthetic import is_synthetic
 from hope_jax.errors import ConfigError
 from hope_jax.evals.run import Run
+from hope_jax.evals.subject import Subject
 
 
 class Entry(NamedTuple):
     """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
     by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
-    the newest is its subject."""
+    the newest is its subject. symbols: of models of synthetic tasks; the others are of models of text."""
 
     module: str
     title: str
     needs: tuple[str, ...] = ()
     whole_run: bool = False
+    symbols: bool = False
 
 
 class Evaluation(Protocol):
@@ -38,7 +41,7 @@ EVALS: dict[str, Entry] = {
     "class_incremental": Entry(
         "hope_jax.evals.class_incremental", "Class-incremental learning", needs=("intents",)
     ),
-    "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks"),
+    "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks", symbols=True),
 }
 
 
@@ -57,6 +60,15 @@ def selected(only: Sequence[str], options: Mapping[str, Any]) -> tuple[str, ...]
 def lacking(name: str, options: Mapping[str, Any]) -> str:
     """The flags that an evaluation needs and `options` do not have, as text; empty: it has all."""
     return ", ".join(f"--{key}" for key in EVALS[name].needs if not options.get(key))
+
+
+def unfit(name: str, subject: Subject) -> str:
+    """Why an evaluation has nothing to do with a subject; empty: it has."""
+    source = subject.config.data.source
+    if EVALS[name].symbols == is_synthetic(source):
+        return ""
+    kind = "synthetic tasks" if EVALS[name].symbols else "text"
+    return f"it is of models of {kind}, and this reads {source!r}"
 
 
 def load(name: str) -> Evaluation:

@@ -67,7 +67,9 @@ def run_all(run: Run, names: Sequence[str]) -> list[Result]:
     """
     results = []
     for name in registry.EVALS:
-        if name in names:
+        if name in names and (reason := registry.unfit(name, run.subject)):
+            results.append(Result(name, problem=f"not run: {reason}"))
+        elif name in names:
             results.append(_run_one(run, name))
             _drop_programs()
         elif (old := _read(run, name)) and _is_of(old, run):

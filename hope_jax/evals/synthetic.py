@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hope_jax.data.batches import host_batch
-from hope_jax.data.synthetic import Example, Task, find_task, is_synthetic
+from hope_jax.data.synthetic import Example, Task, find_task
 from hope_jax.data.synthetic.rows import as_row, strings
 from hope_jax.errors import ConfigError
 from hope_jax.evals import statistics
@@ -38,13 +38,6 @@ class Split(NamedTuple):
 
     examples: list[Example]
     hits: list[np.ndarray]
-
-
-def skipped(subject: Subject) -> str | None:
-    """Why the evaluation has nothing to do with a subject; None: it has."""
-    if is_synthetic(subject.config.data.source):
-        return None
-    return f"{subject.name} was trained on {subject.config.data.source!r}, not on a synthetic task"
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -94,7 +87,8 @@ def task_of(subject: Subject) -> tuple[str, Task]:
     task = find_task(data.source, data.task_options, data.seq_len)
     if task is None:
         raise ConfigError(
-            f"--only=synthetic: {skipped(subject)}; evaluate a run of configs/synthetic/, or leave it out"
+            f"{subject.name} was trained on {data.source!r}, not on a synthetic task; evaluate a run of "
+            "configs/synthetic/"
         )
     return data.source.partition(":")[2], task
 
