@@ -2,8 +2,8 @@
 
 Command:  python -m hope_jax.launch --config=configs/passkey_smoke.py --config.train.seed=1
 Hardware: 1 CPU core
-Time:     TIME
-Expect:   Held-out loss about LOSS (unigram entropy 5.39); docs/evals/passkey_smoke.md has what it memorizes.
+Time:     12 s of CPU time, compilation included
+Expect:   Held-out loss about 4.8 (unigram entropy 5.39); docs/evals/passkey_smoke.md has what it memorizes.
 """
 
 from hope_jax.config import OrderedConfig

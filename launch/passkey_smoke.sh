@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: ./launch/passkey_smoke.sh [--dry_run] [--config=FILE] [--config.KEY=VALUE ...]
-#            [--keys=N] [--filler=N] [--memorize_steps=N]
+#            [--keys=N] [--filler=N] [--readings=N]
 #
 # Does a memory know a pass key that is no longer in its context? Trains FILE (configs/passkey_smoke.py) from
 # 5 seeds into runs/passkey_smoke/seed_<S>, anew each time. Then hope_jax.evals.passkey_smoke measures the

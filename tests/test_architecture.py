@@ -18,7 +18,7 @@ FLOORS = {
     "evals": 7,
 }
 CORE = {"types", "errors", "trees", "timing", "config", "config_schema", "config_check", "presets", ""}
-FRONT_WITHIN = {"data.build", "data.coverage", "data.train_tokenizer", "evals.suite"}
+FRONT_WITHIN = {"data.build", "data.coverage", "data.train_tokenizer", "evals.suite", "evals.passkey_smoke"}
 FORBIDDEN = (
     "absl",
     "ml_collections",

@@ -1,7 +1,7 @@
 """Does a memory hold a pass key? Small models, several training seeds, and a gain that must be above zero.
 
 python -m hope_jax.evals.passkey_smoke --checkpoints=PATH,PATH,... [--out=FILE] [--keys=N] [--filler=N]
-    [--memorize_steps=N]
+    [--readings=N]
 
 Each PATH is a run of its own `train.seed`; each seed has its own keys and fillers. A text with a pass key is
 memorized, then read no more: scored is the key after the bare question, so only memories can know it. Other
@@ -40,16 +40,11 @@ QUESTION = " The pass key is"
 _TEXTS = 10_000
 """Texts that a seed may ask for: more than it has keys."""
 
-# Other commands may have flags of these names; one process, that of the tests, imports several.
-_CHECKPOINTS = flags.DEFINE_list(
-    "checkpoints", [], "Runs that differ in train.seed; at least 3.", allow_override=True
-)
+_CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Runs that differ in train.seed; at least 3.")
 _OUT = flags.DEFINE_string("out", None, "JSON file of the result.", allow_override=True)
 _KEYS = flags.DEFINE_integer("keys", 32, "Pass keys a seed.", lower_bound=2, upper_bound=_TEXTS)
 _FILLER = flags.DEFINE_integer("filler", 128, "Tokens of text around a key.", lower_bound=2)
-_STEPS = flags.DEFINE_integer(
-    "memorize_steps", 4, "Times that a text is read.", lower_bound=1, allow_override=True
-)
+_READINGS = flags.DEFINE_integer("readings", 4, "Times that a text is read.", lower_bound=1)
 
 
 class Prompt(NamedTuple):
@@ -144,7 +139,7 @@ def main(argv: list[str]) -> None:
     compilation_cache.use()
     started = time.monotonic()
     # The gate is open: a text that is to be memorized is written whole.
-    rule = Rule(steps=_STEPS.value, surprise_threshold=0.0)
+    rule = Rule(steps=_READINGS.value, surprise_threshold=0.0)
     by_seed = {}
     for seed, subject in subjects.items():
         prompts = make_prompts(subject, _KEYS.value, _FILLER.value, seed)
@@ -166,9 +161,10 @@ def main(argv: list[str]) -> None:
         cli.write_files("out", {out: (json.dumps(result, indent=1) + "\n").encode()})
     print(table(found))
     if not result["passed"]:
+        missed = " or ".join(failed(found["metrics"]))
         raise GuardError(
-            f"the gain over {' or '.join(failed(found['metrics']))} is not above zero, after {_STEPS.value} "
-            f"readings of each of {_KEYS.value} keys, over {len(subjects)} seeds"
+            f"the gain over {missed} is not above zero, after {_READINGS.value} readings of each of "
+            f"{_KEYS.value} keys, over {len(subjects)} seeds"
         )
 
 
