@@ -33,6 +33,7 @@ folder = pathlib.Path(sys.argv[1])
 write_files(folder)
 write_clinc(folder)' "$out/made_up"
 run python -m hope_jax.evals.suite "--checkpoint=$checkpoint" "--out=$out" --memorize --limit=2 \
-    --lengths=1024 "--zeroshot_data=$out/made_up" "--intents=$out/made_up" \
-    "--option=zeroshot_note=made-up items" "${settings[@]+"${settings[@]}"}"
+    --lengths=1024 --niah_tasks=niah_single_1,niah_multikey_1 --option=perplexity_tokens=512 \
+    "--zeroshot_data=$out/made_up" --option=zeroshot_note=made-up "--intents=$out/made_up" \
+    "${settings[@]+"${settings[@]}"}"
 run test -s "$out/report.html"

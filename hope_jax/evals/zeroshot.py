@@ -2,7 +2,8 @@
 
 Options: `zeroshot_data`, a folder of local files (without it lm-eval downloads); `zeroshot_tasks`, names of
 `zeroshot_tasks.TASKS` separated by commas (without it all that have data); `zeroshot_max_length`, tokens that
-a request may feed (without it no limit). docs/evals/zeroshot.md says what is measured.
+a request may feed (without it no limit); `zeroshot_note`, words about the data, kept among the settings.
+docs/evals/zeroshot.md says what is measured.
 """
 
 import dataclasses
@@ -62,6 +63,8 @@ def evaluate(run: Run) -> dict[str, Any]:
         "max_length": max_length,
         "lm_eval": version("lm_eval"),
     }
+    if note := run.options.get("zeroshot_note"):
+        settings["note"] = str(note)
     model = HopeLM(run.subject, batch_size=run.batch_size, max_length=max_length)
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}

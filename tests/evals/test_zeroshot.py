@@ -276,6 +276,14 @@ def test_files_of_another_schema_are_refused(some: Path, text: str, message: str
         zeroshot_tasks.select((), some)
 
 
+def test_words_about_the_data_are_a_setting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_model(monkeypatch)
+    plain = only(run, "piqa")
+    noted = dataclasses.replace(plain, options={**plain.options, "zeroshot_note": "made-up items, not PIQA"})
+    assert "note" not in zeroshot.evaluate(plain)["settings"]
+    assert zeroshot.evaluate(noted)["settings"]["note"] == "made-up items, not PIQA"
+
+
 def test_wrong_options_and_missing_packages_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in (1, "many"):
         wrong = dataclasses.replace(run, options={**run.options, "zeroshot_max_length": limit})
