@@ -62,7 +62,7 @@ def encoded(of: Subject, context: str, continuation: str) -> tuple[list[int], li
     return whole[:split], whole[split:]
 
 
-@pytest.mark.parametrize("scope", ["example", "batch"])
+@pytest.mark.parametrize("scope", ["example", pytest.param("batch", marks=pytest.mark.nightly)])
 def test_log_likelihoods_are_those_of_single_requests(scope: str) -> None:
     of = subject("hope_attention", scope, "float64")
     got = loglikelihood(HopeLM(of, batch_size=2), PAIRS)
