@@ -36,14 +36,20 @@ def run_arms(
     items: Sequence[I],
     text: Callable[[I], np.ndarray],
     score: Callable[[Sequence[I], PyTree | None], list[dict[str, Any]]],
+    control: Callable[[I, int, int], np.ndarray] | None = None,
 ) -> Records:
     """The records of each arm of `run`, in the order of the items.
 
     text: token ids that an item memorizes; with `use_correct_answer` they hold the answer. score: of a batch
     of items with the memories of as many contexts (None: the trained ones), one JSON value each; what
     memorization has written is added to it as "updates". A record that the journal has is not made again.
+    control: the text of the control arm for an item, of a length in tokens, by a seed; None: `unrelated`.
     """
-    return {arm: _run_arm(run, journal, arm, items, text, score) for arm in run.arms}
+    other = control or (lambda item, length, seed: unrelated(run.subject, length, seed))
+    return {
+        arm: _run_arm(run, journal, arm, items, other if arm == CONTROL else None, text, score)
+        for arm in run.arms
+    }
 
 
 def _run_arm(
@@ -51,6 +57,7 @@ def _run_arm(
     journal: Journal,
     arm: str,
     items: Sequence[I],
+    control: Callable[[I, int, int], np.ndarray] | None,
     text: Callable[[I], np.ndarray],
     score: Callable[[Sequence[I], PyTree | None], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
@@ -65,7 +72,7 @@ def _run_arm(
         batch = due[start : start + batch_size]
         memorized = None
         if memorizer is not None:
-            memorized = memorizer(_texts(run, arm, batch, text), fast)
+            memorized = memorizer(_texts(run.seed, batch, text, control), fast)
             fast = memorized.fast if carry else None
         if journal.get(f"{arm}/{batch[0].key}") is not None:
             continue
@@ -79,14 +86,16 @@ def _run_arm(
     return [journal.get(f"{arm}/{item.key}") or {} for item in items]
 
 
-def _texts(run: Run, arm: str, batch: Sequence[I], text: Callable[[I], np.ndarray]) -> list[np.ndarray]:
+def _texts(
+    seed: int,
+    batch: Sequence[I],
+    text: Callable[[I], np.ndarray],
+    control: Callable[[I, int, int], np.ndarray] | None,
+) -> list[np.ndarray]:
     texts = [text(item) for item in batch]
-    if arm != CONTROL:
+    if control is None:
         return texts
-    return [
-        unrelated(run.subject, len(own), _seed(run.seed, item.key))
-        for own, item in zip(texts, batch, strict=True)
-    ]
+    return [control(item, len(own), _seed(seed, item.key)) for own, item in zip(texts, batch, strict=True)]
 
 
 def _seed(seed: int, key: str) -> int:

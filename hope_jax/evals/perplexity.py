@@ -23,6 +23,7 @@ from hope_jax.evals import options, statistics
 from hope_jax.evals.arms import Records, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.long_context_figures import loss_over_position
+from hope_jax.evals.memorize import unrelated
 from hope_jax.evals.perplexity_blocks import BLOCK, Losses, block_losses, estimates, joined, over_positions
 from hope_jax.evals.perplexity_pieces import Piece, load_pieces
 from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED, Run, outcome, progress
@@ -51,7 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     tokens = options.whole_number(run, "perplexity_tokens", TOKENS, LEAST)
     tokenizer = run.subject.trained.tokenizer
     pieces, digest = load_pieces(tokenizer, run.options.get("perplexity_text"), tokens)
-    pieces = pieces[: run.limit or len(pieces)]
+    others, pieces = pieces, pieces[: run.limit or len(pieces)]
     settings = {"tokens": tokens, "text": digest, "block": BLOCK}
     journal = run.journal(NAME, settings)
     run = dataclasses.replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // tokens)))
@@ -63,7 +64,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     paired = _paired(ALL, records, WRITES_ON, (WRITES_OFF,))
     halves: Records = {}
     if MEMORIZED in run.arms:
-        halves = _second_halves(run, journal, pieces)
+        halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
         paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
     journal.finish()
@@ -91,9 +92,11 @@ def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list
     return [journal.get(f"{arm}/{piece.key}") or {} for piece in pieces]
 
 
-def _second_halves(run: Run, journal: Journal, pieces: Sequence[Piece]) -> Records:
-    """The records of second halves in each arm. Under `use_correct_answer` the text that is memorized is the
-    second half itself, whose loss is measured: a leak."""
+def _second_halves(
+    run: Run, journal: Journal, pieces: Sequence[Piece], all_pieces: Sequence[Piece]
+) -> Records:
+    """The records of second halves in each arm; the control arm reads other sources of `all_pieces`. Under
+    `use_correct_answer` the text that is memorized is the second half, whose loss is measured: a leak."""
 
     def text(piece: Piece) -> np.ndarray:
         first, second = piece.halves()
@@ -105,7 +108,15 @@ def _second_halves(run: Run, journal: Journal, pieces: Sequence[Piece]) -> Recor
         reads = read_rows(run.subject, rows, fast, batch_size=run.batch_size)
         return [_record(half, read.log_probs) for half, read in zip(halves, reads, strict=True)]
 
-    return run_arms(run, journal, pieces, text, score)
+    def control(piece: Piece, length: int, seed: int) -> np.ndarray:
+        others = [other.tokens for other in all_pieces if other.source != piece.source]
+        if not others:
+            return unrelated(run.subject, length, seed)
+        stream = np.concatenate(others)
+        start = int(np.random.default_rng(seed).integers(len(stream)))
+        return np.take(stream, np.arange(start, start + length), mode="wrap")
+
+    return run_arms(run, journal, pieces, text, score, control)
 
 
 def _record(piece: Piece, log_probs: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Perplexity: what a token costs, by position, with and without writes, and after memorization."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -136,6 +136,22 @@ def test_second_halves_are_read_alone_by_memories_of_the_first(found: dict[str, 
     assert "second_half_position_32_64/nats_per_token/control" in found["metrics"]
     assert found["updates"]["memorized"]["cms/fast"]["updates_applied"] > 0
     assert set(perplexity.figures(found)) == {"perplexity_over_position"}
+
+
+def test_control_texts_are_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out texts are few: a text of any place would often be the very one that is scored."""
+    monkeypatch.setattr(perplexity, "run_arms", lambda *arguments: arguments[-1])
+    found, _ = load_pieces(TOKENIZER, None, 2048)
+    control: Any = perplexity._second_halves(Run(subject(), Path()), cast(Any, None), found[:3], found)
+
+    def runs(tokens: np.ndarray) -> set[bytes]:
+        return {tokens[i : i + 12].tobytes() for i in range(len(tokens) - 12)}
+
+    for piece in found[:3]:
+        own = set().union(*(runs(p.tokens) for p in found if p.source == piece.source))
+        texts = [control(piece, 1024, seed) for seed in (0, 1, 1)]
+        assert [len(text) for text in texts] == [1024] * 3 and not own & (runs(texts[0]) | runs(texts[1]))
+        assert (texts[1] == texts[2]).all() and (texts[0] != texts[1]).any()
 
 
 def test_a_memorized_second_half_is_marked_as_a_leak(tmp_path: Path, found: dict[str, Any]) -> None:
