@@ -53,8 +53,8 @@ def as_row(example: Example, seq_len: int) -> Batch:
     """A string of at most `seq_len` tokens as a Batch of int32 [T] arrays."""
     room = (0, seq_len - len(example.tokens))
     return host_batch(
-        tokens=np.pad(example.tokens, room),
-        targets=np.pad(example.targets, room, constant_values=NO_TARGET),
+        tokens=np.pad(example.tokens, room).astype(np.int32),
+        targets=np.pad(example.targets, room, constant_values=NO_TARGET).astype(np.int32),
         segment_ids=np.pad(np.ones(len(example.tokens), np.int32), room),
     )
 
