@@ -1,5 +1,5 @@
-"""Multi-query associative recall by HOPE-attention, whose attention does the recall: within a row its CMS is an
-MLP (docs/evals/synthetic.md).
+"""Multi-query associative recall by HOPE-attention, whose attention does the recall: within a row its CMS is
+an MLP (docs/evals/synthetic.md).
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/mqar_hope_attention.py
 Hardware: 1 CPU core

@@ -23,9 +23,10 @@ from hope_jax.errors import DataError
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.finetune import Tuned, Tuner, learning_rates
 from hope_jax.evals.journal import Journal
+from hope_jax.evals.options import whole_number
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import Run, outcome, progress
-from hope_jax.evals.segments import blocks, load_segments, whole_number
+from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.transfer_figures import adaptation_figures
 from hope_jax.types import PyTree
 
@@ -86,7 +87,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         costs=costs,
         **_summary(parts, found, journal.get("start") or {}),
     )
-    journal.finish()
+    journal.close()
     return result
 
 

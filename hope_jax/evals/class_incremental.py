@@ -69,7 +69,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         curves=curves,
         costs=costs,
     )
-    journal.finish()
+    journal.close()
     return result
 
 

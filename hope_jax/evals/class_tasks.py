@@ -9,8 +9,8 @@ from hope_jax.errors import ConfigError
 from hope_jax.evals import intents
 from hope_jax.evals.intents import Dataset
 from hope_jax.evals.labels import Format
+from hope_jax.evals.options import whole_number
 from hope_jax.evals.run import Run
-from hope_jax.evals.segments import whole_number
 
 Pairs = list[tuple[str, str]]
 """(text, class)."""

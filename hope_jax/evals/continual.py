@@ -17,9 +17,10 @@ from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.arms import Records, compare, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
+from hope_jax.evals.options import whole_number
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.scoring import token_log_probs
-from hope_jax.evals.segments import blocks, load_segments, whole_number
+from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
 from hope_jax.evals.transfer_figures import continual_figures
 from hope_jax.types import PyTree
@@ -96,7 +97,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             for record in rows
         ],
     )
-    journal.finish()
+    journal.close()
     return result
 
 

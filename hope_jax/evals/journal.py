@@ -13,6 +13,11 @@ from hope_jax.errors import OutputError
 logger = logging.getLogger("hope_jax.evals")
 
 
+def path_of(folder: Path, name: str) -> Path:
+    """The file of an evaluation's journal."""
+    return folder / f"{name}.partial.jsonl"
+
+
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """Hex SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -56,14 +61,8 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """The records stay, for the next start."""
+        """The records stay on disk, until the result that they are part of is written."""
         self._file.close()
-
-    def finish(self) -> None:
-        """Removes the file: what it held is in the result. Raises: OutputError."""
-        self._file.close()
-        with self._writing():
-            self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Any:

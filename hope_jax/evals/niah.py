@@ -37,10 +37,10 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: unknown options, or a length too short for a task, with the least that is enough.
       DataError: the haystack cannot be read.
     """
-    tasks = options.chosen(run, "niah_tasks", TASKS)
-    lengths = options.whole_numbers(run, "niah_lengths", LENGTHS)
-    samples = options.whole_number(run, "niah_samples", SAMPLES)
-    answer_tokens = options.whole_number(run, "niah_answer_tokens", ANSWER_TOKENS)
+    tasks = options.chosen(run.options, "niah_tasks", TASKS)
+    lengths = options.whole_numbers(run.options, "niah_lengths", LENGTHS)
+    samples = options.whole_number(run.options, "niah_samples", SAMPLES)
+    answer_tokens = options.whole_number(run.options, "niah_answer_tokens", ANSWER_TOKENS)
     count = min(samples, run.limit or samples)
     prose = load_prose(run.options.get("niah_haystack"))
     tokenizer = run.subject.trained.tokenizer

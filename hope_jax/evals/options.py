@@ -1,34 +1,35 @@
 """An evaluation's own options, checked before any work: whole numbers and names."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hope_jax.errors import ConfigError
-from hope_jax.evals.run import Run
 
 
-def whole_number(run: Run, key: str, default: int, least: int = 1) -> int:
+def whole_number(options: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
     """The option `key`. Raises: ConfigError unless it is a whole number of at least `least`."""
-    return _whole(key, run.options.get(key, default), least)
+    return _whole(key, options.get(key, default), least)
 
 
-def whole_numbers(run: Run, key: str, default: Sequence[int], least: int = 1) -> tuple[int, ...]:
+def whole_numbers(
+    options: Mapping[str, Any], key: str, default: Sequence[int], least: int = 1
+) -> tuple[int, ...]:
     """The option `key`: a list, ascending and without repeats. Raises: ConfigError, as `whole_number`."""
-    given = _listed(key, run.options.get(key, default))
+    given = _listed(key, options.get(key, default))
     return tuple(sorted({_whole(key, value, least) for value in given}))
 
 
-def share(run: Run, key: str, default: float) -> float:
+def share(options: Mapping[str, Any], key: str, default: float) -> float:
     """The option `key`. Raises: ConfigError unless it is a number from 0 to 1."""
-    value = run.options.get(key, default)
+    value = options.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ConfigError(f"{key}={value!r}: want a number from 0 to 1")
     return float(value)
 
 
-def chosen(run: Run, key: str, names: Collection[str]) -> tuple[str, ...]:
+def chosen(options: Mapping[str, Any], key: str, names: Collection[str]) -> tuple[str, ...]:
     """The option `key`: some of `names`, in their order; without it all. Raises: ConfigError for others."""
-    given = _listed(key, run.options.get(key, tuple(names)))
+    given = _listed(key, options.get(key, tuple(names)))
     for name in given:
         if name not in names:
             raise ConfigError(f"{key}: unknown name {name!r}; choose from {', '.join(names)}")

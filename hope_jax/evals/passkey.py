@@ -36,10 +36,10 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     Raises: ConfigError for unknown options, or a length too short, with the least that is enough.
     """
-    prompts = options.whole_number(run, "passkey_prompts", PROMPTS)
-    lengths = options.whole_numbers(run, "passkey_lengths", LENGTHS)
-    answer_tokens = options.whole_number(run, "passkey_answer_tokens", ANSWER_TOKENS)
-    depth = options.share(run, "passkey_depth", 1.0)
+    prompts = options.whole_number(run.options, "passkey_prompts", PROMPTS)
+    lengths = options.whole_numbers(run.options, "passkey_lengths", LENGTHS)
+    answer_tokens = options.whole_number(run.options, "passkey_answer_tokens", ANSWER_TOKENS)
+    depth = options.share(run.options, "passkey_depth", 1.0)
     count = min(prompts, run.limit or prompts)
     tokenizer = run.subject.trained.tokenizer
     for length in lengths:

@@ -49,7 +49,7 @@ def evaluate(run: Run) -> dict[str, Any]:
       DataError: a text cannot be read.
     """
     started = time.monotonic()
-    tokens = options.whole_number(run, "perplexity_tokens", TOKENS, LEAST)
+    tokens = options.whole_number(run.options, "perplexity_tokens", TOKENS, LEAST)
     tokenizer = run.subject.trained.tokenizer
     pieces, digest = load_pieces(tokenizer, run.options.get("perplexity_text"), tokens)
     others, pieces = pieces, pieces[: run.limit or len(pieces)]
@@ -67,7 +67,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
         paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
-    journal.finish()
+    journal.close()
     of_arms = {**records, **halves}
     return outcome(
         run, NAME, settings=settings, metrics=metrics, paired=paired, updates=update_statistics(halves),

@@ -73,7 +73,7 @@ def evaluate(
         items += [{"arm": arm, **item} for arm, of_arm in records.items() for item in of_arm]
         shown = (f"{arm} {metrics[f'{group.name}/choice/{arm}']['value']:.3f}" for arm in run.arms)
         progress(name).info("%s: choice %s", group.name, ", ".join(shown))
-    journal.finish()
+    journal.close()
     return outcome(
         run, name, settings=settings, metrics=metrics, paired=paired, items=items, updates=updates,
         seconds=time.monotonic() - started,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hope_jax.evals.journal import Journal, settings_digest
+from hope_jax.evals.journal import Journal, path_of, settings_digest
 from hope_jax.evals.memorize import Rule, as_settings
 from hope_jax.evals.subject import Subject
 
@@ -49,7 +49,7 @@ class Run:
 
     def journal(self, name: str, own: Mapping[str, Any]) -> Journal:
         """What has been found already under these very settings."""
-        return Journal(self.out / f"{name}.partial.jsonl", self.settings(name, own))
+        return Journal(path_of(self.out, name), self.settings(name, own))
 
 
 def outcome(

@@ -16,6 +16,7 @@ import jax
 from hope_jax import __version__
 from hope_jax.errors import OutputError, UserError
 from hope_jax.evals import registry
+from hope_jax.evals.journal import path_of
 from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.run import BASELINE, Run
 from hope_jax.training.files import to_json, write_atomic
@@ -96,6 +97,8 @@ def _run_one(run: Run, name: str) -> Result:
     found = to_json({**found, "request": _request(run, options.asked)})
     try:
         write_atomic(_path(run, name), json.dumps(found, indent=1, allow_nan=False) + "\n")
+        # Only now: a kill before the result is there must not take its records.
+        path_of(run.out, name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"--out: {_path(run, name)} cannot be written ({error.strerror}); make room"

@@ -9,6 +9,7 @@ import numpy as np
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import EMBEDDED, load_documents, parse_documents, split_documents
 from hope_jax.errors import ConfigError, DataError
+from hope_jax.evals.options import whole_number
 
 SEGMENT_BYTES = 65536
 _PROBES, _PROBE, _SHARE = 64, 40, 0.05
@@ -54,14 +55,6 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
         Segment(name, _passage(name, texts[name], size, seen, [seed, i]), seen is not None)
         for i, name in enumerate(names)
     ]
-
-
-def whole_number(options: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
-    """An option that is a whole number. Raises: ConfigError."""
-    value = options.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}={value!r}: want a whole number, at least {least}")
-    return value
 
 
 def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:

@@ -77,7 +77,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     result = outcome(
         run, NAME, settings=settings, metrics=metrics, seconds=seconds, items=items, by_length=curves
     )
-    journal.finish()
+    journal.close()
     return result
 
 

