@@ -2,7 +2,7 @@
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/aa_hope.py
 Hardware: 1 CPU core
-Time:     7 minutes beside a dozen other processes, 3 of them to compile
+Time:     7 minutes beside a dozen other processes
 Expect:   All strings right, also those twice as long.
 """
 
