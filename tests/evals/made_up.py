@@ -65,7 +65,7 @@ def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -
             seconds=time.monotonic() - began, updates=update_statistics(records),
             items=[{"arm": arm, **r} for arm, rows in records.items() for r in rows],
         )  # fmt: skip
-        journal.finish()
+        journal.close()
         return found
 
     def figures(outcome: dict[str, Any]) -> dict[str, Figure]:

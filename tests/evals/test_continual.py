@@ -204,7 +204,7 @@ def test_examples_and_tests_are_drawn_by_the_seed(tmp_path: Path) -> None:
     [
         (adaptation, {"learning_rates": []}, "learning_rates=.*: want a list of numbers between 0 and 1"),
         (adaptation, {"learning_rates": [2.0]}, "learning_rates"),
-        (adaptation, {"block_tokens": 0}, "block_tokens=0: want a whole number, at least 8"),
+        (adaptation, {"block_tokens": 0}, "block_tokens=0: want a whole number of at least 8"),
         (continual, {"checkpoints": 3}, "checkpoints=3: want a workdir, or a list of paths"),
         (
             continual,

@@ -31,19 +31,21 @@ def written(variant: str, **rule) -> dict[str, np.ndarray]:
     return found
 
 
-def test_texts_of_a_batch_write_what_each_writes_alone():
-    for variant in ("hope_attention", "hope_selfmod"):
-        memorize = Memorizer(subject(variant), Rule(steps=2))
-        texts = [text(70, 1), text(3, 2)]
-        together = memorize(texts)
-        for i, row in enumerate(texts):
-            alone = memorize([row])
-            for a, b in zip(jax.tree.leaves(alone.fast), jax.tree.leaves(together.fast), strict=True):
-                np.testing.assert_allclose(a[:, 0], b[:, i], rtol=2e-4, atol=2e-6)
-            for level, counts in alone.stats.items():
-                np.testing.assert_allclose(
-                    counts["updates_applied"][0], together.stats[level]["updates_applied"][i]
-                )
+@pytest.mark.parametrize(
+    "variant", ["hope_attention", pytest.param("hope_selfmod", marks=pytest.mark.nightly)]
+)
+def test_texts_of_a_batch_write_what_each_writes_alone(variant):
+    memorize = Memorizer(subject(variant), Rule(steps=2))
+    texts = [text(70, 1), text(3, 2)]
+    together = memorize(texts)
+    for i, row in enumerate(texts):
+        alone = memorize([row])
+        for a, b in zip(jax.tree.leaves(alone.fast), jax.tree.leaves(together.fast), strict=True):
+            np.testing.assert_allclose(a[:, 0], b[:, i], rtol=2e-4, atol=2e-6)
+        for level, counts in alone.stats.items():
+            np.testing.assert_allclose(
+                counts["updates_applied"][0], together.stats[level]["updates_applied"][i]
+            )
 
 
 def test_what_was_memorized_is_known_better():

@@ -71,7 +71,7 @@ def test_blocks_follow_one_another_without_the_rest() -> None:
         ({"segments": "absent"}, DataError, "want a folder that holds .txt files"),
         ({"segment_names": ["kjv", "bible"]}, ConfigError, "no segment 'bible' in embedded; it has austen"),
         ({"segment_names": ["kjv", "kjv"]}, ConfigError, "want each once"),
-        ({"segment_bytes": 10}, ConfigError, "segment_bytes=10: want a whole number, at least 256"),
+        ({"segment_bytes": 10}, ConfigError, "segment_bytes=10: want a whole number of at least 256"),
         ({"segment_bytes": True}, ConfigError, "segment_bytes=True"),
     ],
 )
