@@ -75,6 +75,7 @@ def test_only_the_paths_that_are_named_are_written(variant, paths):
         assert (moved.max() > 0) == (name in paths), name
 
 
+@pytest.mark.nightly
 def test_a_memory_names_all_its_levels():
     moved = written("hope_hybrid", paths=("cms",))
     assert moved["fast"].max() > 0 and moved["slow"].max() > 0 and not moved["titan"].max()
