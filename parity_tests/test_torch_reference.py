@@ -53,7 +53,6 @@ def test_logits_of_whole_sequences(name: str) -> None:
 
 DAILY = {
     ("attention", "online_2N"),
-    ("selfmod_dot_without_decay", "online_2N"),
     ("titan_published", "through_writes"),
 }
 

@@ -95,6 +95,7 @@ def test_counts_are_of_what_is_written():
     assert not stats["cms/fast"]["updates_applied"][0] and not stats["titan/titan"]["updates_applied"][0]
 
 
+@pytest.mark.nightly
 def test_the_gate_closes_at_a_threshold():
     stats = Memorizer(subject(), Rule(surprise_threshold=1e9))([text(70)]).stats
     assert all(counts["updates_applied"][0] == 0 for counts in stats.values())

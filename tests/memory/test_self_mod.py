@@ -189,14 +189,10 @@ def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None
     assert_close(got, jax.tree.map(np.asarray, jax.grad(naive)(given)), "gradient")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "wide"),
-    [
-        ({}, 1),
-        pytest.param(
-            {"adaptive_q": True, "stopgrad_vhat": False, "momentum": 0.5}, 99, marks=pytest.mark.nightly
-        ),
-    ],
+    [({}, 1), ({"adaptive_q": True, "stopgrad_vhat": False, "momentum": 0.5}, 99)],
     ids=["wide", "narrow_with_momentum"],
 )
 def test_second_derivatives_match_those_that_jax_takes(

@@ -168,6 +168,7 @@ def blown_up(alarm, **memory):
     )
 
 
+@pytest.mark.nightly
 def test_a_run_without_bounds_blows_up_and_the_bounds_keep_it(tmp_path):
     with pytest.raises(AlarmError, match=r"after step 1, .*ln V 6\.931") as error:
         run(blown_up("stop", write_clip=0.0, delta_clip=0.0), tmp_path / "off")

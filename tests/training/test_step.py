@@ -126,6 +126,7 @@ def selfmod(**values: object) -> c.ExperimentConfig:
     return dataclasses.replace(settings(algorithm_mode="two_pass"), model=model)
 
 
+@pytest.mark.nightly
 def test_evaluation_reads_with_the_writes_that_training_makes_within_a_sequence() -> None:
     step = Step(selfmod())
     state = step.init()
