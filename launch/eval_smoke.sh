@@ -13,10 +13,11 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-checkpoint=runs/pilot_smoke out="${OUT:-runs/eval_smoke}" settings=()
+checkpoint=runs/pilot_smoke out="${OUT:-runs/eval_smoke}" settings=() note=(--option=zeroshot_note=made-up)
 for argument in "$@"; do
     case "$argument" in
         --checkpoint=*) checkpoint="${argument#*=}" ;;
+        --zeroshot_data=*) settings+=("$argument") note=() ;;
         *) settings+=("$argument") ;;
     esac
 done
@@ -34,6 +35,6 @@ write_files(folder)
 write_clinc(folder)' "$out/made_up"
 run python -m hope_jax.evals.suite "--checkpoint=$checkpoint" "--out=$out" --memorize --limit=2 \
     --lengths=1024 --niah_tasks=niah_single_1,niah_multikey_1 --option=perplexity_tokens=512 \
-    "--zeroshot_data=$out/made_up" --option=zeroshot_note=made-up "--intents=$out/made_up" \
+    "--zeroshot_data=$out/made_up" "${note[@]+"${note[@]}"}" "--intents=$out/made_up" \
     "${settings[@]+"${settings[@]}"}"
 run test -s "$out/report.html"

@@ -148,7 +148,8 @@ def _all_methods(
     }
     grid = {rate: _read_stream(journal, f"adamw@{rate:g}", adamw(rate), parts) for rate in rates}
     validation = {rate: _mean_of_means(records[-1]["validation"]) for rate, records in grid.items()}
-    best = min(rates, key=validation.__getitem__)
+    # A rate that diverged is the worst; NaN would compare with nothing.
+    best = min(rates, key=lambda rate: np.nan_to_num(validation[rate], nan=np.inf))
     found["adamw"] = grid[best]
     tokens = sum(len(row) for part in parts for row in part.stream)
     seconds = {rate: sum(record["seconds"] for record in records) for rate, records in grid.items()}

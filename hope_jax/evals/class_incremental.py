@@ -127,7 +127,8 @@ def _all_arms(
         return right_labels(reader, state.params, initial, form, pairs)
 
     validation = {rate: _validation(journal, task, rate, after_all) for rate in rates}
-    best = max(rates, key=validation.__getitem__)
+    # A rate that diverged is the worst; NaN would compare with nothing.
+    best = max(rates, key=lambda rate: np.nan_to_num(validation[rate], nan=-np.inf))
     found["adamw"] = steps(
         "adamw", tuner.begin(params, best), tuned, lambda state, step: score(state.params, initial, step)
     )

@@ -80,6 +80,6 @@ def _read(path: Path) -> list[Any]:
     with contextlib.suppress(OSError, ValueError, KeyError):
         for line in path.read_text().splitlines():
             lines.append(json.loads(line))
-    if any(not {"key", "record"} <= set(line) for line in lines[1:]):
+    if any(not isinstance(line, dict) or not {"key", "record"} <= set(line) for line in lines[1:]):
         return []
     return lines

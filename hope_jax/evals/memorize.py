@@ -56,7 +56,8 @@ class Memorizer:
         check_selection(base.model, rule.paths, rule.layers)
         spec = base.model.spec
         # Partial periods are written: a text counts to its end, and padding after it changes nothing.
-        spec = spec._replace(flush_partial_at_end=True)
+        # A text is one context, whose padding begins no other.
+        spec = spec._replace(flush_partial_at_end=True, reset_at_document=False)
         if rule.surprise_threshold is not None:
             spec = spec._replace(gate=GateRule(spec.gate.metric, rule.surprise_threshold))
         self.subject, self.rule = subject, rule

@@ -127,7 +127,8 @@ def summarize(by_seed: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 def failed(metrics: dict[str, Any]) -> list[str]:
     """The controls over which the interval of the gain does not lie above zero."""
-    return [control for control in CONTROLS if not metrics[f"gain/{control}"]["ci95"][0] > 0]
+    intervals = {control: metrics[f"gain/{control}"]["ci95"] for control in CONTROLS}
+    return [control for control, interval in intervals.items() if not (interval and interval[0] > 0)]
 
 
 def main(argv: list[str]) -> None:

@@ -47,8 +47,15 @@ def estimates(losses: Losses) -> dict[str, Estimate]:
     units = {"token": losses.tokens, "byte": losses.bytes, "word": losses.words}
     return {
         **{f"nats_per_{name}": ratio(losses.nats, count) for name, count in units.items() if count.sum()},
-        "perplexity": Estimate(math.exp(token.value), math.exp(token.low), math.exp(token.high), token.n),
+        "perplexity": Estimate(
+            _exponential(token.value), _exponential(token.low), _exponential(token.high), token.n
+        ),
     }
+
+
+def _exponential(nats: float) -> float:
+    """e to the nats; infinite where a model has diverged."""
+    return math.exp(nats) if nats < 700 or math.isnan(nats) else math.inf
 
 
 def over_positions(losses: Losses) -> dict[tuple[int, int], Estimate]:

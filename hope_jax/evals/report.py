@@ -259,7 +259,9 @@ def _number(value: Any) -> str:
     return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 

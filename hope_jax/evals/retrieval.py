@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.evals import statistics
 from hope_jax.evals.arms import Records, compare, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.prompts import Prompt
@@ -165,7 +166,7 @@ _CHANCE = {"choice": 0.5, "margin": 0.0}
 
 def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics and paired tests "name/field/arm" of `FIELDS`. With one answer a sample `match` is a hit
-    or a miss, and has Wilson's interval; else it is a share, and has Student's."""
+    or a miss; else it is a share of the answers. Both have Wilson's interval."""
     one = all(len(item["answers"]) == 1 for items in records.values() for item in items)
     shown = {
         arm: [{**item, "match": item["match"] == 1.0 if one else item["match"]} for item in items]
@@ -178,4 +179,7 @@ def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, An
         found = compare(shown, field, f"{name}/{field}", chance)
         metrics |= found[0]
         paired |= found[1]
+    for arm, items in shown.items() if not one else ():
+        shares = statistics.share([item["match"] for item in items])
+        metrics[f"{name}/match/{arm}"] = statistics.as_json(shares)
     return metrics, paired

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hope_jax import __version__
 from hope_jax.evals.journal import Journal, path_of, settings_digest
 from hope_jax.evals.memorize import Rule, as_settings
 from hope_jax.evals.subject import Subject
@@ -49,7 +50,8 @@ class Run:
 
     def journal(self, name: str, own: Mapping[str, Any]) -> Journal:
         """What has been found already under these very settings."""
-        return Journal(path_of(self.out, name), self.settings(name, own))
+        belongs = {"config": self.subject.about["config_digest"], "hope_jax": __version__}
+        return Journal(path_of(self.out, name), {**self.settings(name, own), **belongs})
 
 
 def outcome(
@@ -70,9 +72,10 @@ def outcome(
     differences carry `"leak": true`.
     """
     own = run.settings(name, settings)
-    leak = run.memorize.use_correct_answer and MEMORIZED in run.arms
-    marked = {key: _marked(key, value, leak) for key, value in metrics.items()}
-    tests = {key: _marked(key, value, leak) for key, value in (paired or {}).items()}
+    asked = run.memorize.use_correct_answer
+    marked = {key: _marked(key, value, asked) for key, value in metrics.items()}
+    tests = {key: _marked(key, value, asked) for key, value in (paired or {}).items()}
+    leak = any(value.get("leak") for value in (*marked.values(), *tests.values()))
     found = {
         "format": FORMAT,
         "version": VERSION,

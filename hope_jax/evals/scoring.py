@@ -85,12 +85,13 @@ def read_rows(
     subject: Subject, rows: Sequence[Row], fast: PyTree | None = None, *, batch_size: int = 16
 ) -> list[Read]:
     """Reads every row with memories `fast` (see `score_pairs`); neighbours in length share a batch."""
-    batch_size = subject.batch_size(batch_size)
+    # Batches come in sizes of powers of two, so few are compiled.
+    batch_size = 1 << (subject.batch_size(batch_size).bit_length() - 1)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     found: dict[int, Read] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        own = take(subject, subject.trained.fast if fast is None else fast, _filled(chosen, batch_size))
+        own = take(subject, subject.trained.fast if fast is None else fast, _filled(chosen))
         for i, read in zip(chosen, _read_batch(subject, [rows[i] for i in chosen], own), strict=True):
             found[i] = read
     return [found[i] for i in range(len(rows))]
@@ -115,9 +116,9 @@ def stream_log_probs(
         yield np.asarray(following_log_probs(logits, jnp.asarray(following))[0], np.float64)[0]
 
 
-def _filled(chosen: list[int], batch_size: int) -> list[int]:
-    """The rows of a batch with its first repeated: batches come in sizes of powers of two, so few compile."""
-    size = min(batch_size, 1 << (len(chosen) - 1).bit_length())
+def _filled(chosen: list[int]) -> list[int]:
+    """The rows of a batch, its first repeated up to a power of two."""
+    size = 1 << (len(chosen) - 1).bit_length()
     return chosen + chosen[:1] * (size - len(chosen))
 
 
@@ -130,7 +131,7 @@ def _segment(subject: Subject, batch_size: int) -> int:
 def _read_batch(subject: Subject, rows: list[Row], fast: PyTree | None) -> list[Read]:
     trained = subject.trained
     streamer, bos, pad = trained.streamer, trained.tokenizer.bos_id, trained.tokenizer.pad_id
-    batch = subject.batch_size(1 << max(len(rows) - 1, 0).bit_length())
+    batch = 1 << (len(rows) - 1).bit_length()
     longest = max(len(row.tokens) for row in rows)
     size = streamer.rule.chunk_size
     width = -(-max(longest, 1) // size) * size

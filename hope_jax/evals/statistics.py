@@ -39,6 +39,17 @@ def proportion(hits: Sequence[bool] | np.ndarray) -> Estimate:
     return Estimate(k / n, float(interval.low), float(interval.high), n)
 
 
+def share(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean of values in [0, 1], with Wilson's interval as if they were hits and misses: no such values vary
+    more, so it is wide enough, also where all are equal. Raises: ValueError for none at all."""
+    n, p = len(values), float(np.mean(values)) if len(values) else 0.0
+    _need(n)
+    z = float(stats.norm.ppf(0.5 + _LEVEL / 2))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
+
+
 def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean, with Student's interval; NaN bounds for one value. Raises: ValueError for none at all."""
     x = np.asarray(values, np.float64)

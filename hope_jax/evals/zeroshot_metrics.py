@@ -91,9 +91,11 @@ def _choices(name: str, task: Any, items: Sequence[Item], scored: Records) -> Ta
             found = compare(hits, metric, f"{name}/{metric}", chance)
             metrics |= found[0]
             paired |= found[1]
-    answers = {tuple(task.doc_to_choice(item.requests[0].doc)) for item in items}
-    if len(answers) == 1:
-        right = [correct(task, item.requests[0].doc, len(item.requests)) for item in items]
+    # Of the whole split: a few items always have a most frequent answer.
+    documents = list(task.eval_docs)
+    answers = {tuple(task.doc_to_choice(document)) for document in documents}
+    if len(answers) == 1 and len(documents) > 1:
+        right = [correct(task, document, len(items[0].requests)) for document in documents]
         most = max(set(right), key=right.count)
         share = statistics.proportion([answer == most for answer in right])
         metrics[f"{name}/acc/{MAJORITY}"] = statistics.as_json(share, chance)

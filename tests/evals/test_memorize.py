@@ -8,6 +8,8 @@ from hope_jax.errors import ConfigError
 from hope_jax.evals.memorize import Memorizer, Rule, unrelated
 from hope_jax.evals.scoring import token_log_probs
 from hope_jax.evals.selective import paths_of
+from hope_jax.learning.stream import Streamer
+from hope_jax.models.lm import HopeModel
 from tests.evals.subjects import subject
 from tests.evals.test_scoring import text
 
@@ -116,3 +118,15 @@ def test_unrelated_texts_are_of_the_length_asked_for_and_differ_by_seed():
     assert len(a) == len(b) == 50 and (a != b).any()
     np.testing.assert_array_equal(a, unrelated(subject(), 50, 0))
     assert len(unrelated(subject(), 10**6, 0)) == 10**6
+
+
+def test_padding_forgets_nothing_where_documents_reset_memories():
+    model = subject()
+    base = model.trained.streamer
+    spec = base.model.spec._replace(reset_at_document=True)
+    resets = model._replace(trained=model.trained._replace(streamer=Streamer(HopeModel(spec), base.rule)))
+    texts = [text(70, 1), text(20, 2)]
+    got, want = (Memorizer(one, Rule())(texts).fast["cms"]["fast"].delta for one in (resets, model))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.abs(a[:, 1]).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

@@ -116,3 +116,12 @@ def test_one_memory_of_a_batch_is_kept_apart_by_reading_one_at_a_time():
     together = score_pairs(model, pairs, batch_size=4)
     for pair, score in zip(pairs, together, strict=True):
         np.testing.assert_allclose(score.log_prob, score_pairs(model, [pair])[0].log_prob, rtol=1e-6)
+
+
+def test_batches_of_three_start_from_their_own_memories():
+    model = subject()
+    texts = [text(20, n) for n in range(3)]
+    fast = Memorizer(model, Rule(steps=4))(texts).fast
+    want = token_log_probs(model, texts, fast, batch_size=4)
+    for three, four in zip(token_log_probs(model, texts, fast, batch_size=3), want, strict=True):
+        np.testing.assert_allclose(three, four, rtol=1e-5, atol=1e-6)

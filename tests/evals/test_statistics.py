@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hope_jax.evals import statistics
+from hope_jax.evals import report, statistics
+from hope_jax.training.files import to_json
 
 
 def test_wilson_on_a_published_example():
@@ -60,9 +61,23 @@ def test_one_value_has_no_interval():
     assert statistics.as_json(found)["ci95"] is None
 
 
+def test_a_diverged_arm_has_no_interval_and_breaks_no_table():
+    found = to_json(statistics.paired_as_json(statistics.paired([math.nan, 1.0], [1.0, 2.0])))
+    ((_, delta, p, *_),) = report.paired_table({"task/loss/memorized-control": found}).rows
+    assert found["ci95"] is None and delta.startswith("–") and p == "–"
+
+
 def test_nothing_is_no_estimate():
     for estimate in (statistics.mean, statistics.proportion):
         with pytest.raises(ValueError, match="no observations"):
             estimate([])
     with pytest.raises(ValueError, match="as many values"):
         statistics.paired([1.0], [1.0, 2.0])
+
+
+def test_shares_have_wilsons_interval_and_stay_within_one():
+    hits = [True] * 15 + [False] * 133
+    np.testing.assert_allclose(statistics.share(np.array(hits, float))[:3], statistics.proportion(hits)[:3])
+    found = statistics.share([0.25, 0.5])
+    assert found.value == 0.375 and 0 <= found.low < 0.375 < found.high <= 1
+    assert statistics.share([0.0] * 50).high > 0.05
