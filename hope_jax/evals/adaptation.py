@@ -129,12 +129,12 @@ def _all_methods(
 
     def adamw(rate: float) -> Method:
         def losses(tuned: Tuned, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return reader.losses(tuned.params, initial, rows, batch_size=size)
+            return reader.losses(tuned.params, reader.start(tuned.params), rows, batch_size=size)
 
         return Method(
             start=lambda: tuner.begin(params, rate),
             begin=lambda tuned: tuned,
-            read=lambda tuned, rows: tuner.read_on(tuned, initial, rows),
+            read=lambda tuned, rows: tuner.read_on(tuned, rows),
             losses=losses,
         )
 

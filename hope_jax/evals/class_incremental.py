@@ -102,7 +102,7 @@ def _all_arms(
     tuner = Tuner(reader, longest)
 
     def tuned(state: Tuned, step: int) -> Tuned:
-        return tuner.read_on(state, initial, examples[step])[1]
+        return tuner.read_on(state, examples[step])[1]
 
     def carry(fast: PyTree, step: int) -> Scores:
         return score(params, fast, step)
@@ -124,13 +124,16 @@ def _all_arms(
         for step in range(len(task.steps)):
             state = tuned(state, step)
         pairs = [pair for pairs in task.validation for pair in pairs] or task.train[-1]
-        return right_labels(reader, state.params, initial, form, pairs)
+        return right_labels(reader, state.params, reader.start(state.params), form, pairs)
 
     validation = {rate: _validation(journal, task, rate, after_all) for rate in rates}
     # A rate that diverged is the worst; NaN would compare with nothing.
     best = max(rates, key=lambda rate: np.nan_to_num(validation[rate], nan=-np.inf))
     found["adamw"] = steps(
-        "adamw", tuner.begin(params, best), tuned, lambda state, step: score(state.params, initial, step)
+        "adamw",
+        tuner.begin(params, best),
+        tuned,
+        lambda state, step: score(state.params, reader.start(state.params), step),
     )
     about = {
         "learning_rate": best,

@@ -9,7 +9,7 @@ from hope_jax.errors import ConfigError
 from hope_jax.evals import intents
 from hope_jax.evals.intents import Dataset
 from hope_jax.evals.labels import Format
-from hope_jax.evals.options import whole_number
+from hope_jax.evals.options import listed, whole_number
 from hope_jax.evals.run import Run
 
 Pairs = list[tuple[str, str]]
@@ -44,7 +44,7 @@ def tasks_of(run: Run) -> tuple[list[Task], dict[str, Any]]:
     if run.limit:
         examples, count = min(examples, run.limit), min(count, run.limit)
     most = whole_number(run.options, "class_steps", 1000)
-    names = run.options.get("datasets") or intents.available(Path(folder))
+    names = listed(run.options, "datasets") or intents.available(Path(str(folder)))
     if not names:
         raise ConfigError(
             f"intents={folder}: no known data set is there; docs/evals/continual.md names the files"

@@ -17,6 +17,7 @@ from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.arms import Records, compare, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
+from hope_jax.evals.memorize import excerpt, unrelated
 from hope_jax.evals.options import whole_number
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.scoring import token_log_probs
@@ -72,7 +73,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     tests: dict[str, Any] = {}
     for i, subject in enumerate(subjects):
         progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(subjects), subject.name)
-        found.append(_measure(run, subject, _Prefixed(journal, subject.about["arrays_digest"]), items))
+        own_journal = _Prefixed(journal, subject.about["arrays_digest"])
+        found.append(_measure(run, subject, own_journal, items, tokens))
     for name in names:
         last = {arm: [r for r in rows if r["segment"] == name] for arm, rows in found[-1].items()}
         of_last, paired = compare(last, "nats_per_token", f"{name}/nats_per_token")
@@ -163,8 +165,10 @@ def _blocks(name: str, tokens: np.ndarray, length: int, limit: int | None) -> li
     return [Block(f"{name}/{i}", name, own, before) for i, (before, own) in enumerate(pairs)]
 
 
-def _measure(run: Run, subject: Subject, journal: Any, items: Sequence[Block]) -> Records:
-    """Records of each arm at one checkpoint."""
+def _measure(
+    run: Run, subject: Subject, journal: Any, items: Sequence[Block], tokens: Mapping[str, np.ndarray]
+) -> Records:
+    """Records of each arm at one checkpoint. tokens: of each segment; the control's text is of another."""
 
     def score(batch: Sequence[Block], fast: PyTree | None) -> list[dict[str, Any]]:
         found = token_log_probs(subject, [b.tokens for b in batch], fast, batch_size=run.batch_size)
@@ -176,7 +180,13 @@ def _measure(run: Run, subject: Subject, journal: Any, items: Sequence[Block]) -
     def text(item: Block) -> np.ndarray:
         return item.tokens if run.memorize.use_correct_answer else item.before
 
-    return run_arms(replace(run, subject=subject), journal, items, text, score)
+    def control(item: Block, length: int, seed: int) -> np.ndarray:
+        others = [own for name, own in tokens.items() if name != item.segment]
+        if not others:
+            return unrelated(subject, length, seed)
+        return excerpt(np.concatenate(others), length, seed)
+
+    return run_arms(replace(run, subject=subject), journal, items, text, score, control)
 
 
 def _rows(arm: str, name: str, found: Sequence[Records]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from hope_jax.errors import ConfigError
-from hope_jax.evals.reader import Reader, packed
+from hope_jax.evals.reader import Reader, packed, start_of
 from hope_jax.learning.loss import read_loss
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import NO_TARGET, Array, Batch, PyTree
@@ -45,14 +45,18 @@ class Tuner:
         state.hyperparams["learning_rate"] = jnp.asarray(learning_rate)
         return Tuned(params, state)
 
-    def read_on(
-        self, tuned: Tuned, fast: PyTree, rows: Sequence[np.ndarray]
-    ) -> tuple[list[np.ndarray], Tuned]:
+    def read_on(self, tuned: Tuned, rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Tuned]:
         """One step for each training row, in order; log p of each token of each row, float64 [n], under the
         parameters before its step, and what came out."""
         found: list[np.ndarray] = []
         for batch in self._batches(rows):
-            loss, params, state = _step(self.reader.model, tuned.params, tuned.state, fast, batch)
+            loss, params, state = _step(
+                self.reader.model,
+                tuned.params,
+                tuned.state,
+                (self.reader.trained, self.reader.initial),
+                batch,
+            )
             tuned = Tuned(params, state)
             losses, segments = np.asarray(loss, np.float64)[0], np.asarray(batch.segment_ids)[0]
             for document in range(1, int(segments.max()) + 1):
@@ -84,10 +88,13 @@ def learning_rates(options: Any) -> tuple[float, ...]:
 
 @partial(jax.jit, static_argnums=0)
 def _step(
-    model: HopeModel, params: PyTree, state: Any, fast: PyTree, batch: Batch
+    model: HopeModel, params: PyTree, state: Any, left: tuple[PyTree, PyTree | None], batch: Batch
 ) -> tuple[Array, PyTree, Any]:
+    """left: what training has left, as `start_of` takes it."""
+
     def mean_loss(params: PyTree) -> tuple[Array, Array]:
-        out = model.read(params, fast, None, batch.tokens, batch.segment_ids)
+        # Memories held as whole weights begin at the parameters, which so are trained through them.
+        out = model.read(params, start_of(model, params, *left), None, batch.tokens, batch.segment_ids)
         losses = read_loss(model, params, out, batch.targets)
         return losses.total / jnp.maximum(losses.supervised_bt.sum(), 1), losses.loss_bt
 

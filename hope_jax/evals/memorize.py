@@ -124,9 +124,13 @@ _COUNTED = (
 def unrelated(subject: Subject, length: int, seed: int) -> np.ndarray:
     """`length` tokens, int32, of held-out text of the embedded corpus, from another place for each seed; the
     control arm's text. A length beyond the corpus begins it anew."""
-    stream = _held_out(subject.trained.tokenizer)
-    start = int(np.random.default_rng([seed, length]).integers(len(stream)))
-    return np.take(stream, np.arange(start, start + length), mode="wrap")
+    return excerpt(_held_out(subject.trained.tokenizer), length, seed)
+
+
+def excerpt(tokens: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """`length` of the tokens, int32, from a place of the seed's; after the last comes the first."""
+    start = int(np.random.default_rng([seed, length]).integers(len(tokens)))
+    return np.take(tokens, np.arange(start, start + length), mode="wrap")
 
 
 @cache

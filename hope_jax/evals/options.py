@@ -27,9 +27,21 @@ def share(options: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def listed(options: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+    """The option `key`: names, as a list or separated by commas; None without it. Raises: ConfigError."""
+    given = options.get(key)
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = [name.strip() for name in given.split(",") if name.strip()]
+    if not all(isinstance(name, str) for name in _listed(key, given)):
+        raise ConfigError(f"{key}={given!r}: want names")
+    return tuple(given)
+
+
 def chosen(options: Mapping[str, Any], key: str, names: Collection[str]) -> tuple[str, ...]:
     """The option `key`: some of `names`, in their order; without it all. Raises: ConfigError for others."""
-    given = _listed(key, options.get(key, tuple(names)))
+    given = listed(options, key) or tuple(names)
     for name in given:
         if name not in names:
             raise ConfigError(f"{key}: unknown name {name!r}; choose from {', '.join(names)}")

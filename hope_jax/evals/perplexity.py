@@ -23,7 +23,7 @@ from hope_jax.evals import options, statistics
 from hope_jax.evals.arms import Records, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.long_context_figures import loss_over_position
-from hope_jax.evals.memorize import unrelated
+from hope_jax.evals.memorize import excerpt, unrelated
 from hope_jax.evals.perplexity_blocks import BLOCK, Losses, block_losses, estimates, joined, over_positions
 from hope_jax.evals.perplexity_pieces import Piece, load_pieces
 from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED, Run, outcome, progress
@@ -109,12 +109,11 @@ def _second_halves(
         return [_record(half, read.log_probs) for half, read in zip(halves, reads, strict=True)]
 
     def control(piece: Piece, length: int, seed: int) -> np.ndarray:
-        others = [other.tokens for other in all_pieces if other.source != piece.source]
+        # First halves: carried memories go on to other pieces, whose second halves are scored.
+        others = [other.halves()[0].tokens for other in all_pieces if other.source != piece.source]
         if not others:
             return unrelated(run.subject, length, seed)
-        stream = np.concatenate(others)
-        start = int(np.random.default_rng(seed).integers(len(stream)))
-        return np.take(stream, np.arange(start, start + length), mode="wrap")
+        return excerpt(np.concatenate(others), length, seed)
 
     return run_arms(run, journal, pieces, text, score, control)
 

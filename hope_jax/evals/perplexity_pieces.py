@@ -48,6 +48,9 @@ def load_pieces(tokenizer: Tokenizer, source: str | None, tokens: int) -> tuple[
     """
     texts = _embedded() if source is None else _named(source)
     digest = hashlib.sha256("\0".join(text for _, text in texts).encode()).hexdigest()
+    names = [name for name, _ in texts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"perplexity_text={source}: two texts are named {twice!r}; rename one of the files")
     pieces = [piece for name, text in texts for piece in _cut(tokenizer, name, text, tokens)]
     if not pieces:
         raise ConfigError(f"perplexity_text={source}: no text of two tokens in it")

@@ -48,20 +48,22 @@ class Reader:
         self.model = HopeModel(spec)
         self.streamer = Streamer(self.model, base.rule)
         self.tokenizer = subject.trained.tokenizer
-        self.initial = subject.trained.fast
+        self.initial, self.trained = subject.trained.fast, subject.trained.params
         # Rows that are read with one and the same memory share its matrices, where reading does not write.
         written = bool(self.model.stream_memories())
         self.frozen = self.model if written else HopeModel(spec._replace(scope="batch"))
         self.alone = written and spec.scope == "batch"
         # Periods and online chunks divide each other, so this is a multiple of all.
-        slowest = max([base.rule.chunk_size, *(level.update_period for level in spec.cms_levels)])
+        # A memory that writes while it reads leaves an unfinished chunk unwritten: padding ends it.
+        own = (spec.self_mod.chunk_size, spec.self_mod.chunk_size_memory) if written else ()
+        self.multiple = max(base.rule.chunk_size, *own) if own else base.rule.chunk_size
+        slowest = max([self.multiple, *(level.update_period for level in spec.cms_levels)])
         self.stream_tokens = _up(max(_STREAM_TOKENS, subject.config.data.seq_len), slowest)
 
     def start(self, params: PyTree) -> PyTree:
-        """The memories of one context before it has read anything; a copy."""
-        if self.initial is not None:
-            return jax.tree.map(jnp.copy, self.initial)
-        return self.model.init_fast_state(params, 1)
+        """The memories of one context before it has read anything, at parameters that may have moved since
+        training."""
+        return start_of(self.model, params, self.trained, self.initial)
 
     def read_on(
         self, params: PyTree, fast: PyTree, rows: Sequence[np.ndarray], *, write: bool = True
@@ -90,10 +92,10 @@ class Reader:
         size, vocab = self.streamer.rule.chunk_size, self.model.spec.vocab_size
         step = size * max(1, min(16, _LOGITS // (size * vocab)))
         # One token more than whole chunks: every call then reads whole chunks, and shapes are few.
-        width = size * -(-len(tokens) // size) + 1
+        width = _up(len(tokens), self.multiple) + 1
         row, documents = np.full((1, width), self.tokenizer.pad_id, np.int32), np.zeros((1, width), np.int32)
         row[0, : len(tokens)], documents[0, : len(tokens)] = tokens, segments
-        capacity = self.stream_tokens + size
+        capacity = self.stream_tokens + self.multiple
         state = self.streamer.begin(params, 1, capacity, jax.tree.map(jnp.copy, fast))
         found, start = [], 0
         while start < width:
@@ -168,6 +170,12 @@ class Reader:
             for b, i in enumerate(chosen):
                 found[i] = got[b, : ends[i]].astype(np.float64)
         return found
+
+
+def start_of(model: HopeModel, params: PyTree, trained: PyTree, initial: PyTree | None) -> PyTree:
+    """The memories of one context that has read nothing, at `params`; differentiable. initial: those that
+    training left on top of the parameters `trained`; None: none."""
+    return model.init_fast_state(params, 1) if initial is None else model.move(trained, params, initial)
 
 
 def packed(rows: Sequence[np.ndarray], bos: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -9,8 +9,9 @@ import numpy as np
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import EMBEDDED, load_documents, parse_documents, split_documents
 from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals.options import whole_number
+from hope_jax.evals.options import listed, whole_number
 
+LEAST_BYTES = 256
 SEGMENT_BYTES = 65536
 _PROBES, _PROBE, _SHARE = 64, 40, 0.05
 """A passage counts as seen if more than this share of so many probes, of so many characters each, stand in
@@ -40,16 +41,23 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
       DataError: the folder or a file cannot be read, or a text has no passage that training has not seen.
     """
     source = str(options.get("segments") or EMBEDDED)
-    size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=256)
+    size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
     texts = _embedded() if source == EMBEDDED else _folder(Path(source))
-    names = list(options.get("segment_names") or sorted(texts))
+    names = listed(options, "segment_names") or tuple(sorted(texts))
     if unknown := [name for name in names if name not in texts]:
         raise ConfigError(
             f"segment_names: no segment {unknown[0]!r} in {source}; it has {', '.join(sorted(texts))}"
         )
     if len(set(names)) != len(names):
         raise ConfigError(f"segment_names={','.join(names)}: want each once")
-    size = min(size, *(len(texts[name].encode()) for name in names))
+    sizes = {name: len(texts[name].encode()) for name in names}
+    shortest = min(names, key=sizes.__getitem__)
+    if sizes[shortest] < LEAST_BYTES:
+        raise DataError(
+            f"segments: {shortest} in {source} has {sizes[shortest]} bytes; all segments are as long as the "
+            f"shortest: want at least {LEAST_BYTES}, or leave it out with segment_names"
+        )
+    size = min(size, sizes[shortest])
     seen = _training_text(config)
     return [
         Segment(name, _passage(name, texts[name], size, seen, [seed, i]), seen is not None)

@@ -17,6 +17,7 @@ from hope_jax.data.synthetic import Example, Task, find_task
 from hope_jax.data.synthetic.rows import as_row, strings
 from hope_jax.errors import ConfigError
 from hope_jax.evals import statistics
+from hope_jax.evals.options import whole_number
 from hope_jax.evals.run import BASELINE, Run, outcome, progress
 from hope_jax.evals.subject import Subject
 from hope_jax.types import NO_TARGET, Batch
@@ -50,8 +51,10 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: the checkpoint was trained on something else.
     """
     started, (name, task) = time.monotonic(), task_of(run.subject)
-    targets = bool(run.options.get("synthetic_targets", False))
-    count = int(run.options.get("synthetic_strings", STRINGS))
+    targets = run.options.get("synthetic_targets", False)
+    if not isinstance(targets, bool):
+        raise ConfigError(f"synthetic_targets={targets!r}: want true or false")
+    count = whole_number(run.options, "synthetic_strings", STRINGS)
     count = count if run.limit is None else min(count, run.limit)
     settings = {"task": name, "strings": count, "targets": targets}
     journal, metrics, items = run.journal(NAME, settings), {}, []

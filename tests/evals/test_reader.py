@@ -106,12 +106,35 @@ def test_rows_are_packed_in_order() -> None:
 def test_fine_tuning_lowers_the_loss_of_what_it_reads() -> None:
     model = subject()
     reader, params = Reader(model), model.trained.params
-    tuner, fast, given = Tuner(reader, 32), reader.start(params), rows(31, 9, 12)
-    before = reader.losses(params, fast, given, batch_size=4)
-    read, tuned = tuner.read_on(tuner.begin(params, 1e-2), fast, given[:1])
+    tuner, given = Tuner(reader, 32), rows(31, 9, 12)
+    before = reader.losses(params, reader.start(params), given, batch_size=4)
+    read, tuned = tuner.read_on(tuner.begin(params, 1e-2), given[:1])
     near(-read[0], before[0])
     for _ in range(3):
-        read, tuned = tuner.read_on(tuned, fast, given)
+        read, tuned = tuner.read_on(tuned, given)
     assert [len(row) for row in read] == [31, 9, 12]
-    after = reader.losses(tuned.params, fast, given, batch_size=4)
+    after = reader.losses(tuned.params, reader.start(tuned.params), given, batch_size=4)
     assert all(new.mean() < old.mean() for new, old in zip(after, before, strict=True))
+
+
+@pytest.mark.nightly
+def test_fine_tuning_trains_memories_that_write_themselves_and_they_are_read_as_trained() -> None:
+    model = subject("hope_selfmod")
+    reader, params = Reader(model), model.trained.params
+    _, tuned = Tuner(reader, 64).read_on(Tuner(reader, 64).begin(params, 1e-2), rows(63))
+    old, new = (p["blocks"]["self_mod"] for p in (params, tuned.params))
+    for name in ("k", "v", "memory"):
+        assert np.abs(new[name]["w_in"] - old[name]["w_in"]).max() > 1e-3, name
+    start = reader.start(tuned.params)["self_mod"].weights["memory"]["w_in"]
+    np.testing.assert_array_equal(start[:, 0], new["memory"]["w_in"])
+
+
+@pytest.mark.nightly
+def test_the_end_of_a_stream_is_written_by_memories_that_write_themselves_too() -> None:
+    model = subject("hope_selfmod")
+    reader, params = Reader(model), model.trained.params
+    before = reader.start(params)
+    _, after = reader.read_on(params, before, rows(10))
+    for name in ("k", "memory"):
+        moved = after["self_mod"].weights[name]["w_in"] - before["self_mod"].weights[name]["w_in"]
+        assert np.abs(moved).max() > 0, name
