@@ -24,8 +24,8 @@ TITANS = ("model.titan_level.optimizer=titans",)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 UNJUDGED = {"float64": (), "float32": ("params", "opt_state", "grad_norm")}
 """In single precision Adam's quotients and squares are no better than the gradient's small elements. Nor is
-a memory that persists over steps, which parameters of several steps have written; the case in double precision
-judges it."""
+a memory that persists over steps, which parameters of several steps have written; its case in double
+precision judges it."""
 
 
 def case(
