@@ -23,9 +23,7 @@ FSDP = ("train.fsdp=True",)
 TITANS = ("model.titan_level.optimizer=titans",)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 UNJUDGED = {"float64": (), "float32": ("params", "opt_state", "grad_norm")}
-"""In single precision Adam's quotients and squares are no better than the gradient's small elements. Nor is
-a memory that persists over steps, which parameters of several steps have written; its case in double
-precision judges it."""
+"""In single precision Adam's quotients and squares are no better than the gradient's small elements."""
 
 
 def case(
@@ -41,6 +39,9 @@ def case(
     overrides = [*head, *more]
     if variant == "hope_selfmod" and mode == "online":
         overrides.append("train.truncate_tokens=32")
+    if dtype == "float32" and set(PERSISTENT) <= set(more):
+        # The memory is written by the parameters of several steps: Adam's quotients must not part them.
+        overrides.append("optim.eps=0.1")
     name = "/".join([variant, mode, dtype, *(key.split(".")[-1] for key in more)])
     return {"name": name, "overrides": overrides, "devices": devices, "dtype": dtype, "sums": sums}
 
@@ -55,12 +56,6 @@ def run(cases: list[dict[str, Any]], timeout: int = 300) -> dict[str, Any]:
     return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}
 
 
-def unjudged(each: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the differences that say nothing in a case's precision."""
-    single, persists = each["dtype"] == "float32", set(PERSISTENT) <= set(each["overrides"])
-    return (*UNJUDGED[each["dtype"]], *(("fast",) if single and persists else ()))
-
-
 def check(cases: list[dict[str, Any]], timeout: int = 300) -> None:
     """Runs the cases; each alike on all devices, which meet as often as they should."""
     found = run(cases, timeout)
@@ -68,7 +63,9 @@ def check(cases: list[dict[str, Any]], timeout: int = 300) -> None:
         result = found[each["name"]]
         assert result["wrote"] > 0, each["name"]
         for devices, differences in result["differences"].items():
-            judged = {what: apart for what, apart in differences.items() if what not in unjudged(each)}
+            judged = {
+                what: apart for what, apart in differences.items() if what not in UNJUDGED[each["dtype"]]
+            }
             bad = {what: apart for what, apart in judged.items() if not apart <= TOLERANCE[each["dtype"]]}
             assert "loss" in judged and not bad, (each["name"], devices, bad)
             if each["sums"] is not None:
