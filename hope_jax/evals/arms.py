@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from hope_jax.evals import statistics
+from hope_jax.evals import statistics, updates
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.memorize import Memorized, Memorizer, unrelated
 from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED, Run, progress
@@ -103,14 +103,7 @@ def _seed(seed: int, key: str) -> int:
 
 
 def _updates(memorized: Memorized | None, i: int) -> dict[str, Any]:
-    if memorized is None:
-        return {}
-    return {
-        "updates": {
-            level: {name: float(values[i]) for name, values in counts.items()}
-            for level, counts in memorized.stats.items()
-        }
-    }
+    return {} if memorized is None else {"updates": updates.as_json(memorized.stats, i)}
 
 
 def update_statistics(records: Records) -> dict[str, Any]:
