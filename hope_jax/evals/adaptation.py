@@ -1,6 +1,7 @@
 """Online adaptation: a stream of segments read once, by memories and by fine-tuning.
 
-Four methods read the same blocks in the same order:
+Four methods read the same blocks in the same order; what the rule of memorization says of writes holds for
+all:
 - `carried`: memories are written as the model reads, and go on from segment to segment;
 - `reset`: memories are written, and each segment begins with those of the checkpoint;
 - `no_writes`: nothing is a target, so memories that teach signals drive stay as they are;
@@ -20,14 +21,17 @@ import jax
 import numpy as np
 
 from hope_jax.errors import DataError
-from hope_jax.evals import statistics, transfer
+from hope_jax.evals import statistics, transfer, updates
+from hope_jax.evals.arms import update_statistics
 from hope_jax.evals.finetune import Tuned, Tuner, learning_rates
 from hope_jax.evals.journal import Journal
+from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.options import whole_number
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.transfer_figures import adaptation_figures
+from hope_jax.evals.updates import Updates
 from hope_jax.types import PyTree
 
 NAME = "adaptation"
@@ -47,11 +51,12 @@ class Parts(NamedTuple):
 
 class Method(NamedTuple):
     """start: state before the stream. begin: the state a segment begins with, from the one before it. read:
-    (state, blocks) -> log p of each, state. losses: (state, blocks) -> losses of each, nothing written."""
+    (state, blocks) -> log p of each, state, counts of writes. losses: (state, blocks) -> losses of each,
+    without writing."""
 
     start: Callable[[], Any]
     begin: Callable[[Any], Any]
-    read: Callable[[Any, Sequence[np.ndarray]], tuple[list[np.ndarray], Any]]
+    read: Callable[[Any, Sequence[np.ndarray]], tuple[list[np.ndarray], Any, Updates]]
     losses: Callable[[Any, Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -64,6 +69,33 @@ def evaluate(run: Run) -> dict[str, Any]:
       DataError: texts that cannot be read or are too short.
     """
     started = time.monotonic()
+    own, rates, parts = _asked(run)
+    journal, reader = run.journal(NAME, own), Reader(run.subject, run.memorize)
+    found, costs = _all_methods(run, journal, reader, parts, rates)
+    result = outcome(
+        run,
+        NAME,
+        settings=own,
+        seconds=time.monotonic() - started,
+        items=[{"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)],
+        costs=costs,
+        updates=update_statistics(found),
+        **_summary(parts, found, journal.get("start") or {}),
+    )
+    journal.close()
+    return result
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, DataError for texts."""
+    _asked(run)
+
+
+figures = adaptation_figures
+
+
+def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Parts]]:
+    """The settings, the rates of AdamW, and the segments' blocks."""
     length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
     rates = learning_rates(run.options)
     segments = load_segments(run.options, run.subject.config, run.seed)
@@ -75,23 +107,11 @@ def evaluate(run: Run) -> dict[str, Any]:
         "blocks": {part.name: [len(p) for p in part[1:4]] for part in parts},
         "block_tokens": length,
         "learning_rates": list(rates),
+        # All methods write, whether the arms of memorization are asked for or not
+        "arms": list(METHODS),
+        "memorize": as_settings(run.memorize),
     }
-    journal, reader = run.journal(NAME, own), Reader(run.subject)
-    found, costs = _all_methods(run, journal, reader, parts, rates)
-    result = outcome(
-        run,
-        NAME,
-        settings=own,
-        seconds=time.monotonic() - started,
-        items=[{"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)],
-        costs=costs,
-        **_summary(parts, found, journal.get("start") or {}),
-    )
-    journal.close()
-    return result
-
-
-figures = adaptation_figures
+    return own, rates, parts
 
 
 def _parts(run: Run, name: str, text: str, length: int) -> Parts:
@@ -134,7 +154,7 @@ def _all_methods(
         return Method(
             start=lambda: tuner.begin(params, rate),
             begin=lambda tuned: tuned,
-            read=lambda tuned, rows: tuner.read_on(tuned, rows),
+            read=lambda tuned, rows: (*tuner.read_on(tuned, rows), {}),
             losses=losses,
         )
 
@@ -176,7 +196,8 @@ def _read_stream(journal: Journal, name: str, method: Method, parts: Sequence[Pa
     state = method.start() if due else None
     for i, part in enumerate(parts[: due[-1] + 1] if due else []):
         began = time.monotonic()
-        log_probs, state = method.read(method.begin(state), part.stream)
+        log_probs, state, written = method.read(method.begin(state), part.stream)
+        jax.block_until_ready(state)
         seconds = time.monotonic() - began
         if i in due:
             record = {
@@ -184,6 +205,7 @@ def _read_stream(journal: Journal, name: str, method: Method, parts: Sequence[Pa
                 "held": [_means(method.losses(state, other.held)) for other in parts],
                 "validation": [_means(method.losses(state, other.validation)) for other in parts],
                 "seconds": seconds,
+                "updates": updates.as_json(written),
             }
             journal.put(f"{name}/{i}", record)
             progress(NAME).info(

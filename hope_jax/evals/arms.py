@@ -110,7 +110,7 @@ def update_statistics(records: Records) -> dict[str, Any]:
     """Of each arm and level the means over items of what memorization has written."""
     found: dict[str, Any] = {}
     for arm, items in records.items():
-        written = [item["updates"] for item in items if "updates" in item]
+        written = [item["updates"] for item in items if item.get("updates")]
         if written:
             found[arm] = {
                 level: {name: float(np.mean([w[level][name] for w in written])) for name in counts}

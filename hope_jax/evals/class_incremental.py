@@ -4,13 +4,15 @@ The protocol of the paper's CLINC, Banking and DBpedia experiments, for a model 
 read and no more: no class is named anywhere else, and nothing but the arm's own means carries them.
 - `carried`: examples are read with memories written, which go on from step to step;
 - `reset`: memories of the newest step's examples alone;
+- `control`: as `carried`, but unrelated texts, as long, in place of the examples;
 - `no_memory`: the checkpoint as it is;
 - `in_context`: no writes; as many examples of the classes seen as a training row holds stand before the
   utterance;
 - `adamw`: the slow parameters, one pass over the same examples in the same order, at the best of a few
   learning rates by the likelihood of the right labels of other training texts after the last step.
 
-Test utterances are read without writing. Each example is a document of its own: attention does not carry.
+What the rule of memorization says of writes holds for the first three. Test utterances are read without
+writing. Each example is a document of its own: attention does not carry.
 """
 
 import time
@@ -19,18 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from hope_jax.evals import statistics, transfer
-from hope_jax.evals.class_tasks import Task, in_context_examples, tasks_of
-from hope_jax.evals.finetune import Tuned, Tuner, learning_rates
+from hope_jax.evals import statistics, transfer, updates
+from hope_jax.evals.arms import update_statistics
+from hope_jax.evals.class_arms import Arm, Classifier
+from hope_jax.evals.class_tasks import Task, tasks_of
+from hope_jax.evals.finetune import learning_rates
 from hope_jax.evals.journal import Journal
-from hope_jax.evals.labels import Format, Scores, right_labels, score_labels
+from hope_jax.evals.labels import Scores
+from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import Run, outcome, progress
 from hope_jax.evals.transfer_figures import class_incremental_figures
-from hope_jax.types import PyTree
 
 NAME = "class_incremental"
-ARMS = ("carried", "reset", "no_memory", "in_context", "adamw")
+ARMS = ("carried", "reset", "control", "no_memory", "in_context", "adamw")
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -44,15 +48,14 @@ def evaluate(run: Run) -> dict[str, Any]:
       DataError: files that are missing or not as published.
     """
     started = time.monotonic()
-    tasks, own = tasks_of(run)
-    rates = learning_rates(run.options)
-    own |= {"learning_rates": list(rates)}
-    journal, reader = run.journal(NAME, own), Reader(run.subject)
+    own, rates, tasks = _asked(run)
+    journal, reader = run.journal(NAME, own), Reader(run.subject, run.memorize)
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
-    curves, costs, items = {}, {}, []
+    curves, costs, items, written = {}, {}, [], {}
     for task in tasks:
-        found, costs[task.name] = _all_arms(run, journal, reader, task, rates)
+        found, costs[task.name] = _all_arms(Classifier(run, reader, task), journal, rates)
+        written[task.name] = update_statistics(found)
         of_task, of_tests, curves[task.name] = _summary(task, found)
         metrics, tests = metrics | of_task, tests | of_tests
         items += [
@@ -68,6 +71,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         items=items,
         curves=curves,
         costs=costs,
+        updates=written,
     )
     journal.close()
     return result
@@ -76,69 +80,38 @@ def evaluate(run: Run) -> dict[str, Any]:
 figures = class_incremental_figures
 
 
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, DataError for files."""
+    _asked(run)
+
+
+def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Task]]:
+    """The settings, the rates of AdamW, and the tasks."""
+    tasks, own = tasks_of(run)
+    rates = learning_rates(run.options)
+    # All arms that write do, whether the arms of memorization are asked for or not
+    more = {"learning_rates": list(rates), "arms": list(ARMS), "memorize": as_settings(run.memorize)}
+    return {**own, **more}, rates, tasks
+
+
 def _all_arms(
-    run: Run, journal: Journal, reader: Reader, task: Task, rates: Sequence[float]
+    classifier: Classifier, journal: Journal, rates: Sequence[float]
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Of each arm a record a step, and what the learning rates gave."""
-    params, initial = run.subject.trained.params, reader.start(run.subject.trained.params)
-    longest = run.subject.config.data.seq_len
-    labels = [len(Format(reader.tokenizer, 0).example("", label)) for label in task.classes]
-    form = Format(reader.tokenizer, max(1, longest - 1 - max(labels)))
-    examples = [[form.example(*pair) for pair in pairs] for pairs in task.train]
+    task = classifier.task
+    found = {name: _steps(journal, task, name, arm) for name, arm in classifier.arms().items()}
 
-    def score(params: PyTree, fast: PyTree, step: int, prefix: Any = None) -> Scores:
-        texts = [text for pairs in task.test[: step + 1] for text, _ in pairs]
-        known = [label for step in task.steps[: step + 1] for label in step]
-        return score_labels(reader, params, fast, form, texts, known, prefix)
+    def measure(rate: float) -> float:
+        return classifier.right_labels_after_all(classifier.tuned(rate))
 
-    def carried(fast: PyTree, step: int) -> PyTree:
-        return reader.read_on(params, fast, examples[step])[1]
-
-    def in_context(_: Any, step: int) -> Scores:
-        tokens = in_context_examples(task, form, step, longest, np.random.default_rng([run.seed, step, 2]))
-        return score(params, initial, step, reader.prefix(params, initial, tokens, longest))
-
-    every = score(params, initial, len(task.steps) - 1) if _missing(journal, task, "no_memory") else None
-    tuner = Tuner(reader, longest)
-
-    def tuned(state: Tuned, step: int) -> Tuned:
-        return tuner.read_on(state, examples[step])[1]
-
-    def carry(fast: PyTree, step: int) -> Scores:
-        return score(params, fast, step)
-
-    def steps(
-        arm: str, state: Any, learn: Callable[[Any, int], Any], score: Callable[[Any, int], Scores]
-    ) -> Any:
-        return _steps(journal, task, arm, state, learn, score)
-
-    found = {
-        "carried": steps("carried", initial, carried, carry),
-        "reset": steps("reset", initial, lambda _, step: carried(initial, step), carry),
-        "no_memory": steps("no_memory", None, _nothing, lambda _, step: _until(task, every, step)),
-        "in_context": steps("in_context", None, _nothing, in_context),
-    }
-
-    def after_all(rate: float) -> float:
-        state = tuner.begin(params, rate)
-        for step in range(len(task.steps)):
-            state = tuned(state, step)
-        pairs = [pair for pairs in task.validation for pair in pairs] or task.train[-1]
-        return right_labels(reader, state.params, reader.start(state.params), form, pairs)
-
-    validation = {rate: _validation(journal, task, rate, after_all) for rate in rates}
+    validation = {rate: _validation(journal, task, rate, measure) for rate in rates}
     # A rate that diverged is the worst; NaN would compare with nothing.
     best = max(rates, key=lambda rate: np.nan_to_num(validation[rate], nan=-np.inf))
-    found["adamw"] = steps(
-        "adamw",
-        tuner.begin(params, best),
-        tuned,
-        lambda state, step: score(state.params, reader.start(state.params), step),
-    )
+    found["adamw"] = _steps(journal, task, "adamw", classifier.tuned(best))
     about = {
         "learning_rate": best,
         "validation": {f"{rate:g}": value for rate, value in validation.items()},
-        "read_tokens": sum(len(row) for rows in examples for row in rows),
+        "read_tokens": sum(len(row) for rows in classifier.examples for row in rows),
         "seconds": {arm: sum(record["seconds"] for record in records) for arm, records in found.items()},
     }
     return found, about
@@ -153,37 +126,26 @@ def _validation(journal: Journal, task: Task, rate: float, measure: Callable[[fl
     return float(record["right_label"])
 
 
-def _nothing(state: Any, _: int) -> Any:
-    """What an arm learns that keeps no state."""
-    return state
-
-
 def _missing(journal: Journal, task: Task, arm: str) -> list[int]:
     return [i for i in range(len(task.steps)) if journal.get(f"{task.name}/{arm}/{i}") is None]
 
 
-def _steps(
-    journal: Journal,
-    task: Task,
-    arm: str,
-    state: Any,
-    learn: Callable[[Any, int], Any],
-    score: Callable[[Any, int], Scores],
-) -> list[dict[str, Any]]:
+def _steps(journal: Journal, task: Task, name: str, arm: Arm) -> list[dict[str, Any]]:
     """The record of each step of one arm. Steps that the journal has are learned again where later ones need
     it, and not scored again."""
-    due = _missing(journal, task, arm)
+    due, state = _missing(journal, task, name), arm.state
     for step in range(due[-1] + 1 if due else 0):
         began = time.monotonic()
-        state = learn(state, step)
+        state, written = arm.learn(state, step)
         if step in due:
-            record = _record(task, score(state, step), step)
-            journal.put(f"{task.name}/{arm}/{step}", {**record, "seconds": time.monotonic() - began})
+            record = _record(task, arm.score(state, step), step)
+            record |= {"seconds": time.monotonic() - began, "updates": updates.as_json(written)}
+            journal.put(f"{task.name}/{name}/{step}", record)
             progress(NAME).info(
-                "%s, %s, step %d of %d: accuracy %.3f among %d classes", task.name, arm, step + 1,
+                "%s, %s, step %d of %d: accuracy %.3f among %d classes", task.name, name, step + 1,
                 len(task.steps), float(np.mean(np.concatenate(record["raw"]))), record["classes"],
             )  # fmt: skip
-    return [journal.get(f"{task.name}/{arm}/{i}") or {} for i in range(len(task.steps))]
+    return [journal.get(f"{task.name}/{name}/{i}") or {} for i in range(len(task.steps))]
 
 
 def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
@@ -198,13 +160,6 @@ def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
         "pmi": [[bool(hit) for hit in part] for part in np.split(pmi == right, cuts)],
         "chosen": [known[i] for i in pmi],
     }
-
-
-def _until(task: Task, scores: Scores | None, step: int) -> Scores:
-    """Of scores after the last step those of the test texts until `step`."""
-    assert scores is not None
-    count = sum(len(pairs) for pairs in task.test[: step + 1])
-    return Scores(scores.raw[:count], scores.pmi[:count])
 
 
 def _summary(
@@ -225,10 +180,8 @@ def _summary(
                 metrics[key] = statistics.as_json(statistics.proportion(all_of[step]), chances[step])
             last = statistics.as_json(statistics.proportion(all_of[-1]), chances[-1])
             metrics[f"{task.name}/accuracy_{kind}/{arm}"] = last
-            mean = transfer.average([statistics.mean(step.astype(float)) for step in all_of])
-            assert mean is not None
             metrics[f"{task.name}/average_incremental_accuracy_{kind}/{arm}"] = statistics.as_json(
-                mean, float(np.mean(chances))
+                _average_accuracy(hits), float(np.mean(chances))
             )
             forgot = _forgetting(hits)
             if forgot is not None:
@@ -240,6 +193,19 @@ def _summary(
             test = statistics.paired_as_json(statistics.paired(*pair))
             tests[f"{task.name}/accuracy_{kind}/carried-{other}"] = test
     return metrics, tests, curves
+
+
+def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate:
+    """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
+
+    A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
+    the texts of its step."""
+    count, sizes = len(hits), [sum(map(len, step)) for step in hits]
+    parts = [
+        sum(hits[step][group] / (count * sizes[step]) for step in range(group, count))
+        for group in range(count)
+    ]
+    return statistics.total([np.asarray(part, float) for part in parts])
 
 
 def _forgetting(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate | None:

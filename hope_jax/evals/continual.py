@@ -49,39 +49,20 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: an option that is no such thing, or checkpoints with different tokenizers.
       CheckpointError, DataError: what cannot be read.
     """
-    started = time.monotonic()
-    length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
-    paths = _checkpoints(run)
-    segments = load_segments(run.options, run.subject.config, run.seed)
-    names = [segment.name for segment in segments]
-    since = _learned_at(run.options, len(names), len(paths))
-    tokens = {s.name: run.subject.trained.tokenizer.encode(s.text) for s in segments}
-    items = [item for name in names for item in _blocks(name, tokens[name], length, run.limit)]
-    per_byte = {s.name: len(tokens[s.name]) / len(s.text.encode()) for s in segments}
-    subjects = [_open(run, path) for path in paths]
-    own = {
-        "checkpoints": [subject.about["arrays_digest"] for subject in subjects],
-        "segments": names,
-        "segment_bytes": [len(segment.text.encode()) for segment in segments],
-        "unseen_in_training": all(segment.checked for segment in segments),
-        "block_tokens": length,
-        "learned_at": since,
-    }
+    started, asked = time.monotonic(), _asked(run)
+    own = {**asked.settings, "checkpoints": [_digest(run, path) for path in asked.paths]}
     journal = run.journal(NAME, own)
     found: list[Records] = []
-    metrics: dict[str, Any] = {}
-    tests: dict[str, Any] = {}
-    for i, subject in enumerate(subjects):
-        progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(subjects), subject.name)
-        own_journal = _Prefixed(journal, subject.about["arrays_digest"])
-        found.append(_measure(run, subject, own_journal, items, tokens))
-    for name in names:
-        last = {arm: [r for r in rows if r["segment"] == name] for arm, rows in found[-1].items()}
-        of_last, paired = compare(last, "nats_per_token", f"{name}/nats_per_token")
-        metrics |= of_last | _per_byte(of_last, per_byte[name])
-        tests |= paired
-    for arm in run.arms:
-        metrics |= _transfer(arm, names, since, found)
+    names: list[str] = []
+    for i, path in enumerate(asked.paths):
+        # One at a time: a run's checkpoints need not fit into memory together.
+        subject = _open(run, path)
+        names.append(subject.name)
+        progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(asked.paths), subject.name)
+        prefixed = _Prefixed(journal, subject.about["arrays_digest"])
+        found.append(_measure(run, subject, prefixed, asked.items, asked.tokens))
+    metrics, tests = _summary(run, asked, found)
+    segments, since = list(asked.tokens), asked.settings["learned_at"]
     result = outcome(
         run,
         NAME,
@@ -89,18 +70,52 @@ def evaluate(run: Run) -> dict[str, Any]:
         metrics=metrics,
         paired=tests,
         seconds=time.monotonic() - started,
-        checkpoints=[subject.name for subject in subjects],
+        checkpoints=names,
         updates=update_statistics(found[-1]),
-        table={arm: _table(arm, names, found) for arm in run.arms},
+        table={arm: _table(arm, segments, found) for arm in run.arms},
+        forgetting={arm: _forgetting(arm, segments, since, found) for arm in run.arms},
         items=[
-            {"checkpoint": s.name, "arm": arm, **record}
-            for s, records in zip(subjects, found, strict=True)
+            {"checkpoint": name, "arm": arm, **record}
+            for name, records in zip(names, found, strict=True)
             for arm, rows in records.items()
             for record in rows
         ],
     )
     journal.close()
     return result
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, DataError for texts."""
+    _asked(run)
+
+
+class Asked(NamedTuple):
+    """What the options ask for. paths: of the checkpoints. tokens: of each segment, int32 [n].
+    per_byte: tokens a byte of each."""
+
+    settings: dict[str, Any]
+    paths: list[Path]
+    tokens: dict[str, np.ndarray]
+    per_byte: dict[str, float]
+    items: list[Block]
+
+
+def _asked(run: Run) -> Asked:
+    length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
+    paths = _checkpoints(run)
+    segments = load_segments(run.options, run.subject.config, run.seed)
+    tokens = {s.name: run.subject.trained.tokenizer.encode(s.text) for s in segments}
+    settings = {
+        "segments": list(tokens),
+        "segment_bytes": [len(segment.text.encode()) for segment in segments],
+        "unseen_in_training": all(segment.checked for segment in segments),
+        "block_tokens": length,
+        "learned_at": _learned_at(run.options, len(segments), len(paths)),
+    }
+    items = [item for name in tokens for item in _blocks(name, tokens[name], length, run.limit)]
+    per_byte = {s.name: len(tokens[s.name]) / len(s.text.encode()) for s in segments}
+    return Asked(settings, paths, tokens, per_byte, items)
 
 
 figures = continual_figures
@@ -154,6 +169,10 @@ def _open(run: Run, path: Path) -> Subject:
     return subject
 
 
+def _digest(run: Run, path: Path) -> str:
+    return str(_open(run, path).about["arrays_digest"])
+
+
 def _blocks(name: str, tokens: np.ndarray, length: int, limit: int | None) -> list[Block]:
     cut = blocks(tokens, length)
     if len(cut) < 2:
@@ -200,6 +219,35 @@ def _table(arm: str, names: Sequence[str], found: Sequence[Records]) -> dict[str
     return {
         name: [statistics.as_json(statistics.mean(row)) for row in _rows(arm, name, found)] for name in names
     }
+
+
+def _forgetting(
+    arm: str, names: Sequence[str], since: Sequence[int], found: Sequence[Records]
+) -> dict[str, list[dict[str, Any] | None]]:
+    """Of each segment and of all, forgetting as it stands at each checkpoint; None: nothing came before."""
+    table = [_rows(arm, name, found) for name in names]
+    curves: dict[str, list[dict[str, Any] | None]] = {name: [] for name in (*names, "all")}
+    for last in range(1, len(found) + 1):
+        estimates = transfer.forgetting([rows[:last] for rows in table], since)
+        for name, estimate in zip(curves, [*estimates, transfer.average(estimates)], strict=True):
+            curves[name].append(None if estimate is None else statistics.as_json(estimate))
+    return curves
+
+
+def _summary(
+    run: Run, asked: Asked, found: Sequence[Records]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Metrics and paired tests."""
+    metrics: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
+    for name, rate in asked.per_byte.items():
+        last = {arm: [r for r in rows if r["segment"] == name] for arm, rows in found[-1].items()}
+        of_last, paired = compare(last, "nats_per_token", f"{name}/nats_per_token")
+        metrics |= of_last | _per_byte(of_last, rate)
+        tests |= paired
+    for arm in run.arms:
+        metrics |= _transfer(arm, list(asked.tokens), asked.settings["learned_at"], found)
+    return metrics, tests
 
 
 def _transfer(

@@ -10,7 +10,7 @@ from hope_jax.data.corpus import EMBEDDED, load_documents, split_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.evals import updates
-from hope_jax.evals.selective import SelectiveModel, check_selection
+from hope_jax.evals.selective import SelectiveModel, check_selection, paths_of
 from hope_jax.evals.subject import Subject, take
 from hope_jax.evals.updates import Updates
 from hope_jax.learning.generate import roomy
@@ -58,6 +58,15 @@ def writing_streamer(subject: Subject, rule: Rule) -> Streamer:
     if rule.surprise_threshold is not None:
         spec = spec._replace(gate=GateRule(spec.gate.metric, rule.surprise_threshold))
     return Streamer(SelectiveModel(spec, rule.paths, rule.layers), base.rule)
+
+
+def fitting(model: HopeModel, rule: Rule) -> Rule | None:
+    """The rule with those of its memories and layers that the model has; None: none of them."""
+    paths = tuple(path for path in rule.paths if path in paths_of(model))
+    layers = tuple(layer for layer in rule.layers if 0 <= layer < model.spec.num_layers)
+    if bool(paths) != bool(rule.paths) or bool(layers) != bool(rule.layers):
+        return None
+    return rule._replace(paths=paths, layers=layers)
 
 
 def whole_tokens(streamer: Streamer) -> int:

@@ -2,39 +2,31 @@
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from hope_jax.config_schema import resolve
 from hope_jax.errors import ConfigError
 from hope_jax.evals.memorize import Rule
-from hope_jax.evals.run import BASELINE
+from hope_jax.evals.run import Asked
 from hope_jax.evals.selective import check_selection
 from hope_jax.evals.subject import checkpoint_paths
 from hope_jax.training import assemble, bundle, integrity, manifest, stored
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Asked):
     """checkpoints, baseline: paths as a user gives them. out: the folder of the results. names: of
-    evaluations. all_checkpoints: of a workdir all, not its newest. The rest: see `Run`."""
+    evaluations. all_checkpoints: of a workdir all, not its newest."""
 
     checkpoints: tuple[Path, ...]
     out: Path
     names: tuple[str, ...]
     baseline: Path | None = None
     all_checkpoints: bool = False
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 16
-    memorize: Rule = Rule()
-    arms: tuple[str, ...] = (BASELINE,)
-    records: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Target(NamedTuple):
@@ -81,8 +73,8 @@ def check(plan: Plan, targets: Targets) -> None:
     results can be written.
 
     Raises:
-      ConfigError: a memory or a layer that a model does not have, no text to memorize, an `out` that cannot
-        be written.
+      ConfigError: a memory or a layer that a checkpoint does not have (the baseline's are those of them that
+        it has), an `out` that cannot be written.
       BadFileError, CheckpointError: a checkpoint is damaged.
     """
     _check_folder(plan.out)
@@ -92,6 +84,7 @@ def check(plan: Plan, targets: Targets) -> None:
             bundle.verify(folder.parent)
         else:
             integrity.verify_checkpoint(folder, int(target.path.name))
+    for target in targets.checkpoints:
         _check_selection(target, plan.memorize)
 
 

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hope_jax.evals import updates
+from hope_jax.evals.memorize import Rule, readings, whole_tokens, writing_streamer
 from hope_jax.evals.subject import Subject
+from hope_jax.evals.updates import Updates
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.stream import Streamer
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import NO_TARGET, Array, PyTree
 
+_RULE = Rule()
 _STREAM_TOKENS = 512
 """Of a stream at least: the attention cache is as long, and most of its keys are of other documents."""
 _LOGITS = 2**26
@@ -35,18 +38,30 @@ class Prefix(NamedTuple):
     rest: np.ndarray
 
 
+class Reading(NamedTuple):
+    """log_probs: of each token of each row, float64 [n]. fast: memories after the last row. updates: of the
+    writes, values [1]."""
+
+    log_probs: list[np.ndarray]
+    fast: PyTree
+    updates: Updates
+
+
 class Reader:
     """Reads rows for one subject; its parameters are arguments, as fine-tuning changes them.
 
-    Documents do not reset memories here, and partial periods are written when a stream ends. A stream is
-    as long as a row of training and the slowest period at least; then the next begins with its memories.
+    rule: what is written, where, and how often a stream is read. Documents do not reset memories here, and
+    partial periods are written when a stream ends. A stream is as long as a row of training and the slowest
+    period at least; then the next begins with its memories.
+
+    Raises:
+      ConfigError: the rule asks for what the model does not have.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        base = subject.trained.streamer
-        spec = base.model.spec._replace(flush_partial_at_end=True, reset_at_document=False)
+    def __init__(self, subject: Subject, rule: Rule = _RULE) -> None:
+        self.rule, self.streamer = rule, writing_streamer(subject, rule)
+        spec = self.streamer.model.spec
         self.model = HopeModel(spec)
-        self.streamer = Streamer(self.model, base.rule)
         self.tokenizer = subject.trained.tokenizer
         self.initial, self.trained = subject.trained.fast, subject.trained.params
         # Rows that are read with one and the same memory share its matrices, where reading does not write.
@@ -54,10 +69,9 @@ class Reader:
         self.frozen = self.model if written else HopeModel(spec._replace(scope="batch"))
         self.alone = written and spec.scope == "batch"
         # Periods and online chunks divide each other, so this is a multiple of all.
-        # A memory that writes while it reads leaves an unfinished chunk unwritten: padding ends it.
-        own = (spec.self_mod.chunk_size, spec.self_mod.chunk_size_memory) if written else ()
-        self.multiple = max(base.rule.chunk_size, *own) if own else base.rule.chunk_size
-        slowest = max([self.multiple, *(level.update_period for level in spec.cms_levels)])
+        self.multiple = whole_tokens(self.streamer)
+        levels = [*spec.cms_levels, *([spec.titan_level] if "titan" in self.model.memories() else [])]
+        slowest = max([self.multiple, *(level.update_period for level in levels)])
         self.stream_tokens = _up(max(_STREAM_TOKENS, subject.config.data.seq_len), slowest)
 
     def start(self, params: PyTree) -> PyTree:
@@ -67,28 +81,37 @@ class Reader:
 
     def read_on(
         self, params: PyTree, fast: PyTree, rows: Sequence[np.ndarray], *, write: bool = True
-    ) -> tuple[list[np.ndarray], PyTree]:
+    ) -> Reading:
         """Reads rows, int32 [n] without BOS, one after the other, writing as it goes.
 
         write: tokens are targets; else memories that teach signals drive stay as they are (those that write
-        while they read do not). Returns log p of each token of each row, float64 [n], and the memories after.
+        while they read do not). Log-likelihoods are those of a stream's first reading.
         """
         found: list[np.ndarray] = []
+        total: Updates = {}
         for tokens, segments in self.streams(rows):
-            log_probs, fast = self._stream(params, fast, tokens, segments, write)
+            log_probs, fast = self._stream(params, fast, tokens, segments, write, total)
+            for _ in range(self.rule.steps - 1):
+                _, fast = self._stream(params, fast, tokens, segments, write, total)
             for document in range(1, int(segments.max()) + 1):
                 (at,) = np.nonzero(segments == document)
                 found.append(log_probs[at[1:] - 1])
-        return found, fast
+        return Reading(found, fast, total)
 
     def streams(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows packed into streams: tokens and documents (from 1), int32 [m]."""
         yield from packed(rows, self.tokenizer.bos_id, self.stream_tokens)
 
     def _stream(
-        self, params: PyTree, fast: PyTree, tokens: np.ndarray, segments: np.ndarray, write: bool
+        self,
+        params: PyTree,
+        fast: PyTree,
+        tokens: np.ndarray,
+        segments: np.ndarray,
+        write: bool,
+        total: Updates,
     ) -> tuple[np.ndarray, PyTree]:
-        """log p of the tokens after the first, float64 [m - 1], and the memories after."""
+        """log p of the tokens after the first, float64 [m - 1], and the memories after. Adds to `total`."""
         size, vocab = self.streamer.rule.chunk_size, self.model.spec.vocab_size
         step = size * max(1, min(16, _LOGITS // (size * vocab)))
         # One token more than whole chunks: every call then reads whole chunks, and shapes are few.
@@ -112,7 +135,13 @@ class Reader:
             following[:, : min(stop + 1, width) - start - 1] = row[:, start + 1 : stop + 1]
             found.append(np.asarray(_log_probs(logits, jnp.asarray(following)), np.float64)[0])
             start = stop
-        return np.concatenate(found)[: len(tokens) - 1], self.streamer.finish(params, state).fast
+        result = self.streamer.finish(params, state)
+        own: Updates = {}
+        updates.add(own, result.stats)
+        once = readings(self.streamer.model, self.rule._replace(steps=1))
+        updates.count_texts(own, self.streamer.model, [len(tokens)], once)
+        updates.merge(total, own)
+        return np.concatenate(found)[: len(tokens) - 1], result.fast
 
     def prefix(self, params: PyTree, fast: PyTree, tokens: np.ndarray, room: int) -> Prefix:
         """Tokens, int32 [n], after BOS, read without teach-driven writes for the rows that begin with them;

@@ -1,5 +1,6 @@
 """The evaluations by name. Each module is imported when it runs: some need packages that others do not."""
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from matplotlib.figure import Figure
 
 from hope_jax.data.synthetic import is_synthetic
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals.run import Run
 from hope_jax.evals.subject import Subject
 
@@ -25,7 +26,8 @@ class Entry(NamedTuple):
 
 
 class Evaluation(Protocol):
-    """What a module of an evaluation has; also, if it draws, `figures(outcome) -> {name: Figure}`."""
+    """What a module of an evaluation has; also, if it draws, `figures(outcome) -> {name: Figure}`, and, if it
+    has options, `check(run)`, which raises ConfigError for those that cannot be."""
 
     NAME: str
     evaluate: Callable[[Run], dict[str, Any]]
@@ -74,6 +76,13 @@ def unfit(name: str, subject: Subject) -> str:
 def load(name: str) -> Evaluation:
     """Imports the module of an evaluation."""
     return cast(Evaluation, importlib.import_module(EVALS[name].module))
+
+
+def check(name: str, run: Run) -> None:
+    """Raises: ConfigError for options of an evaluation that cannot be. What else is wrong with its data is
+    found when it runs, and stops no other."""
+    with contextlib.suppress(DataError):
+        getattr(load(name), "check", lambda run: None)(run)
 
 
 def figures_of(name: str, outcome: Mapping[str, Any]) -> dict[str, Figure]:

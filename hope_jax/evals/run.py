@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ BASELINE, MEMORIZED, CONTROL = ARMS = ("baseline", "memorized", "control")
 FORMAT, VERSION = "hope_jax evaluation", 1
 
 
-@dataclass(frozen=True)
-class Run:
-    """One evaluation of one subject.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of every evaluation.
 
-    out: folder of its results. limit: items a task at most; None: all. memorize, arms: what is compared.
-    records: results hold a record for each item. options: an evaluation's own settings, JSON values.
+    limit: items a task at most; None: all. memorize, arms: what is compared. records: results hold a record
+    for each item. options: an evaluation's own settings, JSON values.
     """
 
-    subject: Subject
-    out: Path
     limit: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -34,6 +32,18 @@ class Run:
     arms: tuple[str, ...] = (BASELINE,)
     records: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def asked(self) -> dict[str, Any]:
+        """These fields by name."""
+        return {each.name: getattr(self, each.name) for each in fields(Asked)}
+
+
+@dataclass(frozen=True)
+class Run(Asked):
+    """One evaluation of one subject. out: folder of its results."""
+
+    subject: Subject
+    out: Path
 
     def settings(self, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
         """All that the evaluation's figures depend on, a JSON value; `own`: its settings as resolved."""

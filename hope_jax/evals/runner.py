@@ -64,9 +64,13 @@ def run_all(run: Run, names: Sequence[str]) -> list[Result]:
     is there from this checkpoint, come back too. Nothing is raised for an evaluation that fails.
 
     Raises:
+      ConfigError: options that cannot be; nothing has run then.
       OutputError: a result cannot be written.
     """
     results = []
+    for name in names:
+        if not registry.unfit(name, run.subject):
+            registry.check(name, run)
     for name in registry.EVALS:
         if name in names and (reason := registry.unfit(name, run.subject)):
             results.append(Result(name, problem=f"not run: {reason}"))

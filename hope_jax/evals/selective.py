@@ -10,8 +10,7 @@ import numpy as np
 
 from hope_jax import trees
 from hope_jax.errors import ConfigError
-from hope_jax.memory.state import WriteSignal
-from hope_jax.models.lm import Carry, HopeModel, ReadOutput
+from hope_jax.models.lm import HopeModel, ReadOutput
 from hope_jax.types import Array, PyTree
 
 
@@ -27,34 +26,16 @@ class SelectiveModel(HopeModel):
     paths: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
 
-    def read(
-        self,
-        params: PyTree,
-        fast: dict[str, PyTree],
-        carry: Carry | None,
-        tokens: Array,
-        segment_ids: Array,
-        taps: dict[str, Any] | None = None,
-        *,
-        training: bool = False,
-    ) -> ReadOutput:
+    def read(self, params: PyTree, fast: dict[str, PyTree], *rest: Any, **named: Any) -> ReadOutput:
         """As `HopeModel.read`."""
-        out = super().read(params, fast, carry, tokens, segment_ids, taps, training=training)
+        out = super().read(params, fast, *rest, **named)
         return out._replace(fast=self._kept(fast, out.fast), stats=self._counted(out.stats))
 
     def write(
-        self,
-        params: PyTree,
-        fast: dict[str, PyTree],
-        trace: dict[str, PyTree],
-        signal: WriteSignal,
-        position: Array,
-        *,
-        last: bool = False,
-        training: bool = False,
+        self, params: PyTree, fast: dict[str, PyTree], *rest: Any, **named: Any
     ) -> tuple[dict[str, PyTree], dict[str, Any]]:
         """As `HopeModel.write`."""
-        new, stats = super().write(params, fast, trace, signal, position, last=last, training=training)
+        new, stats = super().write(params, fast, *rest, **named)
         return self._kept(fast, new), self._counted(stats)
 
     def _kept(self, old: dict[str, PyTree], new: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hope_jax.evals import comparison, plan, registry, report, runner
+from hope_jax.evals.memorize import Rule, fitting
 from hope_jax.evals.plan import Plan, Target
-from hope_jax.evals.run import Run
+from hope_jax.evals.run import BASELINE, Run
 from hope_jax.evals.runner import Result
-from hope_jax.evals.subject import checkpoint_paths, open_subject
+from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
 from hope_jax.training.files import write_atomic
 
 logger = logging.getLogger("hope_jax.evals")
@@ -74,17 +75,24 @@ def _evaluate(wanted: Plan, target: Target, *, newest: bool) -> Evaluated:
     one = Run(
         subject=subject,
         out=target.out,
-        limit=wanted.limit,
-        seed=wanted.seed,
-        batch_size=wanted.batch_size,
-        memorize=wanted.memorize,
-        arms=wanted.arms,
-        # paired tests need what each item has come to
-        records=wanted.records or wanted.baseline is not None,
-        options={"checkpoints": _up_to(target), **wanted.options},
+        **wanted.asked() | _fitted(wanted, target, subject),
     )
     names = [name for name in wanted.names if newest or not registry.EVALS[name].whole_run]
     return Evaluated(target, subject.about, runner.run_all(one, names))
+
+
+def _fitted(wanted: Plan, target: Target, subject: Subject) -> dict[str, Any]:
+    """What is asked of one checkpoint where it differs from the plan."""
+    rule = fitting(subject.trained.streamer.model, wanted.memorize)
+    if rule is None:
+        logger.warning("warning: %s has nothing of what is to be written: no memorization", target.name)
+    return {
+        # paired tests need what each item has come to
+        "records": wanted.records or wanted.baseline is not None,
+        "options": {"checkpoints": _up_to(target), **wanted.options},
+        "memorize": rule or Rule(),
+        "arms": wanted.arms if rule else (BASELINE,),
+    }
 
 
 def _up_to(target: Target) -> list[str]:

@@ -61,6 +61,21 @@ def mean(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(centre, centre - half, centre + half, len(x))
 
 
+def total(groups: Sequence[np.ndarray]) -> Estimate:
+    """Sum of all values, float [n] each, and its interval: in each group the values are drawn, the groups are
+    what they are. NaN bounds where no group has two. Raises: ValueError for none at all."""
+    n = sum(map(len, groups))
+    _need(n)
+    value = float(sum(group.sum() for group in groups))
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return Estimate(value, math.nan, math.nan, n)
+    variance = sum(len(group) * float(group.var(ddof=1)) for group in several)
+    degrees = sum(len(group) - 1 for group in several)
+    half = float(stats.t.ppf(0.5 + _LEVEL / 2, degrees)) * math.sqrt(variance)
+    return Estimate(value, value - half, value + half, n)
+
+
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
     """Whether a and b, item by item, differ.
 

@@ -58,7 +58,7 @@ def open_subject(path: Path) -> Subject:
     about = {
         "checkpoint": f"{run.name}/{loaded.path.parent.name}/{loaded.step}",
         "step": loaded.step,
-        "arrays_digest": arrays.digest(arrays.named({"params": loaded.state["params"]})),
+        "arrays_digest": arrays.digest(arrays.named(_evaluated(loaded.state, trained))),
         "config_digest": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
         "tokenizer_digest": trained.tokenizer.sha256,
         "versions": loaded.meta["versions"],
@@ -67,6 +67,11 @@ def open_subject(path: Path) -> Subject:
         "config": plain,
     }
     return Subject(f"{run.name}/{loaded.step}", trained, config, about)
+
+
+def _evaluated(state: dict[str, Any], trained: Trained) -> dict[str, Any]:
+    """The arrays that figures depend on: memories too where training left any."""
+    return {name: state[name] for name in ("params", *(() if trained.fast is None else ("fast",)))}
 
 
 def checkpoint_paths(path: Path) -> list[Path]:

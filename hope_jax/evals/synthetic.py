@@ -51,11 +51,7 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: the checkpoint was trained on something else.
     """
     started, (name, task) = time.monotonic(), task_of(run.subject)
-    targets = run.options.get("synthetic_targets", False)
-    if not isinstance(targets, bool):
-        raise ConfigError(f"synthetic_targets={targets!r}: want true or false")
-    count = whole_number(run.options, "synthetic_strings", STRINGS)
-    count = count if run.limit is None else min(count, run.limit)
+    count, targets = _options(run)
     settings = {"task": name, "strings": count, "targets": targets}
     journal, metrics, items = run.journal(NAME, settings), {}, []
     curves: dict[str, Any] = {}
@@ -82,6 +78,20 @@ def evaluate(run: Run) -> dict[str, Any]:
     )
     journal.close()
     return result
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be."""
+    _options(run)
+
+
+def _options(run: Run) -> tuple[int, bool]:
+    """Strings of a split, and whether answers are targets."""
+    targets = run.options.get("synthetic_targets", False)
+    if not isinstance(targets, bool):
+        raise ConfigError(f"synthetic_targets={targets!r}: want true or false")
+    count = whole_number(run.options, "synthetic_strings", STRINGS)
+    return (count if run.limit is None else min(count, run.limit)), targets
 
 
 def task_of(subject: Subject) -> tuple[str, Task]:

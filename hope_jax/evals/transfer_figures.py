@@ -36,19 +36,32 @@ def adaptation_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def continual_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:
-    """Held-out loss of each segment over the checkpoints, with intervals, for each arm."""
+    """Held-out loss of each segment over the checkpoints, and forgetting, with intervals, for each arm."""
     figures = {}
-    for arm, table in outcome["table"].items():
-        figure = Figure(figsize=(7, 3.5), layout="constrained")
-        axes = figure.subplots()
-        for name, cells in table.items():
-            values = np.array([cell["value"] for cell in cells])
-            low, high = np.array([cell["ci95"] or [cell["value"]] * 2 for cell in cells]).T
-            axes.errorbar(range(len(cells)), values, [values - low, high - values], marker=".", label=name)
-        axes.set_xticks(range(len(outcome["checkpoints"])), outcome["checkpoints"], fontsize=7)
-        _label(axes, "checkpoint", "held-out nats per token")
-        figures[f"continual_{arm}"] = figure
+    for kind, label in (("table", "held-out nats per token"), ("forgetting", "forgetting, nats per token")):
+        for arm, table in outcome[kind].items():
+            if any(cell for cells in table.values() for cell in cells):
+                figure = _over_checkpoints(table, outcome["checkpoints"], label)
+                figures[f"continual_{'forgetting_' if kind == 'forgetting' else ''}{arm}"] = figure
     return figures
+
+
+def _over_checkpoints(
+    table: Mapping[str, Sequence[Mapping[str, Any] | None]], checkpoints: Sequence[str], label: str
+) -> Figure:
+    """A line a name; None: there is no figure at this checkpoint."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, cells in table.items():
+        there = [(at, cell) for at, cell in enumerate(cells) if cell is not None]
+        if there:
+            values = np.array([cell["value"] for _, cell in there])
+            low, high = np.array([cell["ci95"] or [cell["value"]] * 2 for _, cell in there]).T
+            at, bars = [at for at, _ in there], [values - low, high - values]
+            axes.errorbar(at, values, bars, marker=".", label=name, linewidth=3 if name == "all" else 1)
+    axes.set_xticks(range(len(checkpoints)), checkpoints, fontsize=7)
+    _label(axes, "checkpoint", label)
+    return figure
 
 
 def class_incremental_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import adaptation, class_incremental, continual
+from hope_jax.evals import adaptation, class_arms, class_incremental, continual, statistics
 from hope_jax.evals.class_tasks import in_context_examples, tasks_of
 from hope_jax.evals.labels import Format, score_labels
+from hope_jax.evals.memorize import Rule
 from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.segments import blocks, load_segments
@@ -24,7 +26,7 @@ SEGMENTS = {"segment_bytes": 1024, "segment_names": ["kjv", "austen"]}
 
 
 def a_run(out: Path, limit: int | None = 2, arms: tuple[str, ...] = ARMS[:1], **options: Any) -> Run:
-    return Run(subject(), out, limit, batch_size=4, arms=arms, records=True, options=options)
+    return Run(subject(), out, limit=limit, batch_size=4, arms=arms, records=True, options=options)
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int) -> None:
@@ -87,6 +89,10 @@ def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.mean(read["carried"][0]) * len(tokenizer.encode(text)) / len(text.encode())
     )
     assert found["costs"]["adamw"]["learning_rate"] == 1e-3
+    assert found["updates"]["carried"]["cms/fast"]["updates_applied"] > 0
+    assert (
+        found["updates"]["no_writes"]["cms/fast"]["updates_applied"] == 0 and "adamw" not in found["updates"]
+    )
 
 
 def test_segments_by_checkpoints(tmp_path: Path) -> None:
@@ -108,7 +114,9 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
         "n": 4,
         "chance": None,
     }
-    assert set(continual.figures(found)) == {"continual_baseline"}
+    assert set(continual.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
+    assert found["forgetting"]["baseline"]["all"][0] is None
+    assert found["forgetting"]["baseline"]["all"][1] == found["metrics"]["all/forgetting/baseline"]
     single = continual.evaluate(a_run(tmp_path, limit=2, **SEGMENTS))
     assert len(single["checkpoints"]) == 1 and "all/forgetting/baseline" not in single["metrics"]
 
@@ -125,9 +133,7 @@ def test_memorization_arms_of_segments(tmp_path: Path) -> None:
 def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clinc(tmp_path)
     run = a_run(tmp_path, intents=str(tmp_path), learning_rates=[1e-3])
-    found = same_after_a_kill(
-        monkeypatch, class_incremental.evaluate, run, class_incremental, "score_labels", 5
-    )
+    found = same_after_a_kill(monkeypatch, class_incremental.evaluate, run, class_arms, "score_labels", 5)
     items = {item["key"]: item for item in found["items"]}
     assert [items[f"clinc/carried/{i}"]["classes"] for i in range(3)] == [2, 4, 6]
     for field in ("raw", "pmi", "chosen"):
@@ -142,6 +148,31 @@ def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert average["value"] == pytest.approx(np.mean(steps))
     assert average["chance"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 6) / 3)
     assert set(class_incremental.figures(found)) == {"class_incremental_clinc"}
+    written = found["updates"]["clinc"]
+    assert set(written) == {"carried", "reset", "control"}
+    assert all(levels["cms/fast"]["updates_applied"] > 0 for levels in written.values())
+    assert written["control"]["cms/fast"]["chunk_tokens"] == written["carried"]["cms/fast"]["chunk_tokens"]
+
+
+def test_the_rule_of_memorization_holds_for_what_is_read(tmp_path: Path) -> None:
+    """Behind a closed gate what is read is not learned."""
+    write_clinc(tmp_path)
+    closed = Rule(surprise_threshold=1e9)
+    run = replace(a_run(tmp_path, intents=str(tmp_path), learning_rates=[1e-3]), memorize=closed, limit=1)
+    found = class_incremental.evaluate(run)
+    items = {item["key"]: item for item in found["items"]}
+    assert items["clinc/carried/2"]["chosen"] == items["clinc/no_memory/2"]["chosen"]
+    written = found["updates"]["clinc"]["carried"]
+    assert all(counts["updates_applied"] == 0 for counts in written.values())
+    assert found["settings"]["memorize"]["surprise_threshold"] == 1e9 and not found["leak"]
+
+
+def test_the_same_hits_at_every_step_are_no_more_certain_than_at_one() -> None:
+    hits = np.arange(40) % 3 > 0
+    once = class_incremental._average_accuracy([[hits]])
+    again = class_incremental._average_accuracy([[hits], [hits, hits[:0]], [hits, hits[:0], hits[:0]]])
+    np.testing.assert_allclose(again, once)
+    np.testing.assert_allclose(once, statistics.mean(hits.astype(float)))
 
 
 def test_forgetting_of_classes_is_from_the_best_step_since_they_were_read() -> None:

@@ -51,12 +51,12 @@ def test_only_memories_pass_from_row_to_row(variant: str) -> None:
     reader, params = Reader(model), model.trained.params
     start, given = reader.start(params), rows(31, 20)
     fresh = [naive(reader, params, start, row) for row in given]
-    silent, same = reader.read_on(params, start, given, write=False)
+    silent, same, _ = reader.read_on(params, start, given, write=False)
     if variant == "hope_attention":
         jax.tree.map(np.testing.assert_array_equal, same, start)
         near(-silent[1], fresh[1])
     near(-silent[0], fresh[0])
-    read, fast = reader.read_on(params, start, given)
+    read, fast, _ = reader.read_on(params, start, given)
     near(-read[0][:15], fresh[0][:15])
     assert np.abs(read[1] + fresh[1]).max() > 1e-3
     wanted = [naive(reader, params, fast, row) for row in given]
@@ -74,11 +74,11 @@ def test_a_row_is_read_and_written_as_the_scorer_does() -> None:
     model = subject()
     reader, params = Reader(model), model.trained.params
     given = rows(31, 300, 200, 90)
-    read, _ = reader.read_on(params, reader.start(params), given)
+    read, _, _ = reader.read_on(params, reader.start(params), given)
     assert [len(row) for row in read] == [31, 300, 200, 90]
     near(read[0], token_log_probs(model, given[:1], batch_size=1)[0])
     reader.stream_tokens = 64  # each row a stream of its own; what they pass on is in the memories
-    apart, _ = reader.read_on(params, reader.start(params), given)
+    apart, _, _ = reader.read_on(params, reader.start(params), given)
     near(apart[0], read[0])
     assert abs(float(apart[3].mean() - read[3].mean())) < 0.1
 
@@ -134,7 +134,7 @@ def test_the_end_of_a_stream_is_written_by_memories_that_write_themselves_too() 
     model = subject("hope_selfmod")
     reader, params = Reader(model), model.trained.params
     before = reader.start(params)
-    _, after = reader.read_on(params, before, rows(10))
+    after = reader.read_on(params, before, rows(10)).fast
     for name in ("k", "memory"):
         moved = after["self_mod"].weights[name]["w_in"] - before["self_mod"].weights[name]["w_in"]
         assert np.abs(moved).max() > 0, name

@@ -4,6 +4,9 @@ import json
 import logging
 import shlex
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,9 @@ from absl.testing import flagsaver
 from scipy import stats
 
 from hope_jax import cli, compilation_cache
+from hope_jax.errors import ConfigError
 from hope_jax.evals import suite
+from hope_jax.evals.run import Run
 from hope_jax.training import bundle
 from tests.checkpoints import save_small, small_config
 from tests.evals import made_up
@@ -245,6 +250,57 @@ def test_wrong_usage_is_one_line_and_computes_nothing(
     assert (done.code, done.out) == (code, ""), done.err
     assert message in done.err and done.err.startswith("error: ") and len(done.err.splitlines()) == 1
     assert not counter.calls
+
+
+def test_options_that_cannot_be_stop_all_evaluations_before_any_runs(
+    command: Command, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(run: Run) -> None:
+        if run.options.get("depth", 0) > 1:
+            raise ConfigError("depth=2: want a number from 0 to 1")
+
+    modules = {name: made_up.texts_module(counter, name) for name in ("texts", "last")}
+    modules["last"].check = check  # type: ignore[attr-defined]
+    made_up.register(monkeypatch, modules, {})
+    done = command("--checkpoint=RUNS/one --out=OUT --option=depth=2")
+    assert (done.code, done.out) == (2, "") and "error: depth=2: want" in done.err
+    assert not counter.calls
+    assert command("--checkpoint=RUNS/one --out=OUT --limit=2 --option=depth=1").code == 0
+
+
+def test_a_baseline_memorizes_with_what_it_has(command: Command, tmp_path: Path) -> None:
+    save_small(tmp_path / "plain", small_config(model={"block_variant": "transformer"}))
+    line = (
+        f"--baseline={tmp_path / 'plain'} --out=OUT --memorize --memorize_paths=fast --only=texts --limit=2"
+    )
+    done = command(f"--checkpoint=RUNS/one {line}")
+    assert done.code == 0 and "plain/2 has nothing of what is to be written" in done.err, done.err
+    out = tmp_path / "out"
+    assert read(out / "baseline/texts.json")["settings"]["arms"] == ["baseline"]
+    assert read(out / "texts.json")["settings"]["memorize"]["paths"] == ["fast"]
+    assert set(read(out / "comparison.json")["evals"]["texts"]["paired"]) >= {"texts/loss/baseline"}
+
+
+@pytest.mark.nightly
+def test_a_suite_that_is_killed_by_the_system_goes_on(runs: Path, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        options = ["--only=perplexity", "--limit=12", "--batch_size=1", "--option=perplexity_tokens=64"]
+        where = [f"--checkpoint={runs / 'one'}", f"--out={out}"]
+        return [sys.executable, "-m", "hope_jax.evals.suite", *where, *options]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    out, journal = tmp_path / "killed", tmp_path / "killed" / "perplexity.partial.jsonl"
+    process = subprocess.Popen(command(out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 6):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert journal.exists() and not (out / "perplexity.json").exists()
+    done = subprocess.run(command(out), check=True, capture_output=True, text=True)
+    assert "records are there already" in done.stderr and not journal.exists()
+    whole, again = (read(where / "perplexity.json") for where in (tmp_path / "whole", out))
+    assert again["metrics"] == whole["metrics"]
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_runs(
