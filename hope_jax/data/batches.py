@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import grain
 import numpy as np
@@ -118,16 +118,27 @@ class TrainIterator(grain.DatasetIterator):
         return iter(piped.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
+class Sharing(TypedDict, total=False):
+    """How batches are prepared, and whose rows they are. process_index, process_count: default one process.
+    prefetch, workers, start_batch: see `TrainIterator`."""
+
+    process_index: int
+    process_count: int
+    prefetch: int
+    workers: int
+    start_batch: int
+
+
 def shared_batches(
     rows: grain.MapDataset,
     stream_digest: str,
     *,
     batch_size: int,
-    process_index: int,
-    process_count: int,
-    prefetch: int,
-    workers: int,
-    start_batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+    workers: int = 0,
+    start_batch: int = 0,
 ) -> TrainIterator:
     """Batches of endless rows (Batches of int32 [T]); process p of P gets rows [p B/P, (p+1) B/P) of each.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import document_multiple
-from hope_jax.data.batches import TrainIterator
+from hope_jax.data.batches import Sharing, TrainIterator
 from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator
 from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
@@ -50,50 +50,37 @@ class Inputs:
     def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
-        if self.task is not None:
-            return make_synthetic_iterator(
-                task=self.task,
-                seq_len=data.seq_len,
-                batch_size=data.batch_size,
-                seed=train.seed,
-                process_index=process_index,
-                process_count=process_count,
-                prefetch=data.prefetch,
-                workers=data.workers,
-                start_batch=train.step_offset,
-            )
-        if self.sources:
-            read = epochs(self.sources, data.seq_len, train.steps, data.batch_size)
-            for source in self.sources:
-                rows = len(source.rows("train", data.seq_len))
-                logger.info(
-                    "%s: weight %g, %d rows, read %.3g times in %d steps",
-                    *(source.name, source.weight, rows, read[source.name], train.steps),
-                )
-            return make_mixture_iterator(
-                sources=self.sources,
-                seq_len=data.seq_len,
-                batch_size=data.batch_size,
-                seed=train.seed,
-                process_index=process_index,
-                process_count=process_count,
-                prefetch=data.prefetch,
-                workers=data.workers,
-                start_batch=train.step_offset,
-            )
-        return make_train_iterator(
-            documents=self.training,
-            tokenizer=self.tokenizer,
-            seq_len=data.seq_len,
-            batch_size=data.batch_size,
-            document_multiple=document_multiple(self.config),
-            seed=train.seed,
+        shape = {"seq_len": data.seq_len, "batch_size": data.batch_size, "seed": train.seed}
+        sharing = Sharing(
             process_index=process_index,
             process_count=process_count,
             prefetch=data.prefetch,
             workers=data.workers,
             start_batch=train.step_offset,
         )
+        if self.task is not None:
+            return make_synthetic_iterator(task=self.task, **shape, **sharing)
+        if self.sources:
+            self._log_epochs()
+            return make_mixture_iterator(sources=self.sources, **shape, **sharing)
+        return make_train_iterator(
+            documents=self.training,
+            tokenizer=self.tokenizer,
+            document_multiple=document_multiple(self.config),
+            **shape,
+            **sharing,
+        )
+
+    def _log_epochs(self) -> None:
+        """Says how often the run reads each source of shards."""
+        data, steps = self.config.data, self.config.train.steps
+        read = epochs(self.sources, data.seq_len, steps, data.batch_size)
+        for source in self.sources:
+            rows = len(source.rows("train", data.seq_len))
+            logger.info(
+                "%s: weight %g, %d rows, read %.3g times in %d steps",
+                *(source.name, source.weight, rows, read[source.name], steps),
+            )
 
     def eval_batches(self) -> list[Batch]:
         """The held-out batches, at most `eval.batches`. Raises: DataError."""

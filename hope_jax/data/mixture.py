@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Unpack
 
 import grain
 import numpy as np
 
 from hope_jax.data.batches import (
     ENDLESS,
+    Sharing,
     TrainIterator,
     digest_int,
     fixed_batches,
@@ -74,11 +76,7 @@ def make_mixture_iterator(
     seq_len: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 4,
-    workers: int = 0,
-    start_batch: int = 0,
+    **sharing: Unpack[Sharing],
 ) -> TrainIterator:
     """Endless batches of the training splits by weight. Every epoch of a source visits each of its rows once,
     in an order of its own. Arguments as of `make_train_iterator`.
@@ -95,11 +93,7 @@ def make_mixture_iterator(
         mixed.map(as_batch),
         _digest(sources, seq_len, batch_size, seed),
         batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        prefetch=prefetch,
-        workers=workers,
-        start_batch=start_batch,
+        **sharing,
     )
 
 

@@ -11,12 +11,14 @@ where a chunk does.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Unpack
 
 import grain
 import numpy as np
 
 from hope_jax.data.batches import (
     ENDLESS,
+    Sharing,
     TrainIterator,
     digest_int,
     fixed_batches,
@@ -72,12 +74,8 @@ def make_train_iterator(
     seq_len: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 4,
-    workers: int = 0,
-    start_batch: int = 0,
     document_multiple: int = 1,
+    **sharing: Unpack[Sharing],
 ) -> TrainIterator:
     """Endless shuffled batches; every epoch visits every row once, in an order of its own.
 
@@ -86,8 +84,8 @@ def make_train_iterator(
         seq_len: T, tokens per row.
         batch_size: rows of the global batch; process p gets its rows [p B/P, (p+1) B/P).
         seed: of the order.
-        prefetch, workers, start_batch: see `TrainIterator`.
         document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`.
+        sharing: see `Sharing`.
 
     Raises:
         DataError: sizes that do not fit each other, or less text than one batch.
@@ -106,11 +104,7 @@ def make_train_iterator(
         shuffled,
         digest.hexdigest(),
         batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        prefetch=prefetch,
-        workers=workers,
-        start_batch=start_batch,
+        **sharing,
     )
 
 

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from typing import Unpack
 
 import grain
 import numpy as np
 
 from hope_jax.data.batches import (
     ENDLESS,
+    Sharing,
     TrainIterator,
     digest_int,
     fixed_batches,
@@ -76,11 +78,7 @@ def make_synthetic_iterator(
     seq_len: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 4,
-    workers: int = 0,
-    start_batch: int = 0,
+    **sharing: Unpack[Sharing],
 ) -> TrainIterator:
     """Endless batches of new strings. Arguments as of `hope_jax.data.pipeline.make_train_iterator`.
 
@@ -92,11 +90,7 @@ def make_synthetic_iterator(
         grain.MapDataset.source(Strings(task, TRAIN, seed, seq_len)),
         hashlib.sha256(stream.encode()).hexdigest(),
         batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        prefetch=prefetch,
-        workers=workers,
-        start_batch=start_batch,
+        **sharing,
     )
 
 
