@@ -1,92 +1,31 @@
 """The configuration as a whole: combinations that cannot run, found before anything compiles."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Iterator
 
 from hope_jax.config import ExperimentConfig, LevelConfig
-from hope_jax.config_schema import as_error, resolve
+from hope_jax.config_chunks import (
+    CMS_VARIANTS,
+    TITAN_VARIANTS,
+    document_multiple,
+    fits,
+    levels_of,
+    online_chunk,
+    periods_of,
+    shortest_selfmod_cut,
+    truncate,
+)
+from hope_jax.config_schema import as_error
 
-__all__ = [
-    "document_multiple",
-    "online_chunk",
-    "resolve",
-    "stream_chunk",
-    "truncate",
-    "validate",
-    "warnings",
-]
-
-CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
-TITAN_VARIANTS = ("hope_hybrid", "titan")
 TITAN_RULES = ("titans",)
 """Write rules that only the TITAN memory has, beside the inner optimizers."""
 
 RESERVED_LEVELS = ("titan", "generators", "memory")
 """Levels of other memories, beside which those of the CMS are reported."""
 
-_MIN_CHUNK = 16
 _WEIGHTS_APART = 1e-6
 """How far the weights of a mixture may be from 1 in sum: rounding."""
-
-_SELFMOD_CUT = 256
-
-
-def online_chunk(config: ExperimentConfig) -> int:
-    """N, the tokens that one loss pass reads before its writes.
-
-    The sequence in `two_pass`, and for variants without memories unless a chunk size is set.
-    """
-    chunk, variant = config.train.online_chunk_size, config.model.block_variant
-    if config.train.algorithm_mode == "two_pass":
-        return config.data.seq_len
-    if chunk:
-        return chunk
-    if variant not in CMS_VARIANTS + TITAN_VARIANTS:
-        return config.data.seq_len
-    levels = config.model.cms_levels.values() if variant in CMS_VARIANTS else ()
-    return max(_MIN_CHUNK, min((level.update_period for level in levels), default=_MIN_CHUNK))
-
-
-def stream_chunk(config: ExperimentConfig) -> int:
-    """N of a stream at inference: that of training, but for two cases where it would only make each new
-    token dear, as the unfinished chunk is read again for it.
-
-    Variants without memories write nothing at a chunk's end: at most 16. Under `two_pass` with memories that
-    live for a context: that of `online` (train.online_chunk_size, or its default), if the periods allow it.
-    """
-    chunk = online_chunk(config)
-    if config.model.block_variant not in CMS_VARIANTS + TITAN_VARIANTS:
-        return min(chunk, _MIN_CHUNK)
-    if config.train.algorithm_mode != "two_pass" or config.memory.lifetime == "persistent":
-        return chunk
-    train = dataclasses.replace(config.train, algorithm_mode="online")
-    shorter = online_chunk(dataclasses.replace(config, train=train))
-    fits = all(_fits(shorter, period) for period in _periods(config).values())
-    return shorter if fits else chunk
-
-
-def truncate(config: ExperimentConfig) -> int:
-    """K, the tokens after which outer gradients are cut; a multiple of N."""
-    chunk = online_chunk(config)
-    if config.train.algorithm_mode == "two_pass":
-        return chunk
-    if config.train.truncate_tokens:
-        return config.train.truncate_tokens
-    if config.model.block_variant != "hope_selfmod":
-        return chunk
-    return chunk * math.ceil(max(_SELFMOD_CUT, _shortest_selfmod_cut(config)) / chunk)
-
-
-def document_multiple(config: ExperimentConfig) -> int:
-    """Tokens of which every document is padded to a multiple; 1: documents follow each other."""
-    return online_chunk(config) if config.memory.reset_at_document else 1
-
-
-def _shortest_selfmod_cut(config: ExperimentConfig) -> int:
-    """Below two periods of M_memory its generators would receive no gradient."""
-    return 2 * config.model.self_modifying.chunk_size_memory
 
 
 def validate(
@@ -126,7 +65,7 @@ def warnings(config: ExperimentConfig) -> list[str]:
 def _period_warnings(config: ExperimentConfig) -> Iterator[str]:
     """Of writes that are read late or never."""
     mode, chunk, tokens = config.train.algorithm_mode, online_chunk(config), config.data.seq_len
-    fresh, taught = config.memory.lifetime == "context", _levels(config)
+    fresh, taught = config.memory.lifetime == "context", levels_of(config)
     late = {name: level.update_period for name, level in taught if level.update_period < chunk}
     if late and mode != "two_pass":
         yield (
@@ -146,7 +85,7 @@ def _period_warnings(config: ExperimentConfig) -> Iterator[str]:
         )
     unwritten = {
         path: period
-        for path, period in _periods(config).items()
+        for path, period in periods_of(config).items()
         if path.startswith("model.self_modifying") and period > tokens
     }
     if unwritten:
@@ -160,7 +99,7 @@ def _named(periods: dict[str, int]) -> str:
 def _idle_key_warnings(config: ExperimentConfig) -> Iterator[str]:
     """Of keys that have no effect."""
     mode, train = config.train.algorithm_mode, config.train
-    if config.cms.delta_at == "own_output" and config.teach.source == "global" and _levels(config):
+    if config.cms.delta_at == "own_output" and config.teach.source == "global" and levels_of(config):
         yield (
             "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
             "signal at the LM head"
@@ -187,7 +126,7 @@ def _synthetic_warnings(config: ExperimentConfig) -> Iterator[str]:
 def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
     """Of how a row is cut."""
     mode, tokens = config.train.algorithm_mode, config.data.seq_len
-    if mode == "online" and not _levels(config) and truncate(config) < tokens:
+    if mode == "online" and not levels_of(config) and truncate(config) < tokens:
         yield (
             f"the gradient through attention is cut every {truncate(config)} tokens, which "
             f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
@@ -197,32 +136,6 @@ def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
             "memory.reset_at_document pads every document to a multiple of the online chunk, here "
             f"data.seq_len={tokens}: no row holds two documents"
         )
-
-
-def _levels(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
-    """The variant's memories that are written by teach signals, by key below `model`."""
-    model = config.model
-    levels = []
-    if model.block_variant in TITAN_VARIANTS:
-        levels.append(("titan_level", model.titan_level))
-    if model.block_variant in CMS_VARIANTS:
-        levels += [(f"cms_levels.{name}", level) for name, level in model.cms_levels.items()]
-    return levels
-
-
-def _periods(config: ExperimentConfig) -> dict[str, int]:
-    """Tokens between writes of each of the variant's memories, by key."""
-    model = config.model
-    periods = {f"model.{name}.update_period": level.update_period for name, level in _levels(config)}
-    if model.block_variant == "hope_selfmod":
-        own = model.self_modifying
-        periods["model.self_modifying.chunk_size"] = own.chunk_size
-        periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
-    return periods
-
-
-def _fits(chunk: int, period: int) -> bool:
-    return chunk % period == 0 or period % chunk == 0
 
 
 def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
@@ -250,10 +163,10 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
 def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
     memory, chunk = config.memory, online_chunk(config)
     name = "data.seq_len" if config.train.algorithm_mode == "two_pass" else "the online chunk"
-    for path, period in _periods(config).items():
-        if not _fits(chunk, period):
+    for path, period in periods_of(config).items():
+        if not fits(chunk, period):
             yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
-    for path, level in _levels(config):
+    for path, level in levels_of(config):
         if inner_optimizers is None:
             break
         offered = (*inner_optimizers, *(TITAN_RULES if path == "titan_level" else ()))
@@ -297,7 +210,7 @@ def _document_problems(config: ExperimentConfig) -> Iterator[str]:
 
 def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
     """The CMS levels of the variant, slowest first."""
-    levels = [item for item in _levels(config) if item[0] != "titan_level"]
+    levels = [item for item in levels_of(config) if item[0] != "titan_level"]
     return sorted(levels, key=lambda item: -item[1].update_period)
 
 
@@ -343,7 +256,7 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
             )
         if train.truncate_tokens % chunk:
             yield f"train.truncate_tokens={train.truncate_tokens}: no multiple of the online chunk ({chunk})"
-        shortest = _shortest_selfmod_cut(config)
+        shortest = shortest_selfmod_cut(config)
         if config.model.block_variant == "hope_selfmod" and truncate(config) < shortest:
             yield (
                 f"train.truncate_tokens={train.truncate_tokens} is below {shortest}, two periods of "

@@ -107,7 +107,7 @@ def make_plan(
 
 
 def _stream_row(config: ExperimentConfig, topology: Any, found: list[Any], context: int) -> dict[str, Any]:
-    from hope_jax.config_check import stream_chunk
+    from hope_jax.config_chunks import stream_chunk
     from hope_jax.planning import compile, report
 
     logger.info("compiling a stream with a context of %d tokens", context)

@@ -17,7 +17,18 @@ FLOORS = {
     "planning": 7,
     "evals": 7,
 }
-CORE = {"types", "errors", "trees", "timing", "config", "config_schema", "config_check", "presets", ""}
+CORE = {
+    "types",
+    "errors",
+    "trees",
+    "timing",
+    "config",
+    "config_schema",
+    "config_check",
+    "config_chunks",
+    "presets",
+    "",
+}
 FRONT_WITHIN = {"data.build", "data.coverage", "data.train_tokenizer", "evals.suite", "evals.passkey_smoke"}
 FORBIDDEN = (
     "absl",

@@ -5,15 +5,9 @@ from typing import Any
 import pytest
 
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import (
-    document_multiple,
-    online_chunk,
-    resolve,
-    stream_chunk,
-    truncate,
-    validate,
-    warnings,
-)
+from hope_jax.config_check import validate, warnings
+from hope_jax.config_chunks import document_multiple, online_chunk, stream_chunk, truncate
+from hope_jax.config_schema import resolve
 from hope_jax.errors import ConfigError
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}

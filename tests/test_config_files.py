@@ -8,7 +8,8 @@ import pytest
 
 from hope_jax import presets
 from hope_jax.cli import read_config
-from hope_jax.config_check import resolve, validate
+from hope_jax.config_check import validate
+from hope_jax.config_schema import resolve
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.memory import inner_optim
 

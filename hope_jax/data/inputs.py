@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import document_multiple
+from hope_jax.config_chunks import document_multiple
 from hope_jax.data.batches import Sharing, TrainIterator
 from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from hope_jax.config import ExperimentConfig, LevelConfig
-from hope_jax.config_check import online_chunk, stream_chunk, truncate
+from hope_jax.config_chunks import online_chunk, stream_chunk, truncate
 from hope_jax.learning.m3 import M3Rule
 from hope_jax.learning.online import OnlineRule
 from hope_jax.learning.optim import OptimRule
@@ -129,7 +129,7 @@ def flops_per_token(config: ExperimentConfig) -> float:
 
 
 def streamer(config: ExperimentConfig) -> Streamer:
-    """Streams at inference; `config_check.stream_chunk` says in which chunks."""
+    """Streams at inference; `config_chunks.stream_chunk` says in which chunks."""
     chunk = stream_chunk(config)
     train = dataclasses.replace(config.train, algorithm_mode="online", online_chunk_size=chunk)
     config = dataclasses.replace(config, train=train)

@@ -8,7 +8,8 @@ import pytest
 
 from hope_jax.benchmarks import compilation, loader, step, step_small
 from hope_jax.benchmarks.runs import compile_step, step_case
-from hope_jax.config_check import online_chunk, truncate, validate
+from hope_jax.config_check import validate
+from hope_jax.config_chunks import online_chunk, truncate
 from hope_jax.planning.counts import count
 from hope_jax.training import assemble
 from tests.benchmarks import tiny
