@@ -18,6 +18,7 @@ from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import Pair, Score, score_pairs
 from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
 from tests.evals.subjects import subject
+from tests.evals.test_niah_prompts import OTHER
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 1024, n).astype(np.int32) for n in (70, 75, 61, 75)]
@@ -203,6 +204,19 @@ def test_passkey_prompts(length: int, depth: float) -> None:
     )
     assert abs(prompt.depths[0] - depth) < 0.25
     assert made(3) == prompt and made(4).answers != prompt.answers != made(3, seed=1).answers
+
+
+def test_under_another_tokenizer_a_passkey_prompt_is_the_same_but_for_lines_and_distractor() -> None:
+    prompts = [
+        [passkey.make_prompt(tokenizer, 400, 0, 0.0, 24, i) for i in range(8)]
+        for tokenizer in (subject().trained.tokenizer, OTHER)
+    ]
+    for one, other in zip(*prompts, strict=True):
+        assert one._replace(context="", distractor="", tokens=0) == other._replace(
+            context="", distractor="", tokens=0
+        )
+        assert one.context.startswith(other.context)
+    assert [p.distractor for p in prompts[0]] != [p.distractor for p in prompts[1]]
 
 
 @pytest.mark.parametrize(
