@@ -55,11 +55,12 @@ def evaluate(
     groups: Sequence[Group],
     count: int,
     answer_tokens: int,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """The outcome of an evaluation: the first `count` samples of each group, in each arm of `run`.
 
-    settings: of the evaluation, resolved; answer_tokens: drawn at most. "updates" holds of each group, arm
-    and level what memorization wrote on average.
+    settings: of the evaluation, resolved; answer_tokens: drawn at most; notes: on its data, for reports.
+    "updates" holds of each group, arm and level what memorization wrote on average.
     """
     started, journal = time.monotonic(), run.journal(name, settings)
     metrics: dict[str, Any] = {}
@@ -78,7 +79,7 @@ def evaluate(
     journal.close()
     return outcome(
         run, name, settings=settings, metrics=metrics, paired=paired, items=items, updates=updates,
-        seconds=time.monotonic() - started,
+        notes=list(notes), seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
