@@ -23,7 +23,13 @@ dry_run=
 if take --dry_run || take --dry-run; then dry_run=1; fi
 set -- "${arguments[@]+"${arguments[@]}"}"
 
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# from_caller PATH: the path as seen from here of one that was written in the caller's folder.
+from_caller() {
+    if [ "${1#/}" != "$1" ] || [ "$caller" -ef . ]; then echo "$1"; else echo "${caller%/}/$1"; fi
+}
 
 # run COMMAND...: runs it; prints it in a dry run.
 run() {

@@ -5,8 +5,9 @@
 # configs/pilot_smoke.py on its shards (20 steps) into runs/e2e_smoke/run, and puts PIQA's accuracy, as
 # lm-eval measures it, into runs/e2e_smoke/evals. After 20 steps the figure is that of a bad model.
 #
-# --piqa: PIQA's validation set in lm-eval's schema, JSON lines with goal, sol1, sol2, label (or PIQA_FILE).
-#     Nothing is downloaded: without it three items are made up. They are not PIQA, and the result says so.
+# --piqa: PIQA's validation set in lm-eval's schema, JSON lines with goal, sol1, sol2, label (or PIQA_FILE);
+#     the path is that of the caller's folder. Nothing is downloaded: without it three items are made up.
+#     They are not PIQA, and the result says so.
 # --limit: items at most (200). --dry_run: print the commands instead.
 # OUT: another folder than runs/e2e_smoke; what stands in it from an earlier run is removed.
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
@@ -21,9 +22,12 @@ for argument in "$@"; do
         *) settings+=("$argument") ;;
     esac
 done
-if [ -n "$piqa" ] && [ ! -f "$piqa" ]; then
-    echo "error: --piqa=$piqa: no such file; want PIQA's validation set as JSON lines, or nothing" >&2
-    exit 2
+if [ -n "$piqa" ]; then
+    given=$piqa piqa=$(from_caller "$piqa")
+    if [ ! -f "$piqa" ]; then
+        echo "error: --piqa=$given: no such file; want PIQA's validation set as JSON lines, or nothing" >&2
+        exit 2
+    fi
 fi
 
 note="made-up items, not PIQA" marked=()

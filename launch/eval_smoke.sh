@@ -6,7 +6,8 @@
 # Results and report.html are put into runs/eval_smoke. Flags of the suite that are given here count.
 #
 # Data sets that may not be kept here (zero-shot tasks, intents) are made up, a few items of each in their
-# schema; --zeroshot_data=FOLDER and --intents=FOLDER take the real ones.
+# schema; --zeroshot_data=FOLDER and --intents=FOLDER take the real ones. Paths in flags are
+# those of the caller's folder.
 #
 # --dry_run: print the commands instead. OUT: another folder than runs/eval_smoke, removed first.
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv).
@@ -16,8 +17,15 @@
 checkpoint=runs/pilot_smoke out="${OUT:-runs/eval_smoke}" settings=() note=(--option=zeroshot_note=made-up)
 for argument in "$@"; do
     case "$argument" in
-        --checkpoint=*) checkpoint="${argument#*=}" ;;
-        --zeroshot_data=*) settings+=("$argument") note=() ;;
+        --checkpoint=*)
+            checkpoint=
+            IFS=, read -ra paths <<<"${argument#*=}"
+            for path in "${paths[@]}"; do checkpoint+="${checkpoint:+,}$(from_caller "$path")"; done
+            ;;
+        --zeroshot_data=* | --intents=* | --documents=* | --segments=* | --baseline=*)
+            settings+=("${argument%%=*}=$(from_caller "${argument#*=}")")
+            if [ "${argument%%=*}" = --zeroshot_data ]; then note=(); fi
+            ;;
         *) settings+=("$argument") ;;
     esac
 done

@@ -29,10 +29,12 @@ exit "${code:-0}"
 """
 
 
-def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *arguments: str, folder: Path | str = "/", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(ROOT / "launch" / script), *arguments],
-        cwd="/",
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
@@ -171,7 +173,7 @@ def test_help_says_usage_and_that_no_gpu_has_run_it(script: str, flag: str) -> N
             "eval_smoke.sh",
             ["--checkpoint=runs/x", "--limit=3"],
             [
-                "python -m hope_jax.evals.suite --checkpoint=runs/x --out=runs/eval_smoke --memorize",
+                "python -m hope_jax.evals.suite --checkpoint=/runs/x --out=runs/eval_smoke --memorize",
                 "--limit=3",
             ],
         ),
@@ -319,7 +321,32 @@ def test_eval_smoke_trains_only_where_there_is_no_checkpoint(stub: dict[str, str
     # The stub in python's place leaves no report.
     assert done.returncode == 1
     assert not any("hope_jax.launch" in line for line in called(stub))
-    assert any("hope_jax.evals.suite --checkpoint=runs/x " in line for line in called(stub))
+    assert any("hope_jax.evals.suite --checkpoint=/runs/x " in line for line in called(stub))
+
+
+def test_relative_paths_of_data_are_those_of_the_callers_folder(stub: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "piqa.jsonl").write_text("{}\n")
+    copy = tmp_path / "out" / "piqa" / "piqa_validation.jsonl"
+    for flag, more in (("--piqa=here/piqa.jsonl", {}), ("--limit=2", {"PIQA_FILE": "here/piqa.jsonl"})):
+        copy.unlink(missing_ok=True)
+        done = run("e2e_smoke.sh", flag, folder=tmp_path, **{**stub, **more, "OUT": str(tmp_path / "out")})
+        assert "no such file" not in done.stderr and "WARNING" not in done.stderr
+        assert copy.read_text() == "{}\n"
+    given = ["zeroshot_data=data", "intents=a/b", "documents=c.txt", "segments=d", "baseline=/e", "seed=1"]
+    flags = [f"--{argument}" for argument in ("checkpoint=runs/x,/y", *given)]
+    done = run("eval_smoke.sh", "--dry_run", *flags, folder=tmp_path)
+    assert f" --checkpoint={tmp_path}/runs/x\\,/y " in done.stdout
+    assert done.stdout.rstrip().endswith(
+        f"--intents=runs/eval_smoke/made_up --zeroshot_data={tmp_path}/data --intents={tmp_path}/a/b "
+        f"--documents={tmp_path}/c.txt --segments={tmp_path}/d --baseline=/e --seed=1\n"
+        "test -s runs/eval_smoke/report.html"
+    )
+    assert "zeroshot_note" not in done.stdout
+    assert (
+        " --checkpoint=runs/x "
+        in run("eval_smoke.sh", "--dry_run", "--checkpoint=runs/x", folder=ROOT).stdout
+    )
 
 
 def test_slurm_gives_up_after_some_failures(stub: dict[str, str], tmp_path: Path) -> None:

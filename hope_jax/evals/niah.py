@@ -60,7 +60,17 @@ def evaluate(run: Run) -> dict[str, Any]:
         for length in lengths
         for task in tasks
     ]
-    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens)
+    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens, _notes(run))
+
+
+def _notes(run: Run) -> list[str]:
+    if run.options.get("niah_haystack"):
+        return [f"{LABEL}: prose of niah_haystack, and keys' words of ours."]
+    return [
+        f"{LABEL}: prose of the embedded corpus, and keys' words of ours.",
+        "For a model that was trained on the embedded corpus this prose is training text; "
+        f"this one's data.source is {run.subject.config.data.source!r}.",
+    ]
 
 
 def _make(run: Run, task: str, length: int, prose: Prose, answer_tokens: int, index: int) -> Prompt:

@@ -1,9 +1,10 @@
 """Prompts of the needle-in-a-haystack tasks, after RULER's recipe (arXiv 2404.06654), in other haystacks.
 
 A needle is a sentence that gives a key its value; the question asks for the values of one key or of several.
-Sample i of a task depends on the seed, the task, the length and i alone. A haystack is as long as the length
-allows: BOS, prompt and the room for an answer are at most `length` tokens, by binary search over its units
-(words of prose, lines of noise, or lines of other needles).
+Sample i of a task depends on the seed, the task, the length and i alone; only the size of its haystack and
+its distractor depend on the tokenizer too. A haystack is as long as the length allows: BOS, prompt and the
+room for an answer are at most `length` tokens, by binary search over its units (words of prose, lines of
+noise, or lines of other needles).
 
 What differs from RULER: the prose (ours starts at another sentence for each sample, and wraps around), the
 words of keys, the sentence splitter, and random draws; so results are "RULER-style, other haystack".
@@ -124,15 +125,15 @@ class _Draft:
         self, tokenizer: Tokenizer, name: str, length: int, index: int, seed: int, prose: Prose
     ) -> None:
         self.tokenizer, self.task, self.prose = tokenizer, TASKS[name], prose
-        task, rng = self.task, generator(seed, f"{name}/{length}/{index}")
+        self.seed, self.name = seed, f"{name}/{length}/{index}"
+        task, rng = self.task, generator(seed, self.name)
         keys = distinct(lambda: _draw(rng, task.key), task.keys)
         values = distinct(lambda: _draw(rng, task.value), task.keys * task.values)
         given = [values[i * task.values : (i + 1) * task.values] for i in range(task.keys)]
         self.needles = [self._needle(k, v) for k, of_key in zip(keys, given, strict=True) for v in of_key]
         rng.shuffle(self.needles)
         self.answers = tuple(v for of_key in given[: task.asked] for v in of_key)
-        self.distractor = rival(tokenizer, self.answers[0], values, lambda: _draw(rng, task.value))
-        self.taken = {*keys, *values, self.distractor}
+        self.taken = {*keys, *values}
         self.start = float(rng.random())
         depths = rng.choice(_DEPTHS, len(self.needles), replace=False)
         self.depths = np.sort(depths) / 100 if task.haystack == "prose" else rng.random(len(self.needles))
@@ -151,9 +152,10 @@ class _Draft:
         context = self.context(units)
         found = sorted(context.index(needle) for needle in self.needles)
         depths = tuple(at / len(context) for at in found)
-        return Prompt(
-            self.before, context, self.after, self.answers, self.distractor, depths, self.tokens(units)
-        )
+        text = self.before + context + self.after
+        rng = generator(self.seed, f"{self.name}/distractor")
+        other = rival(self.tokenizer, self.answers[0], text, lambda: _draw(rng, self.task.value))
+        return Prompt(self.before, context, self.after, self.answers, other, depths, self.tokens(units))
 
     def context(self, units: int) -> str:
         if self.task.haystack == "prose":

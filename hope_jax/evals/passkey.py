@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from hope_jax.data.tokenizer import Tokenizer
@@ -59,13 +60,15 @@ def evaluate(run: Run) -> dict[str, Any]:
         Group(NAME, length, partial(make_prompt, tokenizer, length, run.seed, depth, answer_tokens))
         for length in lengths
     ]
-    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens)
+    notes = ["Made-up data: random keys in filler lines, in words of ours and not of the published runs."]
+    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens, notes)
 
 
 def make_prompt(
     tokenizer: Tokenizer, length: int, seed: int, depth: float, answer_tokens: int, index: int
 ) -> Prompt:
-    """Prompt `index`: it depends on seed, length and index alone; BOS, prompt and answer fill `length`.
+    """Prompt `index`: it depends on seed, length and index alone, its number of lines and its distractor on
+    the tokenizer too; BOS, prompt and answer fill `length`.
 
     depth: share of the filler before the key. One line of filler must fit.
     """
@@ -79,13 +82,13 @@ def figures(found: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 class _Draft:
-    """A key, a distractor and numbers of lines, before it is known how many lines there will be."""
+    """A key and numbers of lines, before it is known how many lines there will be."""
 
     def __init__(self, tokenizer: Tokenizer, length: int, index: int, seed: int, depth: float) -> None:
-        rng = generator(seed, f"{NAME}/{length}/{index}")
         self.tokenizer, self.depth = tokenizer, depth
-        self.key = str(rng.integers(10**4, 10**5))
-        self.distractor = rival(tokenizer, self.key, [self.key], lambda: str(rng.integers(10**4, 10**5)))
+        self.seed, self.name = seed, f"{NAME}/{length}/{index}"
+        rng = generator(seed, self.name)
+        self.key = _draw(rng)
         self.first = int(rng.integers(1, 1000))
 
     def tokens(self, lines: int) -> int:
@@ -94,7 +97,9 @@ class _Draft:
     def prompt(self, lines: int) -> Prompt:
         context, tokens = self._context(lines), self.tokens(lines)
         depths = (context.index(_KEY.format(key=self.key)) / len(context),)
-        return Prompt("", context, _QUESTION, (self.key,), self.distractor, depths, tokens)
+        rng = generator(self.seed, f"{self.name}/distractor")
+        other = rival(self.tokenizer, self.key, context, lambda: _draw(rng))
+        return Prompt("", context, _QUESTION, (self.key,), other, depths, tokens)
 
     def _context(self, lines: int) -> str:
         """Lines are counted from a number of the prompt's own, and with fewer digits than keys have as long
@@ -102,3 +107,7 @@ class _Draft:
         filler = [_FILLER.format(number=self.first + i) for i in range(lines)]
         filler.insert(round(self.depth * lines), _KEY.format(key=self.key))
         return " ".join(filler)
+
+
+def _draw(rng: np.random.Generator) -> str:
+    return str(rng.integers(10**4, 10**5))

@@ -73,8 +73,20 @@ def evaluate(run: Run) -> dict[str, Any]:
         run, NAME, settings=settings, metrics=metrics, paired=paired, updates=update_statistics(halves),
         items=[{"arm": arm, **item} for arm, items in of_arms.items() for item in items],
         texts={"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
-        seconds=time.monotonic() - started,
+        notes=_notes(run), seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _notes(run: Run) -> list[str]:
+    notes = ["Figures per token are of this model's tokenizer; those per byte and word compare between any."]
+    if run.options.get("perplexity_text"):
+        return notes
+    return [
+        "The texts are held-out documents of the embedded corpus, joined per source: for a model that was "
+        "trained on the embedded corpus they are more of the same sources, for any other not; this one's "
+        f"data.source is {run.subject.config.data.source!r}.",
+        *notes,
+    ]
 
 
 def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Prompts whose answer is known, and what all generators of them draw with."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,17 +57,20 @@ def distinct(draw: Callable[[], str], count: int) -> list[str]:
     return found
 
 
-def rival(tokenizer: Tokenizer, answer: str, taken: Sequence[str], draw: Callable[[], str]) -> str:
-    """A draw that is none of `taken`, of as many tokens after a space as `answer` has, so that a model's
-    liking for short texts decides nothing; of 200 draws that all differ, the nearest."""
+def rival(tokenizer: Tokenizer, answer: str, text: str, draw: Callable[[], str]) -> str:
+    """A draw that stands nowhere in `text`, of as many tokens after a space as `answer` has, so that a
+    model's liking for short texts decides nothing; of 200 draws that all differ, the nearest.
 
-    def tokens(text: str) -> int:
-        return len(tokenizer.encode(" " + text))
+    The number of draws depends on the tokenizer: they want a generator of their own.
+    """
+
+    def tokens(value: str) -> int:
+        return len(tokenizer.encode(" " + value))
 
     wanted, best, nearest = tokens(answer), "", float("inf")
     for _ in range(200):
         drawn = draw()
-        while drawn in taken:
+        while drawn in text:
             drawn = draw()
         if (apart := abs(tokens(drawn) - wanted)) < nearest:
             best, nearest = drawn, apart

@@ -73,7 +73,10 @@ def write_index(out: Path, entries: Mapping[str, tuple[str, Sequence[Result]]]) 
                 + [_chance(next(o["metrics"][key] for o in found.values() if key in o["metrics"]))]
                 for key in keys
             ]
-            blocks += [Heading(entry.title), Table(["metric", *found, "chance"], rows)]
+            notes = [
+                Note(f"{who}: {note}") for who, outcome in found.items() for note in outcome.get("notes", ())
+            ]
+            blocks += [Heading(entry.title), *notes, Table(["metric", *found, "chance"], rows)]
     report_blocks.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
 
 
@@ -108,13 +111,13 @@ def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading(registry.EVALS[name].title)
     if leak:
         yield Warn(LEAK)
+    for note in outcome.get("notes", ()):
+        yield Note(str(note))
     yield from _plots(name, outcome)
     yield metrics_table(metrics)
     if outcome.get("paired"):
         yield Note("Differences between arms, item by item:")
         yield paired_table(outcome["paired"])
-    for note in outcome.get("notes", ()):
-        yield Note(str(note))
     if outcome.get("updates"):
         yield Note("What memorization has written: means over items of each level's statistics.")
         yield updates_table(outcome["updates"])

@@ -6,6 +6,7 @@ the context, so that only memories can know: "context removed".
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -54,11 +55,12 @@ def evaluate(
     groups: Sequence[Group],
     count: int,
     answer_tokens: int,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """The outcome of an evaluation: the first `count` samples of each group, in each arm of `run`.
 
-    settings: of the evaluation, resolved; answer_tokens: drawn at most. "updates" holds of each group, arm
-    and level what memorization wrote on average.
+    settings: of the evaluation, resolved; answer_tokens: drawn at most; notes: on its data, for reports.
+    "updates" holds of each group, arm and level what memorization wrote on average.
     """
     started, journal = time.monotonic(), run.journal(name, settings)
     metrics: dict[str, Any] = {}
@@ -77,7 +79,7 @@ def evaluate(
     journal.close()
     return outcome(
         run, name, settings=settings, metrics=metrics, paired=paired, items=items, updates=updates,
-        seconds=time.monotonic() - started,
+        notes=list(notes), seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
@@ -110,8 +112,8 @@ def answer(
 ) -> list[dict[str, Any]]:
     """A record for each prompt, read with memories `fast` (of as many contexts, or None).
 
-    choice: bool, the first answer is likelier than the distractor, by `margin` nats. nll: of its `tokens`, in
-    nats; it falls too where a memory has only learnt what such texts look like, which the margin does not
+    choice: `chosen`; the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`,
+    in nats; it falls too where a memory has only learnt what such texts look like, which the margin does not
     count. match: `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens.
     removed_choice, removed_margin, removed_nll: the same question and memories without the context.
     """
@@ -131,7 +133,7 @@ def answer(
         written = tokenizer.decode(drawn[i])
         records.append(
             {
-                "choice": scores[0][i].log_prob > scores[1][i].log_prob,
+                "choice": chosen(prompt, scores[0][i].log_prob, scores[1][i].log_prob),
                 "margin": scores[0][i].log_prob - scores[1][i].log_prob,
                 "nll": -scores[0][i].log_prob,
                 "tokens": scores[0][i].tokens,
@@ -139,12 +141,24 @@ def answer(
                 "text": written,
                 "answers": list(prompt.answers),
                 "depths": list(prompt.depths),
-                "removed_choice": removed[0][i].log_prob > removed[1][i].log_prob,
+                "removed_choice": chosen(prompt, removed[0][i].log_prob, removed[1][i].log_prob),
                 "removed_margin": removed[0][i].log_prob - removed[1][i].log_prob,
                 "removed_nll": -removed[0][i].log_prob,
             }
         )
     return records
+
+
+def chosen(prompt: Prompt, right: float, wrong: float) -> bool:
+    """Whether the first answer, of log-likelihood `right`, is chosen over the distractor, of `wrong`.
+
+    Of equal ones that of the lesser SHA-256 is chosen, whichever is right: a model that cannot tell them
+    apart is right in half of the samples, and in the same ones in every arm.
+    """
+    if right != wrong:
+        return right > wrong
+    answer, other = (hashlib.sha256(v.encode()).digest() for v in (prompt.answers[0], prompt.distractor))
+    return answer < other
 
 
 def continuation(tokenizer: Tokenizer, before: str, answer: str) -> np.ndarray:

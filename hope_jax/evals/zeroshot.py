@@ -2,13 +2,13 @@
 
 Options: `zeroshot_data`, a folder of local files (without it lm-eval downloads); `zeroshot_tasks`, names of
 `zeroshot_tasks.TASKS` separated by commas (without it all that have data); `zeroshot_max_length`, tokens that
-a request may feed (without it no limit); `zeroshot_note`, words about the data, kept among the settings.
+a request may feed (without it no limit); `zeroshot_note`, words about the data for settings and reports.
 docs/evals/zeroshot.md says what is measured.
 """
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +70,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
     truncated: dict[str, int] = {}
+    requests: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     journal = run.journal(NAME, settings)
     try:
@@ -82,11 +83,12 @@ def evaluate(run: Run) -> dict[str, Any]:
                 metrics |= measured.metrics
                 paired |= measured.paired
                 updates[name] = update_statistics(records)
-                truncated[name] = sum(model.is_cut(request) for item in items for request in item.requests)
+                cut = [model.is_cut(request) for item in items for request in item.requests]
+                truncated[name], requests[name] = sum(cut), len(cut)
                 rows += measured.rows
     finally:
         journal.close()
-    found = outcome(
+    return outcome(
         run,
         NAME,
         settings=settings,
@@ -97,8 +99,23 @@ def evaluate(run: Run) -> dict[str, Any]:
         skipped=list(selection.skipped),
         truncated=truncated,
         updates={name: found for name, found in updates.items() if found},
+        notes=_notes(settings, selection.skipped, truncated, requests),
     )
-    return found
+
+
+def _notes(
+    settings: Mapping[str, Any],
+    skipped: Sequence[str],
+    truncated: Mapping[str, int],
+    requests: Mapping[str, int],
+) -> list[str]:
+    """What must be known of the data beside the figures."""
+    notes = [f"About the data: {settings['note']}."] if "note" in settings else []
+    notes += [f"{line}." for line in skipped]
+    if settings["max_length"] is None:
+        return [*notes, "No request was truncated."]
+    counts = ", ".join(f"{name} {truncated[name]} of {requests[name]}" for name in requests)
+    return [*notes, f"Requests truncated to zeroshot_max_length={settings['max_length']}: {counts}."]
 
 
 def _options(run: Run) -> tuple[tuple[str, ...], Path | None, int | None]:

@@ -8,7 +8,6 @@ import numpy as np
 
 from hope_jax.evals import statistics
 from hope_jax.evals.arms import Records, compare
-from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED
 
 LENGTH_ONLY, MAJORITY = "length_only", "majority_class"
 """Arms without a model: log p = -bytes of the continuation; always the most frequent answer."""
@@ -56,7 +55,7 @@ def measure(name: str, task: Any, items: Sequence[Item], records: Records) -> Me
     form = {"multiple_choice": _choices, "loglikelihood": _last_words, "loglikelihood_rolling": _texts}
     metrics, paired = form[task.OUTPUT_TYPE](name, task, items, scored)
     rows = [
-        {**_plain(values), **record, "arm": arm}
+        {**_plain(values), **_scalars(values), **record, "arm": arm}
         for arm, found in records.items()
         for values, record in zip(scored[arm], found, strict=True)
     ]
@@ -106,7 +105,7 @@ def _last_words(name: str, task: Any, items: Sequence[Item], scored: Records) ->
     """Of lambada: the share of last words that greedy reading gives, and their perplexity."""
     hits = {arm: [{"acc": bool(v["acc"])} for v in values] for arm, values in scored.items()}
     metrics, paired = compare(hits, "acc", f"{name}/acc")
-    logs = {arm: [{"log_prob": v["perplexity"]} for v in values] for arm, values in scored.items()}
+    logs = {arm: [_scalars(v) for v in values] for arm, values in scored.items()}
     of_logs, tests = compare(logs, "log_prob", f"{name}/log_prob")
     for arm, values in logs.items():
         mean = statistics.mean([v["log_prob"] for v in values])
@@ -125,18 +124,8 @@ def _texts(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tabl
                 low, high = -per_unit.high / math.log(2), -per_unit.low / math.log(2)
                 found = statistics.Estimate(-per_unit.value / math.log(2), low, high, per_unit.n)
             metrics[f"{name}/{metric}/{arm}"] = statistics.as_json(found)
-    bits = {
-        arm: [-v["bits_per_byte"][0] / v["bits_per_byte"][1] / math.log(2) for v in values]
-        for arm, values in scored.items()
-    }
-    paired = {
-        f"{name}/bits_per_byte/{MEMORIZED}-{other}": statistics.paired_as_json(
-            statistics.paired(bits[MEMORIZED], bits[other])
-        )
-        for other in (BASELINE, CONTROL)
-        if MEMORIZED in bits and other in bits
-    }
-    return metrics, paired
+    bits = {arm: [_scalars(v) for v in values] for arm, values in scored.items()}
+    return metrics, compare(bits, "bits_per_byte", f"{name}/bits_per_byte")[1]
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> statistics.Estimate:
@@ -151,6 +140,18 @@ def _exponential(estimate: statistics.Estimate, sign: float) -> statistics.Estim
     """exp(sign x estimate), its interval with it; at most e^700, as JSON has no infinity."""
     value, *bounds = (math.exp(min(sign * x, 700.0)) for x in estimate[:3])
     return statistics.Estimate(value, min(bounds), max(bounds), estimate.n)
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, float]:
+    """What an item alone has where lm-eval's value is a part of a ratio, or of a mean that it exponentiates:
+    a last word's `log_prob` in nats, a text's `bits_per_byte`."""
+    found = {}
+    if "perplexity" in values:
+        found["log_prob"] = float(values["perplexity"])
+    if "bits_per_byte" in values:
+        log_prob, size = values["bits_per_byte"]
+        found["bits_per_byte"] = -log_prob / size / math.log(2)
+    return found
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

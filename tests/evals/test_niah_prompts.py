@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer_training import train_model
 from hope_jax.errors import ConfigError, DataError
 from hope_jax.evals import niah_prompts
 from hope_jax.evals.documents import read_documents
-from hope_jax.evals.niah_prompts import NOISE, TASKS, check_length, make_prompt
+from hope_jax.evals.niah_prompts import NOISE, TASKS, _Draft, check_length, make_prompt
 from hope_jax.evals.prompts import Prompt, most
 from hope_jax.evals.prose import Prose, load_prose, split_sentences
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
+# Joins digits, but not all: its numbers are of several lengths.
+LINES = [f"It was {n} in all." for n in range(10, 1000) if max(str(n)) < "5"]
+OTHER = Tokenizer(train_model(LINES, 350, hard_vocab_limit=False), "other")
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+) is: (\S+)\.")
 NUMBER = re.compile(r"[1-9]\d{6}")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -134,6 +138,19 @@ def test_a_sample_depends_on_seed_task_length_and_index_alone() -> None:
     assert made("niah_multivalue", 1300, index=5).answers != wanted.answers
     # Another order of draws, or another generator, would change samples that results were published of.
     assert made("niah_single_1", seed=0).answers == ("8669396",)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_under_another_tokenizer_only_distractor_and_size_of_the_haystack_differ(name: str) -> None:
+    """It takes other draws until a distractor is as long as the answer."""
+    distractors = set()
+    for index in range(24):
+        drafts = [_Draft(tokenizer, name, 1500, index, 3, PROSE) for tokenizer in (TOKENIZER, OTHER)]
+        one, other = ({**vars(draft), "tokenizer": None, "depths": draft.depths.tolist()} for draft in drafts)
+        one["others"], other["others"] = ([draft._other(20), draft.lines.clear()] for draft in drafts)
+        assert one == other
+        distractors.add(len({draft.prompt(40).distractor for draft in drafts}))
+    assert 2 in distractors
 
 
 def test_distractors_are_as_long_as_the_answer() -> None:

@@ -1,5 +1,6 @@
 """Questions on contexts: what is scored, and that one reading of a prompt serves all measures."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,17 @@ import numpy as np
 import pytest
 
 from hope_jax.errors import ConfigError
-from hope_jax.evals import niah, passkey, retrieval
+from hope_jax.evals import niah, niah_prompts, passkey, retrieval, statistics
 from hope_jax.evals.generation import generate_greedy
 from hope_jax.evals.memorize import Memorizer, Rule
 from hope_jax.evals.prompts import Prompt
-from hope_jax.evals.retrieval import answer, continuation, string_match
+from hope_jax.evals.prose import load_prose
+from hope_jax.evals.retrieval import answer, chosen, continuation, string_match
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import Pair, Score, score_pairs
 from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
 from tests.evals.subjects import subject
+from tests.evals.test_niah_prompts import OTHER
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 1024, n).astype(np.int32) for n in (70, 75, 61, 75)]
@@ -95,9 +98,36 @@ def test_a_model_that_knows_scores_one_and_one_that_is_wrong_zero(
         assert metrics[f"{task}/choice/baseline"] == metrics[f"{task}/match/baseline"] == 1 - wrong
         assert metrics[f"{task}/nll/baseline"] == (9 if wrong else 1)
         assert metrics[f"{task}/margin/baseline"] == (-8 if wrong else 8)
-        # Without the context neither candidate is known: no answer is likelier than the other.
-        assert metrics[f"{task}/removed_choice/baseline"] == metrics[f"{task}/removed_margin/baseline"] == 0
+        assert metrics[f"{task}/removed_margin/baseline"] == 0
+    # Without the context neither candidate is known: the coins of the two samples decide.
+    tokenizer, prose = subject().trained.tokenizer, load_prose(None)
+    asked = {
+        f"{t}@700": [niah_prompts.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
+        for t in tasks
+    }
+    asked["passkey@200"] = [passkey.make_prompt(tokenizer, 200, 1, 1.0, 24, i) for i in (0, 1)]
+    for name, prompts in asked.items():
+        assert metrics[f"{name}/removed_choice/baseline"] == np.mean([coin(p) for p in prompts])
     assert len(metrics) == len(retrieval.FIELDS) * 4
+
+
+def coin(prompt: Prompt) -> bool:
+    """Whether a model that finds both candidates equally likely is right: the lesser SHA-256 is chosen."""
+    answer, other = (sha256(value.encode()).hexdigest() for value in (prompt.answers[0], prompt.distractor))
+    return answer < other
+
+
+def test_a_model_that_is_blind_to_the_key_is_right_by_chance() -> None:
+    """In the very samples where the coin says so, whichever candidate is right; no likelier one is passed."""
+    tokenizer = subject().trained.tokenizer
+    prompts = [passkey.make_prompt(tokenizer, 100, 0, 1.0, 24, i) for i in range(200)]
+    hits = [chosen(p, -3.0, -3.0) for p in prompts]
+    assert hits == [coin(p) for p in prompts]
+    swapped = [p._replace(answers=(p.distractor,), distractor=p.answers[0]) for p in prompts]
+    assert [chosen(p, -3.0, -3.0) for p in swapped] == [not hit for hit in hits]
+    low, high = statistics.proportion(hits)[1:3]
+    assert low < 0.5 < high
+    assert all(chosen(p, -2.9, -3.0) and not chosen(p, -3.1, -3.0) for p in prompts)
 
 
 def test_records_say_what_was_asked_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +204,19 @@ def test_passkey_prompts(length: int, depth: float) -> None:
     )
     assert abs(prompt.depths[0] - depth) < 0.25
     assert made(3) == prompt and made(4).answers != prompt.answers != made(3, seed=1).answers
+
+
+def test_under_another_tokenizer_a_passkey_prompt_is_the_same_but_for_lines_and_distractor() -> None:
+    prompts = [
+        [passkey.make_prompt(tokenizer, 400, 0, 0.0, 24, i) for i in range(8)]
+        for tokenizer in (subject().trained.tokenizer, OTHER)
+    ]
+    for one, other in zip(*prompts, strict=True):
+        assert one._replace(context="", distractor="", tokens=0) == other._replace(
+            context="", distractor="", tokens=0
+        )
+        assert one.context.startswith(other.context)
+    assert [p.distractor for p in prompts[0]] != [p.distractor for p in prompts[1]]
 
 
 @pytest.mark.parametrize(

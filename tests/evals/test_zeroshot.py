@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import zeroshot, zeroshot_tasks
+from hope_jax.evals import comparison, zeroshot, zeroshot_tasks
 from hope_jax.evals.lm_eval_model import HopeLM
 from hope_jax.evals.memorize import Rule
 from hope_jax.evals.run import ARMS, Run
@@ -194,6 +194,34 @@ def test_figures_show_every_task(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
         (axes,) = drawn[name].axes
         assert len(axes.get_xticklabels()) == len(axes.patches) == tasks
     assert not zeroshot.figures({"metrics": {}})
+
+
+def test_checkpoints_are_compared_by_last_words_and_pages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each item has its own log-likelihood and bits per byte, which `--baseline` pairs."""
+    without_model(monkeypatch)
+    own = zeroshot.evaluate(only(run, "lambada", "wikitext"))
+    other = json.loads(json.dumps(own))
+    halves: dict[str, list[float]] = {"lambada/log_prob": [], "wikitext/bits_per_byte": []}
+    for row in other["items"]:
+        ((answer,), name) = row["answers"], row["key"].split("/")[0]
+        if name == "lambada":
+            assert row["log_prob"] == answer[0]
+            row["log_prob"] /= 2
+            halves["lambada/log_prob"].append(answer[0] / 2)
+        else:
+            page = ITEMS["wikitext"][int(row["key"].split("/")[1])]["page"]
+            bits = -answer / len(page.encode()) / math.log(2)
+            assert row["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+            row["bits_per_byte"] /= 2
+            halves["wikitext/bits_per_byte"].append(bits / 2)
+    found = comparison.compare(own, other)
+    assert found["only_one"] == 0 and set(found["paired"]) == {
+        *(f"{name}/baseline" for name in halves), "lambada/acc/baseline",
+    }  # fmt: skip
+    for name, deltas in halves.items():
+        test = found["paired"][f"{name}/baseline"]
+        assert (test["n"], test["test"]) == (2, "paired t")
+        assert test["delta"] == pytest.approx(np.mean(deltas), rel=1e-12)
 
 
 @pytest.mark.nightly
