@@ -37,6 +37,25 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: unknown options, or a length too short for a task, with the least that is enough.
       DataError: the haystack cannot be read.
     """
+    settings, prose = _asked(run)
+    answer_tokens, samples = settings["answer_tokens"], settings["samples"]
+    groups = [
+        Group(task, length, partial(_make, run, task, length, prose, answer_tokens))
+        for length in settings["lengths"]
+        for task in settings["tasks"]
+    ]
+    return retrieval.evaluate(
+        run, NAME, settings, groups, min(samples, run.limit or samples), answer_tokens, _notes(run)
+    )
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, DataError for a haystack."""
+    _asked(run)
+
+
+def _asked(run: Run) -> tuple[dict[str, Any], Prose]:
+    """The settings, and what needles are hidden in."""
     tasks = options.chosen(run.options, "niah_tasks", TASKS)
     lengths = options.whole_numbers(run.options, "niah_lengths", LENGTHS)
     samples = options.whole_number(run.options, "niah_samples", SAMPLES)
@@ -47,20 +66,14 @@ def evaluate(run: Run) -> dict[str, Any]:
     for task in tasks:
         for length in lengths:
             check_length(tokenizer, task, length, count, seed=run.seed, answer_tokens=answer_tokens)
-    settings = {
+    return {
         "tasks": list(tasks),
         "lengths": list(lengths),
         "samples": samples,
         "answer_tokens": answer_tokens,
         "haystack": prose.digest,
         "label": LABEL,
-    }
-    groups = [
-        Group(task, length, partial(_make, run, task, length, prose, answer_tokens))
-        for length in lengths
-        for task in tasks
-    ]
-    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens, _notes(run))
+    }, prose
 
 
 def _notes(run: Run) -> list[str]:

@@ -37,6 +37,24 @@ def evaluate(run: Run) -> dict[str, Any]:
 
     Raises: ConfigError for unknown options, or a length too short, with the least that is enough.
     """
+    settings, tokenizer = _asked(run), run.subject.trained.tokenizer
+    depth, answer_tokens = settings["depth"], settings["answer_tokens"]
+    count = min(settings["prompts"], run.limit or settings["prompts"])
+    groups = [
+        Group(NAME, length, partial(make_prompt, tokenizer, length, run.seed, depth, answer_tokens))
+        for length in settings["lengths"]
+    ]
+    notes = ["Made-up data: random keys in filler lines, in words of ours and not of the published runs."]
+    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens, notes)
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be."""
+    _asked(run)
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """The settings."""
     prompts = options.whole_number(run.options, "passkey_prompts", PROMPTS)
     lengths = options.whole_numbers(run.options, "passkey_lengths", LENGTHS)
     answer_tokens = options.whole_number(run.options, "passkey_answer_tokens", ANSWER_TOKENS)
@@ -50,18 +68,12 @@ def evaluate(run: Run) -> dict[str, Any]:
                 f"passkey_lengths={length}: too short; want at least {least + answer_tokens} tokens, "
                 f"of which {answer_tokens} are for the answer"
             )
-    settings = {
+    return {
         "prompts": prompts,
         "lengths": list(lengths),
         "depth": depth,
         "answer_tokens": answer_tokens,
     }
-    groups = [
-        Group(NAME, length, partial(make_prompt, tokenizer, length, run.seed, depth, answer_tokens))
-        for length in lengths
-    ]
-    notes = ["Made-up data: random keys in filler lines, in words of ours and not of the published runs."]
-    return retrieval.evaluate(run, NAME, settings, groups, count, answer_tokens, notes)
 
 
 def make_prompt(

@@ -49,9 +49,7 @@ def evaluate(run: Run) -> dict[str, Any]:
       DataError: a text cannot be read.
     """
     started = time.monotonic()
-    tokens = options.whole_number(run.options, "perplexity_tokens", TOKENS, LEAST)
-    tokenizer = run.subject.trained.tokenizer
-    pieces, digest = load_pieces(tokenizer, run.options.get("perplexity_text"), tokens)
+    tokens, pieces, digest = _asked(run)
     others, pieces = pieces, pieces[: run.limit or len(pieces)]
     settings = {"tokens": tokens, "text": digest, "block": BLOCK}
     journal = run.journal(NAME, settings)
@@ -87,6 +85,17 @@ def _notes(run: Run) -> list[str]:
         f"data.source is {run.subject.config.data.source!r}.",
         *notes,
     ]
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, DataError for texts."""
+    _asked(run)
+
+
+def _asked(run: Run) -> tuple[int, list[Piece], str]:
+    """Tokens of a piece at most, the pieces, and a digest of their texts."""
+    tokens = options.whole_number(run.options, "perplexity_tokens", TOKENS, LEAST)
+    return tokens, *load_pieces(run.subject.trained.tokenizer, run.options.get("perplexity_text"), tokens)
 
 
 def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list[dict[str, Any]]:

@@ -53,8 +53,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     from hope_jax.evals.lm_eval_model import HopeLM
 
     began, log = time.monotonic(), progress(NAME)
-    wanted, folder, max_length = _options(run)
-    selection = sources.select(wanted, folder)
+    folder, max_length, selection = _asked(run)
     for line in selection.skipped:
         log.info("zeroshot: %s", line)
     settings = {
@@ -116,6 +115,18 @@ def _notes(
         return [*notes, "No request was truncated."]
     counts = ", ".join(f"{name} {truncated[name]} of {requests[name]}" for name in requests)
     return [*notes, f"Requests truncated to zeroshot_max_length={settings['max_length']}: {counts}."]
+
+
+def check(run: Run) -> None:
+    """Raises: ConfigError for options that cannot be, or without lm_eval; DataError for a file."""
+    sources.require_lm_eval()
+    _asked(run)
+
+
+def _asked(run: Run) -> tuple[Path | None, int | None, sources.Selection]:
+    """The folder of data, the limit of tokens, and the tasks."""
+    wanted, folder, max_length = _options(run)
+    return folder, max_length, sources.select(wanted, folder)
 
 
 def _options(run: Run) -> tuple[tuple[str, ...], Path | None, int | None]:

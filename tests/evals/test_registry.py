@@ -10,6 +10,8 @@ import pytest
 from hope_jax import evals
 from hope_jax.errors import ConfigError
 from hope_jax.evals import registry
+from hope_jax.evals.run import Run
+from tests.evals.subjects import subject
 
 FOLDER = Path(str(evals.__file__)).parent
 
@@ -47,3 +49,22 @@ def test_the_command_imports_no_evaluation_before_it_runs() -> None:
     loaded = set(done.stdout.split())
     assert "hope_jax.evals.session" in loaded
     assert not loaded & {"lm_eval", "datasets", *(entry.module for entry in registry.EVALS.values())}
+
+
+BAD = {
+    "passkey": {"passkey_lengths": [20]},
+    "niah": {"niah_tasks": ["foo"]},
+    "perplexity": {"perplexity_tokens": 1},
+    "zeroshot": {"zeroshot_tasks": "pica"},
+    "continual": {"learned_at": ["first"]},
+    "adaptation": {"learning_rates": [2.0]},
+    "class_incremental": {"intents": "absent"},
+    "synthetic": {"synthetic_strings": 0},
+}
+
+
+@pytest.mark.parametrize("name", registry.EVALS)
+def test_options_that_cannot_be_are_known_before_anything_runs(name: str, tmp_path: Path) -> None:
+    (key,) = BAD[name]
+    with pytest.raises(ConfigError, match=key.split("_")[0]):
+        registry.check(name, Run(subject(), tmp_path, options=BAD[name]))
