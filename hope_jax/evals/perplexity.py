@@ -24,7 +24,7 @@ from hope_jax.evals.arms import Records, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.long_context_figures import loss_over_position
 from hope_jax.evals.memorize import excerpt, unrelated
-from hope_jax.evals.perplexity_blocks import BLOCK, Losses, block_losses, estimates, joined, over_positions
+from hope_jax.evals.perplexity_losses import Losses, estimates, losses_of, over_positions
 from hope_jax.evals.perplexity_pieces import Piece, load_pieces
 from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED, Run, outcome, progress
 from hope_jax.evals.scoring import Row, read_rows
@@ -40,9 +40,9 @@ ALL, SECOND_HALF = "all", "second_half"
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The outcome: metrics "group/measure/arm"; groups are `all`, each source, `position_LOW_HIGH`, and with
-    memorization `second_half` and `second_half_position_LOW_HIGH`; see `perplexity_blocks.estimates`.
+    memorization `second_half` and `second_half_position_LOW_HIGH`; see `perplexity_losses.estimates`.
 
-    Intervals are over blocks of at most 128 tokens; paired tests are over pieces.
+    Intervals and paired tests are over pieces; of one piece there is none.
 
     Raises:
       ConfigError: options, or no text.
@@ -51,7 +51,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     started = time.monotonic()
     tokens, pieces, digest = _asked(run)
     others, pieces = pieces, pieces[: run.limit or len(pieces)]
-    settings = {"tokens": tokens, "text": digest, "block": BLOCK}
+    settings = {"tokens": tokens, "text": digest}
     journal = run.journal(NAME, settings)
     run = dataclasses.replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // tokens)))
     records = {arm: _read(run, journal, pieces, arm) for arm in (WRITES_ON, WRITES_OFF)}
@@ -140,12 +140,12 @@ def _second_halves(
 
 
 def _record(piece: Piece, log_probs: np.ndarray) -> dict[str, Any]:
-    losses = block_losses(-log_probs, piece.bytes, piece.words)
+    losses = losses_of(-log_probs, piece.bytes, piece.words)
     return {
         "key": piece.key,
         "source": piece.source,
         "nats_per_token": float(-log_probs.mean()),
-        "blocks": {name: column.tolist() for name, column in losses._asdict().items()},
+        "buckets": {name: column.tolist() for name, column in losses._asdict().items()},
     }
 
 
@@ -153,7 +153,7 @@ def _measured(group: str, records: Records, positions: str | None) -> dict[str, 
     """Metrics of a group, and by position under "positions_LOW_HIGH" if that is given."""
     metrics: dict[str, Any] = {}
     for arm, items in records.items():
-        losses = joined([Losses(**{k: np.array(v) for k, v in item["blocks"].items()}) for item in items])
+        losses = [Losses(**{k: np.array(v) for k, v in item["buckets"].items()}) for item in items]
         for name, estimate in estimates(losses).items():
             metrics[f"{group}/{name}/{arm}"] = statistics.as_json(estimate)
         for (low, high), estimate in over_positions(losses).items() if positions else ():

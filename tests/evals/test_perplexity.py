@@ -10,7 +10,7 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
 from hope_jax.evals import perplexity, scoring, statistics
 from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.perplexity_blocks import block_losses, estimates, joined, over_positions, ratio
+from hope_jax.evals.perplexity_losses import estimates, losses_of, over_positions, ratio
 from hope_jax.evals.perplexity_pieces import load_pieces
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import token_log_probs
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 def test_positions_are_as_computed_token_by_token() -> None:
     lengths = (700, 130, 5)
     texts = [(RNG.random(n), RNG.integers(1, 6, n), RNG.integers(0, 2, n)) for n in lengths]
-    losses = joined([block_losses(*text) for text in texts])
+    losses = [losses_of(*text) for text in texts]
     found = over_positions(losses)
     assert list(found) == [(0, 16), *((16 << i, 32 << i) for i in range(6))]
     for (low, high), estimate in found.items():
@@ -36,7 +36,8 @@ def test_positions_are_as_computed_token_by_token() -> None:
     assert whole["nats_per_byte"].value == pytest.approx(nats.sum() / byte_counts.sum())
     assert whole["nats_per_word"].value == pytest.approx(nats.sum() / words.sum())
     assert whole["perplexity"].value == pytest.approx(np.exp(nats.mean()))
-    assert losses.tokens.max() == 128 and losses.tokens.sum() == sum(lengths)
+    assert [int(text.tokens.sum()) for text in losses] == list(lengths)
+    assert [estimate.n for estimate in found.values()] == [3, 2, 2, 2, 2, 1, 1]
 
 
 def test_the_interval_of_a_ratio() -> None:
@@ -88,7 +89,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, quick: None) -> dict[str, An
     return perplexity.evaluate(run)
 
 
-def losses_of(found: dict[str, Any], arm: str) -> list[float]:
+def losses_in(found: dict[str, Any], arm: str) -> list[float]:
     return [item["nats_per_token"] for item in found["items"] if item["arm"] == arm]
 
 
@@ -103,7 +104,7 @@ def test_whole_pieces_cost_what_their_tokens_do_in_segments_of_any_size(
     monkeypatch.setattr(scoring, "_segment", lambda *_: 32)
     for own, other in zip(nats, token_log_probs(subject(), [p.tokens for p in pieces()]), strict=True):
         np.testing.assert_allclose(own, -other, atol=1e-5)
-    np.testing.assert_allclose(losses_of(found, "writes_on"), [n.mean() for n in nats], rtol=1e-5)
+    np.testing.assert_allclose(losses_in(found, "writes_on"), [n.mean() for n in nats], rtol=1e-5)
     for low, high in ((0, 16), (16, 32), (32, 64), (64, 128)):
         metric = found["metrics"][f"position_{low}_{high}/nats_per_token/writes_on"]
         assert metric["value"] == pytest.approx(np.mean([n[low:high] for n in nats]), rel=1e-5)
@@ -114,7 +115,7 @@ def test_whole_pieces_cost_what_their_tokens_do_in_segments_of_any_size(
 
 def test_without_writes_no_memory_learns(found: dict[str, Any]) -> None:
     """Up to the end of the first online chunk both read the same; after it memories have learnt."""
-    on, off = losses_of(found, "writes_on"), losses_of(found, "writes_off")
+    on, off = losses_in(found, "writes_on"), losses_in(found, "writes_off")
     assert all(a != b for a, b in zip(on, off, strict=True))
     both = [
         found["metrics"][f"position_0_16/nats_per_token/{arm}"]["value"]
@@ -130,8 +131,8 @@ def test_second_halves_are_read_alone_by_memories_of_the_first(found: dict[str, 
     memorized = Memorizer(subject(), Rule())([first.tokens for first, _ in halves]).fast
     for arm, fast in (("baseline", None), ("memorized", memorized)):
         wanted = token_log_probs(subject(), [second.tokens for _, second in halves], fast)
-        np.testing.assert_allclose(losses_of(found, arm), [-n.mean() for n in wanted], rtol=1e-5)
-    assert losses_of(found, "control") != losses_of(found, "memorized")
+        np.testing.assert_allclose(losses_in(found, arm), [-n.mean() for n in wanted], rtol=1e-5)
+    assert losses_in(found, "control") != losses_in(found, "memorized")
     assert "second_half/nats_per_token/memorized-control" in found["paired"]
     assert "second_half_position_32_64/nats_per_token/control" in found["metrics"]
     assert found["updates"]["memorized"]["cms/fast"]["updates_applied"] > 0
@@ -161,8 +162,8 @@ def test_a_memorized_second_half_is_marked_as_a_leak(tmp_path: Path, found: dict
     )  # fmt: skip
     leaky = perplexity.evaluate(run)
     assert leaky["metrics"]["second_half/nats_per_token/memorized"]["leak"]
-    assert losses_of(leaky, "memorized") != losses_of(found, "memorized")
-    assert losses_of(leaky, "baseline") == pytest.approx(losses_of(found, "baseline"), rel=1e-6)
+    assert losses_in(leaky, "memorized") != losses_in(found, "memorized")
+    assert losses_in(leaky, "baseline") == pytest.approx(losses_in(found, "baseline"), rel=1e-6)
 
 
 @pytest.mark.parametrize(
