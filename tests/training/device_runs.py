@@ -6,7 +6,7 @@ python tests/training/device_runs.py '[{"name": ..., "overrides": [...], "device
 Prints one JSON object a case: name -> {"differences": {devices: {quantity: largest difference from the first
 number of devices, over the largest value of that array}}, "collectives": {devices: {kind: times a step}},
 "split": arrays of parameters and fast state that are split at rest, "wrote": smallest number of writes of a
-level in a step}.
+level in a step, "applied": all writes}.
 """
 
 import json
@@ -93,13 +93,12 @@ def compare(case: dict[str, Any]) -> dict[str, Any]:
     for devices in rest:
         found, collectives[str(devices)], split = run(config, devices)
         differences[str(devices)] = difference(alone, found)
-    return {"differences": differences, "collectives": collectives, "split": split, "wrote": _wrote(alone)}
-
-
-def _wrote(found: dict[str, np.ndarray]) -> float:
-    """Smallest number of writes applied, over levels and steps; 1 where there are no levels."""
-    applied = [value.sum() for name, value in found.items() if ".updates_applied." in name]
-    return float(min(applied, default=1))
+    # Where there are no levels, one write stands for none.
+    applied = [float(value.sum()) for name, value in alone.items() if ".updates_applied." in name] or [1.0]
+    return {
+        "differences": differences, "collectives": collectives, "split": split,
+        "wrote": min(applied), "applied": sum(applied),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run(cases: list[dict[str, Any]], timeout: int = 300) -> dict[str, Any]:
     return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}
 
 
-def check(cases: list[dict[str, Any]], timeout: int = 300) -> None:
+def check(cases: list[dict[str, Any]], timeout: int = 300) -> dict[str, Any]:
     """Runs the cases; each alike on all devices, which meet as often as they should."""
     found = run(cases, timeout)
     for each in cases:
@@ -73,6 +73,7 @@ def check(cases: list[dict[str, Any]], timeout: int = 300) -> None:
                 # The compiler drops the sum of a gradient that is zero whatever the batch.
                 shares = expected.pop("reduce-scatter", 0)
                 assert 0 <= met.pop("reduce-scatter", 0) <= shares and met == expected, each["name"]
+    return found
 
 
 def meetings(each: dict[str, Any], params: int, fast: int) -> dict[str, int]:
@@ -118,6 +119,27 @@ SLOW = ("together", "selfmod", "more", "float32")
 )
 def test_any_number_of_devices_gives_what_one_gives(group: str) -> None:
     check(GROUPS[group])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("variant", "mode", "scope", "threshold"),
+    [
+        ("hope_attention", "online", (), 0.0095),
+        ("hope_hybrid", "online", (), 0.0095),
+        ("hope_selfmod", "two_pass", (), 0.0115),
+        ("titan", "through_writes", BATCH, 0.0115),
+    ],
+)
+def test_gates_open_for_the_same_writes(
+    variant: str, mode: str, scope: tuple[str, ...], threshold: float
+) -> None:
+    """The threshold lies among the surprises, so some writes are gated and some are not."""
+    gate = f"model.surprise_threshold={threshold}"
+    gated = case(variant, mode, *scope, gate, sums=None)
+    without = case(variant, mode, *scope, devices=(1, 2), sums=None)
+    found = check([gated, without])
+    assert 0 < found[gated["name"]]["applied"] < found[without["name"]]["applied"]
 
 
 def grid() -> list[Any]:
