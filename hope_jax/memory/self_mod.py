@@ -159,8 +159,7 @@ class SelfMod:
         whose unfinished chunks are not written. fast None: read the initial weights, write nothing.
         reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
         them would make of it, at the end of every chunk.
-        active_n: bool [n], False: padding, which changes no weight (eta 0, alpha 1; the buffer of `momentum`
-        still takes it in); None: all True.
+        active_n: bool [n], False: padding, which changes nothing (eta 0, alpha 1); None: all True.
         Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
         statistics of each level.
         """

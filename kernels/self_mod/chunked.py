@@ -36,8 +36,7 @@ powers grow until float32 loses the result."""
 class Tokens(NamedTuple):
     """The stream that a group is written with. k, v: [C, D]; eta, log_alpha: [C], at least float32.
 
-    A token with eta = 0 and log_alpha = 0 writes nothing if there is no momentum; with momentum, name it in
-    `live` of `write_chunk`.
+    A token with eta = 0 and log_alpha = 0, as padding has, changes no weight and no momentum buffer.
     """
 
     k: jax.Array
@@ -287,9 +286,13 @@ def factors_of_chunk(
 
     products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
     dtype, decays and the C x C algebra in at least float32. live: bool [C]; a token that is not live is an
-    exact identity, whatever it holds, and gets no gradient. None: all are live.
+    exact identity, whatever it holds, and gets no gradient. None: all are live, but with momentum those with
+    eta = 0 and log_alpha = 0, which without it write nothing anyway.
     """
-    live = jnp.ones(tokens.k.shape[0], bool) if live is None else live
+    if live is None:
+        live = jnp.ones(tokens.k.shape[0], bool)
+        if rule.momentum:
+            live = (tokens.eta != 0) | (tokens.log_alpha != 0)
     k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
     eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
     decays = _decays(eta, log_alpha, live, rule.momentum)
