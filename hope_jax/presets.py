@@ -186,20 +186,31 @@ def synthetic_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
     return config
 
 
+def synthetic_hope_attention_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
+    """HOPE-attention on a synthetic task, with a convolution before its attention. The row is one online
+    chunk, and the CMS (rate 0) is an MLP."""
+    config = synthetic_config(task, seq_len, vocab_size)
+    config.model.update({"block_variant": "hope_attention", "local_conv_window": 4})
+    set_levels(config, {"cms": seq_len}, lr=0.0, optimizer="sgd")
+    config.train.update({"steps": 300, "online_chunk_size": seq_len})
+    config.optim.lr = 4e-3
+    return config
+
+
 def synthetic_hope_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
     """HOPE on a synthetic task: one narrow layer whose self-modifying memories write after every token, at
     rates that can turn a state's sign. The row is one online chunk, so teach signals write nothing that is
     read: the CMS is an MLP."""
     config = synthetic_config(task, seq_len, vocab_size)
-    config.model.update({"block_variant": "hope_selfmod", "self_mod_lr": 0.5})
+    config.model.update({"block_variant": "hope_selfmod", "self_mod_lr": 0.3})
     set_size(config, dim=16, num_layers=1, heads=2)
     set_levels(config, {"cms": seq_len}, lr=0.0, optimizer="sgd")
     config.model.self_modifying.update(
         {"chunk_size": 1, "chunk_size_memory": 1, "local_conv_window": 0, "value_norm": 0.5}
     )
     config.data.batch_size = 16
-    config.train.update({"steps": 400, "online_chunk_size": seq_len})
-    config.optim.update({"lr": 1e-2, "weight_decay": 0.0})
+    config.train.update({"steps": 1000, "online_chunk_size": seq_len})
+    config.optim.update({"lr": 3e-3, "weight_decay": 0.0})
     config.eval.every = 50
     config.checkpoint.every = 100
     return config

@@ -2,7 +2,7 @@
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/aa_hope.py
 Hardware: 1 CPU core
-Time:     7 minutes beside a dozen other processes
+Time:     1 minute beside other processes
 Expect:   All strings right, also those twice as long.
 """
 
@@ -11,4 +11,8 @@ from hope_jax.presets import synthetic_hope_config
 
 
 def get_config() -> OrderedConfig:
-    return synthetic_hope_config("aa", seq_len=50, vocab_size=3)
+    config = synthetic_hope_config("aa", seq_len=50, vocab_size=3)
+    config.model.self_mod_lr = 0.5  # the others' rates diverge here
+    config.train.steps = 400
+    config.optim.lr = 1e-2
+    return config

@@ -8,14 +8,10 @@ Expect:   All answers right.
 """
 
 from hope_jax.config import OrderedConfig
-from hope_jax.presets import set_levels, synthetic_config
+from hope_jax.presets import synthetic_hope_attention_config
 
 
 def get_config() -> OrderedConfig:
-    config = synthetic_config("in_context_recall", seq_len=64, vocab_size=16)
+    config = synthetic_hope_attention_config("in_context_recall", seq_len=64, vocab_size=16)
     config.data.task_options = {"length": 64}
-    config.model.update({"block_variant": "hope_attention", "local_conv_window": 4})
-    set_levels(config, {"cms": 64}, lr=0.0, optimizer="sgd")
-    config.train.update({"steps": 300, "online_chunk_size": 64})
-    config.optim.lr = 4e-3
     return config
