@@ -74,6 +74,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         updates=update_statistics(found[-1]),
         table={arm: _table(arm, segments, found) for arm in run.arms},
         forgetting={arm: _forgetting(arm, segments, since, found) for arm in run.arms},
+        notes=_notes(names),
         items=[
             {"checkpoint": name, "arm": arm, **record}
             for name, records in zip(names, found, strict=True)
@@ -83,6 +84,15 @@ def evaluate(run: Run) -> dict[str, Any]:
     )
     journal.close()
     return result
+
+
+def _notes(checkpoints: Sequence[str]) -> list[str]:
+    if len(checkpoints) > 1:
+        return []
+    return [
+        f"Of one checkpoint ({checkpoints[0]}) there is neither forgetting nor transfer; give a run "
+        "with more of them, or --option=checkpoints=PATH,PATH."
+    ]
 
 
 def check(run: Run) -> None:

@@ -61,10 +61,12 @@ def writing_streamer(subject: Subject, rule: Rule) -> Streamer:
 
 
 def fitting(model: HopeModel, rule: Rule) -> Rule | None:
-    """The rule with those of its memories and layers that the model has; None: none of them."""
-    paths = tuple(path for path in rule.paths if path in paths_of(model))
+    """The rule with those of its memories and layers that the model has; None: none of them, or no
+    memories at all."""
+    known = paths_of(model)
+    paths = tuple(path for path in rule.paths if path in known)
     layers = tuple(layer for layer in rule.layers if 0 <= layer < model.spec.num_layers)
-    if bool(paths) != bool(rule.paths) or bool(layers) != bool(rule.layers):
+    if not known or bool(paths) != bool(rule.paths) or bool(layers) != bool(rule.layers):
         return None
     return rule._replace(paths=paths, layers=layers)
 

@@ -107,9 +107,15 @@ def check_length(
     seed: int,
     answer_tokens: int = ANSWER_TOKENS,
 ) -> None:
-    """Raises ConfigError, which names the least length, if one of the first `count` samples has no room."""
+    """Raises ConfigError, which names the least number, if one of the first `count` samples has no room for
+    its needles or its answers."""
     word = Prose(["Word."])
-    drafts = (_Draft(tokenizer, name, length, i, seed, word) for i in range(count))
+    drafts = [_Draft(tokenizer, name, length, i, seed, word) for i in range(count)]
+    room = max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
+    if room > answer_tokens:
+        raise ConfigError(
+            f"niah_answer_tokens={answer_tokens}: too few for the answers of {name}: want at least {room}"
+        )
     least = max(draft.tokens(1) for draft in drafts) + answer_tokens
     if least > length:
         raise ConfigError(

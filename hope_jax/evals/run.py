@@ -79,7 +79,8 @@ def outcome(
 
     metrics: "task/metric/arm" -> `statistics.as_json`. paired: "task/metric/memorized-baseline" ->
     `statistics.paired_as_json`. Where `use_correct_answer` was asked for, the arm `memorized` and its
-    differences carry `"leak": true`.
+    differences carry `"leak": true`. more: further fields; to its `notes` comes what `updates` show of
+    arms that did not write alike.
     """
     own = run.settings(name, settings)
     asked = run.memorize.use_correct_answer
@@ -100,7 +101,37 @@ def outcome(
         "seconds": seconds,
         **more,
     }
+    notes = [*more.get("notes", ()), *_unlike(more.get("updates", {}))]
+    found |= {"notes": notes} if notes else {}
     return {**found, "items": list(items)} if run.records else found
+
+
+def _unlike(updates: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """A note where the control arm has not written as often as the memorized one.
+
+    Both read as many tokens; but a gate opens by surprise, and their texts need not surprise alike.
+    """
+    if not {MEMORIZED, CONTROL} <= set(updates):
+        return []
+    levels = updates[MEMORIZED]
+    apart = {}
+    for level, of in levels.items():
+        one, other = of["updates_applied"], updates[CONTROL][level]["updates_applied"]
+        if abs(one - other) > _ALIKE * max(one, other):
+            apart[level] = (one, other)
+    if not apart:
+        return []
+    level = max(apart, key=lambda name: abs(apart[name][0] - apart[name][1]))
+    one, other = apart[level]
+    return [
+        f"The control arm wrote {other:.3g} times an item in {level} where the memorized arm wrote {one:.3g} "
+        "times, as their texts do not surprise this model alike: what parts the two arms is not the text "
+        "alone. --memorize_surprise_threshold=0 lets both write alike."
+    ]
+
+
+_ALIKE = 0.1
+"""Share by which two arms' writes may differ without a note."""
 
 
 def _marked(key: str, value: Mapping[str, Any], leak: bool) -> dict[str, Any]:

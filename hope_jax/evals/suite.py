@@ -114,9 +114,10 @@ def main(argv: list[str]) -> int:
 
     done = session.run(plan)
     print(plan.out / "report.html", flush=True)
-    _warn_of_unread(plan.options, session.options_read(done))
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
-    if failed:
+    if not failed:  # what those would have read is not known
+        _warn_of_unread(plan.options, session.options_read(done))
+    else:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
     return 1 if failed else 0
 

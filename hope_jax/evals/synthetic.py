@@ -5,6 +5,7 @@ written with the answers of earlier online chunks, which of parity is all that l
 write while they read write always. There is nothing to memorize beforehand: the one arm is the baseline.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,11 @@ STRINGS = 500
 _SEED = "held out"
 """Begins the seed of the strings, which training's seeds, being numbers, never equal."""
 
+_NO_MEMORIZATION = (
+    "Memorization does not apply: a string that has been read before would tell its answers, so there is the "
+    "baseline alone."
+)
+
 _LENGTHS = 10
 """Tokens of a step of the curve over length."""
 
@@ -51,6 +57,8 @@ def evaluate(run: Run) -> dict[str, Any]:
       ConfigError: the checkpoint was trained on something else.
     """
     started, (name, task) = time.monotonic(), task_of(run.subject)
+    notes = [] if run.arms == (BASELINE,) else [_NO_MEMORIZATION]
+    run = dataclasses.replace(run, arms=(BASELINE,))
     count, targets = _options(run)
     settings = {"task": name, "strings": count, "targets": targets}
     journal, metrics, items = run.journal(NAME, settings), {}, []
@@ -74,7 +82,14 @@ def evaluate(run: Run) -> dict[str, Any]:
         items += [{"split": at, "item": i, "hits": row.astype(int).tolist()} for i, row in enumerate(hits)]
     seconds = time.monotonic() - started
     result = outcome(
-        run, NAME, settings=settings, metrics=metrics, seconds=seconds, items=items, by_length=curves
+        run,
+        NAME,
+        settings=settings,
+        metrics=metrics,
+        seconds=seconds,
+        items=items,
+        by_length=curves,
+        notes=notes,
     )
     journal.close()
     return result

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hope_jax.errors import ConfigError
-from hope_jax.evals.memorize import Memorizer, Rule, unrelated
+from hope_jax.evals.memorize import Memorizer, Rule, fitting, unrelated
 from hope_jax.evals.scoring import token_log_probs
 from hope_jax.evals.selective import paths_of
 from hope_jax.learning.stream import Streamer
@@ -111,6 +111,16 @@ def test_unknown_paths_and_layers_are_refused_with_those_there_are():
         Memorizer(subject(), Rule(layers=(2,)))
     with pytest.raises(ConfigError, match="at least 1"):
         Memorizer(subject(), Rule(steps=0))
+
+
+def test_a_rule_is_cut_to_what_a_model_has():
+    def model(variant: str) -> HopeModel:
+        return subject(variant).trained.streamer.model
+
+    rule = Rule(paths=("titan", "fast"), layers=(1, 7))
+    assert fitting(model("hope_attention"), rule) == rule._replace(paths=("fast",), layers=(1,))
+    assert fitting(model("hope_attention"), Rule(paths=("titan",))) is None
+    assert fitting(model("transformer"), Rule()) is None, "no memories at all"
 
 
 def test_unrelated_texts_are_of_the_length_asked_for_and_differ_by_seed():

@@ -171,6 +171,12 @@ def test_too_short_a_length_names_the_least_one() -> None:
         check_length(TOKENIZER, "niah_multiquery", 300, 4, seed=0)
     least = int(re.findall(r"at least (\d+)", str(e.value))[0])
     check_length(TOKENIZER, "niah_multiquery", least + 30, 4, seed=0)
+    with pytest.raises(
+        ConfigError, match=r"niah_answer_tokens=16: too few .* niah_multiquery: want at least (\d+)"
+    ) as e:
+        check_length(TOKENIZER, "niah_multiquery", 2000, 4, seed=0, answer_tokens=16)
+    least = int(re.findall(r"at least (\d+)", str(e.value))[0])
+    check_length(TOKENIZER, "niah_multiquery", 2000, 4, seed=0, answer_tokens=least)
     with pytest.raises(ConfigError, match="niah_multikey_3 .sample 2.: want at least"):
         made("niah_multikey_3", 200, 2)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hope_jax.evals import niah, passkey, perplexity, report, zeroshot
-from hope_jax.evals.run import Run
+from hope_jax.evals import continual, niah, passkey, perplexity, report, zeroshot
+from hope_jax.evals.run import Run, outcome
 from hope_jax.evals.runner import Result
 from hope_jax.evals.scoring import Read, Row
 from tests.evals.subjects import subject
@@ -81,6 +81,32 @@ def test_zero_shot_data_are_described(run: Run) -> None:
     cut = f"piqa {found['piqa']} of 4, lambada 0 of 2, wikitext 2 of 2."
     assert found["piqa"] and f"Requests truncated to zeroshot_max_length=20: {cut}" in section
     assert "About the data" not in section
+
+
+def test_arms_that_did_not_write_alike_are_named(run: Run) -> None:
+    def notes(memorized: float, control: float) -> list[str]:
+        wrote = {"memorized": memorized, "control": control}
+        updates = {
+            arm: {"cms/fast": {"updates_applied": n}, "self_mod/memory": {"updates_applied": 9.0}}
+            for arm, n in wrote.items()
+        }
+        return outcome(run, "x", settings={}, metrics={}, seconds=1, updates=updates, notes=["first"])[
+            "notes"
+        ]
+
+    assert notes(10, 9.1) == ["first"]
+    first, unlike = notes(9.4, 3.8)
+    assert (
+        first == "first" and "wrote 3.8 times an item in cms/fast where the memorized arm wrote 9.4" in unlike
+    )
+    assert "notes" not in outcome(run, "x", settings={}, metrics={}, seconds=1)
+
+
+def test_one_checkpoint_forgets_nothing(run: Run) -> None:
+    options = {"segment_bytes": 4096, "block_tokens": 15}
+    found = continual.evaluate(dataclasses.replace(run, limit=1, options=options))
+    assert not any("forgetting" in key for key in found["metrics"])
+    assert "there is neither forgetting nor transfer; give a run with more" in found["notes"][0]
 
 
 def test_an_index_of_several_checkpoints_has_the_notes_of_each(tmp_path: Path) -> None:

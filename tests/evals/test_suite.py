@@ -192,6 +192,8 @@ def test_an_evaluation_that_fails_stops_no_other(
         )
         assert "error: crash of one/2 failed: ZeroDivisionError at made_up.py:" in done.err
         assert "Traceback" not in done.err
+    done = command(f"{line} --option=its_own=1")
+    assert done.code == 1 and "no evaluation has read" not in done.err, "the one that failed may read it"
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text()
         assert "data failed: data of the made-up evaluation are missing; bring them" in text

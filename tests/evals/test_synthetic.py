@@ -1,5 +1,6 @@
 """Evaluation of synthetic tasks: hand-made predictors, no leak of answers, the ordinary command, resuming."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from hope_jax.data.synthetic import TASKS, Example
 from hope_jax.data.synthetic.rows import Strings
 from hope_jax.errors import BundleError, ConfigError, DataError
 from hope_jax.evals import registry, synthetic
-from hope_jax.evals.run import Run
+from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.runner import run_all
 from hope_jax.evals.subject import Subject, open_subject
 from hope_jax.training.bundle import write as write_bundle
@@ -91,6 +92,10 @@ def test_every_split_is_measured_with_its_chance(trained: Path, tmp_path: Path) 
     longer_ones = {**result["by_length"], "bin1": [*result["by_length"]["bin1"], more]}
     assert set(synthetic.figures({**result, "by_length": longer_ones})) == {"synthetic"}
     assert json.loads(json.dumps(result)) == result
+    everything = dataclasses.replace(run_of(tmp_path, open_subject(trained / "run")), arms=ARMS)
+    asked_for = synthetic.evaluate(everything)
+    assert asked_for["metrics"] == metrics and asked_for["settings"]["arms"] == ["baseline"]
+    assert "Memorization does not apply" in asked_for["notes"][0] and not result["notes"]
 
 
 def test_a_killed_evaluation_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
