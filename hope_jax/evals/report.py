@@ -8,7 +8,7 @@ from typing import Any
 
 from hope_jax.evals import registry, report_blocks, report_figures
 from hope_jax.evals.report_blocks import Block, Folded, Heading, Links, Note, Plot, Table, Values, Warn
-from hope_jax.evals.report_figures import LEAK, split
+from hope_jax.evals.report_figures import LEAK, WITHOUT_MODEL, split
 from hope_jax.evals.run import ARMS
 from hope_jax.evals.runner import Result
 from hope_jax.training.figures import loss_figure
@@ -93,7 +93,7 @@ def _overview(results: Sequence[Result]) -> Iterator[Block]:
         [
             registry.EVALS[r.name].title,
             str(len(r.outcome["metrics"])),
-            str(max((m.get("n") or 0 for m in r.outcome["metrics"].values()), default=0)),
+            str(max((m.get("n") or 0 for m in _of_items(r.outcome["metrics"])), default=0)),
             "leak" if r.outcome.get("leak") else "",
             f"{r.outcome.get('seconds') or 0:,.0f}",
         ]
@@ -104,6 +104,11 @@ def _overview(results: Sequence[Result]) -> Iterator[Block]:
     yield Table(["evaluation", "figures", "items at most", "leak", "seconds"], rows)
     yield Links({f"{r.name}.json": f"{r.name}.json" for r in done})
     yield Note(_LEGEND)
+
+
+def _of_items(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those of arms with a model: what has none may count a whole split."""
+    return (value for key, value in metrics.items() if split(key)[2] not in WITHOUT_MODEL)
 
 
 def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:

@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hope_jax.evals.run import ARMS
+from hope_jax.evals.zeroshot_metrics import LENGTH_ONLY, MAJORITY
 from hope_jax.training.figures import GREY, HELD_OUT, INK, NO_WRITES, STYLE, TRAIN
 
 COLORS = {"": TRAIN, "baseline": TRAIN, "memorized": HELD_OUT, "control": NO_WRITES}
 _OTHERS = ("#5b8c5a", "#8a6fb0", GREY, "#4f9da6")
 LEAK = "leak by design: what is memorized holds the right answer"
+WITHOUT_MODEL = (LENGTH_ONLY, MAJORITY)
 _MOST_ROWS = 40
 """Metrics that one panel can show."""
 
@@ -102,4 +104,4 @@ def differences_figure(paired: Mapping[str, Mapping[str, Any]]) -> Figure | None
 def mark_leak(figure: Figure, leak: bool) -> None:
     """Writes into a plot that figures in it come from a leak."""
     if leak:
-        figure.text(0.995, 0.003, LEAK, color=HELD_OUT, fontsize=7, ha="right", va="bottom")
+        figure.supxlabel(LEAK, x=0.995, color=HELD_OUT, fontsize=7, ha="right")  # the layout makes room

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hope_jax.evals import registry, report, report_figures
 from hope_jax.evals.registry import Entry
@@ -79,6 +81,26 @@ def test_a_leak_is_marked_in_tables_captions_and_plots(tmp_path: Path) -> None:
     assert drawn is not None and LEAK in [text.get_text() for text in drawn.texts]
     clean = report_figures.metrics_figure(outcome()["metrics"])
     assert clean is not None and not clean.texts
+
+
+def test_the_mark_of_a_leak_covers_no_label() -> None:
+    test = {"delta": -0.25, "ci95": [-0.5, 0.01], "leak": True}
+    bottom = report_figures.differences_figure({"t/loss/memorized": test})
+    labelled = Figure(figsize=(6, 2), layout="constrained")
+    labelled.subplots().set_xlabel("tokens before, and more words up to the right end of the axis")
+    report_figures.mark_leak(labelled, True)
+    for figure in (bottom, labelled):
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+        (mark,) = [text for text in figure.texts if text.get_text() == LEAK]
+        for axes in figure.axes:
+            assert not mark.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+def test_the_overview_counts_the_items_of_models_only(tmp_path: Path) -> None:
+    result = outcome()
+    result["metrics"]["piqa/acc/majority_class"] = {"value": 0.2, "ci95": None, "n": 1221, "chance": 0.5}
+    assert "| Made up | 4 | 64 |  | 2 |" in written(tmp_path, [Result("made", result)])["md"]
 
 
 def test_the_comparison_is_reported_with_holms_values(tmp_path: Path) -> None:
