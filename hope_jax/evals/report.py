@@ -31,9 +31,9 @@ _LEGEND = (
     "Brackets hold 95 % intervals: Wilson's for shares, Student's for means. n: items. Paired tests are item "
     "by item; p values of one evaluation are not corrected for their number. Arms: baseline reads "
     "the item alone; memorized has first read and written the item's own text; control an unrelated text of "
-    "the same length. A gain over baseline may be mere adaptation. Control reads as many tokens, "
-    "but may write less where its text surprises less: the table of updates shows both, and "
-    "--memorize_surprise_threshold=0 makes their writes equal."
+    "the same length. A gain over baseline may be mere adaptation. Control reads as many tokens, but may "
+    "write less where its text surprises less (and more where more): the table of updates shows both, and "
+    "--memorize_surprise_threshold=0 makes the numbers of their writes equal, not their sizes."
 )
 _AGAINST = "Against the baseline"
 _LOG = ("eval_loss", "eval_loss_no_writes", "unigram_entropy", "loss")
