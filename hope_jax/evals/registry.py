@@ -16,13 +16,15 @@ from hope_jax.evals.subject import Subject
 class Entry(NamedTuple):
     """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
     by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
-    the newest is its subject. symbols: of models of synthetic tasks; the others are of models of text."""
+    the newest is its subject. symbols: of models of synthetic tasks; the others are of models of text.
+    headlines: see `report_figures.headlines`."""
 
     module: str
     title: str
     needs: tuple[str, ...] = ()
     whole_run: bool = False
     symbols: bool = False
+    headlines: tuple[str, ...] = ()
 
 
 class Evaluation(Protocol):
@@ -36,12 +38,26 @@ class Evaluation(Protocol):
 EVALS: dict[str, Entry] = {
     "passkey": Entry("hope_jax.evals.passkey", "Passkey"),
     "niah": Entry("hope_jax.evals.niah", "Needles in a haystack"),
-    "perplexity": Entry("hope_jax.evals.perplexity", "Perplexity of long texts"),
+    "perplexity": Entry(
+        "hope_jax.evals.perplexity",
+        "Perplexity of long texts",
+        headlines=("all/nats_per_token", "second_half/nats_per_token"),
+    ),
     "zeroshot": Entry("hope_jax.evals.zeroshot", "Zero-shot tasks", needs=("zeroshot_data",)),
-    "continual": Entry("hope_jax.evals.continual", "Forgetting over checkpoints", whole_run=True),
-    "adaptation": Entry("hope_jax.evals.adaptation", "Online adaptation"),
+    "continual": Entry(
+        "hope_jax.evals.continual",
+        "Forgetting over checkpoints",
+        whole_run=True,
+        headlines=("all/nats_per_token", "all/forgetting"),
+    ),
+    "adaptation": Entry(
+        "hope_jax.evals.adaptation", "Online adaptation", headlines=("held_out/nats_per_token",)
+    ),
     "class_incremental": Entry(
-        "hope_jax.evals.class_incremental", "Class-incremental learning", needs=("intents",)
+        "hope_jax.evals.class_incremental",
+        "Class-incremental learning",
+        needs=("intents",),
+        headlines=("accuracy_raw",),
     ),
     "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks", symbols=True),
 }

@@ -4,11 +4,22 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hope_jax.evals import registry, report_blocks, report_figures
-from hope_jax.evals.report_blocks import Block, Folded, Heading, Links, Note, Plot, Table, Values, Warn
-from hope_jax.evals.report_figures import LEAK, split
+from hope_jax.evals.report_blocks import (
+    Block,
+    Folded,
+    Heading,
+    Links,
+    Note,
+    Plot,
+    Table,
+    Values,
+    Warn,
+    anchor,
+)
+from hope_jax.evals.report_figures import LEAK, WITHOUT_MODEL, split
 from hope_jax.evals.run import ARMS
 from hope_jax.evals.runner import Result
 from hope_jax.training.figures import loss_figure
@@ -20,8 +31,11 @@ _LEGEND = (
     "Brackets hold 95 % intervals: Wilson's for shares, Student's for means. n: items. Paired tests are item "
     "by item; p values of one evaluation are not corrected for their number. Arms: baseline reads "
     "the item alone; memorized has first read and written the item's own text; control an unrelated text of "
-    "the same length, so a gain over baseline may be mere adaptation, a gain over control is of the text."
+    "the same length. A gain over baseline may be mere adaptation. Control reads as many tokens, but may "
+    "write less where its text surprises less (and more where more): the table of updates shows both, and "
+    "--memorize_surprise_threshold=0 makes the numbers of their writes equal, not their sizes."
 )
+_AGAINST = "Against the baseline"
 _LOG = ("eval_loss", "eval_loss_no_writes", "unigram_entropy", "loss")
 
 
@@ -49,16 +63,29 @@ def write_report(
     report_blocks.write(out, name, sub, blocks)
 
 
-def write_index(out: Path, entries: Mapping[str, tuple[str, Sequence[Result]]]) -> None:
-    """Writes the `report.html` and `report.md` above several reports.
+class Reported(NamedTuple):
+    """A report below an index. folder: beside the index."""
 
-    entries: name of a checkpoint -> its folder in `out`, its results.
+    folder: str
+    results: Sequence[Result]
+
+
+def write_index(
+    out: Path,
+    entries: Mapping[str, Reported],
+    *,
+    baseline: tuple[str, str] | None = None,
+    steps: Mapping[str, int] | None = None,
+) -> None:
+    """Writes the `report.html`, `report.md` and `plots/` above several reports.
+
+    entries: by the names of the checkpoints. baseline: name and folder of the one that all are compared with.
+    steps: of the checkpoints, if they are of one run.
     """
     blocks: list[Block] = [Note(_LEGEND)]
     for name, (_, results) in entries.items():
         blocks += _problems(results, f"{name}: ")
-    links = {f"{name}: report": f"{folder}/report.html" for name, (folder, _) in entries.items()}
-    blocks += [Heading("Reports"), Links(links)]
+    blocks += [Heading("Reports"), Links(_links(entries, baseline))]
     for name, entry in registry.EVALS.items():
         found = {
             who: result.outcome
@@ -67,17 +94,51 @@ def write_index(out: Path, entries: Mapping[str, tuple[str, Sequence[Result]]]) 
             if result.name == name and result.outcome is not None
         }
         if found:
-            keys = dict.fromkeys(key for outcome in found.values() for key in outcome["metrics"])
-            rows = [
-                [key, *(_estimate(outcome["metrics"].get(key)) for outcome in found.values())]
-                + [_chance(next(o["metrics"][key] for o in found.values() if key in o["metrics"]))]
-                for key in keys
-            ]
             notes = [
                 Note(f"{who}: {note}") for who, outcome in found.items() for note in outcome.get("notes", ())
             ]
-            blocks += [Heading(entry.title), *notes, Table(["metric", *found, "chance"], rows)]
+            metrics = {who: outcome["metrics"] for who, outcome in found.items()}
+            blocks += [Heading(entry.title), *notes, *_over_checkpoints(name, metrics, steps)]
+            blocks.append(_side_by_side(metrics))
     report_blocks.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
+
+
+def _links(entries: Mapping[str, Reported], baseline: tuple[str, str] | None) -> dict[str, str]:
+    links = {}
+    for name, entry in entries.items():
+        links[f"{name}: report"] = f"{entry.folder}/report.html"
+        if baseline is not None:
+            links[f"{name} against {baseline[0]}"] = f"{entry.folder}/report.html#{anchor(_AGAINST)}"
+    if baseline is not None:
+        links[f"{baseline[0]}, the baseline: report"] = f"{baseline[1]}/report.html"
+    return links
+
+
+def _over_checkpoints(
+    name: str, found: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int] | None
+) -> Iterator[Block]:
+    """The plot of an evaluation's headlines; none of a single checkpoint."""
+    shown = report_figures.headlines(found, registry.EVALS[name].headlines)
+    if len(found) < 2 or not shown:
+        return
+    values = [m[key] for m in found.values() for arms in shown.values() for key in arms.values() if key in m]
+    caption = f"{registry.EVALS[name].title}: {', '.join(shown)} over {'steps' if steps else 'checkpoints'}"
+    caption += f", with 95 % intervals ({_counts(values)})"
+    if any(value.get("leak") for value in values):
+        caption += f"; {LEAK}"
+    yield Plot(f"{name}-checkpoints", report_figures.checkpoints_figure(found, shown, steps), caption)
+
+
+def _side_by_side(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each metric, a column for each checkpoint."""
+    firsts: dict[str, Mapping[str, Any]] = {}
+    for metrics in found.values():
+        firsts |= {key: value for key, value in metrics.items() if key not in firsts}
+    rows = [
+        [key, *(_estimate(metrics.get(key)) for metrics in found.values()), _chance(first)]
+        for key, first in firsts.items()
+    ]
+    return Table(["metric", *found, "chance"], rows)
 
 
 def _problems(results: Sequence[Result], who: str = "") -> list[Block]:
@@ -93,7 +154,7 @@ def _overview(results: Sequence[Result]) -> Iterator[Block]:
         [
             registry.EVALS[r.name].title,
             str(len(r.outcome["metrics"])),
-            str(max((m.get("n") or 0 for m in r.outcome["metrics"].values()), default=0)),
+            str(max((m.get("n") or 0 for m in _of_items(r.outcome["metrics"])), default=0)),
             "leak" if r.outcome.get("leak") else "",
             f"{r.outcome.get('seconds') or 0:,.0f}",
         ]
@@ -104,6 +165,11 @@ def _overview(results: Sequence[Result]) -> Iterator[Block]:
     yield Table(["evaluation", "figures", "items at most", "leak", "seconds"], rows)
     yield Links({f"{r.name}.json": f"{r.name}.json" for r in done})
     yield Note(_LEGEND)
+
+
+def _of_items(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those of arms with a model: what has none may count a whole split."""
+    return (value for key, value in metrics.items() if split(key)[2] not in WITHOUT_MODEL)
 
 
 def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
@@ -197,7 +263,7 @@ def _leaves(updates: Mapping[str, Any], who: str = "") -> Iterator[tuple[str, Ma
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
-    yield Heading("Against the baseline")
+    yield Heading(_AGAINST)
     yield Note(
         f"Checkpoint minus {comparison['baseline']['checkpoint']} over the items of both, under the same "
         "seeds. Holm's p values are corrected for all tests of an evaluation. Numbers: comparison.json."

@@ -90,7 +90,7 @@ def write(out: Path, title: str, sub: str, blocks: Sequence[Block]) -> None:
 def _html(block: Block) -> str:
     match block:
         case Heading(text):
-            return f'<h2 id="{_anchor(text)}">{escape(text)}</h2>'
+            return f'<h2 id="{anchor(text)}">{escape(text)}</h2>'
         case Note(text):
             return f'<p class="note">{escape(text)}</p>'
         case Warn(text):
@@ -143,5 +143,6 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _anchor(text: str) -> str:
+def anchor(text: str) -> str:
+    """The id of a heading."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

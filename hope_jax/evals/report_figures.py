@@ -9,11 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hope_jax.evals.run import ARMS
+from hope_jax.evals.zeroshot_metrics import LENGTH_ONLY, MAJORITY
 from hope_jax.training.figures import GREY, HELD_OUT, INK, NO_WRITES, STYLE, TRAIN
 
 COLORS = {"": TRAIN, "baseline": TRAIN, "memorized": HELD_OUT, "control": NO_WRITES}
 _OTHERS = ("#5b8c5a", "#8a6fb0", GREY, "#4f9da6")
 LEAK = "leak by design: what is memorized holds the right answer"
+_MOST_LINES = 6
+WITHOUT_MODEL = (LENGTH_ONLY, MAJORITY)
 _MOST_ROWS = 40
 """Metrics that one panel can show."""
 
@@ -49,11 +52,106 @@ def metrics_figure(metrics: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         for axes, (metric, tasks) in zip(grid, panels.items(), strict=True):
             _panel(axes, metric, tasks)
         arms = dict.fromkeys(arm for tasks in panels.values() for rows in tasks.values() for arm, _ in rows)
-        if len(arms) > 1:
-            marks = [mpl.lines.Line2D([], [], color=color(arm), marker="o", label=arm) for arm in arms]
-            figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False)
+        _legend(figure, {arm: color(arm) for arm in arms})
         mark_leak(figure, any(value.get("leak") for value in metrics.values()))
         return figure
+
+
+def headlines(
+    found: Mapping[str, Mapping[str, Any]], wanted: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
+    """What a plot over checkpoints shows: a panel "task/metric" -> a line for each arm -> the metric's key.
+
+    Panels are those that `wanted` names as "task/metric" or, of any task, "metric"; without any, all of the
+    first metric. Of these, in order, as many as have six lines together, of the first six at most. Arms
+    without a model are none. found: name of a checkpoint -> its metrics.
+    """
+    panels: dict[str, dict[str, str]] = {}
+    for key in (key for metrics in found.values() for key in metrics):
+        task, metric, arm = split(key)
+        if arm not in WITHOUT_MODEL:
+            panels.setdefault(f"{task}/{metric}" if task else metric, {})[arm] = key
+    firsts = [panel.rpartition("/")[2] for panel in panels][:1]
+    named = [panel for want in wanted for panel in panels if want in (panel, panel.rpartition("/")[2])]
+    chosen = named or [panel for panel in panels if panel.rpartition("/")[2] in firsts]
+    shown: dict[str, dict[str, str]] = {}
+    left = _MOST_LINES
+    for panel in chosen:
+        arms = dict(list(panels[panel].items())[:_MOST_LINES])
+        left -= len(arms)
+        if left < 0:
+            break
+        shown[panel] = arms
+    return shown
+
+
+def checkpoints_figure(
+    found: Mapping[str, Mapping[str, Any]],
+    shown: Mapping[str, Mapping[str, str]],
+    steps: Mapping[str, int] | None = None,
+) -> Figure:
+    """Metrics of several checkpoints with their 95 % intervals, and a grey line at chance.
+
+    found: name of a checkpoint -> its metrics. shown: see `headlines`. steps: of the checkpoints, the
+    horizontal axis; None: they are of several runs, and stand side by side.
+    """
+    colors = _colors([arm for arms in shown.values() for arm in arms])
+    places = {who: steps[who] if steps else number for number, who in enumerate(found)}
+    span = max(places.values()) - min(places.values())
+    gap = 0.012 * span if steps else 0.06  # or equal ones would hide each other
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 0.3 + 2.6 * rows), layout="constrained")
+        for number, (panel, arms) in enumerate(shown.items(), 1):
+            axes = figure.add_subplot(rows, columns, number)
+            for i, (arm, key) in enumerate(arms.items()):
+                values = {places[who]: metrics[key] for who, metrics in found.items() if key in metrics}
+                _points(axes, values, gap * (i - (len(arms) - 1) / 2), colors[arm], "-" if steps else "")
+            axes.set_title(panel, loc="left")
+            if steps:
+                axes.set_xlabel("step")
+                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+            else:
+                axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
+                axes.set_xlim(-0.5, len(places) - 0.5)
+        _legend(figure, colors)
+        mark_leak(figure, any(_leaks(metrics, shown) for metrics in found.values()))
+        return figure
+
+
+def _points(axes: Axes, found: Mapping[int, Mapping[str, Any]], shift: float, shade: str, dash: str) -> None:
+    """An arm's values with their intervals by place, joined by a line if `dash` is one."""
+    there = {at: value for at, value in sorted(found.items()) if value.get("value") is not None}
+    for at, value in there.items():
+        axes.plot([at + shift] * 2, value.get("ci95") or [value["value"]] * 2, color=shade, linewidth=1.2)
+    middle = [value["value"] for value in there.values()]
+    axes.plot([at + shift for at in there], middle, color=shade, linestyle=dash, marker="o", markersize=3.5)
+    chance = next((value["chance"] for value in there.values() if value.get("chance") is not None), None)
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":")
+
+
+def _colors(arms: Sequence[str]) -> dict[str, str]:
+    """Colours of the arms of one plot, each another as long as there are."""
+    found: dict[str, str] = {}
+    for arm in dict.fromkeys(arms):
+        all_of = (color(arm), *_OTHERS, *COLORS.values())
+        found[arm] = next((each for each in all_of if each not in found.values()), color(arm))
+    return found
+
+
+def _leaks(metrics: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Mapping[str, str]]) -> bool:
+    return any(metrics.get(key, {}).get("leak") for arms in shown.values() for key in arms.values())
+
+
+def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
+    """Names the arms, if there are several, above the panels."""
+    if len(colors) > 1:
+        marks = [
+            mpl.lines.Line2D([], [], color=shade, marker="o", label=arm) for arm, shade in colors.items()
+        ]
+        figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False)
 
 
 def _panel(axes: Axes, metric: str, tasks: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
@@ -102,4 +200,4 @@ def differences_figure(paired: Mapping[str, Mapping[str, Any]]) -> Figure | None
 def mark_leak(figure: Figure, leak: bool) -> None:
     """Writes into a plot that figures in it come from a leak."""
     if leak:
-        figure.text(0.995, 0.003, LEAK, color=HELD_OUT, fontsize=7, ha="right", va="bottom")
+        figure.supxlabel(LEAK, x=0.995, color=HELD_OUT, fontsize=7, ha="right")  # the layout makes room

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from hope_jax.evals import comparison, plan, registry, report, runner
 from hope_jax.evals.memorize import Rule, fitting
 from hope_jax.evals.plan import Plan, Target
+from hope_jax.evals.report import Reported
 from hope_jax.evals.run import BASELINE, Run
 from hope_jax.evals.runner import Result
 from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
@@ -48,10 +49,7 @@ def run(wanted: Plan) -> list[Evaluated]:
         _report(found, baseline)
         done.append(found)
     if len(done) > 1:
-        report.write_index(
-            wanted.out,
-            {e.target.name: (e.target.out.relative_to(wanted.out).as_posix(), e.results) for e in done},
-        )
+        _index(wanted, done, baseline)
     if baseline is not None:
         _report(baseline, None)
         done.append(baseline)
@@ -109,6 +107,19 @@ def _report(found: Evaluated, baseline: Evaluated | None) -> None:
     folder = found.target.path.parent.parent
     report.write_report(out, found.target.name, found.about, found.results, folder, compared)
     logger.info("%s: %s", found.target.name, out / "report.html")
+
+
+def _index(wanted: Plan, done: Sequence[Evaluated], baseline: Evaluated | None) -> None:
+    folders = [e.target.out.relative_to(wanted.out).as_posix() for e in done]
+    names = [e.target.name for e in done]
+    names = [n if names.count(n) == 1 else folder for n, folder in zip(names, folders, strict=True)]
+    one_run = len({e.target.path.parent for e in done}) == 1
+    report.write_index(
+        wanted.out,
+        {n: Reported(folder, e.results) for n, folder, e in zip(names, folders, done, strict=True)},
+        baseline=baseline and (baseline.target.name, baseline.target.out.relative_to(wanted.out).as_posix()),
+        steps={n: _step(e.target) for n, e in zip(names, done, strict=True)} if one_run else None,
+    )
 
 
 def _compared(found: Evaluated, baseline: Evaluated) -> dict[str, Any]:

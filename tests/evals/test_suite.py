@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 import shutil
 import subprocess
@@ -344,6 +345,21 @@ def test_several_checkpoints_have_a_folder_each_and_an_index(command: Command, t
     value = read(out / "other-2" / "texts.json")["metrics"]["texts/loss/baseline"]["value"]
     (line,) = [line for line in index.splitlines() if line.startswith("| texts/loss/baseline |")]
     assert f"{value:.4g} [" in line.split("|")[3] and line.split("|")[4].strip() == "–"
+
+
+def test_the_index_tells_runs_of_one_name_apart_and_links_their_baseline(
+    command: Command, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "other", tmp_path / "one")
+    line = f"--checkpoint=RUNS/one,{tmp_path / 'one'} --baseline=RUNS/other --out=OUT --limit=2 --only=texts"
+    done = command(line)
+    assert done.code == 0, done.err
+    index = (tmp_path / "out" / "report.md").read_text()
+    assert "| metric | one-2 | one-2-2 | chance |" in index
+    assert "over checkpoints, with 95 % intervals (n = 2)](plots/texts-checkpoints.png)" in index
+    targets = re.findall(r"\]\(([^)#]*)(?:#[\w-]+)?\)", index)
+    assert len(targets) == 6 and "baseline/report.html" in targets
+    assert all((tmp_path / "out" / target).is_file() for target in targets)
 
 
 def test_a_baseline_is_evaluated_alike_and_compared_item_by_item(

@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hope_jax.evals import registry, report, report_figures
 from hope_jax.evals.registry import Entry
+from hope_jax.evals.report import Reported
 from hope_jax.evals.report_figures import LEAK
 from hope_jax.evals.runner import Result
 from hope_jax.training.files import dump_row
@@ -64,6 +68,7 @@ def test_every_figure_has_its_interval_count_and_chance(tmp_path: Path) -> None:
     for part in ("0.4321 [0.31, 0.55]", "0.765 [0.65, 0.85]", "4,322", "<0.0001", "exact McNemar", "7.5"):
         assert part in texts["html"]
     for text in texts.values():
+        assert "Control reads as many tokens, but may write less where" in text
         assert "n = 1 to 64" in text and "LEAK" not in text and LEAK not in text
 
 
@@ -79,6 +84,26 @@ def test_a_leak_is_marked_in_tables_captions_and_plots(tmp_path: Path) -> None:
     assert drawn is not None and LEAK in [text.get_text() for text in drawn.texts]
     clean = report_figures.metrics_figure(outcome()["metrics"])
     assert clean is not None and not clean.texts
+
+
+def test_the_mark_of_a_leak_covers_no_label() -> None:
+    test = {"delta": -0.25, "ci95": [-0.5, 0.01], "leak": True}
+    bottom = report_figures.differences_figure({"t/loss/memorized": test})
+    labelled = Figure(figsize=(6, 2), layout="constrained")
+    labelled.subplots().set_xlabel("tokens before, and more words up to the right end of the axis")
+    report_figures.mark_leak(labelled, True)
+    for figure in (bottom, labelled):
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+        (mark,) = [text for text in figure.texts if text.get_text() == LEAK]
+        for axes in figure.axes:
+            assert not mark.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+def test_the_overview_counts_the_items_of_models_only(tmp_path: Path) -> None:
+    result = outcome()
+    result["metrics"]["piqa/acc/majority_class"] = {"value": 0.2, "ci95": None, "n": 1221, "chance": 0.5}
+    assert "| Made up | 4 | 64 |  | 2 |" in written(tmp_path, [Result("made", result)])["md"]
 
 
 def test_the_comparison_is_reported_with_holms_values(tmp_path: Path) -> None:
@@ -132,3 +157,57 @@ def test_a_plot_that_cannot_be_drawn_takes_no_figure_away(
     monkeypatch.setattr(json, "figures", lambda outcome: {"p": 1 / 0}, raising=False)
     text = written(tmp_path, [Result("made", outcome())])["md"]
     assert "The plots of made could not be drawn (ZeroDivisionError: " in text and "0.4321 [0.31" in text
+
+
+def test_the_index_plots_headlines_and_links_reports_and_comparisons(tmp_path: Path) -> None:
+    entries = {f"run/{n}": Reported(f"run-{n}", [Result("made", outcome(leak=True))]) for n in (2, 4)}
+    steps = {"run/2": 2, "run/4": 4}
+    report.write_index(tmp_path, entries, baseline=("base/9", "baseline"), steps=steps)
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    alt = f"Made up: piqa/acc over steps, with 95 % intervals (n = 64); {LEAK}"
+    assert f"![{alt}](plots/made-checkpoints.png)" in markdown and f'<img alt="{alt}" src="data:' in page
+    assert (tmp_path / "plots" / "made-checkpoints.png").is_file()
+    for text, path in {
+        "run/4: report": "run-4/report.html",
+        "run/4 against base/9": "run-4/report.html#against-the-baseline",
+        "base/9, the baseline: report": "baseline/report.html",
+    }.items():
+        assert f"[{text}]({path})" in markdown and f'<a href="{path}">{text}</a>' in page
+    report.write_report(tmp_path, "run/4", ABOUT, [], tmp_path, {"baseline": ABOUT, "evals": {}})
+    assert '<h2 id="against-the-baseline">' in (tmp_path / "report.html").read_text()
+    report.write_index(tmp_path, {"run/4": entries["run/4"]})
+    text = (tmp_path / "report.md").read_text()
+    assert "](plots/" not in text and "against" not in text, "one checkpoint has nothing to compare"
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "shown"),
+    [
+        ("a/acc/baseline a/nll/baseline b/acc/baseline b/acc/majority_class", "", "a/acc b/acc"),
+        ("p/x/on all/y/on all/x/on half/x/on", "half/x all/x", "half/x all/x"),
+        ("a/acc_step/on a/acc/on b/acc/on", "acc", "a/acc b/acc"),
+        ("nll", "absent", "nll"),
+        (" ".join(f"{task}/acc/arm{arm}" for task in "abc" for arm in range(3)), "", "a/acc b/acc"),
+        (" ".join(f"a/acc/arm{arm}" for arm in range(9)), "", "a/acc"),
+    ],
+)
+def test_headlines_are_those_named_or_of_the_first_metric(keys: str, wanted: str, shown: str) -> None:
+    found = report_figures.headlines({"run/2": dict.fromkeys(keys.split(), {})}, wanted.split())
+    assert list(found) == shown.split() and sum(map(len, found.values())) <= 6
+    assert "majority_class" not in str(found)
+
+
+def test_checkpoints_of_one_run_stand_over_their_steps_and_of_several_side_by_side() -> None:
+    metrics = {
+        name: {"a/acc/baseline": {"value": value, "ci95": [value - 0.1, value + 0.2], "n": 9, "chance": 0.5}}
+        for name, value in (("run/2", 0.4), ("run/10", 0.6))
+    }
+    metrics["run/10"]["a/acc/none"] = {"value": None, "ci95": None, "n": 0}
+    shown = report_figures.headlines(metrics)
+    for steps, places in ({"run/2": 2, "run/10": 10}, [2, 10]), (None, [0, 1]):
+        (axes,) = report_figures.checkpoints_figure(metrics, shown, steps).axes
+        drawn = [line.get_xydata() for line in axes.lines]
+        middles = np.concatenate([points for points in drawn if len(set(points[:, 0])) == 2])
+        assert np.allclose(middles, [[places[0], 0.4], [places[1], 0.6], [0, 0.5], [1, 0.5]], atol=0.1)
+        assert any(np.allclose(points[:, 1], [0.5, 0.8]) for points in drawn)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["run/2", "run/10"]
