@@ -40,18 +40,20 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
 def scores(outcome: Mapping[str, Any]) -> Scores:
     """Group "task/score/arm" -> item's key -> value, of the scores of a result's records.
 
-    Scores are numbers and truth values that have the name of a metric. The task is the part of a key before
-    its last "/"; of several records with one arm and key (of several checkpoints) the last one counts.
+    Scores are numbers and truth values that have the name of a metric. A record counts in its `tasks`; if it
+    names none, in the part of its key before the last "/". Of several records with one arm and key (of
+    several checkpoints) the last one counts.
     """
     names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
     found: Scores = {}
     for record in outcome.get("items", ()):
         key, arm = str(record["key"]), record.get("arm", "")
-        task = key.rpartition("/")[0] or outcome["eval"]
+        tasks = record.get("tasks") or [key.rpartition("/")[0] or outcome["eval"]]
         for name in names & {*record}:
             if isinstance(record[name], bool | int | float):
-                group = "/".join(part for part in (task, name, arm) if part)
-                found.setdefault(group, {})[key] = record[name]
+                for task in tasks:
+                    group = "/".join(part for part in (task, name, arm) if part)
+                    found.setdefault(group, {})[key] = record[name]
     return dict(sorted(found.items()))
 
 

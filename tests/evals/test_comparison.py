@@ -76,6 +76,11 @@ def test_the_same_key_in_another_arm_or_task_is_another_item() -> None:
     }
 
 
+def test_a_record_counts_in_the_tasks_that_it_names() -> None:
+    rows = [{"key": "u/0", "arm": "baseline", "tasks": ["all", "u"], "loss": 1.0}]
+    assert scores(result(rows)) == {"all/loss/baseline": {"u/0": 1.0}, "u/loss/baseline": {"u/0": 1.0}}
+
+
 def test_a_leak_is_marked_where_it_counts_and_other_settings_are_named() -> None:
     rows = [
         {"key": k, "arm": arm, "loss": v}
