@@ -15,8 +15,9 @@ What the rule of memorization says of writes holds for the first three. Test utt
 writing. Each example is a document of its own: attention does not carry.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from hope_jax.evals.journal import Journal
 from hope_jax.evals.labels import Scores
 from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.reader import Reader
-from hope_jax.evals.run import Run, outcome, progress
+from hope_jax.evals.run import Run, item_key, outcome, progress
 from hope_jax.evals.transfer_figures import class_incremental_figures
 
 NAME = "class_incremental"
@@ -61,6 +62,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         items += [
             {"key": f"{task.name}/{arm}/{i}", **r} for arm, rs in found.items() for i, r in enumerate(rs)
         ]
+        items += _of_texts(task, found)
     result = outcome(
         run,
         NAME,
@@ -160,6 +162,22 @@ def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
         "pmi": [[bool(hit) for hit in part] for part in np.split(pmi == right, cuts)],
         "chosen": [known[i] for i in pmi],
     }
+
+
+def _of_texts(task: Task, found: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Of each test text and arm a record, with its hits after its own step and all later ones; those after
+    the last step are the accuracy at the end, once."""
+    last = len(task.steps) - 1
+    for arm, records in found.items():
+        for group, pairs in enumerate(task.test):
+            for i, pair in enumerate(pairs):
+                hits = {
+                    f"accuracy_{kind}" + (f"_step_{step + 1}" if step < last else ""):
+                        records[step][kind][group][i]
+                    for kind in ("raw", "pmi") for step in range(group, last + 1)
+                }  # fmt: skip
+                key = item_key(f"{task.name}/step_{group + 1}/{i}", json.dumps(pair).encode())
+                yield {"key": key, "arm": arm, "tasks": [task.name], **hits}
 
 
 def _summary(
