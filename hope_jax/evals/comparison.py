@@ -18,11 +18,13 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
 
     Records with the same arm and key are the same item under the same seed. Returns `paired`:
     "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value over all tests of
-    this evaluation, n; `only_one`: items that one of them lacks; `settings_differ`: names of settings that
-    are not the same, whose figures must be compared with care.
+    this evaluation, n; of one pair of losses there is no test, and both p values are None. `only_one`: items
+    that one of them lacks. `settings_differ`: names of settings that are not the same, whose figures must be
+    compared with care.
     """
     first, second = scores(checkpoint), scores(baseline)
-    paired, only_one = {}, 0
+    paired: dict[str, dict[str, Any]] = {}
+    only_one = 0
     for name in first:
         a, b = first[name], second.get(name, {})
         keys = [key for key in a if key in b]
@@ -32,8 +34,10 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
             paired[name] = statistics.paired_as_json(test)
             if (checkpoint.get("leak") or baseline.get("leak")) and name.endswith(f"/{MEMORIZED}"):
                 paired[name]["leak"] = True
-    for name, p_value in zip(paired, holm([test["p_value"] for test in paired.values()]), strict=True):
-        paired[name]["p_holm"] = p_value
+    tested = [each for each in paired.values() if each["p_value"] is not None]
+    corrected = iter(holm([each["p_value"] for each in tested]))
+    for each in paired.values():
+        each["p_holm"] = None if each["p_value"] is None else next(corrected)
     return {"paired": paired, "only_one": only_one, "settings_differ": _differing(checkpoint, baseline)}
 
 
