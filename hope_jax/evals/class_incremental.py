@@ -217,13 +217,20 @@ def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estima
     """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
 
     A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
-    the texts of its step."""
+    the texts of its step. The interval is cut to [0, 1]."""
     count, sizes = len(hits), [sum(map(len, step)) for step in hits]
     parts = [
         sum(hits[step][group] / (count * sizes[step]) for step in range(group, count))
         for group in range(count)
     ]
-    return statistics.total([np.asarray(part, float) for part in parts])
+    found = statistics.total([np.asarray(part, float) for part in parts])
+    # Student's interval knows of no bounds; with few hits it would go below zero.
+    return found._replace(low=_share(found.low), high=_share(found.high))
+
+
+def _share(bound: float) -> float:
+    """NaN stays."""
+    return float(np.clip(bound, 0.0, 1.0))
 
 
 def _forgetting(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate | None:

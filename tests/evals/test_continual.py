@@ -192,6 +192,14 @@ def test_the_same_hits_at_every_step_are_no_more_certain_than_at_one() -> None:
     np.testing.assert_allclose(once, statistics.mean(hits.astype(float)))
 
 
+def test_the_interval_of_an_average_of_accuracies_holds_no_impossible_one() -> None:
+    few = np.arange(12) == 0
+    low, high = (class_incremental._average_accuracy([[hits]]) for hits in (few, ~few))
+    assert low.low == 0 < low.high < 1 and 0 < high.low < high.high == 1
+    assert statistics.mean(few.astype(float)).low < 0
+    assert np.isnan(class_incremental._average_accuracy([[few[:1]]]).low)
+
+
 def test_forgetting_of_classes_is_from_the_best_step_since_they_were_read() -> None:
     hits = [
         [np.array([True, False])],
