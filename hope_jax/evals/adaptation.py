@@ -14,7 +14,7 @@ segment all held-out slices are read without writing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ from hope_jax.evals.journal import Journal
 from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.options import whole_number
 from hope_jax.evals.reader import Reader
-from hope_jax.evals.run import Run, outcome, progress
+from hope_jax.evals.run import Run, item_key, outcome, progress
 from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.transfer_figures import adaptation_figures
 from hope_jax.evals.updates import Updates
@@ -77,7 +77,10 @@ def evaluate(run: Run) -> dict[str, Any]:
         NAME,
         settings=own,
         seconds=time.monotonic() - started,
-        items=[{"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)],
+        items=[
+            *({"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)),
+            *_of_blocks(parts, found),
+        ],
         costs=costs,
         updates=update_statistics(found),
         **_summary(parts, found, journal.get("start") or {}),
@@ -213,6 +216,22 @@ def _read_stream(journal: Journal, name: str, method: Method, parts: Sequence[Pa
                 -float(np.mean([row.mean() for row in log_probs])),
             )  # fmt: skip
     return [journal.get(f"{name}/{i}") or {} for i in range(len(parts))]
+
+
+def _of_blocks(parts: Sequence[Parts], found: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Of each method a record of each block: of the stream as it was read, held out at the end. Blocks of
+    other tokens, as those of another tokenizer, have other keys: their losses are of other texts."""
+    for method, records in found.items():
+        for i, part in enumerate(parts):
+            stream, held = records[i]["stream"], records[-1]["held"][i]
+            for kind, rows, losses in (("stream", part.stream, stream), ("held_out", part.held, held)):
+                for number, (row, loss) in enumerate(zip(rows, losses, strict=True)):
+                    yield {
+                        "key": item_key(f"{kind}:{part.name}/{number}", row.tobytes()),
+                        "arm": method,
+                        "tasks": [kind, f"{kind}:{part.name}"],
+                        "nats_per_token": loss,
+                    }
 
 
 def _summary(

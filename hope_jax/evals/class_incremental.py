@@ -15,8 +15,9 @@ What the rule of memorization says of writes holds for the first three. Test utt
 writing. Each example is a document of its own: attention does not carry.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from hope_jax.evals.journal import Journal
 from hope_jax.evals.labels import Scores
 from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.reader import Reader
-from hope_jax.evals.run import Run, outcome, progress
+from hope_jax.evals.run import Run, item_key, outcome, progress
 from hope_jax.evals.transfer_figures import class_incremental_figures
 
 NAME = "class_incremental"
@@ -61,6 +62,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         items += [
             {"key": f"{task.name}/{arm}/{i}", **r} for arm, rs in found.items() for i, r in enumerate(rs)
         ]
+        items += _of_texts(task, found)
     result = outcome(
         run,
         NAME,
@@ -162,6 +164,22 @@ def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
     }
 
 
+def _of_texts(task: Task, found: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Of each test text and arm a record, with its hits after its own step and all later ones; those after
+    the last step are the accuracy at the end, once."""
+    last = len(task.steps) - 1
+    for arm, records in found.items():
+        for group, pairs in enumerate(task.test):
+            for i, pair in enumerate(pairs):
+                hits = {
+                    f"accuracy_{kind}" + (f"_step_{step + 1}" if step < last else ""):
+                        records[step][kind][group][i]
+                    for kind in ("raw", "pmi") for step in range(group, last + 1)
+                }  # fmt: skip
+                key = item_key(f"{task.name}/step_{group + 1}/{i}", json.dumps(pair).encode())
+                yield {"key": key, "arm": arm, "tasks": [task.name], **hits}
+
+
 def _summary(
     task: Task, found: dict[str, list[dict[str, Any]]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -199,13 +217,20 @@ def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estima
     """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
 
     A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
-    the texts of its step."""
+    the texts of its step. The interval is cut to [0, 1]."""
     count, sizes = len(hits), [sum(map(len, step)) for step in hits]
     parts = [
         sum(hits[step][group] / (count * sizes[step]) for step in range(group, count))
         for group in range(count)
     ]
-    return statistics.total([np.asarray(part, float) for part in parts])
+    found = statistics.total([np.asarray(part, float) for part in parts])
+    # Student's interval knows of no bounds; with few hits it would go below zero.
+    return found._replace(low=_share(found.low), high=_share(found.high))
+
+
+def _share(bound: float) -> float:
+    """NaN stays."""
+    return float(np.clip(bound, 0.0, 1.0))
 
 
 def _forgetting(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate | None:

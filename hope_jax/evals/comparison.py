@@ -18,11 +18,13 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
 
     Records with the same arm and key are the same item under the same seed. Returns `paired`:
     "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value over all tests of
-    this evaluation, n; `only_one`: items that one of them lacks; `settings_differ`: names of settings that
-    are not the same, whose figures must be compared with care.
+    this evaluation, n; of one pair of losses there is no test, and both p values are None. `only_one`: items
+    that one of them lacks. `settings_differ`: names of settings that are not the same, whose figures must be
+    compared with care.
     """
     first, second = scores(checkpoint), scores(baseline)
-    paired, only_one = {}, 0
+    paired: dict[str, dict[str, Any]] = {}
+    only_one = 0
     for name in first:
         a, b = first[name], second.get(name, {})
         keys = [key for key in a if key in b]
@@ -32,26 +34,30 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
             paired[name] = statistics.paired_as_json(test)
             if (checkpoint.get("leak") or baseline.get("leak")) and name.endswith(f"/{MEMORIZED}"):
                 paired[name]["leak"] = True
-    for name, p_value in zip(paired, holm([test["p_value"] for test in paired.values()]), strict=True):
-        paired[name]["p_holm"] = p_value
+    tested = [each for each in paired.values() if each["p_value"] is not None]
+    corrected = iter(holm([each["p_value"] for each in tested]))
+    for each in paired.values():
+        each["p_holm"] = None if each["p_value"] is None else next(corrected)
     return {"paired": paired, "only_one": only_one, "settings_differ": _differing(checkpoint, baseline)}
 
 
 def scores(outcome: Mapping[str, Any]) -> Scores:
     """Group "task/score/arm" -> item's key -> value, of the scores of a result's records.
 
-    Scores are numbers and truth values that have the name of a metric. The task is the part of a key before
-    its last "/"; of several records with one arm and key (of several checkpoints) the last one counts.
+    Scores are numbers and truth values that have the name of a metric. A record counts in its `tasks`; if it
+    names none, in the part of its key before the last "/". Of several records with one arm and key (of
+    several checkpoints) the last one counts.
     """
     names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
     found: Scores = {}
     for record in outcome.get("items", ()):
         key, arm = str(record["key"]), record.get("arm", "")
-        task = key.rpartition("/")[0] or outcome["eval"]
+        tasks = record.get("tasks") or [key.rpartition("/")[0] or outcome["eval"]]
         for name in names & {*record}:
             if isinstance(record[name], bool | int | float):
-                group = "/".join(part for part in (task, name, arm) if part)
-                found.setdefault(group, {})[key] = record[name]
+                for task in tasks:
+                    group = "/".join(part for part in (task, name, arm) if part)
+                    found.setdefault(group, {})[key] = record[name]
     return dict(sorted(found.items()))
 
 

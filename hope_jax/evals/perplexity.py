@@ -66,10 +66,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
         paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
     journal.close()
-    of_arms = {**records, **halves}
     return outcome(
         run, NAME, settings=settings, metrics=metrics, paired=paired, updates=update_statistics(halves),
-        items=[{"arm": arm, **item} for arm, items in of_arms.items() for item in items],
+        items=[
+            *({"arm": arm, "tasks": [ALL, r["source"]], **r} for arm, rs in records.items() for r in rs),
+            *({"arm": arm, "tasks": [SECOND_HALF], **r} for arm, rs in halves.items() for r in rs),
+        ],
         texts={"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
         notes=_notes(run), seconds=time.monotonic() - started,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """What every evaluation is given, and the form of what it gives back."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -137,6 +138,12 @@ _ALIKE = 0.1
 def _marked(key: str, value: Mapping[str, Any], leak: bool) -> dict[str, Any]:
     touched = leak and MEMORIZED in key.rsplit("/", 1)[-1]
     return {**value, "leak": True} if touched else dict(value)
+
+
+def item_key(place: str, content: bytes) -> str:
+    """The key of an item at a place: other content there, of other settings or data, is another item, which
+    comparisons must not pair."""
+    return f"{place}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def progress(what: str) -> logging.Logger:

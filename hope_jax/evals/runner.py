@@ -94,7 +94,7 @@ def _run_one(run: Run, name: str) -> Result:
     try:
         found = registry.load(name).evaluate(dataclasses.replace(run, options=options))
     except Exception as error:
-        problem = _described(error)
+        problem = described(error)
         logger.error("error: %s of %s failed: %s", name, run.subject.name, problem)
         logger.debug("%s", "".join(traceback.format_exception(error)))
         return Result(name, problem=problem, failed=True)
@@ -167,7 +167,8 @@ def _stamp(value: Any) -> str:
     return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {latest}"
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """What went wrong, and where in the code, unless the user can mend it."""
     if isinstance(error, UserError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

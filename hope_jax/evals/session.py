@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from hope_jax.evals.report import Reported
 from hope_jax.evals.run import BASELINE, Run
 from hope_jax.evals.runner import Result
 from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
-from hope_jax.training.files import write_atomic
+from hope_jax.training.files import to_json, write_atomic
 
 logger = logging.getLogger("hope_jax.evals")
 
@@ -20,16 +21,17 @@ COMPARISON_FILE = "comparison.json"
 
 
 class Evaluated(NamedTuple):
-    """A checkpoint's results. about: of its subject."""
+    """A checkpoint's results. about: of its subject. uncompared: evaluations whose comparison failed."""
 
     target: Target
     about: dict[str, Any]
     results: list[Result]
+    uncompared: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[str]:
-        """Names of evaluations that were tried and failed."""
-        return [result.name for result in self.results if result.failed]
+        """Names of evaluations that were tried and failed, or whose comparison did."""
+        return [r.name for r in self.results if r.failed] + [f"comparison of {n}" for n in self.uncompared]
 
 
 def run(wanted: Plan) -> list[Evaluated]:
@@ -46,8 +48,7 @@ def run(wanted: Plan) -> list[Evaluated]:
     last = {target.path.parent: target for target in sorted(targets.checkpoints, key=_step)}
     for target in targets.checkpoints:
         found = _evaluate(wanted, target, newest=target is last[target.path.parent])
-        _report(found, baseline)
-        done.append(found)
+        done.append(found._replace(uncompared=_report(found, baseline)))
     if len(done) > 1:
         _index(wanted, done, baseline)
     if baseline is not None:
@@ -99,14 +100,16 @@ def _up_to(target: Target) -> list[str]:
     return [str(path) for path in paths if int(path.name) <= _step(target)]
 
 
-def _report(found: Evaluated, baseline: Evaluated | None) -> None:
-    compared = None if baseline is None else _compared(found, baseline)
-    out = found.target.out
-    if compared is not None:
+def _report(found: Evaluated, baseline: Evaluated | None) -> tuple[str, ...]:
+    """Writes the comparison and the report; returns the evaluations whose comparison failed."""
+    compared, failed, out = None, list[str](), found.target.out
+    if baseline is not None:
+        compared, failed = _compared(found, baseline)
         write_atomic(out / COMPARISON_FILE, json.dumps(compared, indent=1, allow_nan=False) + "\n")
     folder = found.target.path.parent.parent
     report.write_report(out, found.target.name, found.about, found.results, folder, compared)
     logger.info("%s: %s", found.target.name, out / "report.html")
+    return tuple(failed)
 
 
 def _index(wanted: Plan, done: Sequence[Evaluated], baseline: Evaluated | None) -> None:
@@ -122,21 +125,35 @@ def _index(wanted: Plan, done: Sequence[Evaluated], baseline: Evaluated | None) 
     )
 
 
-def _compared(found: Evaluated, baseline: Evaluated) -> dict[str, Any]:
+def _compared(found: Evaluated, baseline: Evaluated) -> tuple[dict[str, Any], list[str]]:
+    """The comparison, and the evaluations whose own has failed: that takes no report away."""
     others = {result.name: result.outcome for result in baseline.results}
     evals: dict[str, Any] = {}
+    failed: list[str] = []
     for result in found.results:
         other = others.get(result.name)
         if result.outcome is None or other is None:
             continue
-        if "items" not in result.outcome or "items" not in other:
-            evals[result.name] = {"problem": "no records of items, so no paired test; run it with --baseline"}
-            continue
-        found_of = comparison.compare(result.outcome, other)
-        if not found_of["paired"]:
-            found_of = {"problem": "its records hold no score of single items that both have"}
-        evals[result.name] = found_of
-    return {"checkpoint": _identity(found.about), "baseline": _identity(baseline.about), "evals": evals}
+        try:
+            evals[result.name] = to_json(_compared_of(result.outcome, other))
+        except Exception as error:
+            problem = f"the comparison failed: {runner.described(error)}"
+            logger.error("error: %s of %s: %s", result.name, found.target.name, problem)
+            logger.debug("%s", "".join(traceback.format_exception(error)))
+            evals[result.name] = {"problem": problem}
+            failed.append(result.name)
+    of = {"checkpoint": _identity(found.about), "baseline": _identity(baseline.about)}
+    return {**of, "evals": evals}, failed
+
+
+def _compared_of(outcome: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison of one evaluation, or why there is none."""
+    if "items" not in outcome or "items" not in other:
+        return {"problem": "no records of items, so no paired test; run it with --baseline"}
+    compared = comparison.compare(outcome, other)
+    if not compared["paired"]:
+        return {"problem": "its records hold no score of single items that both have"}
+    return compared
 
 
 def _identity(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
 class Paired(NamedTuple):
     """delta: mean of a - b over `n` pairs. low, high: its 95 % interval. p_value: of no difference,
-    two-sided, by `test`."""
+    two-sided, by `test`; NaN where that needs more pairs."""
 
     delta: float
     low: float
@@ -80,7 +80,8 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
     """Whether a and b, item by item, differ.
 
     Of hits and misses: McNemar's exact test, and Newcombe's interval for a difference of paired proportions
-    (his method 10). Of other values: Student's interval and the paired t test.
+    (his method 10). Of other values: Student's interval and the paired t test; of one
+    pair alone neither exists.
 
     Raises:
       ValueError: lengths that differ, or nothing.
@@ -92,7 +93,7 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
     if set(np.unique(np.concatenate([x, y])).tolist()) <= {0, 1}:
         return _paired_hits(x.astype(bool), y.astype(bool))
     differences = mean(x.astype(np.float64) - y.astype(np.float64))
-    p = 1.0
+    p = math.nan if len(x) < 2 else 1.0
     if len(x) > 1 and not np.allclose(x, y, rtol=0, atol=0):
         p = float(stats.ttest_rel(x, y).pvalue)
     return Paired(differences.value, differences.low, differences.high, p, len(x), "paired t")
@@ -111,7 +112,7 @@ def paired_as_json(test: Paired) -> dict[str, Any]:
     return {
         "delta": test.delta,
         "ci95": interval,
-        "p_value": test.p_value,
+        "p_value": None if math.isnan(test.p_value) else test.p_value,
         "n": test.n,
         "test": test.test,
     }

@@ -19,7 +19,7 @@ from hope_jax.data.synthetic.rows import as_row, strings
 from hope_jax.errors import ConfigError
 from hope_jax.evals import statistics
 from hope_jax.evals.options import whole_number
-from hope_jax.evals.run import BASELINE, Run, outcome, progress
+from hope_jax.evals.run import BASELINE, Run, item_key, outcome, progress
 from hope_jax.evals.subject import Subject
 from hope_jax.types import NO_TARGET, Batch
 
@@ -79,7 +79,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         split = Split(examples, hits)
         metrics.update(measured(name, at, task, split))
         curves[at] = by_length(split)
-        items += [{"split": at, "item": i, "hits": row.astype(int).tolist()} for i, row in enumerate(hits)]
+        items += [record(name, at, i, *pair) for i, pair in enumerate(zip(examples, hits, strict=True))]
     seconds = time.monotonic() - started
     result = outcome(
         run,
@@ -93,6 +93,20 @@ def evaluate(run: Run) -> dict[str, Any]:
     )
     journal.close()
     return result
+
+
+def record(name: str, at: str, i: int, example: Example, hits: np.ndarray) -> dict[str, Any]:
+    """What a string has come to; its scores have the names of the split's metrics."""
+    return {
+        "key": item_key(f"{name}/{at}/{i}", example.tokens.tobytes() + example.targets.tobytes()),
+        "arm": BASELINE,
+        "tasks": [name],
+        f"{at}_positions": float(hits.mean()),
+        f"{at}_strings": bool(hits.all()),
+        "split": at,
+        "item": i,
+        "hits": hits.astype(int).tolist(),
+    }
 
 
 def check(run: Run) -> None:

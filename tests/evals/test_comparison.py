@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from hope_jax.evals.comparison import compare, holm, scores
+from hope_jax.evals.report import paired_table
 
 
 def result(records: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def test_the_same_key_in_another_arm_or_task_is_another_item() -> None:
     }
 
 
+def test_a_record_counts_in_the_tasks_that_it_names() -> None:
+    rows = [{"key": "u/0", "arm": "baseline", "tasks": ["all", "u"], "loss": 1.0}]
+    assert scores(result(rows)) == {"all/loss/baseline": {"u/0": 1.0}, "u/loss/baseline": {"u/0": 1.0}}
+
+
 def test_a_leak_is_marked_where_it_counts_and_other_settings_are_named() -> None:
     rows = [
         {"key": k, "arm": arm, "loss": v}
@@ -91,6 +97,20 @@ def test_a_leak_is_marked_where_it_counts_and_other_settings_are_named() -> None
         and "leak" not in found["paired"]["e/loss/baseline"]
     )
     assert found["paired"]["e/loss/baseline"]["p_value"] == 1.0
+
+
+def test_one_pair_of_losses_is_no_test_and_costs_the_others_nothing() -> None:
+    rows = [{"key": f"t/{i}", "arm": "baseline", "loss": float(i * i)} for i in range(5)]
+    alone = [{"key": "u/0", "arm": "baseline", "loss": 1.5}, {"key": "v/0", "arm": "baseline", "hit": True}]
+    other = [{**row, "loss": row["loss"] + 1.0 / (1 + i)} for i, row in enumerate(rows)]
+    found = compare(result(rows + alone), result([*other, {**alone[0], "loss": 2.5}, alone[1]]))["paired"]
+    assert found["u/loss/baseline"] == {
+        "delta": -1.0, "ci95": None, "p_value": None, "n": 1, "test": "paired t", "p_holm": None,
+    }  # fmt: skip
+    assert found["v/hit/baseline"]["p_value"] == 1.0, "McNemar's test is exact for one pair too"
+    assert found["t/loss/baseline"]["p_holm"] == pytest.approx(2 * found["t/loss/baseline"]["p_value"])
+    (row,) = paired_table({"u/loss/baseline": found["u/loss/baseline"]}).rows
+    assert row[1:5] == ["-1", "–", "–", "1"]
 
 
 def test_holm() -> None:

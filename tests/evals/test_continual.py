@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import adaptation, class_arms, class_incremental, continual, statistics
+from hope_jax.evals import adaptation, class_arms, class_incremental, comparison, continual, statistics
 from hope_jax.evals.class_tasks import in_context_examples, tasks_of
 from hope_jax.evals.labels import Format, score_labels
 from hope_jax.evals.memorize import Rule
@@ -89,6 +89,15 @@ def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.mean(read["carried"][0]) * len(tokenizer.encode(text)) / len(text.encode())
     )
     assert found["costs"]["adamw"]["learning_rate"] == 1e-3
+    scores = comparison.scores(found)
+    for method in adaptation.METHODS:
+        blocks_of = [*scores[f"stream:kjv/nats_per_token/{method}"].values()]
+        assert blocks_of == read[method][0]
+        kept = [*scores[f"held_out:austen/nats_per_token/{method}"].values()]
+        assert np.mean(kept) == pytest.approx(after[method][-1][1])
+        assert len(scores[f"stream/nats_per_token/{method}"]) == sum(map(len, read[method]))
+    tests = comparison.compare(found, found)["paired"]
+    assert len(tests) == 4 * 6 and "held_out/nats_per_token/adamw" in tests
     assert found["updates"]["carried"]["cms/fast"]["updates_applied"] > 0
     assert (
         found["updates"]["no_writes"]["cms/fast"]["updates_applied"] == 0 and "adamw" not in found["updates"]
@@ -147,6 +156,14 @@ def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     average = metrics["clinc/average_incremental_accuracy_raw/reset"]
     assert average["value"] == pytest.approx(np.mean(steps))
     assert average["chance"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 6) / 3)
+    scores = comparison.scores(found)
+    assert set(scores) == {
+        f"clinc/accuracy_{kind}{step}/{arm}"
+        for kind in ("raw", "pmi") for step in ("_step_1", "_step_2", "") for arm in class_incremental.ARMS
+    }  # fmt: skip
+    for name, hits_of in scores.items():
+        assert len(hits_of) == metrics[name]["n"] and np.mean([*hits_of.values()]) == metrics[name]["value"]
+    assert comparison.compare(found, found)["paired"]["clinc/accuracy_raw/adamw"]["test"] == "exact McNemar"
     assert set(class_incremental.figures(found)) == {"class_incremental_clinc"}
     written = found["updates"]["clinc"]
     assert set(written) == {"carried", "reset", "control"}
@@ -173,6 +190,14 @@ def test_the_same_hits_at_every_step_are_no_more_certain_than_at_one() -> None:
     again = class_incremental._average_accuracy([[hits], [hits, hits[:0]], [hits, hits[:0], hits[:0]]])
     np.testing.assert_allclose(again, once)
     np.testing.assert_allclose(once, statistics.mean(hits.astype(float)))
+
+
+def test_the_interval_of_an_average_of_accuracies_holds_no_impossible_one() -> None:
+    few = np.arange(12) == 0
+    low, high = (class_incremental._average_accuracy([[hits]]) for hits in (few, ~few))
+    assert low.low == 0 < low.high < 1 and 0 < high.low < high.high == 1
+    assert statistics.mean(few.astype(float)).low < 0
+    assert np.isnan(class_incremental._average_accuracy([[few[:1]]]).low)
 
 
 def test_forgetting_of_classes_is_from_the_best_step_since_they_were_read() -> None:

@@ -113,6 +113,7 @@ def test_an_index_of_several_checkpoints_has_the_notes_of_each(tmp_path: Path) -
     results = [
         Result("passkey", {"metrics": {"p/choice": {"value": v}}, "notes": [f"note {v}"]}) for v in (1, 2)
     ]
-    report.write_index(tmp_path, {"a": ("a", results[:1]), "b": ("b", results[1:])})
+    of = {"a": report.Reported("a", results[:1]), "b": report.Reported("b", results[1:])}
+    report.write_index(tmp_path, of)
     text = (tmp_path / "report.md").read_text()
     assert text.index("a: note 1") < text.index("b: note 2") < text.index("| p/choice | 1 | 2 |")

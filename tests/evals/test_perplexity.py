@@ -8,7 +8,7 @@ import pytest
 
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import ConfigError
-from hope_jax.evals import perplexity, scoring, statistics
+from hope_jax.evals import comparison, perplexity, scoring, statistics
 from hope_jax.evals.memorize import Memorizer, Rule
 from hope_jax.evals.perplexity_losses import estimates, losses_of, over_positions, ratio
 from hope_jax.evals.perplexity_pieces import load_pieces
@@ -137,6 +137,17 @@ def test_second_halves_are_read_alone_by_memories_of_the_first(found: dict[str, 
     assert "second_half_position_32_64/nats_per_token/control" in found["metrics"]
     assert found["updates"]["memorized"]["cms/fast"]["updates_applied"] > 0
     assert set(perplexity.figures(found)) == {"perplexity_over_position"}
+
+
+def test_a_comparison_names_tests_as_the_results_do(found: dict[str, Any]) -> None:
+    scores = comparison.scores(found)
+    of_pieces = {f"{who}/{arm}" for who in ("all", "austen", "kjv", "sotu") for arm in ("on", "off")}
+    assert {name.replace("/nats_per_token/writes_", "/") for name in scores if "writes" in name} == of_pieces
+    assert {*scores} - {name for name in scores if "writes" in name} == {
+        f"second_half/nats_per_token/{arm}" for arm in ARMS
+    }
+    assert set(scores) <= set(found["metrics"])
+    assert [*scores["second_half/nats_per_token/control"].values()] == losses_in(found, "control")
 
 
 def test_control_texts_are_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,13 @@ def test_one_value_has_no_interval():
     assert statistics.as_json(found)["ci95"] is None
 
 
+def test_one_pair_has_a_test_only_of_hits():
+    for pair in ([2.0], [3.5]), ([2.0], [2.0]):
+        found = statistics.paired(*pair)
+        assert math.isnan(found.p_value) and statistics.paired_as_json(found)["p_value"] is None
+    assert statistics.paired([True], [False]).p_value == 1.0
+
+
 def test_a_diverged_arm_has_no_interval_and_breaks_no_table():
     found = to_json(statistics.paired_as_json(statistics.paired([math.nan, 1.0], [1.0, 2.0])))
     ((_, delta, p, *_),) = report.paired_table({"task/loss/memorized-control": found}).rows

@@ -18,7 +18,7 @@ from scipy import stats
 
 from hope_jax import cli, compilation_cache
 from hope_jax.errors import ConfigError
-from hope_jax.evals import suite
+from hope_jax.evals import comparison, suite
 from hope_jax.evals.run import Run
 from hope_jax.training import bundle
 from tests.checkpoints import save_small, small_config
@@ -384,3 +384,25 @@ def test_a_baseline_is_evaluated_alike_and_compared_item_by_item(
     assert "## Against the baseline" in report and "| texts/loss/control |" in report
     assert (out / "baseline" / "report.html").is_file()
     assert command(line).code == 0 and counter.calls == {"texts": 2}
+
+
+def test_a_comparison_that_fails_loses_no_report(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compare = comparison.compare
+
+    def failing(checkpoint: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+        if checkpoint["eval"] == "texts":
+            raise KeyError("key")
+        return compare(checkpoint, baseline)
+
+    monkeypatch.setattr(comparison, "compare", failing)
+    done = command("--checkpoint=RUNS/one --baseline=RUNS/other --out=OUT --limit=2")
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "error: texts of one/2: the comparison failed: KeyError at test_suite.py:" in done.err
+    assert "evaluations failed (one/2: comparison of texts)" in done.err
+    found = read(tmp_path / "out" / "comparison.json")["evals"]
+    assert set(found["texts"]) == {"problem"} and found["plain"]["paired"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "texts: the comparison failed: KeyError" in report and "plain/loss/baseline" in report
+    assert (tmp_path / "out" / "baseline" / "report.html").is_file()

@@ -15,7 +15,7 @@ import pytest
 from hope_jax.data.synthetic import TASKS, Example
 from hope_jax.data.synthetic.rows import Strings
 from hope_jax.errors import BundleError, ConfigError, DataError
-from hope_jax.evals import registry, synthetic
+from hope_jax.evals import comparison, registry, synthetic
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.runner import run_all
 from hope_jax.evals.subject import Subject, open_subject
@@ -83,6 +83,16 @@ def test_every_split_is_measured_with_its_chance(trained: Path, tmp_path: Path) 
     longer = metrics["parity/bin1_strings/baseline"]
     assert longer["n"] == 20 and 0 <= longer["value"] <= 1 and 0 < longer["chance"] < 0.02
     assert 0.45 < metrics["parity/bin1_positions/baseline"]["chance"] < 0.65
+    right = {item["key"]: all(item["hits"]) for item in result["items"]}
+    assert len(right) == 40, "a key is of one string"
+    scores = comparison.scores(result)
+    assert set(scores) == set(metrics), "comparisons name tests as results name figures"
+    assert {**scores["parity/bin0_strings/baseline"], **scores["parity/bin1_strings/baseline"]} == right
+    assert np.mean([*scores["parity/bin1_positions/baseline"].values()]) == pytest.approx(
+        metrics["parity/bin1_positions/baseline"]["value"]
+    )
+    compared = comparison.compare(result, result)
+    assert compared["paired"]["parity/bin0_strings/baseline"]["test"] == "exact McNemar"
     lengths = [len(item["hits"]) for item in result["items"] if item["split"] == "bin1"]
     assert len(lengths) == 20 and min(lengths) > 8 and max(lengths) <= 16
     # Strings of 1 to 8 and of 9 to 16 symbols: two steps of ten tokens are too few for a curve.
