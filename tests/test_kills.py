@@ -8,13 +8,17 @@ import pytest
 from tests.kills import MOMENTS, finish, kill, starting
 
 PERSISTENT = ("memory.scope=batch", "memory.lifetime=persistent")
-EVERY_PUSH = {("step", "hope_hybrid", "online"), ("checkpoint", "titan", "two_pass")}
+EVERY_PUSH = {
+    ("step", "hope_attention", "online"),
+    ("checkpoint", "titan", "two_pass"),
+    ("data", "transformer_pp", "through_writes"),
+}
 VARIANTS = ("transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
 MODES = ("online", "two_pass", "through_writes")
 
 
 def cases() -> list[object]:
-    """30 kills: every variant and mode, every kind of moment; two of them on every push."""
+    """30 kills: every variant and mode, every kind of moment; one of each kind on every push."""
     combinations = [(variant, mode) for variant in VARIANTS for mode in MODES]
     moments = list(MOMENTS)
     chosen = [(moments[i % 3], *combinations[i]) for i in range(18)]

@@ -24,7 +24,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 DOUBLE = jnp.dtype("float64")
 TOKENS, VOCAB = 32, 11
 MODES = {"online": 8, "through_writes": 8, "two_pass": TOKENS}
-DAILY = {("hope_hybrid", "online"), ("hope_selfmod", "two_pass")}
+DAILY = {("hope_hybrid", "online")}
 """Of the variants that compile for long; the others are nightly."""
 
 CASES = [

@@ -97,9 +97,9 @@ BOUNDED = {"bounds": Bounds(0.002, 0.003), "gate": GateRule("l2", 0.01)}
         pytest.param(
             online_gradients, "hope_attention", "reference", REFERENCE, 20, CHUNK, BOUNDED, marks=NIGHTLY
         ),
-        (
+        pytest.param(
             online_gradients, "hope_attention", "modern", (ONE, SPANNING), 24, 2 * CHUNK,
-            {"cms_connection": "independent"},
+            {"cms_connection": "independent"}, marks=NIGHTLY,
         ),
         pytest.param(online_gradients, "hope_hybrid", "modern", ALL, 20, CHUNK, BOUNDED, marks=NIGHTLY),
         pytest.param(online_gradients, "hope_attention", "modern", ALL, 24, CHUNK, {}, marks=NIGHTLY),

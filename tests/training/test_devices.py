@@ -86,9 +86,9 @@ def meetings(each: dict[str, Any], params: int, fast: int) -> dict[str, int]:
 
 # Sequences of 48 tokens, 2 layers. Periods: fast 8, slow 48, titan 8; a chunk of 16 adds to the slow level's.
 GROUPS = {
-    "examples": [
+    "examples": [case("hope_attention", "through_writes")],
+    "shared": [
         case("transformer", "online", *FSDP),
-        case("hope_attention", "through_writes"),
         # The supervised tokens of 3 chunks.
         case("hope_hybrid", "online", *MEAN, *FSDP, sums=3),
     ],
@@ -111,7 +111,7 @@ GROUPS = {
 }
 
 
-SLOW = ("together", "selfmod", "more", "float32")
+SLOW = ("shared", "together", "selfmod", "more", "float32")
 
 
 @pytest.mark.parametrize(
