@@ -82,6 +82,35 @@ def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path)
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
 
 
+IMPORTED = """
+import hope_jax.models.lm, hope_jax.kernels.causal_conv
+from hope_jax import kernels
+print(hope_jax.__file__, kernels.causal_conv.__file__, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_checkout_takes_its_own_kernels(installed: bool, tmp_path: Path) -> None:
+    """In a second checkout, where another one is installed for editing (the tests' environment) or a wheel."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("hope_jax", "kernels"):
+        shutil.copytree(ROOT / folder, tmp_path / "second" / folder, ignore=ignore)
+    path = []
+    if installed:
+        shutil.copytree(ROOT / "hope_jax", tmp_path / "site/hope_jax", ignore=ignore)
+        shutil.copytree(ROOT / "kernels", tmp_path / "site/hope_jax/kernels", ignore=ignore)
+        path = [str(tmp_path / "site")]
+    code = f"import sys; sys.path += {path!r}; {IMPORTED}"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "second", capture_output=True, text=True, check=True
+    )
+    second = tmp_path / "second"
+    assert found.stdout.split() == [
+        str(second / "hope_jax/__init__.py"),
+        str(second / "kernels/causal_conv/__init__.py"),
+    ]
+
+
 def test_scripts_refuse_an_old_python(tmp_path: Path) -> None:
     old = tmp_path / "old_python"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.10.1" && exit 0\nexit 1\n')
