@@ -91,7 +91,7 @@ print(hope_jax.__file__, kernels.causal_conv.__file__, sep="\\n")
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_checkout_takes_its_own_kernels(installed: bool, tmp_path: Path) -> None:
-    """In a second checkout, where another one is installed for editing (the tests' environment) or a wheel."""
+    """In a second checkout, where another is installed for editing (the tests' environment) or as a wheel."""
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("hope_jax", "kernels"):
         shutil.copytree(ROOT / folder, tmp_path / "second" / folder, ignore=ignore)
