@@ -7,6 +7,7 @@ in), so its answer does not depend on the requests beside it. Memories write whi
 tokens of a continuation or an answer teach them nothing.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +17,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hope_jax.errors import ConfigError
 from hope_jax.evals.generation import generate_greedy
+from hope_jax.evals.generation_kwargs import Wanted, wanted
 from hope_jax.evals.scoring import Pair, score_pairs, stream_log_probs, token_log_probs
 from hope_jax.evals.subject import Subject, take
 from hope_jax.types import PyTree
 
-MAX_GEN_TOKS = 256
-"""Tokens of an answer where the task names no number, as in lm-eval's own models."""
+logger = logging.getLogger("hope_jax.evals")
 
 
 class HopeLM(LM):
@@ -29,29 +30,40 @@ class HopeLM(LM):
 
     batch_size: requests read side by side (one under memory.scope=batch). max_length: tokens, BOS among
     them, that a request may feed to the model. None: no limit, as a stream has none. With a limit a context
-    loses its beginning, BOS apart, and never its continuation (`is_cut`).
+    loses its beginning, BOS apart, and never its continuation (`is_cut`). An answer that may be as long as
+    the limit or longer gets half of it, or what its prompt leaves if that is more.
 
     The three methods take lm-eval's `Instance`s (`args` alone is read) and return answers in their order.
     fast: memories to start from, of as many contexts as there are requests or of one; None: the trained ones.
 
     Raises:
-      ConfigError: max_length below 2.
+      ConfigError: no subject, a batch_size that is no whole number of at least 1, max_length below 2.
     """
 
     def __init__(self, subject: Subject, *, batch_size: int = 16, max_length: int | None = None) -> None:
         super().__init__()
-        if max_length is not None and max_length < 2:
+        if not isinstance(subject, Subject):
+            raise ConfigError(f"subject={subject!r}: want a Subject, as evals.subject.open_subject opens one")
+        if max_length is not None and (type(max_length) is not int or max_length < 2):
             raise ConfigError(f"max_length={max_length}: want at least 2 tokens, or None for no limit")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size!r}: want a whole number of at least 1")
         self.subject, self.batch_size, self.max_length = subject, batch_size, max_length
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False, *, fast: PyTree | None = None
     ) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log p in nats, and whether each token was the likeliest."""
-        pairs = []
+        pairs, emptied = [], 0
         for request in requests:
             context, continuation = self.encode_pair(*request.args)
             pairs.append(Pair(self._end(context, len(continuation)), continuation))
+            emptied += len(context) > len(pairs[-1].context) == 0
+        if emptied:
+            logger.warning(
+                "warning: max_length=%s leaves nothing of the contexts of %d requests, whose continuations "
+                "are as long; give more", self.max_length, emptied,
+            )  # fmt: skip
         scores = score_pairs(self.subject, pairs, fast, batch_size=self.batch_size)
         return [(score.log_prob, score.greedy) for score in scores]
 
@@ -76,14 +88,15 @@ class HopeLM(LM):
         self, requests: Sequence[Any], disable_tqdm: bool = False, *, fast: PyTree | None = None
     ) -> list[str]:
         """Of each (context, settings): the greedy continuation up to the first text of `until`, which is left
-        out.
+        out. Settings are lm-eval's `generation_kwargs`; see `generation_kwargs.wanted`.
 
         Raises:
-          ConfigError: the settings ask for draws.
+          ConfigError: the settings ask for what is not done here.
         """
         answers = [""] * len(requests)
-        for (until, count), chosen in _by_settings(requests).items():
-            prompts = [self._end(self.encode(requests[i].args[0]), count) for i in chosen]
+        contexts = [self.encode(request.args[0]) for request in requests]
+        for (until, count), chosen in self._by_settings(requests, contexts).items():
+            prompts = [self._end(contexts[i], count) for i in chosen]
             drawn = generate_greedy(
                 self.subject,
                 prompts,
@@ -122,7 +135,8 @@ class HopeLM(LM):
         if request.request_type == "loglikelihood_rolling":
             return len(self.encode(request.args[0])) > self._window
         if request.request_type == "generate_until":
-            return len(self.encode(request.args[0])) + _most_tokens(request) > self.max_length
+            context = self.encode(request.args[0])
+            return len(context) + self._answer_tokens(wanted(request.args[1]), context) > self.max_length
         return sum(map(len, self.encode_pair(*request.args))) > self.max_length
 
     @property
@@ -136,6 +150,31 @@ class HopeLM(LM):
         if self.max_length is None or len(context) + following <= self.max_length:
             return context
         return context[len(context) - max(0, self.max_length - following) :]
+
+    def _by_settings(
+        self, requests: Sequence[Any], contexts: Sequence[np.ndarray]
+    ) -> dict[Wanted, list[int]]:
+        """Positions of the requests by what is done for them. Raises: ConfigError."""
+        groups: dict[Wanted, list[int]] = {}
+        shortened: set[int] = set()
+        for i, request in enumerate(requests):
+            asked = wanted(request.args[1])
+            count = self._answer_tokens(asked, contexts[i])
+            shortened |= {asked.tokens} if count < asked.tokens else set()
+            groups.setdefault(asked._replace(tokens=count), []).append(i)
+        for tokens in sorted(shortened):
+            logger.warning(
+                "warning: max_gen_toks=%d does not fit into max_length=%d beside a prompt: answers are "
+                "drawn with fewer tokens", tokens, self.max_length,
+            )  # fmt: skip
+        return groups
+
+    def _answer_tokens(self, asked: Wanted, context: np.ndarray) -> int:
+        """Tokens of an answer at most: those asked for, which a prompt makes room for (`_end`), unless they
+        would leave nothing of any prompt."""
+        if self.max_length is None or asked.tokens < self.max_length:
+            return asked.tokens
+        return min(asked.tokens, max(self.max_length // 2, self.max_length - len(context)))
 
     def _by_windows(self, requests: Sequence[Any], fast: PyTree | None) -> list[float]:
         rows: list[np.ndarray] = []
@@ -166,23 +205,6 @@ class HopeLM(LM):
 
 _NO_TOKEN = -1
 """Stands for the BOS with which a first window begins, and which the scorer puts itself."""
-
-
-def _by_settings(requests: Sequence[Any]) -> dict[tuple[tuple[str, ...], int], list[int]]:
-    """Positions of the requests by their texts that end an answer and its tokens at most."""
-    groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
-    for i, request in enumerate(requests):
-        settings = request.args[1]
-        if settings.get("do_sample") or settings.get("temperature", 0.0) > 0.0:
-            raise ConfigError(f"generation_kwargs={settings}: answers are greedy; want do_sample=false")
-        until = settings.get("until") or ()
-        ends = (until,) if isinstance(until, str) else tuple(end for end in until if end)
-        groups.setdefault((ends, _most_tokens(request)), []).append(i)
-    return groups
-
-
-def _most_tokens(request: Any) -> int:
-    return int(request.args[1].get("max_gen_toks", MAX_GEN_TOKS))
 
 
 def _before(text: str, until: tuple[str, ...]) -> str:

@@ -174,6 +174,62 @@ def test_generation_ends_at_a_text(hope: Subject) -> None:
         model.generate_until(requests("generate_until", [("a", {"do_sample": True, "temperature": 1.0})]))
 
 
+def test_a_request_for_a_long_answer_does_not_empty_its_prompt(
+    hope: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 16 tokens the prompt keeps its last 8, or all of a short one, whose answer is what is left."""
+    limited, free = HopeLM(hope, max_length=16), HopeLM(hope)
+    long, short = "He was a servant of the king, and the king was in the house", "And it came to"
+    tokens = limited.encode(long)
+    last = hope.trained.tokenizer.decode(tokens[-8:])
+    left = 16 - len(limited.encode(short))
+    assert limited.encode(last).tolist() == tokens[-8:].tolist() and len(tokens) > 16 and left > 8
+
+    def answers(model: HopeLM, *asked: tuple[str, int]) -> list[str]:
+        return model.generate_until(
+            requests("generate_until", [(text, {"max_gen_toks": n}) for text, n in asked])
+        )
+
+    with caplog.at_level("WARNING", "hope_jax.evals"):
+        got = answers(limited, (long, 16), (long, 4000), (short, 16), ("", 17))
+    assert got == answers(free, (last, 8), (last, 8), (short, left), ("", 16))
+    assert got[0] and got[0] != got[3]
+    assert (
+        "max_gen_toks=16 does not fit into max_length=16" in caplog.text
+        and "max_gen_toks=4000" in caplog.text
+    )
+    cut = [limited.is_cut(each) for each in requests("generate_until", [(long, {}), (short, {})])]
+    assert cut == [True, False]
+    # Below the limit the answer keeps its length, as in lm-eval's own models.
+    ends = hope.trained.tokenizer.decode(tokens[-2:])
+    assert answers(limited, (long, 14)) == answers(free, (ends, 14))
+
+
+def test_a_context_without_room_is_told(hope: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "hope_jax.evals"):
+        loglikelihood(HopeLM(hope, max_length=2), [PAIRS[4], PAIRS[1]])
+    assert "max_length=2 leaves nothing of the contexts of 1 requests" in caplog.text
+
+
+def test_nothing_has_a_log_likelihood_of_zero(hope: Subject) -> None:
+    model = HopeLM(hope)
+    assert loglikelihood(model, [("", ""), ("And it", "")]) == [(0.0, True)] * 2
+    assert loglikelihood(model, []) == [] == model.generate_until([])
+    assert model.loglikelihood_rolling(requests("loglikelihood_rolling", [("",)])) == [0.0]
+
+
+def test_arguments_that_cannot_be_are_refused(hope: Subject) -> None:
+    for arguments, message in (
+        ({"batch_size": "auto"}, "batch_size='auto': want a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0: want"),
+        ({"max_length": "64"}, "max_length=64: want at least 2 tokens"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            HopeLM(hope, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="subject='runs/x': want a Subject"):
+        HopeLM.create_from_arg_string("subject=runs/x", {"batch_size": 1})
+
+
 @pytest.fixture(scope="module")
 def hope() -> Subject:
     return subject("hope_attention", "example", "float64")
