@@ -70,13 +70,13 @@ def evaluate(run: Run) -> dict[str, Any]:
     """
     started = time.monotonic()
     own, rates, parts = _asked(run)
-    journal, reader = run.journal(NAME, own), Reader(run.subject, run.memorize)
+    journal, reader = run.journal(NAME, own, started), Reader(run.subject, run.memorize)
     found, costs = _all_methods(run, journal, reader, parts, rates)
     result = outcome(
         run,
         NAME,
         settings=own,
-        seconds=time.monotonic() - started,
+        seconds=journal.seconds(),
         items=[
             *({"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)),
             *_of_blocks(parts, found),
@@ -262,7 +262,7 @@ def _summary(
         metrics |= {f"{k}/{method}": statistics.as_json(e) for k, e in found_of.items() if e is not None}
     for other in ("reset", "no_writes", "adamw"):
         for task, pick in (("stream", _stream_of), ("held_out", _held_of)):
-            test = statistics.paired(pick(found["carried"]), pick(found[other]))
+            test = statistics.paired_over(list(zip(pick(found["carried"]), pick(found[other]), strict=True)))
             tests[f"{task}/nats_per_token/carried-{other}"] = statistics.paired_as_json(test)
     tables = {
         m: [[float(np.mean(row)) for row in r["held"]] for r in records] for m, records in found.items()
@@ -276,12 +276,12 @@ def _summary(
     }
 
 
-def _stream_of(records: Sequence[dict[str, Any]]) -> list[float]:
-    return [value for record in records for value in record["stream"]]
+def _stream_of(records: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    return [np.array(record["stream"]) for record in records]
 
 
-def _held_of(records: Sequence[dict[str, Any]]) -> list[float]:
-    return [value for row in records[-1]["held"] for value in row]
+def _held_of(records: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    return [np.array(losses) for losses in records[-1]["held"]]
 
 
 def _scaled(estimate: statistics.Estimate, by: float) -> statistics.Estimate:

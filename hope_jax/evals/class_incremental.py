@@ -50,7 +50,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     """
     started = time.monotonic()
     own, rates, tasks = _asked(run)
-    journal, reader = run.journal(NAME, own), Reader(run.subject, run.memorize)
+    journal, reader = run.journal(NAME, own, started), Reader(run.subject, run.memorize)
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
     curves, costs, items, written = {}, {}, [], {}
@@ -69,7 +69,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         settings=own,
         metrics=metrics,
         paired=tests,
-        seconds=time.monotonic() - started,
+        seconds=journal.seconds(),
         items=items,
         curves=curves,
         costs=costs,
@@ -217,20 +217,15 @@ def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estima
     """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
 
     A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
-    the texts of its step. The interval is cut to [0, 1]."""
+    the texts of its step. Texts of early steps weigh more, as they are in more of the accuracies."""
     count, sizes = len(hits), [sum(map(len, step)) for step in hits]
+    weights = [sum(1 / (count * size) for size in sizes[group:]) for group in range(count)]
     parts = [
-        sum(hits[step][group] / (count * sizes[step]) for step in range(group, count))
+        np.sum([hits[step][group] / (count * sizes[step]) for step in range(group, count)], axis=0)
         for group in range(count)
     ]
-    found = statistics.total([np.asarray(part, float) for part in parts])
-    # Student's interval knows of no bounds; with few hits it would go below zero.
-    return found._replace(low=_share(found.low), high=_share(found.high))
-
-
-def _share(bound: float) -> float:
-    """NaN stays."""
-    return float(np.clip(bound, 0.0, 1.0))
+    effective = 1 / sum(len(part) * weight**2 for part, weight in zip(parts, weights, strict=True))
+    return statistics.within_one(statistics.total(parts), effective)
 
 
 def _forgetting(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate | None:

@@ -1,6 +1,6 @@
 """A checkpoint against a baseline: paired tests over the items that both have answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hope_jax.evals import statistics
@@ -17,12 +17,14 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
     """Paired tests of two results of one evaluation, a JSON value.
 
     Records with the same arm and key are the same item under the same seed. Returns `paired`:
-    "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value over all tests of
-    this evaluation, n; of one pair of losses there is no test, and both p values are None. `only_one`: items
-    that one of them lacks. `settings_differ`: names of settings that are not the same, whose figures must be
-    compared with care.
+    "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value, n; of one pair
+    of losses there is no test, and both p values are None. Holm's families are two: the single tests of this
+    evaluation, and those that pool the items of several (`"pooled": true`), which are no further findings
+    but the same ones summed up. `only_one`: items that one of them lacks. `settings_differ`: names of
+    settings that are not the same, whose figures must be compared with care.
     """
     first, second = scores(checkpoint), scores(baseline)
+    pooled = _pooled(checkpoint, first)
     paired: dict[str, dict[str, Any]] = {}
     only_one = 0
     for name in first:
@@ -34,10 +36,13 @@ def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[
             paired[name] = statistics.paired_as_json(test)
             if (checkpoint.get("leak") or baseline.get("leak")) and name.endswith(f"/{MEMORIZED}"):
                 paired[name]["leak"] = True
-    tested = [each for each in paired.values() if each["p_value"] is not None]
-    corrected = iter(holm([each["p_value"] for each in tested]))
-    for each in paired.values():
-        each["p_holm"] = None if each["p_value"] is None else next(corrected)
+            if name in pooled:
+                paired[name]["pooled"] = True
+    for family in (pooled, {*paired} - pooled):
+        own = [each for name, each in paired.items() if name in family]
+        corrected = iter(holm([each["p_value"] for each in own if each["p_value"] is not None]))
+        for each in own:
+            each["p_holm"] = None if each["p_value"] is None else next(corrected)
     return {"paired": paired, "only_one": only_one, "settings_differ": _differing(checkpoint, baseline)}
 
 
@@ -48,17 +53,32 @@ def scores(outcome: Mapping[str, Any]) -> Scores:
     names none, in the part of its key before the last "/". Of several records with one arm and key (of
     several checkpoints) the last one counts.
     """
-    names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
     found: Scores = {}
+    for key, value, groups in _scored(outcome):
+        for group in groups:
+            found.setdefault(group, {})[key] = value
+    return dict(sorted(found.items()))
+
+
+def _scored(outcome: Mapping[str, Any]) -> Iterator[tuple[str, float | bool, list[str]]]:
+    """Of each score of each record: the item's key, the value, and the groups that it counts in."""
+    names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
     for record in outcome.get("items", ()):
         key, arm = str(record["key"]), record.get("arm", "")
         tasks = record.get("tasks") or [key.rpartition("/")[0] or outcome["eval"]]
         for name in names & {*record}:
             if isinstance(record[name], bool | int | float):
-                for task in tasks:
-                    group = "/".join(part for part in (task, name, arm) if part)
-                    found.setdefault(group, {})[key] = record[name]
-    return dict(sorted(found.items()))
+                yield key, record[name], ["/".join(p for p in (task, name, arm) if p) for task in tasks]
+
+
+def _pooled(outcome: Mapping[str, Any], found: Scores) -> set[str]:
+    """The groups that hold what other groups hold singly: of those that a record counts in, all but the
+    smallest, of equal ones the one that it names last."""
+    pooled: set[str] = set()
+    for _, _, groups in _scored(outcome):
+        if len(groups) > 1:
+            pooled |= {*groups} - {min(reversed(groups), key=lambda group: len(found[group]))}
+    return pooled
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

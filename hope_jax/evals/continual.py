@@ -19,7 +19,7 @@ from hope_jax.evals.arms import Records, compare, run_arms, update_statistics
 from hope_jax.evals.journal import Journal
 from hope_jax.evals.memorize import excerpt, unrelated
 from hope_jax.evals.options import whole_number
-from hope_jax.evals.run import Run, outcome, progress
+from hope_jax.evals.run import BASELINE, CONTROL, MEMORIZED, Run, outcome, progress
 from hope_jax.evals.scoring import token_log_probs
 from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
@@ -27,6 +27,7 @@ from hope_jax.evals.transfer_figures import continual_figures
 from hope_jax.types import PyTree
 
 NAME = "continual"
+_ALL = "all"
 
 
 class Block(NamedTuple):
@@ -51,7 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     """
     started, asked = time.monotonic(), _asked(run)
     own = {**asked.settings, "checkpoints": [_digest(run, path) for path in asked.paths]}
-    journal = run.journal(NAME, own)
+    journal = run.journal(NAME, own, started)
     found: list[Records] = []
     names: list[str] = []
     for i, path in enumerate(asked.paths):
@@ -69,14 +70,14 @@ def evaluate(run: Run) -> dict[str, Any]:
         settings=own,
         metrics=metrics,
         paired=tests,
-        seconds=time.monotonic() - started,
+        seconds=journal.seconds(),
         checkpoints=names,
         updates=update_statistics(found[-1]),
         table={arm: _table(arm, segments, found) for arm in run.arms},
         forgetting={arm: _forgetting(arm, segments, since, found) for arm in run.arms},
         notes=_notes(names),
         items=[
-            {"checkpoint": name, "arm": arm, **record}
+            {"checkpoint": name, "arm": arm, "tasks": [_ALL, record["segment"]], **record}
             for name, records in zip(names, found, strict=True)
             for arm, rows in records.items()
             for record in rows
@@ -236,7 +237,7 @@ def _forgetting(
 ) -> dict[str, list[dict[str, Any] | None]]:
     """Of each segment and of all, forgetting as it stands at each checkpoint; None: nothing came before."""
     table = [_rows(arm, name, found) for name in names]
-    curves: dict[str, list[dict[str, Any] | None]] = {name: [] for name in (*names, "all")}
+    curves: dict[str, list[dict[str, Any] | None]] = {name: [] for name in (*names, _ALL)}
     for last in range(1, len(found) + 1):
         estimates = transfer.forgetting([rows[:last] for rows in table], since)
         for name, estimate in zip(curves, [*estimates, transfer.average(estimates)], strict=True):
@@ -255,9 +256,22 @@ def _summary(
         of_last, paired = compare(last, "nats_per_token", f"{name}/nats_per_token")
         metrics |= of_last | _per_byte(of_last, rate)
         tests |= paired
+    tests |= _over_all(list(asked.tokens), found[-1])
     for arm in run.arms:
         metrics |= _transfer(arm, list(asked.tokens), asked.settings["learned_at"], found)
     return metrics, tests
+
+
+def _over_all(names: Sequence[str], last: Records) -> dict[str, dict[str, Any]]:
+    """Tests of the memorized arm over all segments, which weigh the same, as in the mean over them."""
+    losses = {arm: [_rows(arm, name, [last])[0] for name in names] for arm in last}
+    return {
+        f"{_ALL}/nats_per_token/{MEMORIZED}-{other}": statistics.paired_as_json(
+            statistics.paired_over(list(zip(losses[MEMORIZED], losses[other], strict=True)))
+        )
+        for other in (BASELINE, CONTROL)
+        if MEMORIZED in losses and other in losses
+    }
 
 
 def _transfer(
@@ -270,12 +284,12 @@ def _transfer(
         ("forgetting", transfer.forgetting(table, since)),
         ("backward_transfer", transfer.backward_transfer(table, since)),
     ):
-        for name, estimate in [*zip(names, estimates, strict=True), ("all", transfer.average(estimates))]:
+        for name, estimate in [*zip(names, estimates, strict=True), (_ALL, transfer.average(estimates))]:
             if estimate is not None:
                 metrics[f"{name}/{what}/{arm}"] = statistics.as_json(estimate)
     average = transfer.average([statistics.mean(rows[-1]) for rows in table])
     assert average is not None
-    return {**metrics, f"all/nats_per_token/{arm}": statistics.as_json(average)}
+    return {**metrics, f"{_ALL}/nats_per_token/{arm}": statistics.as_json(average)}
 
 
 def _per_byte(metrics: Mapping[str, Mapping[str, Any]], rate: float) -> dict[str, dict[str, Any]]:

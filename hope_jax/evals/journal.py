@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,26 @@ class Journal:
     """Records by key in a file, a line each; the first line tells what they belong to.
 
     A file of other settings, or one that cannot be read, is begun anew; a last line that a kill cut short is
-    dropped.
+    dropped. Each line also tells the seconds that all starts have taken up to it. began: of this start, by
+    `time.monotonic`; None: now.
 
     Raises:
       OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: Mapping[str, Any], began: float | None = None) -> None:
+        self.path, self._began = path, time.monotonic() if began is None else began
         head = {"settings": settings_digest(settings)}
         lines = _read(path)
-        self._records: dict[str, dict[str, Any]] = {}
-        if lines and lines[0] == head:
-            self._records = {line["key"]: line["record"] for line in lines[1:]}
+        kept = lines[1:] if lines and lines[0] == head else []
+        self._records: dict[str, dict[str, Any]] = {line["key"]: line["record"] for line in kept}
+        self._before = max((float(line.get("seconds", 0.0)) for line in kept), default=0.0)
+        if kept:
             logger.info("%s: %d records are there already", path.name, len(self._records))
         with self._writing():
             # Written anew as a whole: what follows a line that was cut short would be lost with it.
             part = path.with_name(path.name + ".new")
-            rows = [head, *({"key": k, "record": r} for k, r in self._records.items())]
-            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            part.write_text("".join(json.dumps(row) + "\n" for row in [head, *kept]))
             part.replace(path)
             self._file = path.open("a")
 
@@ -57,8 +59,13 @@ class Journal:
         """Keeps the record of a key (a JSON value). Raises: OutputError."""
         self._records[key] = record
         with self._writing():
-            self._file.write(json.dumps({"key": key, "record": record}) + "\n")
+            line = {"key": key, "record": record, "seconds": round(self.seconds(), 3)}
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+
+    def seconds(self) -> float:
+        """What this start and those before it have taken; of one that was killed, up to its last record."""
+        return self._before + time.monotonic() - self._began
 
     def close(self) -> None:
         """The records stay on disk, until the result that they are part of is written."""

@@ -28,7 +28,7 @@ from hope_jax.errors import ConfigError, GuardError
 from hope_jax.evals.memorize import Memorizer, Rule, as_settings, unrelated
 from hope_jax.evals.run import FORMAT, VERSION, progress
 from hope_jax.evals.scoring import Pair, score_pairs
-from hope_jax.evals.statistics import as_json, mean
+from hope_jax.evals.statistics import as_json, mean, within_one
 from hope_jax.evals.subject import Subject, open_subject
 from hope_jax.types import PyTree
 
@@ -108,19 +108,23 @@ def measure(subject: Subject, rule: Rule, prompts: Sequence[Prompt], seed: int) 
 def summarize(by_seed: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
     """Means over the seeds' means with Student's intervals, and the seeds' means.
 
-    A seed has its own weights, keys and fillers, so its mean is one independent observation.
+    A seed has its own weights, keys and fillers, so its mean is one independent observation. Where no key of
+    any seed is chosen, or each, the interval is that of so many keys.
     """
     each = {seed: {name: float(v.mean()) for name, v in found.items()} for seed, found in by_seed.items()}
     for seed, found in by_seed.items():
         for control in (*CONTROLS, "baseline"):
             gain = found[f"nll/{control}"] - found["nll/memorized"]
             each[seed][f"gain/{control}"] = float(gain.mean())
-    names = next(iter(each.values()))
-    chance = {name: 0.5 for name in names if name.startswith("choice/")}
+    metrics = {}
+    for name in next(iter(each.values())):
+        estimate, chance = mean([means[name] for means in each.values()]), None
+        if name.startswith("choice/"):
+            keys = sum(len(found[name]) for found in by_seed.values())
+            estimate, chance = within_one(estimate, keys), 0.5
+        metrics[name] = as_json(estimate, chance)
     return {
-        "metrics": {
-            name: as_json(mean([means[name] for means in each.values()]), chance.get(name)) for name in names
-        },
+        "metrics": metrics,
         "per_seed": {str(seed): means for seed, means in each.items()},
     }
 

@@ -52,7 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     tokens, pieces, digest = _asked(run)
     others, pieces = pieces, pieces[: run.limit or len(pieces)]
     settings = {"tokens": tokens, "text": digest}
-    journal = run.journal(NAME, settings)
+    journal = run.journal(NAME, settings, started)
     run = dataclasses.replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // tokens)))
     records = {arm: _read(run, journal, pieces, arm) for arm in (WRITES_ON, WRITES_OFF)}
     metrics = _measured(ALL, records, "position")
@@ -73,7 +73,7 @@ def evaluate(run: Run) -> dict[str, Any]:
             *({"arm": arm, "tasks": [SECOND_HALF], **r} for arm, rs in halves.items() for r in rs),
         ],
         texts={"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
-        notes=_notes(run), seconds=time.monotonic() - started,
+        notes=_notes(run), seconds=journal.seconds(),
     )  # fmt: skip
 
 

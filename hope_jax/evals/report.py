@@ -266,7 +266,8 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading(_AGAINST)
     yield Note(
         f"Checkpoint minus {comparison['baseline']['checkpoint']} over the items of both, under the same "
-        "seeds. Holm's p values are corrected for all tests of an evaluation. Numbers: comparison.json."
+        "seeds. Holm's p values are corrected for the single tests of an evaluation; tests that pool several "
+        "of them, as over all texts, are corrected among themselves. Numbers: comparison.json."
     )
     for name, found in comparison["evals"].items():
         if "problem" in found:

@@ -7,7 +7,6 @@ the context, so that only memories can know: "context removed".
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -62,7 +61,7 @@ def evaluate(
     settings: of the evaluation, resolved; answer_tokens: drawn at most; notes: on its data, for reports.
     "updates" holds of each group, arm and level what memorization wrote on average.
     """
-    started, journal = time.monotonic(), run.journal(name, settings)
+    journal = run.journal(name, settings)
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
@@ -79,7 +78,7 @@ def evaluate(
     journal.close()
     return outcome(
         run, name, settings=settings, metrics=metrics, paired=paired, items=items, updates=updates,
-        notes=list(notes), seconds=time.monotonic() - started,
+        notes=list(notes), seconds=journal.seconds(),
     )  # fmt: skip
 
 

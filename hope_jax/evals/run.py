@@ -59,10 +59,10 @@ class Run(Asked):
             **own,
         }
 
-    def journal(self, name: str, own: Mapping[str, Any]) -> Journal:
-        """What has been found already under these very settings."""
+    def journal(self, name: str, own: Mapping[str, Any], began: float | None = None) -> Journal:
+        """What has been found already under these very settings. began: see `Journal`."""
         belongs = {"config": self.subject.about["config_digest"], "hope_jax": __version__}
-        return Journal(path_of(self.out, name), {**self.settings(name, own), **belongs})
+        return Journal(path_of(self.out, name), {**self.settings(name, own), **belongs}, began)
 
 
 def outcome(
@@ -78,10 +78,10 @@ def outcome(
 ) -> dict[str, Any]:
     """A result: what was evaluated, how, and what came out; a JSON value.
 
-    metrics: "task/metric/arm" -> `statistics.as_json`. paired: "task/metric/memorized-baseline" ->
-    `statistics.paired_as_json`. Where `use_correct_answer` was asked for, the arm `memorized` and its
-    differences carry `"leak": true`. more: further fields; to its `notes` comes what `updates` show of
-    arms that did not write alike.
+    metrics: "task/metric/arm" -> `statistics.as_json`. seconds: of all starts (`Journal.seconds`).
+    paired: "task/metric/memorized-baseline" -> `statistics.paired_as_json`. Where `use_correct_answer` was
+    asked for, the arm `memorized` and its differences carry `"leak": true`. more: further fields; to its
+    `notes` comes what `updates` show of arms that did not write alike.
     """
     own = run.settings(name, settings)
     asked = run.memorize.use_correct_answer

@@ -8,6 +8,9 @@ import numpy as np
 from scipy import stats
 
 _LEVEL = 0.95
+_Z = float(stats.norm.ppf(0.5 + _LEVEL / 2))
+_ROUNDING = 8 * np.finfo(np.float64).eps
+"""Spread of differences, beside the values that they are of, which arithmetic alone makes."""
 
 
 class Estimate(NamedTuple):
@@ -20,8 +23,8 @@ class Estimate(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """delta: mean of a - b over `n` pairs. low, high: its 95 % interval. p_value: of no difference,
-    two-sided, by `test`; NaN where that needs more pairs."""
+    """delta: mean of a - b over `n` pairs. low, high: its 95 % interval; NaN where none can be given.
+    p_value: of no difference, two-sided, by `test`; NaN where that needs more pairs."""
 
     delta: float
     low: float
@@ -44,7 +47,7 @@ def share(values: Sequence[float] | np.ndarray) -> Estimate:
     more, so it is wide enough, also where all are equal. Raises: ValueError for none at all."""
     n, p = len(values), float(np.mean(values)) if len(values) else 0.0
     _need(n)
-    z = float(stats.norm.ppf(0.5 + _LEVEL / 2))
+    z = _Z
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
@@ -76,12 +79,26 @@ def total(groups: Sequence[np.ndarray]) -> Estimate:
     return Estimate(value, value - half, value + half, n)
 
 
+def within_one(estimate: Estimate, n: float) -> Estimate:
+    """An estimate of a share in [0, 1], with an interval that Student's formula gave: cut to [0, 1], and no
+    closer to 0 (1) at its far end than Wilson's interval of `n` misses (hits) alone. Equal values show no
+    spread, and Student's interval of them would have no width.
+
+    n: observations; of those that weigh unlike the effective ones (Kish), 1 / sum of squared weights.
+    """
+    none = _Z * _Z / (n + _Z * _Z)
+    value, low, high = np.clip(estimate[:3], 0.0, 1.0)  # NaN stays
+    low, high = np.minimum(low, 1.0 - none), np.maximum(high, none)
+    return Estimate(float(value), float(low), float(high), estimate.n)
+
+
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
     """Whether a and b, item by item, differ.
 
     Of hits and misses: McNemar's exact test, and Newcombe's interval for a difference of paired proportions
     (his method 10). Of other values: Student's interval and the paired t test; of one
-    pair alone neither exists.
+    pair alone neither exists. Differences that are all one number but zero tell nothing of their spread: no
+    interval, and the sign test.
 
     Raises:
       ValueError: lengths that differ, or nothing.
@@ -92,11 +109,23 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
     _need(len(x))
     if set(np.unique(np.concatenate([x, y])).tolist()) <= {0, 1}:
         return _paired_hits(x.astype(bool), y.astype(bool))
-    differences = mean(x.astype(np.float64) - y.astype(np.float64))
-    p = math.nan if len(x) < 2 else 1.0
-    if len(x) > 1 and not np.allclose(x, y, rtol=0, atol=0):
-        p = float(stats.ttest_rel(x, y).pvalue)
-    return Paired(differences.value, differences.low, differences.high, p, len(x), "paired t")
+    return _paired_t([(x.astype(np.float64), y.astype(np.float64))], "paired t")
+
+
+def paired_over(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> Paired:
+    """Whether a and b of several groups of items differ: the mean over groups, each weighing the same, of the
+    mean of a - b, and a paired t test in which the groups are what they are and only their items are drawn
+    (Welch's variance, Satterthwaite's degrees of freedom). Of a group of one item there is none.
+
+    Raises:
+      ValueError: lengths that differ, or nothing.
+    """
+    for a, b in groups:
+        if len(a) != len(b):
+            raise ValueError(f"paired: want as many values of a as of b, got {len(a)} and {len(b)}")
+        _need(len(a))
+    _need(len(groups))
+    return _paired_t([(np.asarray(a, float), np.asarray(b, float)) for a, b in groups], "stratified paired t")
 
 
 def as_json(estimate: Estimate, chance: float | None = None) -> dict[str, Any]:
@@ -121,6 +150,26 @@ def paired_as_json(test: Paired) -> dict[str, Any]:
 def _need(n: int) -> None:
     if not n:
         raise ValueError("no observations: nothing can be estimated")
+
+
+def _paired_t(groups: Sequence[tuple[np.ndarray, np.ndarray]], test: str) -> Paired:
+    differences = [a - b for a, b in groups]
+    everything, n = np.concatenate(differences), sum(map(len, differences))
+    delta = float(np.mean([each.mean() for each in differences]))
+    if min(map(len, differences)) < 2 or not np.isfinite(everything).all():
+        return Paired(delta, math.nan, math.nan, math.nan, n, test)
+    if not everything.any():
+        return Paired(0.0, 0.0, 0.0, 1.0, n, test)
+    errors = np.array([each.std(ddof=1) / math.sqrt(len(each)) for each in differences]) / len(groups)
+    error = float(np.sqrt(np.square(errors).sum()))
+    if error <= _ROUNDING * max(float(np.abs(pair).max()) for pair in groups):
+        signs = stats.binomtest(int((everything > 0).sum()), int((everything != 0).sum()))
+        return Paired(delta, math.nan, math.nan, float(signs.pvalue), n, "sign")
+    shares, free = np.square(errors / error), np.array([len(each) - 1 for each in differences])
+    degrees = 1.0 / float((np.square(shares) / free).sum())
+    half = float(stats.t.ppf(0.5 + _LEVEL / 2, degrees)) * error
+    p = 2 * float(stats.t.sf(abs(delta) / error, degrees))
+    return Paired(delta, delta - half, delta + half, p, n, test)
 
 
 def _paired_hits(x: np.ndarray, y: np.ndarray) -> Paired:

@@ -61,7 +61,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     run = dataclasses.replace(run, arms=(BASELINE,))
     count, targets = _options(run)
     settings = {"task": name, "strings": count, "targets": targets}
-    journal, metrics, items = run.journal(NAME, settings), {}, []
+    journal, metrics, items = run.journal(NAME, settings, started), {}, []
     curves: dict[str, Any] = {}
     for at in task.splits:
         examples = strings(task, at, count, f"{_SEED} {run.seed}")
@@ -80,13 +80,12 @@ def evaluate(run: Run) -> dict[str, Any]:
         metrics.update(measured(name, at, task, split))
         curves[at] = by_length(split)
         items += [record(name, at, i, *pair) for i, pair in enumerate(zip(examples, hits, strict=True))]
-    seconds = time.monotonic() - started
     result = outcome(
         run,
         NAME,
         settings=settings,
         metrics=metrics,
-        seconds=seconds,
+        seconds=journal.seconds(),
         items=items,
         by_length=curves,
         notes=notes,
@@ -181,7 +180,8 @@ def measured(name: str, at: str, task: Task, split: Split) -> dict[str, dict[str
     rate = float((labels == best).mean())
     guesses = float(np.mean([rate ** len(row) for row in split.hits]))
     right = statistics.proportion([bool(row.all()) for row in split.hits])
-    shares = statistics.mean([float(row.mean()) for row in split.hits])
+    means = statistics.mean([float(row.mean()) for row in split.hits])
+    shares = statistics.within_one(means, len(split.hits))
     found = {
         f"{name}/{at}_positions/{BASELINE}": statistics.as_json(shares, float(np.mean(constant))),
         f"{name}/{at}_strings/{BASELINE}": statistics.as_json(right, guesses),

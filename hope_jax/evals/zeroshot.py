@@ -71,7 +71,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     truncated: dict[str, int] = {}
     requests: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
-    journal = run.journal(NAME, settings)
+    journal = run.journal(NAME, settings, began)
     try:
         with sources.load(selection) as tasks:
             for name, task in tasks.items():
@@ -94,7 +94,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         metrics=metrics,
         paired=paired,
         items=rows,
-        seconds=time.monotonic() - began,
+        seconds=journal.seconds(),
         skipped=list(selection.skipped),
         truncated=truncated,
         updates={name: found for name, found in updates.items() if found},

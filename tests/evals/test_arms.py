@@ -109,6 +109,31 @@ def test_a_journal_of_nonsense_is_begun_anew(tmp_path):
     again.close()
 
 
+def test_a_journal_adds_up_the_seconds_of_all_starts(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    path = tmp_path / "x.partial.jsonl"
+    first = Journal(path, {"a": 1}, 990.0)
+    clock[0] += 5
+    first.put("k", {"v": 1})
+    clock[0] += 50
+    first.put("l", {"v": 2})
+    clock[0] += 3
+    assert first.seconds() == 68.0
+    with path.open("a") as file:  # killed as it writes
+        file.write('{"key": "m", "rec')
+    clock[0] = 20.0  # another process
+    second = Journal(path, {"a": 1})
+    clock[0] += 4
+    assert second.seconds() == 69.0, "up to the last record of the killed start"
+    clock[0] = 7.0
+    third = Journal(path, {"a": 1})
+    clock[0] += 2
+    third.put("m", {"v": 3})
+    assert third.seconds() == 67.0 and third.get("l") == {"v": 2}
+    assert Journal(path, {"a": 2}).seconds() == 0.0, "of other settings"
+
+
 def test_a_leak_is_marked_where_its_figure_stands(tmp_path):
     run = Run(subject(), tmp_path, memorize=Rule(use_correct_answer=True), arms=ARMS, records=True)
     value = {"value": 1.0, "ci95": None, "n": 1, "chance": None}

@@ -82,6 +82,27 @@ def test_a_record_counts_in_the_tasks_that_it_names() -> None:
     assert scores(result(rows)) == {"all/loss/baseline": {"u/0": 1.0}, "u/loss/baseline": {"u/0": 1.0}}
 
 
+def test_tests_that_pool_others_are_a_family_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    for order in (["all", "{}"], ["{}", "all"]):
+        rows = [
+            {"key": f"{task}/{i}", "arm": arm, "tasks": [name.format(task) for name in order], "loss": 0.0}
+            for task in "uvw" for i in range(8) for arm in ("baseline", "memorized")
+        ]  # fmt: skip
+        other = [{**row, "loss": rng.normal(0.5)} for row in rows]
+        found = compare(result(rows), result(other))["paired"]
+        pooled = {name for name, test in found.items() if test.get("pooled")}
+        assert pooled == {"all/loss/baseline", "all/loss/memorized"} and len(found) == 8
+        for family in (pooled, set(found) - pooled):
+            tests = [found[name] for name in family]
+            assert [test["p_holm"] for test in tests] == holm([test["p_value"] for test in tests])
+    # Of one part the whole is that part: what is named first pools.
+    rows, other = ([{**row, "tasks": ["all", "u"]} for row in each] for each in (rows, other))
+    found = compare(result(rows), result(other))["paired"]
+    assert {name for name, test in found.items() if test.get("pooled")} == pooled
+    assert found["u/loss/baseline"]["p_holm"] == found["all/loss/baseline"]["p_holm"]
+
+
 def test_a_leak_is_marked_where_it_counts_and_other_settings_are_named() -> None:
     rows = [
         {"key": k, "arm": arm, "loss": v}

@@ -133,10 +133,43 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.nightly
 def test_memorization_arms_of_segments(tmp_path: Path) -> None:
     found = continual.evaluate(a_run(tmp_path, arms=ARMS, **SEGMENTS))
-    assert {"kjv/nats_per_token/memorized-baseline", "kjv/nats_per_token/memorized-control"} <= set(
-        found["paired"]
-    )
+    metrics, paired = found["metrics"], found["paired"]
+    assert set(paired) == {
+        f"{name}/nats_per_token/memorized-{other}"
+        for name in ("kjv", "austen", "all") for other in ("baseline", "control")
+    }  # fmt: skip
     assert found["updates"]["memorized"]
+    for other in ("baseline", "control"):
+        means = [metrics[f"all/nats_per_token/{arm}"]["value"] for arm in ("memorized", other)]
+        assert paired[f"all/nats_per_token/memorized-{other}"]["delta"] == pytest.approx(means[0] - means[1])
+    compared = comparison.compare(found, found)["paired"]
+    assert {name for name, test in compared.items() if test.get("pooled")} == {
+        f"all/nats_per_token/{arm}" for arm in ARMS
+    }
+
+
+def test_memorization_is_tested_over_all_segments_block_by_block() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"a": 5, "b": 9}
+    last = {
+        arm: [
+            {"key": f"{name}/{i}", "segment": name, "nats_per_token": float(rng.normal(shift, 1))}
+            for name, n in sizes.items() for i in range(n)
+        ]
+        for arm, shift in (("baseline", 0.0), ("memorized", -1.0), ("control", -0.5))
+    }  # fmt: skip
+    found = continual._over_all(["a", "b"], last)
+    assert set(found) == {f"all/nats_per_token/memorized-{other}" for other in ("baseline", "control")}
+    losses = {
+        arm: [np.array([r["nats_per_token"] for r in rows if r["segment"] == name]) for name in sizes]
+        for arm, rows in last.items()
+    }
+    for other in ("baseline", "control"):
+        test = found[f"all/nats_per_token/memorized-{other}"]
+        pairs = list(zip(losses["memorized"], losses[other], strict=True))
+        assert test["delta"] == pytest.approx(np.mean([np.mean(a - b) for a, b in pairs]))
+        assert test["n"] == 14 and test == statistics.paired_as_json(statistics.paired_over(pairs))
+    assert continual._over_all(["a", "b"], {"baseline": last["baseline"]}) == {}
 
 
 def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +231,46 @@ def test_the_interval_of_an_average_of_accuracies_holds_no_impossible_one() -> N
     assert low.low == 0 < low.high < 1 and 0 < high.low < high.high == 1
     assert statistics.mean(few.astype(float)).low < 0
     assert np.isnan(class_incremental._average_accuracy([[few[:1]]]).low)
+
+
+def test_an_average_of_accuracies_without_a_hit_may_yet_be_above_zero() -> None:
+    """As of one step's texts, Wilson's; of several, of as many as their unlike weights are worth."""
+    none = np.zeros(150, bool)
+    for hits, bound in ((none, 0), (~none, 1)):
+        found = class_incremental._average_accuracy([[hits]])
+        assert found[:3] == pytest.approx(statistics.proportion(hits)[:3]) and found.value == bound
+    found = class_incremental._average_accuracy([[none], [none, none], [none] * 3])
+    assert found.value == found.low == 0
+    weights = np.repeat([(1 + 1 / 2 + 1 / 3) / 450, (1 / 2 + 1 / 3) / 450, 1 / 3 / 450], 150)
+    assert weights.sum() == pytest.approx(1)
+    z = 1.959964
+    assert found.high == pytest.approx(z**2 / (1 / (weights**2).sum() + z**2), rel=1e-6)
+    assert statistics.proportion([False] * 450).high < found.high < statistics.proportion([False] * 150).high
+    # One hit is no less than none.
+    one = none.copy()
+    one[0] = True
+    assert class_incremental._average_accuracy([[one]]).high >= statistics.proportion(none).high
+
+
+def test_the_interval_of_an_average_of_accuracies_holds_the_true_one() -> None:
+    rng = np.random.default_rng(0)
+    for rate in (0.01, 0.3, 0.98):
+        rates = rate / np.sqrt([1, 2, 3])
+        held = 0
+        for _ in range(200):
+            texts = rng.random((3, 40))
+            hits = [[texts[group] < rates[step] for group in range(step + 1)] for step in range(3)]
+            found = class_incremental._average_accuracy(hits)
+            held += found.low <= rates.mean() <= found.high
+        assert held >= 0.92 * 200
+
+
+def test_classes_that_nobody_tells_apart_are_not_surely_never_forgotten() -> None:
+    none = np.zeros(20, bool)
+    forgot = class_incremental._forgetting([[none], [none, none], [none, none, none]])
+    assert forgot is not None and forgot.value == 0 and forgot.n == 40
+    one = statistics.paired(none, none)
+    assert forgot.low < 0 < forgot.high == pytest.approx(one.high / np.sqrt(2))
 
 
 def test_forgetting_of_classes_is_from_the_best_step_since_they_were_read() -> None:

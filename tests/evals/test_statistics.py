@@ -74,6 +74,49 @@ def test_a_diverged_arm_has_no_interval_and_breaks_no_table():
     assert found["ci95"] is None and delta.startswith("–") and p == "–"
 
 
+def test_equal_differences_are_no_certainty():
+    """Student's t would be infinite: p = 0 and an interval of no width, from two pairs."""
+    for a, b in (([2.0, 3.5], [1.0, 2.5]), ([0.3, 0.5, 0.7], [0.2, 0.4, 0.6])):
+        found = statistics.paired(a, b)
+        assert found.test == "sign" and found.p_value == 2 * 0.5 ** len(a)
+        assert math.isnan(found.low) and statistics.paired_as_json(found)["ci95"] is None
+    apart = statistics.paired_over([([2.0, 3.0], [1.0, 2.0]), ([2.0, 3.0], [0.0, 1.0])])
+    assert apart.delta == 1.5 and apart.p_value == 2 * 0.5**4 and math.isnan(apart.high)
+
+
+def test_groups_of_pairs_weigh_alike():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(mean, 1, n), rng.normal(0, 1, n)) for mean, n in ((3, 40), (0, 10), (0, 5))]
+    found = statistics.paired_over(pairs)
+    assert found.delta == pytest.approx(np.mean([np.mean(a - b) for a, b in pairs])) and found.n == 55
+    assert found.test == "stratified paired t" and (found.p_value < 0.05) == (found.low > 0)
+    # The groups are what they are: how they differ from each other makes nothing less certain.
+    shifted = statistics.paired_over([(a + 100 * i, b) for i, (a, b) in enumerate(pairs)])
+    assert shifted.high - shifted.low == pytest.approx(found.high - found.low)
+    assert statistics.paired_over(pairs[:1])[:5] == pytest.approx(statistics.paired(*pairs[0])[:5])
+    same = statistics.paired_over([(a, a) for a, _ in pairs])
+    assert same[:4] == (0.0, 0.0, 0.0, 1.0)
+    alone = statistics.paired_over([*pairs, (np.array([1.0]), np.array([0.0]))])
+    assert math.isnan(alone.low) and math.isnan(alone.p_value) and alone.n == 56
+    with pytest.raises(ValueError, match="as many values"):
+        statistics.paired_over([([1.0, 2.0], [1.0])])
+    for nothing in ([], [([], [])]):
+        with pytest.raises(ValueError, match="no observations"):
+            statistics.paired_over(nothing)
+
+
+def test_a_share_of_one_kind_of_answer_has_an_interval():
+    for n in (2, 40):
+        none, every = (
+            statistics.within_one(statistics.mean(values), n) for values in (np.zeros(n), np.ones(n))
+        )
+        assert none.low == 0 and none.high == pytest.approx(statistics.proportion([False] * n).high)
+        assert every.high == 1 and every.low == pytest.approx(statistics.proportion([True] * n).low)
+    assert math.isnan(statistics.within_one(statistics.mean([0.0]), 1).high)
+    spread = statistics.mean(np.linspace(0.4, 0.6, 30))
+    assert statistics.within_one(spread, 30) == spread
+
+
 def test_nothing_is_no_estimate():
     for estimate in (statistics.mean, statistics.proportion):
         with pytest.raises(ValueError, match="no observations"):
