@@ -195,7 +195,8 @@ def table(found: dict[str, Any]) -> str:
     """A line for each metric: value, interval, the seeds' means."""
     lines = []
     for name, metric in found["metrics"].items():
-        (low, high), means = metric["ci95"], [seed[name] for seed in found["per_seed"].values()]
+        low, high = metric["ci95"] or (np.nan, np.nan)
+        means = [seed[name] for seed in found["per_seed"].values()]
         seeds = " ".join(f"{value:8.4f}" for value in means)
         lines.append(f"{name:18} {metric['value']:8.4f}  [{low:8.4f}, {high:8.4f}]   seeds {seeds}")
     return "\n".join(lines)

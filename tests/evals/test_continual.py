@@ -19,7 +19,7 @@ from hope_jax.evals.reader import Reader
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.segments import blocks, load_segments
 from tests.evals.intents_data import write_banking, write_clinc
-from tests.evals.subjects import subject
+from tests.evals.subjects import as_if_slow, subject
 
 pytestmark = pytest.mark.usefixtures("quick")
 SEGMENTS = {"segment_bytes": 1024, "segment_names": ["kjv", "austen"]}
@@ -64,7 +64,9 @@ def same_after_a_kill(
             evaluate(run)
     (left,) = run.out.glob("*.partial.jsonl")
     assert len(left.read_text().splitlines()) > 2
+    before = as_if_slow(run.out)
     again = evaluate(run)
+    assert whole["seconds"] < before < again["seconds"], "of all starts"
     assert again["metrics"] == whole["metrics"] and again["paired"] == whole["paired"]
     return whole
 
@@ -126,6 +128,7 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
     assert set(continual.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
     assert found["forgetting"]["baseline"]["all"][0] is None
     assert found["forgetting"]["baseline"]["all"][1] == found["metrics"]["all/forgetting/baseline"]
+    assert as_if_slow(tmp_path) < continual.evaluate(run)["seconds"]
     single = continual.evaluate(a_run(tmp_path, limit=2, **SEGMENTS))
     assert len(single["checkpoints"]) == 1 and "all/forgetting/baseline" not in single["metrics"]
 

@@ -14,7 +14,7 @@ from hope_jax.evals.perplexity_losses import estimates, losses_of, over_position
 from hope_jax.evals.perplexity_pieces import load_pieces
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import token_log_probs
-from tests.evals.subjects import subject
+from tests.evals.subjects import as_if_slow, subject
 
 TOKENIZER = Tokenizer.load()
 RNG = np.random.default_rng(0)
@@ -175,6 +175,7 @@ def test_a_memorized_second_half_is_marked_as_a_leak(tmp_path: Path, found: dict
     assert leaky["metrics"]["second_half/nats_per_token/memorized"]["leak"]
     assert losses_in(leaky, "memorized") != losses_in(found, "memorized")
     assert losses_in(leaky, "baseline") == pytest.approx(losses_in(found, "baseline"), rel=1e-6)
+    assert as_if_slow(tmp_path) < perplexity.evaluate(run)["seconds"], "of all starts"
 
 
 @pytest.mark.parametrize(

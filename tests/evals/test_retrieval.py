@@ -17,7 +17,7 @@ from hope_jax.evals.retrieval import answer, chosen, continuation, string_match
 from hope_jax.evals.run import ARMS, Run
 from hope_jax.evals.scoring import Pair, Score, score_pairs
 from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
-from tests.evals.subjects import subject
+from tests.evals.subjects import as_if_slow, subject
 from tests.evals.test_niah_prompts import OTHER
 
 RNG = np.random.default_rng(0)
@@ -142,6 +142,7 @@ def test_records_say_what_was_asked_and_found(tmp_path: Path, monkeypatch: pytes
     assert (metric["n"], metric["chance"]) == (2, 0.5) and metric["ci95"][0] < 1 and not found["paired"]
     figures = niah.figures(found)
     assert set(figures) == {"niah_choice", "niah_match", "niah_removed_choice"}
+    assert as_if_slow(tmp_path) < niah.evaluate(run)["seconds"], "of all starts"
 
 
 def test_string_match_is_the_share_of_answers_in_the_text() -> None:

@@ -23,6 +23,7 @@ from hope_jax.training.bundle import write as write_bundle
 from hope_jax.training.inference import read_text
 from hope_jax.types import NO_TARGET
 from tests.checkpoints import small_config
+from tests.evals.subjects import as_if_slow
 from tests.evals.subjects import subject as text_subject
 
 CONFIG = """
@@ -120,7 +121,9 @@ def test_a_killed_evaluation_goes_on(trained: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(synthetic, "answers", failing)
     with pytest.raises(KeyboardInterrupt):
         synthetic.evaluate(run_of(tmp_path, subject))
+    spent = as_if_slow(tmp_path)
     resumed = synthetic.evaluate(run_of(tmp_path, subject))
+    assert resumed["seconds"] > spent
     assert len(calls) == 4 + 3  # three of bin0 and none of bin1 were done
     whole = synthetic.evaluate(run_of(tmp_path, subject))
     assert resumed["metrics"] == whole["metrics"]

@@ -17,7 +17,7 @@ from hope_jax.evals import comparison, zeroshot, zeroshot_tasks
 from hope_jax.evals.lm_eval_model import HopeLM
 from hope_jax.evals.memorize import Rule
 from hope_jax.evals.run import ARMS, Run
-from tests.evals.subjects import subject
+from tests.evals.subjects import as_if_slow, subject
 from tests.evals.zeroshot_files import ITEMS, write_files
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -261,8 +261,9 @@ def test_a_killed_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(HopeLM, "loglikelihood", killed)
         zeroshot.evaluate(run)
-    before = list(asked)
+    before, spent = list(asked), as_if_slow(run.out)
     again = zeroshot.evaluate(run)
+    assert whole["seconds"] < spent < again["seconds"]
     assert before and asked[len(before) :] and sorted(asked) == sorted(everything)
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
