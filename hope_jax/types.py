@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     tokens: int32 [B, T] token ids.
     targets: int32 [B, T] the token that follows each position, `NO_TARGET` where none is supervised
         (padding, the last token of a document).
-    segment_ids: int32 [B, T] document number within the row, from 1; 0 marks padding.
+    segment_ids: int32 [B, T] document number within the row, from 1; 0 marks padding. Tokens of one number
+        are one document, whatever lies between them (under `reset_at_document`: neighbours of one number).
     """
 
     tokens: Array

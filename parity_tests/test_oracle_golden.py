@@ -36,7 +36,7 @@ def attend_pieces(
     past, pieces = None, []
     for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
         out, past = oracle.attention(
-            p, attention_arch(g), row[start:stop], past, oracle.visible(0, (1,) * len(row), start, stop)
+            p, attention_arch(g), row[start:stop], past, oracle.visible((1,) * len(row), start, stop)
         )
         pieces.append(np.asarray(out))
     assert past is not None
@@ -164,7 +164,7 @@ def read_rows(params: Any, arch: oracle.Arch, rows: np.ndarray, cuts: list[int])
     for row in rows:
         past, reads = None, []
         for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
-            read = READ(params, row[start:stop], past, arch, oracle.visible(0, (1,) * len(row), start, stop))
+            read = READ(params, row[start:stop], past, arch, oracle.visible((1,) * len(row), start, stop))
             past = read.past
             reads.append(read)
         results.append(reads)

@@ -158,7 +158,7 @@ def test_attention_in_odd_pieces(tmp_path: Path) -> None:
     for row in x:
         past, outs = None, []
         for start, stop in zip([0, *cuts], [*cuts, tokens], strict=True):
-            mask = oracle.visible(0, (1,) * tokens, start, stop)
+            mask = oracle.visible((1,) * tokens, start, stop)
             out, past = oracle.attention(p, arch, row[start:stop], past, mask)
             outs.append(np.asarray(out))
         pieces.append([*outs, past])

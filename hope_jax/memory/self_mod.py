@@ -151,6 +151,7 @@ class SelfMod:
         position: Array | int,
         reduce: Reduce = own,
         active_n: Array | None = None,
+        segments: Array | None = None,
     ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
         """Reads n tokens and writes the chunks that end among them.
 
@@ -160,12 +161,14 @@ class SelfMod:
         reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
         them would make of it, at the end of every chunk.
         active_n: bool [n], False: padding, which changes nothing (eta 0, alpha 1); None: all True.
+        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
+        `causal_conv`; None: all are of one.
         Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
         statistics of each level.
         """
         history = None if carry is None else carry.conv
         if "conv" in params:
-            x_nd, history = causal_conv(x_nd, params["conv"], history)
+            x_nd, history = causal_conv(x_nd, params["conv"], history, segments)
         state = self.init(params) if fast is None else fast
         pending = None if carry is None or fast is None else carry
         generators, first, (q, tokens), g_stats = self._generate(
@@ -184,12 +187,6 @@ class SelfMod:
             return o, None, carry, {name: zero_stats() for name in stats}
         momentum = {**generators.momentum, **memory.momentum} if self.momentum else ()
         return o, SelfModState({**generators.weights, **memory.weights}, momentum), carry, stats
-
-    def streams(self, params: PyTree, fast: SelfModState, x_nd: Array) -> Streams:
-        """The tokens' streams of a whole sequence from position 0, as `read` makes them while it writes."""
-        if "conv" in params:
-            x_nd, _ = causal_conv(x_nd, params["conv"])
-        return self._generate(params, fast, None, x_nd, 0, own, fast, None)[2][1]
 
     def _generate(
         self,

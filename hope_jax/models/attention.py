@@ -1,9 +1,10 @@
 """Causal attention over the tokens of one context, with the cache that a stream carries.
 
-One sequence: [n, D] -> [n, D]. Documents of a packed row do not see each other. The cache is one
-preallocated buffer, read through the mask beside the call's own tokens; a call returns their rows, and
-`enter` writes them into the buffer, once for all layers and examples. With a sliding window the buffer is a
-ring: the token at position p lies in row p mod rows, and what leaves the window is overwritten.
+One sequence: [n, D] -> [n, D]. Documents of a packed row do not see each other, neither in attention nor in
+the convolution before it. The cache is one preallocated buffer, read through the mask beside the call's own
+tokens; a call returns their rows, and `enter` writes them into the buffer, once for all layers and examples.
+With a sliding window the buffer is a ring: the token at position p lies in row p mod rows, and what leaves
+the window is overwritten.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from flax import linen as nn
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.memory.tapped import multiply
 from hope_jax.models import layers
+from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
 
@@ -44,6 +46,16 @@ class ReadContext(NamedTuple):
     segments_n: Array
     cached_segments: Array | None
     clock: Array | None = None
+
+    def segments_with(self, before: int) -> Array:
+        """int32 [before + n]: documents of the `before` tokens before the call, and of its own."""
+        at = self.position - before + jnp.arange(before, dtype=jnp.int32)
+        if self.cached_segments is None:
+            earlier = jnp.full_like(at, NO_SEGMENT)
+        else:
+            cached = jnp.take(self.cached_segments, at, mode="clip")
+            earlier = jnp.where(at >= 0, cached, NO_SEGMENT)
+        return jnp.concatenate([earlier, self.segments_n])
 
 
 def cache_rows(spec: ModelSpec, capacity: int) -> int:
@@ -93,6 +105,9 @@ def visible(spec: ModelSpec, context: ReadContext, rows: int) -> Array:
         key_segments = jnp.concatenate([segments, key_segments])
     mask = (key_at >= 0) & (key_at <= query_at[:, None])
     mask &= key_segments == context.segments_n[:, None]
+    if context.clock is not None:
+        # The document begins here, even if an earlier one had its number.
+        mask &= key_at >= context.position - context.clock
     if spec.sliding_window:
         mask &= key_at > query_at[:, None] - spec.sliding_window
     return mask
@@ -134,7 +149,9 @@ class Attention(nn.Module):
         if spec.local_conv_window:
             init = layers.conv_init(spec, spec.local_conv_window)
             taps = self.param("conv", init, (spec.local_conv_window, spec.dim), spec.param_dtype)
-            inputs, conv = causal_conv(inputs, taps, None if cache is None else cache.conv)
+            history = None if cache is None else cache.conv
+            segments = context.segments_with(spec.local_conv_window - 1)
+            inputs, conv = causal_conv(inputs, taps, history, segments)
         query, key, value = self._heads(inputs, context)
         mask = visible(spec, context, 0 if cache is None else cache.key.shape[0])
         if cache is None:

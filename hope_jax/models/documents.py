@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from hope_jax.types import Array, PyTree
 
+NO_SEGMENT = -1
+"""Document number of a position that has not been read."""
+
 
 def clock(segments: Array, segment_ids: Array, position: Array, chunk_size: int) -> Array:
     """int32 [B]: tokens of its document that each example has read before the online chunk at `position`.

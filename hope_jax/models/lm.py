@@ -25,9 +25,6 @@ from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
-NO_SEGMENT = -1
-"""Document number of a position that has not been read."""
-
 
 class Carry(NamedTuple):
     """What crosses the chunks of a stream besides the fast state.
@@ -171,7 +168,7 @@ class HopeModel:
         stacked = jax.tree.map(
             lambda t: jnp.zeros((self.spec.num_layers, batch_size, *t.shape), t.dtype), layer
         )
-        segments = jnp.full((batch_size, capacity), NO_SEGMENT, jnp.int32)
+        segments = jnp.full((batch_size, capacity), documents.NO_SEGMENT, jnp.int32)
         return Carry(position=jnp.zeros((), jnp.int32), segments=segments, cache=stacked)
 
     def init_taps(self, batch_size: int, tokens: int) -> dict[str, Any]:

@@ -138,6 +138,7 @@ class SelfModLayer(nn.Module):
             position=position,
             reduce=spec.reduce,
             active_n=context.segments_n > 0,
+            segments=context.segments_with(rule.conv_window - 1) if rule.conv_window else None,
         )
 
 

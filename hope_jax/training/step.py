@@ -17,7 +17,6 @@ from hope_jax.learning.generate import make_generate
 from hope_jax.learning.loss import read_loss
 from hope_jax.learning.online import OnlineRule, Sums, stream_loss
 from hope_jax.learning.outer_gradient import online_gradients
-from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.state import WriteStats
@@ -220,7 +219,7 @@ class Step:
         """Of one device's rows; see `_everywhere`."""
         rule = self.rule._replace(training=False)
         fast = self._start(params, fast, batch)
-        plain = slow_loss(self.model, params, batch)
+        plain = self._read_loss(params, {}, batch)
         written = self.streams or self.persistent or bool(self.model.stream_memories())
         if not self.model.level_names() or not written:
             with_writes = plain

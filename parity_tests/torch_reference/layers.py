@@ -75,11 +75,13 @@ def rotate(x: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 
 
-def convolve(taps: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Causal depthwise convolution at the last of `inputs` [D]; taps [W, D], the last meets that token."""
+def convolve(taps: Tensor, inputs: list[Tensor], segments: list[int]) -> Tensor:
+    """Causal depthwise convolution at the last of `inputs` [D], over the tokens of its document (`segments`,
+    one a token); taps [W, D], the last meets that token."""
     total = torch.zeros_like(inputs[-1])
     for back in range(min(len(taps), len(inputs))):
-        total = total + taps[-1 - back].to(total.dtype) * inputs[-1 - back]
+        if segments[-1 - back] == segments[-1]:
+            total = total + taps[-1 - back].to(total.dtype) * inputs[-1 - back]
     return total
 
 
@@ -126,11 +128,11 @@ def attention(p: Params, arch: Arch, x_nd: Tensor, segments: list[int], cache: C
     for x, segment in zip(x_nd, segments, strict=True):
         position = len(cache.keys)
         cache.inputs.append(norm(arch, p, x) if arch.modern else x)
-        mixed = convolve(p["conv"], cache.inputs) if "conv" in p else cache.inputs[-1]
+        cache.segments.append(segment)
+        mixed = convolve(p["conv"], cache.inputs, cache.segments) if "conv" in p else cache.inputs[-1]
         q, k, v = heads_of(p, arch, mixed, position)
         cache.keys.append(k)
         cache.values.append(v)
-        cache.segments.append(segment)
         first = max(0, position + 1 - arch.window) if arch.window else 0
         seen = [j for j in range(first, position + 1) if cache.segments[j] == segment]
         out = attend(q, [cache.keys[j] for j in seen], [cache.values[j] for j in seen])

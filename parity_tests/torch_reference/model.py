@@ -128,7 +128,7 @@ def block(
         elif sublayer == "swiglu":
             x = layers.swiglu(p["mlp"], arch, x)
         elif sublayer == "self_mod":
-            x, fast["self_mod"], carry["self_mod"] = self_mod_sublayer(p, arch, fast, carry, x)
+            x, fast["self_mod"], carry["self_mod"] = self_mod_sublayer(p, arch, fast, carry, x, segments)
         elif sublayer == "titan":
             x, inputs[arch.titan.name] = titan_sublayer(p, arch, fast["titan"][arch.titan.name], x, taps)
         else:
@@ -161,11 +161,12 @@ def titan_sublayer(
 
 
 def self_mod_sublayer(
-    p: dict, arch: Arch, fast: dict, carry: dict, x: Tensor
+    p: dict, arch: Arch, fast: dict, carry: dict, x: Tensor, segments: list[int]
 ) -> tuple[Tensor, self_mod.SelfModState, self_mod.SelfModCarry]:
     """x + SM(norm(x)) (modern); the reference style has neither norm nor residual."""
     z = layers.rms_norm(x, p["self_mod_scale"]) if arch.modern else x
-    o, state, kept = self_mod.read(arch.self_mod, p["self_mod"], fast["self_mod"], carry["self_mod"], z)
+    given = fast["self_mod"], carry["self_mod"]
+    o, state, kept = self_mod.read(arch.self_mod, p["self_mod"], *given, z, segments)
     return (x + o if arch.modern else o), state, kept
 
 

@@ -36,11 +36,12 @@ class SelfModState:
 
 @dataclass(frozen=True)
 class SelfModCarry:
-    """What crosses calls besides: tokens read so far, the convolution's inputs [D], and the tokens of the
-    unfinished chunks of the generators and of M_memory."""
+    """What crosses calls besides: tokens read so far, the convolution's inputs [D] and their documents, and
+    the tokens of the unfinished chunks of the generators and of M_memory."""
 
     seen: int = 0
     inputs: list[Tensor] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
     generators: list[Token] = field(default_factory=list)
     memory: list[Token] = field(default_factory=list)
 
@@ -129,15 +130,16 @@ def generate(rule: SelfMod, p: dict, w: Memories, x: Tensor) -> tuple[Tensor, To
 
 
 def read(
-    rule: SelfMod, p: dict, state: SelfModState, carry: SelfModCarry, x_nd: Tensor
+    rule: SelfMod, p: dict, state: SelfModState, carry: SelfModCarry, x_nd: Tensor, segments: list[int]
 ) -> tuple[Tensor, SelfModState, SelfModCarry]:
     """Outputs M_memory(q_t) [n, D]; the memories are written at the ends of their chunks, on the absolute
     positions of the context."""
     outs = []
-    for x in x_nd:
-        carry = replace(carry, seen=carry.seen + 1, inputs=[*carry.inputs, x])
+    for x, segment in zip(x_nd, segments, strict=True):
+        inputs, documents = [*carry.inputs, x], [*carry.segments, segment]
+        carry = replace(carry, seen=carry.seen + 1, inputs=inputs, segments=documents)
         if "conv" in p:
-            x = convolve(p["conv"], carry.inputs)
+            x = convolve(p["conv"], inputs, documents)
         q, token = generate(rule, p, state.weights, x)
         outs.append(recall(state.weights["memory"], q).to(x.dtype))
         carry = replace(carry, generators=[*carry.generators, token], memory=[*carry.memory, token])

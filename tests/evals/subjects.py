@@ -14,6 +14,7 @@ from tests.checkpoints import save_small, small_config
 def subject(variant: str = "hope_attention", scope: str = "example", dtype: str = "float32") -> Subject:
     """Memories that write enough to be seen."""
     model: dict[str, Any] = {"block_variant": variant, "num_layers": 2, "self_mod_lr": 0.01}
+    model["local_conv_window"] = 4
     model["self_modifying"] = {"chunk_size_memory": 32}
     config = small_config(model=model, memory={"scope": scope}, train={"steps": 2, "compute_dtype": dtype})
     folder = Path(tempfile.mkdtemp())

@@ -1,7 +1,7 @@
 """`reset_at_document`: a packed row is its documents, each read as a row of its own."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ import pytest
 from hope_jax.learning.online import OnlineRule, stream_loss
 from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.reread import reread
-from hope_jax.learning.slow_read import slow_loss
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
 from hope_jax.learning.through_writes import through_writes_gradients
@@ -83,11 +82,12 @@ def whole_chunks(length: int) -> int:
     return CHUNK * -(-length // CHUNK)
 
 
-def packed() -> Batch:
-    """Both rows, and rows of padding: as many as there are documents, to compile once for all of them."""
+def packed(numbers: tuple[int, ...] = (1, 2, 1)) -> Batch:
+    """Both rows, and rows of padding: as many as there are documents, to compile once for all of them. A
+    number that comes again is another document's."""
     rows = []
     for lengths in LENGTHS:
-        parts = [document(n, i + 1, whole_chunks(n)) for i, n in enumerate(lengths)]
+        parts = [document(n, number, whole_chunks(n)) for n, number in zip(lengths, numbers, strict=True)]
         rows.append(rows_of(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))
     rows += [document(0, 1, ROOM)] * (len(NUMBERS) - len(rows))
     return rows_of(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
@@ -190,17 +190,20 @@ def test_one_memory_for_documents_that_begin_at_different_places_is_refused() ->
         HopeModel(spec._replace(scope="batch"))
 
 
-def test_slow_weights_alone_read_documents_as_rows_of_their_own() -> None:
-    """Convolutions are cut at the documents' ends."""
-    params = first_params("transformer")
+@pytest.mark.parametrize("variant", ["transformer", "hope_selfmod"])
+def test_slow_weights_alone_read_documents_as_rows_of_their_own(variant: str) -> None:
+    """With the option or without it: neither attention nor convolutions see other documents."""
+    model, params = setup(variant, False)[0], first_params(variant)
 
-    def loss(option: bool, batch: Batch) -> np.ndarray:
-        model = setup("transformer", option)[0]
-        return np.asarray(jax.jit(slow_loss, static_argnums=0, compiler_options=QUICK)(model, params, batch))
+    @partial(jax.jit, compiler_options=QUICK)
+    def read(batch: Batch) -> Any:
+        return model.read(params, {}, None, batch.tokens, batch.segment_ids).hidden
 
-    wanted = loss(False, apart())
-    bridge.assert_close(loss(True, packed()), wanted, "loss")
-    assert abs(loss(False, packed()) - wanted) > 1e-3
+    wanted, batch = np.asarray(read(apart())), packed((1, 2, 3))
+    same_documents(read(batch), wanted, "hidden")
+    one = read(batch._replace(segment_ids=jnp.ones_like(batch.segment_ids)))
+    with pytest.raises(AssertionError, match="document 1 in row 0"):
+        same_documents(one, wanted, "hidden")
 
 
 @NIGHTLY

@@ -182,6 +182,40 @@ def test_gradients_through_the_writes_match_differences_of_the_loop() -> None:
         assert abs(along) > 1e-5, f"{jax.tree_util.keystr(path)} has no part in the value"
 
 
+@pytest.mark.parametrize(
+    ("size", "slope"),
+    [(ONLINE, False), *(pytest.param(n, True, marks=pytest.mark.nightly) for n in (ONLINE, 8))],
+)
+def test_the_convolution_sees_its_own_document_and_memories_go_on(size: int, slope: bool) -> None:
+    """Documents shorter than the window, and a number that comes again, in calls of `size` tokens."""
+    memory, settings = make(conv_window=4)
+    documents = np.repeat([1, 2, 3, 1], [3, 2, 1, 2])
+    given = make_params(memory), inputs(len(documents))
+
+    def naive(params: Any, x: jax.Array) -> Any:
+        return read(params, x, settings, documents.tolist())[:2]
+
+    def ours(params: Any, x: jax.Array) -> Any:
+        state, carry = memory.init(params), memory.init_carry(x.dtype) if size < len(x) else None
+        known, outs = jnp.asarray(np.concatenate([[-1] * 3, documents])), []
+        for start in range(0, len(x), size):
+            piece = x[start : start + size]
+            of = known[start : start + 3 + len(piece)]
+            out, state, carry, _ = memory.read(params, state, carry, piece, position=start, segments=of)
+            outs.append(out)
+        return jnp.concatenate(outs), state.weights
+
+    def total(way: Any, given: Any) -> tuple[jax.Array, Any]:
+        found = way(*given)
+        return sum(jnp.sin(7 * leaf).sum() for leaf in jax.tree.leaves(found)), found
+
+    of = partial(jax.grad, has_aux=True) if slope else lambda function: function
+    wanted = jax.tree.map(np.asarray, of(partial(total, naive))(given))
+    assert_close(jax.jit(of(partial(total, ours)), compiler_options=QUICK)(given), wanted, "read")
+    of_one = read(*given, settings)[0]
+    assert np.abs(of_one - wanted[1][0])[3:].max() > 1e-2, "another document must matter to the convolution"
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_through_the_writes_match_those_of_the_loop(name: str) -> None:

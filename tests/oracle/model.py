@@ -102,14 +102,15 @@ def rope(x: Any, start: int, theta: float) -> Any:
     )
 
 
-def convolve(taps: Any, history: Any, tokens: int) -> Any:
-    """Causal depthwise convolution at the last `tokens` rows of `history`; taps [W, D], the last one meets
-    the current token; zeros before the first row."""
-    rows = []
-    for t in range(history.shape[0] - tokens, history.shape[0]):
+def convolve(taps: Any, history: Any, mask: Any) -> Any:
+    """Causal depthwise convolution at the last rows of `history`, as many as `mask` (of `visible`) has; taps
+    [W, D], the last one meets the current token; zeros before the first row and for other documents."""
+    rows, tokens = [], mask.shape[0]
+    for i, t in enumerate(range(history.shape[0] - tokens, history.shape[0])):
         total = jnp.zeros_like(history[t])
         for back in range(min(taps.shape[0], t + 1)):
-            total = total + taps[taps.shape[0] - 1 - back] * history[t - back]
+            met = jnp.where(mask[i, t - back], history[t - back], 0.0)
+            total = total + taps[taps.shape[0] - 1 - back] * met
         rows.append(total)
     return jnp.stack(rows)
 
@@ -126,14 +127,21 @@ def query_key_value(p: Tree, arch: Arch, x: Any, start: int) -> tuple[Any, Any, 
     return q, k, v
 
 
-def visible(window: int, segments: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-    """bool [stop - start, stop]: which keys each query of [start, stop) sees, pair by pair."""
+def visible(segments: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+    """bool [stop - start, stop]: which tokens are of the document of each of [start, stop) and not later,
+    pair by pair."""
     mask = np.zeros((stop - start, stop), bool)
     for i in range(start, stop):
         for j in range(i + 1):
-            near = window == 0 or i - j < window
-            mask[i - start, j] = near and segments[i] == segments[j]
+            mask[i - start, j] = segments[i] == segments[j]
     return mask
+
+
+def within(window: int, mask: Any) -> Any:
+    """The mask without the keys that are as far back as `window` (0: any)."""
+    stop = mask.shape[1]
+    queries = np.arange(stop - mask.shape[0], stop)[:, None]
+    return mask & (queries - np.arange(stop) < window) if window else mask
 
 
 def attention(p: Tree, arch: Arch, x: Any, past: Past | None, mask: Any) -> tuple[Any, Past]:
@@ -141,17 +149,17 @@ def attention(p: Tree, arch: Arch, x: Any, past: Past | None, mask: Any) -> tupl
 
     mask: of `visible`. Past entries are used as they are given.
     """
-    tokens = x.shape[0]
+    seen = within(arch.window, mask)
     start = 0 if past is None else past.keys.shape[0]
     entries = rms_norm(x, p["norm_scale"]) if arch.style == "modern" else x
     inputs = entries if past is None else jnp.concatenate([past.conv_inputs, entries])
-    mixed = convolve(p["conv"], inputs, tokens) if "conv" in p else entries
+    mixed = convolve(p["conv"], inputs, mask) if "conv" in p else entries
     queries, keys, values = query_key_value(p, arch, mixed, start)
     if past is not None:
         keys, values = jnp.concatenate([past.keys, keys]), jnp.concatenate([past.values, values])
     heads = []
     for h in range(arch.heads):
-        scores = jnp.where(mask, queries[:, h] @ keys[:, h].T / np.sqrt(queries.shape[-1]), -np.inf)
+        scores = jnp.where(seen, queries[:, h] @ keys[:, h].T / np.sqrt(queries.shape[-1]), -np.inf)
         weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         heads.append(weights / jnp.sum(weights, axis=-1, keepdims=True) @ values[:, h])
     y = x + jnp.concatenate(heads, axis=-1) @ p["w_out"]
@@ -265,7 +273,7 @@ def forward(
 ) -> Read:
     """Read a whole example at once."""
     segments = (1,) * len(tokens) if segments is None else segments
-    mask = visible(arch.window, segments, 0, len(tokens))
+    mask = visible(segments, 0, len(tokens))
     return read_chunk(params, arch, tokens, None, mask, deltas)
 
 

@@ -4,12 +4,14 @@ Weights are dicts of float64 arrays, `w_in` [h, D], `w_out` [out, h], perhaps `w
 tokens all see the weights at its start; each memory is then written with them in order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def written(stream: Stream, names: list[str], tokens: list[Any], settings: Setti
         stream.buffers = {**stream.buffers, name: buffer}
 
 
-def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Settings) -> Any:
+def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Settings, document: int = 1) -> Any:
     """The output at one token; the stream moves on by it."""
     if "conv" in params:
         window = len(params["conv"])
-        stream.past = [*stream.past, x][-window:]
+        stream.past = [*stream.past, (document, x)][-window:]
         taps = params["conv"][window - len(stream.past) :]
-        x = sum(tap * earlier for tap, earlier in zip(taps, stream.past, strict=True))
+        x = sum(tap * earlier for tap, (of, earlier) in zip(taps, stream.past, strict=True) if of == document)
     w = stream.weights
     q = mlp(w["q"], x) if settings.adaptive_q else x @ params["w_q"]
     out = mlp(w["memory"], unit(q))
@@ -121,18 +123,26 @@ def begin(params: dict[str, Any]) -> Stream:
     return Stream(weights, jax.tree.map(jnp.zeros_like, weights))
 
 
-def read(params: dict[str, Any], x_nd: Any, settings: Settings) -> Any:
-    """Outputs [n, D] of a whole context, the memories after it, and their momentum."""
-    outs, weights, buffers = read_together(params, x_nd[None], settings)
+def read(
+    params: dict[str, Any], x_nd: Any, settings: Settings, documents: Sequence[int] | None = None
+) -> Any:
+    """Outputs [n, D] of a whole context, the memories after it, and their momentum. documents: of each token;
+    None: all are of one."""
+    together = None if documents is None else [documents]
+    outs, weights, buffers = read_together(params, x_nd[None], settings, together)
     return outs[0], weights, buffers
 
 
-def read_together(params: dict[str, Any], x_bnd: Any, settings: Settings) -> Any:
+def read_together(
+    params: dict[str, Any], x_bnd: Any, settings: Settings, documents: Sequence[Sequence[int]] | None = None
+) -> Any:
     """As `read` for contexts [B, n, D] that share their memories: after every token these are the mean of
     what the contexts made of them. Outputs [B, n, D]."""
+    documents = np.ones(x_bnd.shape[:2], int) if documents is None else documents
     streams, outs = [begin(params) for _ in x_bnd], []
     for t in range(x_bnd.shape[1]):
-        outs.append([read_token(params, s, x[t], settings) for s, x in zip(streams, x_bnd, strict=True)])
+        rows = zip(streams, x_bnd, documents, strict=True)
+        outs.append([read_token(params, stream, x[t], settings, of[t]) for stream, x, of in rows])
         shared = [
             jax.tree.map(lambda *w: sum(w) / len(w), *made)
             for made in ([s.weights for s in streams], [s.buffers for s in streams])

@@ -47,9 +47,9 @@ class Example:
     targets: tuple[int, ...]
     segments: tuple[int, ...]
 
-    def part(self, arch: Arch, start: int, stop: int) -> Part:
+    def part(self, start: int, stop: int) -> Part:
         """Its tokens [start, stop)."""
-        mask = visible(arch.window, self.segments, start, stop)
+        mask = visible(self.segments, start, stop)
         return Part(np.array(self.tokens[start:stop]), np.array(self.targets[start:stop]), mask)
 
 
@@ -242,7 +242,7 @@ def online(
         deltas = [{name: dict(m.delta) for name, m in layer.items()} for layer in memories]
         cut.deltas.append(deltas)
         for example, past in zip(examples, pasts, strict=True):
-            part = example.part(arch, start, stop)
+            part = example.part(start, stop)
             read, loss, outer, taps = chunk_pass(params, arch, part, past, deltas)
             if not learning.truncate:
                 out.outer_gradient = add(out.outer_gradient, outer)
@@ -282,7 +282,7 @@ def gradient_of_cut(
     total: Tree = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), params)
     starts = range(cut.start, end, learning.chunk)
     for example, past in zip(examples, cut.pasts, strict=True):
-        parts = [example.part(arch, start, min(start + learning.chunk, end)) for start in starts]
+        parts = [example.part(start, min(start + learning.chunk, end)) for start in starts]
         total = add(total, cut_gradient(params, arch, parts, past, cut.deltas))
     return total
 
