@@ -92,6 +92,16 @@ def within_one(estimate: Estimate, n: float) -> Estimate:
     return Estimate(float(value), float(low), float(high), estimate.n)
 
 
+def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Mean of a - b over pairs: of hits and misses with Newcombe's interval, which does not close where all
+    are alike, of other values with Student's. Raises: ValueError for none at all."""
+    if not _are_hits(a, b):
+        return mean(a - b)
+    _need(len(a))
+    test = _paired_hits(a.astype(bool), b.astype(bool))
+    return Estimate(test.delta, test.low, test.high, test.n)
+
+
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
     """Whether a and b, item by item, differ.
 
@@ -107,7 +117,7 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> 
         raise ValueError(f"paired: want as many values of a as of b, got {len(a)} and {len(b)}")
     x, y = np.asarray(a), np.asarray(b)
     _need(len(x))
-    if set(np.unique(np.concatenate([x, y])).tolist()) <= {0, 1}:
+    if _are_hits(x, y):
         return _paired_hits(x.astype(bool), y.astype(bool))
     return _paired_t([(x.astype(np.float64), y.astype(np.float64))], "paired t")
 
@@ -145,6 +155,10 @@ def paired_as_json(test: Paired) -> dict[str, Any]:
         "n": test.n,
         "test": test.test,
     }
+
+
+def _are_hits(x: np.ndarray, y: np.ndarray) -> bool:
+    return set(np.unique(np.concatenate([x, y])).tolist()) <= {0, 1}
 
 
 def _need(n: int) -> None:

@@ -29,7 +29,7 @@ def forgetting(table: Table, since: Sequence[int]) -> list[Estimate | None]:
             found.append(None)
             continue
         best = before[int(before.mean(axis=1).argmin())]
-        found.append(_difference(rows[-1], best))
+        found.append(statistics.difference(rows[-1], best))
     return found
 
 
@@ -37,7 +37,7 @@ def backward_transfer(table: Table, since: Sequence[int]) -> list[Estimate | Non
     """Of each segment, how much better the last moment is than moment `since`, when it had just been learned;
     below zero: it has been forgotten. None where that is the last moment."""
     return [
-        _difference(rows[first], rows[-1]) if first < len(rows) - 1 else None
+        statistics.difference(rows[first], rows[-1]) if first < len(rows) - 1 else None
         for rows, first in zip(table, since, strict=True)
     ]
 
@@ -46,7 +46,7 @@ def forward_transfer(table: Table, start: Table, since: Sequence[int]) -> list[E
     """Of each segment, how much better the moment before it was learned is than the beginning (`start`: an
     array [n] each); None for those with no moment before."""
     return [
-        _difference(begin, rows[first - 1]) if first > 0 else None
+        statistics.difference(begin, rows[first - 1]) if first > 0 else None
         for rows, begin, first in zip(table, start, since, strict=True)
     ]
 
@@ -62,9 +62,3 @@ def average(estimates: Sequence[Estimate | None]) -> Estimate | None:
     below = math.sqrt(sum((estimate.value - estimate.low) ** 2 for estimate in there)) / len(there)
     above = math.sqrt(sum((estimate.high - estimate.value) ** 2 for estimate in there)) / len(there)
     return Estimate(value, value - below, value + above, sum(estimate.n for estimate in there))
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """Mean of a - b over blocks; of hits and misses with an interval that no equal ones close."""
-    test = statistics.paired(a, b)
-    return Estimate(test.delta, test.low, test.high, test.n)
