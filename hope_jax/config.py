@@ -84,7 +84,7 @@ class SelfModifyingTitansConfig:
     chunk_size_memory: Count = 64  # tokens between writes of M_memory
     projection_skip: bool = True  # learned skip of M_eta and M_alpha; the others' identity residual stays
     adaptive_q: bool = False  # queries from a memory M_q instead of a fixed projection
-    local_conv_window: Whole = 4  # causal depthwise convolution before it, tokens; 0: off
+    local_conv_window: Whole = 4  # causal depthwise convolution before it, within documents, tokens; 0: off
     objective: Literal["l2", "dot"] = "l2"  # inner loss of its memories
     stopgrad_vhat: bool = True  # cut the gradient at the self-generated targets
     rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write
@@ -108,7 +108,7 @@ class ModelConfig:
     qk_norm: Literal["style", "none", "l2", "rms"] = "style"  # style: rms if modern, none if reference
     rope_theta: Positive = 10000.0  # RoPE's base (modern style)
     sliding_window: Whole = 0  # tokens that attention sees; 0: all
-    local_conv_window: Whole = 0  # causal depthwise convolution before attention; 0: off
+    local_conv_window: Whole = 0  # causal depthwise convolution before attention, within documents; 0: off
     cms_levels: Mapping[str, LevelConfig] = field(  # by name, in the order of the chain
         default_factory=lambda: {"cms_fast": LevelConfig(update_period=16)}
     )
