@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from hope_jax.errors import ConfigError, UserError
+from hope_jax.errors import ConfigError, UserError, instead
 
 GIB = 2**30
 TERA = 1e12
@@ -153,7 +153,7 @@ def parse_topology(name: str) -> Topology:
       ConfigError: an unknown accelerator, or a shape that it cannot have.
     """
     kind, _, shape = name.partition(":")
-    known = f"known accelerators: {', '.join(ACCELERATORS)}; for example {EXAMPLES}"
+    known = f"{instead(kind, ACCELERATORS, 'known accelerators:')}; for example {EXAMPLES}"
     if kind not in ACCELERATORS:
         raise ConfigError(f"--topology={name}: unknown accelerator {kind!r}; {known}")
     accelerator = ACCELERATORS[kind]
