@@ -8,9 +8,11 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -75,7 +77,27 @@ def test_every_dependency_is_pinned() -> None:
     assert {name.lower().replace("_", "-") for name in names} <= set(pins("cpu.txt"))
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "check.sh"])
+def test_pins_are_within_the_ranges() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    pinned, seen = pins("dev.txt"), set()
+    for text in (*PROJECT["project"]["dependencies"], *(each for extra in extras.values() for each in extra)):
+        wanted = Requirement(text)
+        name = wanted.name.lower().replace("_", "-")
+        if name != "hope-jax":
+            assert wanted.specifier.contains(pinned[name]), f"{text}: {pinned[name]} is pinned"
+            seen.add(name)
+    assert {"jax", "flax", "torch", "pytest"} <= seen
+
+
+def test_devices_take_jax_from_the_same_range() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    (plain,) = (text for text in PROJECT["project"]["dependencies"] if text.startswith("jax>"))
+    for cuda in ("cuda12", "cuda13"):
+        assert extras[cuda] == [plain.replace("jax", f"jax[{cuda}]")]
+        assert cuda in (metadata("jax").get_all("Provides-Extra") or ())
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "check.sh", "check_newest.sh"])
 def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path) -> None:
     path = ROOT / "launch" / script
     shown = subprocess.run([path, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -145,6 +167,30 @@ def test_a_copy_without_kernels_takes_none_from_elsewhere(second: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         imported(second)
     assert "its kernels are neither in that folder, as a wheel has them, nor in" in caught.value.stderr
+
+
+def test_the_newest_python_is_found_or_nothing_is_done(tmp_path: Path) -> None:
+    """One of pyenv that works, not a command on PATH that fails, as pyenv's own do; without one a line."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name in ("bash", "dirname", "sed"):
+        (bin_folder / name).symlink_to(str(shutil.which(name)))
+    for name in ("python3.13", "python3.12"):
+        (bin_folder / name).write_text("#!/bin/sh\nexit 127\n")
+        (bin_folder / name).chmod(0o755)
+    environment = {"PATH": str(bin_folder), "HOME": str(tmp_path)}
+    command = [bin_folder / "bash", ROOT / "launch/check_newest.sh"]
+    skipped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert skipped.stdout.startswith("not run: there is no Python 3.12 or 3.13 here")
+    there = tmp_path / ".pyenv/versions/3.12.1/bin"
+    there.mkdir(parents=True)
+    (there / "python").write_text(f'#!/bin/sh\necho "$0 $*" >>{tmp_path}/log\n')
+    (there / "python").chmod(0o755)
+    dry = subprocess.run([*command, "--dry_run"], env=environment, capture_output=True, text=True, check=True)
+    assert "# .venv-newest: made or reused, with this package[test] and the versions of today" in dry.stdout
+    assert str(there) in (tmp_path / "log").read_text()
+    named = [text for text in dry.stdout.split() if text.startswith(("tests/", "kernels/"))]
+    assert named and all((ROOT / text.split("::")[0]).exists() for text in named)
 
 
 def test_scripts_refuse_an_old_python(tmp_path: Path) -> None:
