@@ -5,6 +5,7 @@ production code names its dtypes.
 """
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+# Commands that tests start run the code of this checkout too, whichever one is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = 30_000

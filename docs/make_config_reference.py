@@ -27,10 +27,24 @@ python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=2
     --config.model.surprise_threshold=None --config.model.cms_levels.cms_slow.update_period=32
 ```
 
-A level that the file does not have is added at the end of the chain; `--config.model.cms_levels="{'a':
-{'update_period': 8}}"` replaces them all. Likewise `--config.data.mixture.code=0.2` changes or adds one
-weight, `--config.data.mixture="{'wiki': 0.8, 'code': 0.2}"` replaces all, and `--config.data.mixture={}`
-leaves none. Keys that are true or false may stand alone (`--config.log.wandb`, `--noconfig.log.tensorboard`).
+Levels and weights of a mixture have names; an override changes those that the file has, and anything else is
+explicit:
+
+| override | effect |
+|---|---|
+| `--config.model.cms_levels.cms_slow.lr=0.1` | changes a key of a level; an unknown level is an error |
+| `--config.model.cms_levels.cms_slow="{'lr': 0.1, 'beta': 0.0}"` | several keys; the others stay |
+| `--config.model.cms_levels.+ultra="{'update_period': 256, 'lr': 0.03}"` | adds one, the last of the chain |
+| `--config.model.cms_levels.cms_mid=None` | drops a level |
+| `--config.model.cms_levels="{'a': {'update_period': 8}}"` | replaces them all |
+| `--config.data.mixture.code=0.2`, `.+code=0.2`, `.code=None` | changes, adds, drops a weight |
+| `--config.data.mixture="{'wiki': 0.8, 'code': 0.2}"`, `={}` | replaces all weights, leaves none |
+
+Levels that are dropped or added, and the defaults of keys that a level does not name, are logged
+(`model.cms_levels.a: not named, so by default lr=None, optimizer=momentum, ...`). In a config file
+`config.model.cms_levels = {...}` replaces the levels, `config.model.cms_levels.NAME = level(...)` adds one,
+and `update({'NAME': {...}})` changes one that is there. Keys that are true or false may stand alone
+(`--config.log.wandb`, `--noconfig.log.tensorboard`).
 
 What does not fit is refused before anything compiles, with exit code 2: unknown keys (with the nearest known
 one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide

@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 from hope_jax.timing import Comparison, Timing, measure
 
 FLAGS = flags.FLAGS
@@ -48,12 +48,12 @@ def comparisons(names: list[str]) -> Iterator[Comparison]:
     for name in wanted:
         operation = name.partition("/")[0]
         if operation not in MODULES:
-            raise ConfigError(f"bench {name}: unknown; want one of {', '.join(sorted(MODULES))}")
+            raise ConfigError(f"bench {name}: unknown; {instead(operation, sorted(MODULES))}")
         module = importlib.import_module(MODULES[operation])
         there: list[Comparison] = list(module.comparisons())
         chosen = [one for one in there if "/" not in name or one.name.startswith(name)]
         if not chosen:
-            raise ConfigError(f"bench {name}: unknown; want one of {', '.join(one.name for one in there)}")
+            raise ConfigError(f"bench {name}: unknown; {instead(name, [one.name for one in there])}")
         yield from chosen
 
 

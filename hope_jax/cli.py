@@ -17,10 +17,12 @@ from typing import NoReturn, cast
 from absl import flags
 
 from hope_jax.config import ExperimentConfig
-from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, set_override
+from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, said_of_levels, set_override
 from hope_jax.errors import ConfigError, OutputError, UserError
 
 FLAGS = flags.FLAGS
+
+logger = logging.getLogger("hope_jax.cli")
 
 _CONFIG = "config"
 _OVERRIDES = "config_override"
@@ -118,7 +120,10 @@ def _overridden(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
     for override in overrides:
         key, _, text = override.partition("=")
         set_override(values, key, text)
-    return resolve(values)
+    resolved = resolve(values)
+    for line in said_of_levels(config, values):
+        logger.info("%s", line)
+    return resolved
 
 
 def _run_config_file(path: Path) -> Config:

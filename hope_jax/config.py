@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from ml_collections import config_dict
 
+from hope_jax.errors import ConfigError, instead
+
 BlockVariant = Literal[
     "transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan"
 ]
@@ -276,6 +278,19 @@ class OrderedConfig(config_dict.ConfigDict):
         convert_dict: bool = True,
     ) -> None:
         super().__init__(initial_dictionary, type_safe, convert_dict, sort_keys=False)
+
+    def update(self, *other: Mapping[str, Any], **kwargs: Any) -> None:
+        """As a ConfigDict's, but a plain dict only changes a group that is there: it names a few of its keys.
+
+        Raises: ConfigError for a plain dict under an unknown name."""
+        for given in (*other, kwargs):
+            for name, value in given.items() if isinstance(given, dict) else ():
+                if isinstance(value, dict) and name not in self:
+                    raise ConfigError(
+                        f"update: there is no {name}; {instead(name, self.keys(), 'there are')} (to add a "
+                        f"level: config.model.cms_levels.{name} = level(...))"
+                    )
+        super().update(*other, **kwargs)
 
 
 def to_config_dict(value: object) -> OrderedConfig:

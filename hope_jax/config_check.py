@@ -17,6 +17,7 @@ from hope_jax.config_chunks import (
     truncate,
 )
 from hope_jax.config_schema import as_error
+from hope_jax.errors import instead
 
 TITAN_RULES = ("titans",)
 """Write rules that only the TITAN memory has, beside the inner optimizers."""
@@ -171,8 +172,7 @@ def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str]
             break
         offered = (*inner_optimizers, *(TITAN_RULES if path == "titan_level" else ()))
         if level.optimizer not in offered:
-            known = ", ".join(offered)
-            yield f"model.{path}.optimizer={level.optimizer!r}: unknown; known: {known}"
+            yield f"model.{path}.optimizer={level.optimizer!r}: unknown; {instead(level.optimizer, offered)}"
     if memory.lifetime == "persistent":
         if config.train.algorithm_mode != "two_pass":
             yield (

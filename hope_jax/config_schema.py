@@ -10,10 +10,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from ml_collections.config_dict import ConfigDict
 
-from hope_jax.config import ExperimentConfig, Range
-from hope_jax.errors import ConfigError
+from hope_jax.config import ExperimentConfig, LevelConfig, Range
+from hope_jax.errors import ConfigError, instead
 
 Config: TypeAlias = Mapping[str, Any] | ConfigDict
+
+_NAMED_BY_THE_TASK = ("data.task_options",)
+"""Mappings whose names are known from elsewhere, which checks them."""
+
+_NO_NAME = "is no name; use letters, digits and underscores"
 
 _HINTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -36,7 +41,7 @@ def resolve(config: Config) -> ExperimentConfig:
     Raises: ConfigError with all unknown keys, wrong types, unknown choices and numbers out of range.
     """
     problems: list[str] = []
-    resolved = _group(ExperimentConfig, config, "", problems)
+    resolved = _group(ExperimentConfig(), config, "", problems)
     if problems:
         raise as_error(problems)
     return typing.cast(ExperimentConfig, resolved)
@@ -66,18 +71,76 @@ def _paths(group: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Fie
 
 
 def set_override(config: dict[str, Any], path: str, text: str) -> None:
-    """Set one key of a nested dict, in place, from command-line text. A level or source that the dict lacks
-    is added at the end.
+    """Change one key of a nested dict, in place, from command-line text.
 
-    Raises: ConfigError for an unknown key, or text that is not of the key's type.
+    Text for a group (`{...}`) changes the keys that it names. A level, or a weight of a mixture, must be
+    there; `+NAME` adds one at the end, None drops one, and text for their mapping replaces them all.
+
+    Raises: ConfigError for an unknown key or name, or text that is not of the key's type.
     """
-    kind, names = key_type(path), path.split(".")
-    value = _parse(kind, text, path)
-    for name in names[:-1]:
-        config = config.setdefault(name, {})
-        if not isinstance(config, dict):
-            raise ConfigError(f"{path}: the config file has a plain value at {name!r}, want a group of keys")
-    config[names[-1]] = value
+    wanted, kind, names = key_type(path), typing.cast(Any, ExperimentConfig), path.split(".")
+    for depth, written in enumerate(names):
+        parent = ".".join(names[:depth]).replace("+", "")
+        name = _name_in(kind, config, written, parent)
+        if depth == len(names) - 1:
+            break
+        config, kind = _group_at(config, name, path), _kind_of(kind, name)
+    if _mapping_entry(kind) is not None and written == name and text.lower() == "none":
+        config.pop(name, None)
+    else:
+        _put(config, name, wanted, _parse(wanted, text, path), path.replace("+", ""))
+
+
+def _name_in(kind: Any, group: Mapping[str, Any], name: str, path: str) -> str:
+    """The key that a name stands for in a group of some type. Raises: ConfigError if it must be there, or
+    must not, and is not so."""
+    if _mapping_entry(kind) is None or path in _NAMED_BY_THE_TASK:
+        return name.removeprefix("+")
+    adds, plain = name.startswith("+"), name.removeprefix("+")
+    if adds and plain in group:
+        raise ConfigError(f"{path}.{name}: {plain} is there already; leave out the + to change it")
+    if not adds and plain not in group:
+        raise ConfigError(
+            f"{path}.{name}: there is no {name}; {instead(name, group, 'there are')} (to add {name}: "
+            f"--config.{path}.+{name}=VALUE)"
+        )
+    return plain
+
+
+def _put(group: dict[str, Any], name: str, kind: Any, value: Any, path: str) -> None:
+    if not (dataclasses.is_dataclass(kind) and isinstance(value, Mapping)):
+        group[name] = value
+        return
+    own, hints = _group_at(group, name, path), _hints(typing.cast(type, kind))
+    for key, item in value.items():
+        if key not in hints:
+            raise ConfigError(_unknown(path, str(key), hints))
+        _put(own, key, hints[key], item, f"{path}.{key}")
+
+
+def _group_at(config: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    group = config.setdefault(name, {})
+    if not isinstance(group, dict):
+        raise ConfigError(f"{path}: there is a plain value at {name!r}, want a group of keys")
+    return group
+
+
+def said_of_levels(before: Config, after: Config) -> Iterator[str]:
+    """What overrides did to the CMS levels beside changing them, and the defaults that a level takes
+    because nothing names them; a line each."""
+    old, new = (_levels(config) for config in (before, after))
+    gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
+    for what, names in (("dropped", gone), ("added", added)):
+        if names:
+            yield f"model.cms_levels: {what} {', '.join(names)}"
+    for name, level in new.items():
+        defaults = [f"{f.name}={f.default}" for f in dataclasses.fields(LevelConfig) if f.name not in level]
+        if defaults:
+            yield f"model.cms_levels.{name}: not named, so by default {', '.join(defaults)}"
+
+
+def _levels(config: Config) -> Mapping[str, Any]:
+    return typing.cast(Mapping[str, Any], config.get("model", {}).get("cms_levels", {}))
 
 
 def key_type(path: str) -> Any:
@@ -86,17 +149,21 @@ def key_type(path: str) -> Any:
     names = path.split(".")
     for depth, name in enumerate(names):
         parent = ".".join(names[:depth])
-        entry = _mapping_entry(kind)
         if dataclasses.is_dataclass(kind):
             hints = _hints(typing.cast(type, kind))
             if name not in hints:
                 raise ConfigError(_unknown(parent, name, hints))
-            kind = hints[name]
-        elif entry is not None and name.isidentifier():
-            kind = entry
-        else:
+        elif _mapping_entry(kind) is None:
             raise ConfigError(f"{path}: {parent} has no keys of its own")
+        elif not name.removeprefix("+").isidentifier():
+            raise ConfigError(f"{parent}: {name!r} {_NO_NAME}")
+        kind = _kind_of(kind, name)
     return kind
+
+
+def _kind_of(group: Any, name: str) -> Any:
+    """The type of a key of a group of some type."""
+    return _mapping_entry(group) or _hints(group)[name]
 
 
 def _hints(group: type) -> dict[str, Any]:
@@ -141,20 +208,22 @@ def describe(kind: Any) -> str:
     return _HINTS.get(kind, "a group of keys")
 
 
-def _group(group: type, values: Any, path: str, problems: list[str]) -> Any:
+def _group(base: Any, values: Any, path: str, problems: list[str]) -> Any:
+    """The dataclass instance `base` with other values."""
     if not isinstance(values, Mapping | ConfigDict):
         problems.append(f"{path or 'config'}: want a group of keys, got {values!r}")
         return None
-    hints, out = _hints(group), {}
+    hints, out = _hints(type(base)), {}
     for name, value in values.items():
         if name not in hints:
             problems.append(_unknown(path, str(name), hints))
         else:
-            out[name] = _value(hints[name], value, f"{path}.{name}" if path else name, problems)
-    return group(**out)
+            full = f"{path}.{name}" if path else name
+            out[name] = _value(hints[name], value, full, problems, getattr(base, name))
+    return dataclasses.replace(base, **out)
 
 
-def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) -> Any:
     wanted, inner = describe(kind), _optional(kind)
     if inner is not None:
         if value is None:
@@ -162,7 +231,7 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         kind = inner
     entry = _mapping_entry(kind)
     if dataclasses.is_dataclass(kind):
-        return _group(typing.cast(type, kind), value, path, problems)
+        return _group(default, value, path, problems)
     if entry is not None:
         return _mapping(entry, value, path, problems)
     base, bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind, None)
@@ -191,9 +260,10 @@ def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> dict[str
     out = {}
     for name, item in value.items():
         if not (isinstance(name, str) and name.isidentifier()):
-            problems.append(f"{path}: {name!r} is no name; use letters, digits and underscores")
+            problems.append(f"{path}: {name!r} {_NO_NAME}")
         else:
-            out[name] = _value(entry, item, f"{path}.{name}", problems)
+            default = typing.cast(type, entry)() if dataclasses.is_dataclass(entry) else None
+            out[name] = _value(entry, item, f"{path}.{name}", problems, default)
     return out
 
 

@@ -1,5 +1,16 @@
 """Errors that a user can cause and mend; the front turns each into one paragraph and an exit code."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def instead(name: str, known: Iterable[str], having: str = "known:") -> str:
+    """How an error about an unknown name goes on: with all known names, and the nearest if one is near."""
+    names = {each.lower(): each for each in known}
+    near = [names[key] for key in difflib.get_close_matches(name.lower(), names, n=1)]
+    guess = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+    return f"{having} {', '.join(names.values()) or 'none'}{guess}"
+
 
 class UserError(Exception):
     """A problem that the user can mend. The message names the key, the value and the remedy."""

@@ -25,6 +25,7 @@ from hope_jax.data.synthetic import find_task
 from hope_jax.errors import ConfigError
 from hope_jax.training import cluster
 from hope_jax.training.cluster import Cluster
+from hope_jax.training.meeting import WITHIN
 from hope_jax.training.peers import GONE_AFTER, Alone, Peers
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name of the config file>.")
@@ -45,6 +46,9 @@ _GONE_AFTER = flags.DEFINE_float(
     GONE_AFTER,
     "Seconds without a sign of life after which another process counts as gone.",
     5.0,
+)
+_JOIN_WITHIN = flags.DEFINE_float(
+    "join_within", WITHIN, "Seconds in which all processes have to be started.", 1.0
 )
 cli.define_config()
 
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> None:
 
     from hope_jax.training import processes
 
-    with processes.joined(found, workdir, _GONE_AFTER.value) as peers:
+    with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
         summary = _train(config, workdir, peers)
         if jax.process_index() == 0:
             print(json.dumps({key: summary[key] for key in SUMMARY_KEYS}), flush=True)

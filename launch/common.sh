@@ -40,12 +40,12 @@ run() {
     fi
 }
 
-# set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable.
-# All chatter goes to stderr.
+# set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable; without
+# constraints in the newest versions. All chatter goes to stderr.
 set_up() {
     local venv="${VENV:-.venv}" python="${PYTHON:-python3}" wanted installed
     if [ -n "$dry_run" ]; then
-        echo "# $venv: made or reused, with this package$2 and the versions of $1"
+        echo "# $venv: made or reused, with this package$2 and the versions of ${1:-today}"
         return
     fi
     if ! command -v "$python" >/dev/null; then
@@ -62,7 +62,9 @@ set_up() {
         if [ -e "$venv" ]; then echo "remaking $venv, which is not of Python $wanted" >&2; fi
         "$python" -m venv --clear "$venv" >&2
     fi
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$1" -e ".$2" >&2
+    local which=(--upgrade --upgrade-strategy eager)
+    if [ -n "$1" ]; then which=(-c "$1"); fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${which[@]}" -e ".$2" >&2
     # shellcheck disable=SC1091
     . "$venv/bin/activate"
 }

@@ -66,7 +66,7 @@ def replay(g: Golden) -> None:
         tokens = jnp.asarray(g.inputs[f"tokens.{step}"], jnp.int32)
         done = one_pass(config, weights, tokens, next_tokens(tokens))
         trained = {name: weights[name] for name in done.grads}
-        norm = float(optax.global_norm(done.grads))
+        norm = float(optax.tree.norm(done.grads))
         clipped = {name: min(1.0, MAX_NORM / (norm + NORM_EPS)) * grad for name, grad in done.grads.items()}
         state = optimizer.init(trained) if state is None else state
         updates, state = optimizer.update(clipped, state, trained)

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import config_dict
 
 from hope_jax.config import ExperimentConfig, LevelConfig, base_config, level
-from hope_jax.config_schema import as_plain_dict, key_paths, resolve, set_override
+from hope_jax.config_schema import as_plain_dict, key_paths, resolve, said_of_levels, set_override
 from hope_jax.errors import ConfigError
 
 
@@ -23,6 +23,10 @@ def test_base_config_resolves_to_the_defaults() -> None:
 
 def test_missing_keys_take_their_defaults() -> None:
     assert resolve({"model": {"cms_levels": {"a": {"lr": 1}}}}).model.cms_levels == {"a": LevelConfig(lr=1.0)}
+
+
+def test_a_group_s_own_defaults_hold_for_keys_that_it_lacks() -> None:
+    assert resolve({"model": {"titan_level": {"lr": 1.0}}}).model.titan_level.update_period == 8
 
 
 def test_level_order_is_kept_from_plain_dicts_and_config_dicts() -> None:
@@ -113,8 +117,8 @@ def test_overrides_by_type() -> None:
         ("model.titan_level.lr", "none"),
         ("log.tensorboard", "False"),
         ("model.cms_levels.cms_fast.update_period", "64"),
-        ("model.cms_levels.cms_ultra.update_period", "256"),
-        ("data.mixture.wikipedia", "0.5"),
+        ("model.cms_levels.+cms_ultra.update_period", "256"),
+        ("data.mixture.+wikipedia", "0.5"),
         ("data.source", "True"),
         ("optim.lr", "1e-3"),
     )
@@ -137,6 +141,54 @@ def test_override_of_all_levels_replaces_them() -> None:
     assert [(n, v.update_period) for n, v in config.model.cms_levels.items()] == [("b", 8), ("a", 4)]
 
 
+def test_text_for_a_group_changes_the_keys_that_it_names() -> None:
+    """A level that is there keeps its other keys, and so does any group."""
+    setting = ("model.cms_levels.cms_fast", "{'update_period': 4, 'lr': 0.5}")
+    config = overridden(setting, ("model.cms_levels.cms_fast", "{'lr': 0.1}"), ("model", "{'heads': 4}"))
+    assert config.model.cms_levels == {"cms_fast": LevelConfig(update_period=4, lr=0.1)}
+    assert (config.model.heads, config.model.dim) == (4, ExperimentConfig().model.dim)
+    titan = overridden(("model.titan_level.optimizer", "sgd"), ("model.titan_level", "{'lr': 0.1}"))
+    assert titan.model.titan_level == LevelConfig(update_period=8, optimizer="sgd", lr=0.1)
+
+
+def test_names_are_dropped_explicitly() -> None:
+    config = overridden(
+        ("model.cms_levels.+slow", "{'update_period': 32}"),
+        ("model.cms_levels.cms_fast", "None"),
+        ("data.mixture.+a", "1"),
+        ("data.mixture.a", "none"),
+    )
+    assert config.model.cms_levels == {"slow": LevelConfig(update_period=32)}
+    assert config.data.mixture == {}
+    assert overridden(("model.cms_levels", "{}")).model.cms_levels == {}
+
+
+def test_options_of_a_task_need_no_plus() -> None:
+    assert overridden(("data.task_options.length", "8")).data.task_options == {"length": 8}
+
+
+def test_what_a_level_does_not_name_is_said() -> None:
+    before, after = as_plain_dict(base_config()), as_plain_dict(base_config())
+    assert list(said_of_levels(before, after)) == []
+    set_override(after, "model.cms_levels", "{'a': {'update_period': 8, 'lr': 0.1}}")
+    assert list(said_of_levels(before, after)) == [
+        "model.cms_levels: dropped cms_fast",
+        "model.cms_levels: added a",
+        "model.cms_levels.a: not named, so by default optimizer=momentum, beta=0.9, beta2=0.999, eps=1e-08",
+    ]
+
+
+def test_update_in_a_config_file_changes_levels_that_are_there() -> None:
+    config = base_config()
+    config.model.update({"cms_levels": {"cms_fast": {"update_period": 4}}})
+    assert resolve(config).model.cms_levels == {"cms_fast": LevelConfig(update_period=4)}
+    for mistyped in ({"cms_levels": {"cms_fst": {"lr": 0.1}}}, {"cms_level": {"cms_fast": {"lr": 0.1}}}):
+        with pytest.raises(ConfigError, match="did you mean cms_(fast|levels)?"):
+            config.model.update(mistyped)
+    config.model.cms_levels.update(cms_slow=level(update_period=32))
+    assert list(resolve(config).model.cms_levels) == ["cms_fast", "cms_slow"]
+
+
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
@@ -145,6 +197,16 @@ def test_override_of_all_levels_replaces_them() -> None:
         ("log.wandb", "maybe", "log.wandb: want true or false"),
         ("model.dimm", "1", "did you mean model.dim?"),
         ("model.cms_levels.a.perod", "1", "known here: update_period"),
+        ("model.cms_levels.cms_fst.lr", "1", "there are cms_fast; did you mean cms_fast? (to add "),
+        ("model.cms_levels.cms_fst", "{'lr': 1}", "--config.model.cms_levels.+cms_fst=VALUE"),
+        ("model.cms_levels.cms_fst", "None", "did you mean cms_fast?"),
+        ("model.cms_levels.+cms_fast.lr", "1", "cms_fast is there already; leave out the +"),
+        ("model.cms_levels.+b", "None", "model.cms_levels.b: want a group of keys, got None"),
+        ("model.cms_levels.cms-fast.lr", "1", "'cms-fast' is no name"),
+        ("model.cms_levels.cms_fast", "{'lrr': 1}", "did you mean model.cms_levels.cms_fast.lr?"),
+        ("model.titan_level", "{'lrr': 1}", "did you mean model.titan_level.lr?"),
+        ("model.+dim", "1", "did you mean model.dim?"),
+        ("data.mixture.code", "0.5", "there are none (to add code: --config.data.mixture.+code=VALUE)"),
         ("model.dim.x", "1", "model.dim has no keys of its own"),
         ("model.cms_levels", "{a", "want a group of keys"),
         ("model", "3", "model: want a group of keys, got 3"),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import ConfigError, DataError, instead
 
 if TYPE_CHECKING:
     from hope_jax.data.building.manifest import Mixture
@@ -90,7 +90,9 @@ def _chosen(mixture: "Mixture") -> "Mixture":
     names = _ONLY.value.split(",")
     known = {source.name: source for source in mixture.sources}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--only={_ONLY.value}: no source {unknown[0]!r}; there are {', '.join(known)}")
+        raise ConfigError(
+            f"--only={_ONLY.value}: no source {unknown[0]!r}; {instead(unknown[0], known, 'there are')}"
+        )
     chosen = tuple(source for source in mixture.sources if source.name in names)
     return dataclasses.replace(mixture, sources=chosen, statistics=None)
 

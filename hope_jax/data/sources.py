@@ -13,7 +13,7 @@ from pathlib import Path
 from hope_jax.data.corpus import EMBEDDED
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError
+from hope_jax.errors import DataError, instead
 
 logger = logging.getLogger("hope_jax.data")
 
@@ -97,8 +97,10 @@ def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -
                 "leave data.mixture empty (--config.data.mixture={}), or name the folder above"
             )
         why = f"{variable(name)} names it" if given else f"{variable(name)} can name another folder"
+        beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
+        there = f"{instead(name, beside, 'shards there:')}; " if beside else ""
         raise DataError(
-            f"data.mixture.{name}: there is no folder {folder}; build its shards with {BUILD} ({why})"
+            f"data.mixture.{name}: there is no folder {folder}; {there}build its shards with {BUILD} ({why})"
         )
     manifest = read_manifest(folder)
     if manifest.source != name:

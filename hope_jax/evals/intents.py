@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import ConfigError, DataError, instead
 
 Examples = dict[str, list[str]]
 """Class -> texts."""
@@ -57,7 +57,7 @@ def load(name: str, folder: Path, seed: int, max_steps: int | None = None) -> Da
       DataError: a file that is missing or not as published.
     """
     if name not in _SOURCES:
-        raise ConfigError(f"datasets: no data set {name!r}; known: {', '.join(_SOURCES)}")
+        raise ConfigError(f"datasets: no data set {name!r}; {instead(name, _SOURCES)}")
     source = _SOURCES[name]
     for file in source.files:
         if not (folder / file).is_file():

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 
 
 def whole_number(options: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
@@ -44,7 +44,7 @@ def chosen(options: Mapping[str, Any], key: str, names: Collection[str]) -> tupl
     given = listed(options, key) or tuple(names)
     for name in given:
         if name not in names:
-            raise ConfigError(f"{key}: unknown name {name!r}; choose from {', '.join(names)}")
+            raise ConfigError(f"{key}: unknown name {name!r}; {instead(name, names, 'choose from')}")
     return tuple(name for name in names if name in given)
 
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 from matplotlib.figure import Figure
 
 from hope_jax.data.synthetic import is_synthetic
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import ConfigError, DataError, instead
 from hope_jax.evals.run import Run
 from hope_jax.evals.subject import Subject
 
@@ -17,7 +17,7 @@ class Entry(NamedTuple):
     """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
     by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
     the newest is its subject. symbols: of models of synthetic tasks; the others are of models of text.
-    headlines: see `report_figures.headlines`."""
+    headlines: see `report_figures.headlines`. options: the names of all that it reads."""
 
     module: str
     title: str
@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     whole_run: bool = False
     symbols: bool = False
     headlines: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class Evaluation(Protocol):
@@ -35,31 +36,57 @@ class Evaluation(Protocol):
     evaluate: Callable[[Run], dict[str, Any]]
 
 
+_SEGMENTS = ("segments", "segment_bytes", "segment_names")
+
 EVALS: dict[str, Entry] = {
-    "passkey": Entry("hope_jax.evals.passkey", "Passkey"),
-    "niah": Entry("hope_jax.evals.niah", "Needles in a haystack"),
+    "passkey": Entry(
+        "hope_jax.evals.passkey",
+        "Passkey",
+        options=("passkey_prompts", "passkey_lengths", "passkey_answer_tokens", "passkey_depth"),
+    ),
+    "niah": Entry(
+        "hope_jax.evals.niah",
+        "Needles in a haystack",
+        options=("niah_tasks", "niah_lengths", "niah_samples", "niah_answer_tokens", "niah_haystack"),
+    ),
     "perplexity": Entry(
         "hope_jax.evals.perplexity",
         "Perplexity of long texts",
         headlines=("all/nats_per_token", "second_half/nats_per_token"),
+        options=("perplexity_text", "perplexity_tokens"),
     ),
-    "zeroshot": Entry("hope_jax.evals.zeroshot", "Zero-shot tasks", needs=("zeroshot_data",)),
+    "zeroshot": Entry(
+        "hope_jax.evals.zeroshot",
+        "Zero-shot tasks",
+        needs=("zeroshot_data",),
+        options=("zeroshot_data", "zeroshot_tasks", "zeroshot_max_length", "zeroshot_note"),
+    ),
     "continual": Entry(
         "hope_jax.evals.continual",
         "Forgetting over checkpoints",
         whole_run=True,
         headlines=("all/nats_per_token", "all/forgetting"),
+        options=(*_SEGMENTS, "block_tokens", "checkpoints", "learned_at"),
     ),
     "adaptation": Entry(
-        "hope_jax.evals.adaptation", "Online adaptation", headlines=("held_out/nats_per_token",)
+        "hope_jax.evals.adaptation",
+        "Online adaptation",
+        headlines=("held_out/nats_per_token",),
+        options=(*_SEGMENTS, "block_tokens", "learning_rates"),
     ),
     "class_incremental": Entry(
         "hope_jax.evals.class_incremental",
         "Class-incremental learning",
         needs=("intents",),
         headlines=("accuracy_raw",),
+        options=("intents", "datasets", "examples", "tests", "class_steps", "learning_rates"),
     ),
-    "synthetic": Entry("hope_jax.evals.synthetic", "Synthetic mechanism tasks", symbols=True),
+    "synthetic": Entry(
+        "hope_jax.evals.synthetic",
+        "Synthetic mechanism tasks",
+        symbols=True,
+        options=("synthetic_strings", "synthetic_targets"),
+    ),
 }
 
 
@@ -71,8 +98,18 @@ def selected(only: Sequence[str], options: Mapping[str, Any]) -> tuple[str, ...]
     """
     for name in only:
         if name not in EVALS:
-            raise ConfigError(f"--only: there is no evaluation {name!r}; want some of {', '.join(EVALS)}")
+            raise ConfigError(
+                f"--only: there is no evaluation {name!r}; {instead(name, EVALS, 'want some of')}"
+            )
     return tuple(name for name in EVALS if name in only or (not only and not lacking(name, options)))
+
+
+def check_options(keys: Iterable[str]) -> None:
+    """Raises: ConfigError for the name of an option that no evaluation has."""
+    known = sorted({option for entry in EVALS.values() for option in entry.options})
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"--option={key}: no evaluation has it; {instead(key, known)}")
 
 
 def lacking(name: str, options: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import EMBEDDED, load_documents, parse_documents, split_documents
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import ConfigError, DataError, instead
 from hope_jax.evals.options import listed, whole_number
 
 LEAST_BYTES = 256
@@ -45,9 +45,8 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
     texts = _embedded() if source == EMBEDDED else _folder(Path(source))
     names = listed(options, "segment_names") or tuple(sorted(texts))
     if unknown := [name for name in names if name not in texts]:
-        raise ConfigError(
-            f"segment_names: no segment {unknown[0]!r} in {source}; it has {', '.join(sorted(texts))}"
-        )
+        known = instead(unknown[0], sorted(texts), "it has")
+        raise ConfigError(f"segment_names: no segment {unknown[0]!r} in {source}; {known}")
     if len(set(names)) != len(names):
         raise ConfigError(f"segment_names={','.join(names)}: want each once")
     sizes = {name: len(texts[name].encode()) for name in names}

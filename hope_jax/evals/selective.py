@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax import trees
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 from hope_jax.models.lm import HopeModel, ReadOutput
 from hope_jax.types import Array, PyTree
 
@@ -91,8 +91,8 @@ def check_selection(model: HopeModel, paths: Iterable[str], layers: Iterable[int
     known, count = paths_of(model), model.spec.num_layers
     for path in paths:
         if path not in known:
-            has = ", ".join(known) or f"none ({model.spec.block_variant})"
-            raise ConfigError(f"--memorize_paths: the model has no memory {path!r}; its own: {has}")
+            known_here = instead(path, known, "its own:")
+            raise ConfigError(f"--memorize_paths: the model has no memory {path!r}; {known_here}")
     for layer in layers:
         if not 0 <= layer < count:
             raise ConfigError(f"--memorize_layers: {layer} is no layer; the model has 0 to {count - 1}")

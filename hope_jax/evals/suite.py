@@ -140,7 +140,9 @@ def _plan() -> "Plan":
 
     given = {name: _parsed(name, how) for name, how in _OPTIONS.items()}
     options = {key: v for name, v in given.items() if v is not None for key in _OPTIONS[name].keys}
-    options |= dict(_more(text) for text in _MORE.value)
+    more = dict(_more(text) for text in _MORE.value)
+    registry.check_options(more)
+    options |= more
     rule = Rule(
         steps=_STEPS.value,
         carry=_CARRY.value,
@@ -166,7 +168,7 @@ def _plan() -> "Plan":
 
 
 def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
-    """An option that no evaluation has asked for may be misspelt; of a flag one of its options is enough."""
+    """An option that no evaluation has asked for changes nothing; of a flag one of its options is enough."""
     flag_of = {key: name for name, option in _OPTIONS.items() for key in option.keys}
     for key in given:
         if key not in read and not read.intersection(_OPTIONS[flag_of[key]].keys if key in flag_of else ()):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.errors import ConfigError, DataError, instead
 
 
 class TaskSource(NamedTuple):
@@ -102,7 +102,7 @@ def select(wanted: Sequence[str], folder: Path | None) -> Selection:
     """
     for name in wanted:
         if name not in TASKS:
-            raise ConfigError(f"zeroshot_tasks={name}: no such task; want some of {', '.join(TASKS)}")
+            raise ConfigError(f"zeroshot_tasks={name}: no such task; {instead(name, TASKS, 'want some of')}")
     names = tuple(name for name in TASKS if not wanted or name in wanted)
     if folder is None:
         return Selection(names, {}, (), {})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from hope_jax.errors import ConfigError, UserError
+from hope_jax.errors import ConfigError, UserError, instead
 
 GIB = 2**30
 TERA = 1e12
@@ -139,11 +139,8 @@ ACCELERATORS = {"rtx6000ada": _RTX6000ADA, "h100": _H100, "v5e": _V5E, "cpu": _C
 
 EXAMPLES = "rtx6000ada:2, h100:8, v5e:2x2, v5e:4x4, cpu:2"
 
-_PIP = {
-    "tpu": "pip install libtpu==0.0.42.1",
-    "cuda": 'pip install "jax-cuda12-plugin[with-cuda]==0.10.2" jax-cuda12-pjrt==0.10.2',
-}
-"""What compiles for a platform, in the versions that jax 0.10.2 pins: about 0.7 GB and 5 GB."""
+_PIP = {"tpu": "tpu", "cuda": "cuda12"}
+"""The extra of JAX that brings what compiles for a platform: about 0.7 GB and 5 GB."""
 
 
 def parse_topology(name: str) -> Topology:
@@ -153,7 +150,7 @@ def parse_topology(name: str) -> Topology:
       ConfigError: an unknown accelerator, or a shape that it cannot have.
     """
     kind, _, shape = name.partition(":")
-    known = f"known accelerators: {', '.join(ACCELERATORS)}; for example {EXAMPLES}"
+    known = f"{instead(kind, ACCELERATORS, 'known accelerators:')}; for example {EXAMPLES}"
     if kind not in ACCELERATORS:
         raise ConfigError(f"--topology={name}: unknown accelerator {kind!r}; {known}")
     accelerator = ACCELERATORS[kind]
@@ -227,6 +224,7 @@ def _cpu_devices(topology: Topology) -> list[Any]:
 def _missing(topology: Topology) -> ConfigError:
     platform = topology.accelerator.platform
     return ConfigError(
-        f"--topology={topology.name} needs JAX's {platform} compiler, which is not installed (the "
-        f"device is not needed): {_PIP[platform]}, best in an environment of its own"
+        f"--topology={topology.name} needs JAX's {platform} compiler, which is not installed (the device is "
+        f'not needed): pip install "jax[{_PIP[platform]}]=={jax.__version__}", best in an environment of its '
+        "own"
     )

@@ -113,9 +113,13 @@ def _listed(changes: Mapping[str, str]) -> str:
     return ", ".join(f"{key} ({change})" for key, change in changes.items()) or "no configuration key"
 
 
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
 def _unwritten(what: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{what}: a checkpoint could not be written ({type(error).__name__}: {str(error)[:200]}); those "
+        f"{what}: a checkpoint could not be written ({_brief(error)}); those "
         "before it are as they were. Make room or check the permissions, and run the same command again"
     )
 
@@ -242,10 +246,11 @@ class Checkpointer:
 
         Good is one whose files are what their digests say (`checkpoint.verify`) and that can be read. Newer
         ones are set aside (`unreadable-<step>`) with a loud message. Where a run was killed before its first
-        checkpoint was sealed, an unsealed one counts, and is sealed now.
+        checkpoint was sealed, an unsealed one counts, and is sealed now. Of several processes all must
+        be able to read it.
 
-        Raises: CheckpointError if it was written by a run that this configuration cannot continue, if no
-            checkpoint is good, or if one of several processes cannot read the one that was chosen.
+        Raises: CheckpointError if it was written by a run that this configuration cannot continue, or if no
+            checkpoint is good.
         """
         restored = self._restore_newest(like) if jax.process_index() == 0 else self._follow(like)
         processes.barrier()
@@ -253,12 +258,12 @@ class Checkpointer:
         return restored
 
     def _follow(self, like: TrainState) -> Restored | None:
-        """Reads what process 0 has chosen."""
-        step = processes.word(None)
-        if step is None:
-            return None
-        meta, _ = stored.describe(self._directory / str(step))
-        return self._read(step, like, meta)
+        """Reads what process 0 chooses, until all can read it."""
+        while (step := processes.word(None)) is not None:
+            restored, _ = self._read_by_all(step, like)
+            if restored is not None:
+                return restored
+        return None
 
     def _restore_newest(self, like: TrainState) -> Restored | None:
         problems = []
@@ -268,16 +273,12 @@ class Checkpointer:
                 self._check_seal(step)
                 meta, saved = stored.describe(path)
             except (CheckpointError, *DAMAGE) as error:
-                problems.append(self._report(path, error))
+                problems.append(self._report(path, _brief(error)))
                 continue
             self._check_fit(path, meta, saved, like)
-            try:
-                stored.check_size(path, saved)
-                restored = self._read(processes.word(step), like, meta)
-            except (CheckpointError, *DAMAGE) as error:
-                if jax.process_count() > 1:
-                    raise
-                problems.append(self._report(path, error))
+            restored, problem = self._read_by_all(processes.word(step), like)
+            if restored is None:
+                problems.append(self._report(path, problem))
                 continue
             self._set_aside([self._directory / str(s) for s in self._manager.all_steps() if s > step])
             if not seal.is_sealed(self._directory, step):
@@ -304,17 +305,30 @@ class Checkpointer:
         if self._verify and seal.is_sealed(self._directory, step):
             seal.check(self._directory, step)
 
-    def _read(self, step: int, like: TrainState, meta: Meta) -> Restored:
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like._asdict()), data=ocp.args.JsonRestore()
-            ),
-        )
-        return Restored(step, TrainState(**items.state), items.data, meta)
+    def _read_by_all(self, step: int, like: TrainState) -> tuple[Restored | None, str]:
+        """The checkpoint `step`; None and why, on all processes, if one of them cannot read it."""
+        restored, problem = None, ""
+        try:
+            restored = self._read(step, like)
+        except (CheckpointError, *DAMAGE) as error:
+            problem = _brief(error)
+        found = processes.everyone(problem)
+        bad = [
+            f"process {i}: {problem}" if len(found) > 1 else problem
+            for i, problem in enumerate(found)
+            if problem
+        ]
+        return (None, "; ".join(bad)) if bad else (restored, "")
 
-    def _report(self, path: Path, error: Exception) -> str:
-        problem = f"{path} is unfinished or damaged ({type(error).__name__}: {str(error)[:200]})."
+    def _read(self, step: int, like: TrainState) -> Restored:
+        path = self._directory / str(step)
+        meta, saved = stored.describe(path)
+        stored.check_size(path, saved)
+        state = stored.read_arrays(path, like._asdict())
+        return Restored(step, TrainState(**state), stored.read_json(path / "data"), meta)
+
+    def _report(self, path: Path, why: str) -> str:
+        problem = f"{path} is unfinished or damaged ({why})."
         logger.error("%s Trying the checkpoint before it.", problem)
         return problem
 

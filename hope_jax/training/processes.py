@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,36 +21,43 @@ from typing import Any, NoReturn
 
 import jax
 from absl import flags
-from jax._src import distributed  # the coordination service has no public interface
+from jax._src import clusters, distributed  # the coordination service has no public interface
 
 from hope_jax.errors import CheckpointError, ConfigError, ProcessError, UserError
 from hope_jax.training import stored
 from hope_jax.training.cluster import AUTO, Cluster
+from hope_jax.training.meeting import meet
 from hope_jax.training.peers import INTERVAL, Alone, Peers
 
-_CONNECT_SECONDS = 300
+logger = logging.getLogger("hope_jax.training")
+
+_CONNECT_SECONDS = 120
+"""Seconds in which JAX's service must have all processes, which have met before."""
 _FOREVER_MS = 24 * 3600 * 1000
 """Waiting for another process has no limit of its own: one that is gone is noticed by `Peers`."""
 _LINGER = 3 * INTERVAL
 """Seconds that process 0 stays, so that the others read why it goes before its service is gone."""
 
-_words, _barriers = itertools.count(), itertools.count()
+_words, _votes, _barriers = itertools.count(), itertools.count(), itertools.count()
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster | None, workdir: Path, gone_after: float) -> Iterator[Alone | Peers]:
+def joined(
+    cluster: Cluster | None, workdir: Path, gone_after: float, within: float
+) -> Iterator[Alone | Peers]:
     """The run's processes as one, before any other use of JAX. None, or a count of 1: this process alone.
 
-    Where another process fails, or gives no sign of life for `gone_after` seconds, this one says so and
-    exits. An error inside the block is told to the others, once it is clear that none of them caused it by
-    being gone; then `leave` has to end the process.
+    They have to come together within so many seconds; while they wait, they say for whom. Where later
+    another process fails, or gives no sign of life for `gone_after` seconds, this one says so and exits. An
+    error inside the block is told to the others, once it is clear that none of them caused it by being gone;
+    then `leave` has to end the process.
 
     Raises: ConfigError, ProcessError: the processes cannot find each other.
     """
     if cluster is None or cluster.size == 1:
         yield Alone()
         return
-    _connect(cluster, gone_after)
+    _connect(cluster, gone_after, within)
     state = distributed.global_state
     end = _ender(workdir, state.process_id)
     _on_abort(lambda: _say_if_lost(str(state.coordinator_address), end))
@@ -88,6 +96,16 @@ def word(value: Any) -> Any:
     return json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
 
 
+def everyone(value: Any) -> list[Any]:
+    """The JSON values of all processes, in their order, on all of them; each calls it at the same place."""
+    if jax.process_count() == 1:
+        return [value]
+    client, folder = _client(), f"hope_jax/votes/{next(_votes)}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(value))
+    keys = [f"{folder}/{i}" for i in range(jax.process_count())]
+    return [json.loads(client.blocking_key_value_get(key, _FOREVER_MS)) for key in keys]
+
+
 def barrier() -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
@@ -107,14 +125,18 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _connect(cluster: Cluster, gone_after: float) -> None:
+def _connect(cluster: Cluster, gone_after: float, within: float) -> None:
     # `Peers` agrees on a signal's step, with the loop's own handlers
     jax.config.update("jax_enable_preemption_service", False)
     # Orbax would wait by collectives on the devices, from a thread, in between those of the steps
     flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
+    address, count, place, devices = _of_environment(within) if cluster == AUTO else (*cluster, None)
+    assert address is not None and count is not None and place is not None
+    if count > 1:
+        meet(address, count, place, within, logger.warning)
     apart = (
-        f"the processes cannot find each other at {cluster.coordinator or 'the coordinator'}: start all of "
-        f"them within {_CONNECT_SECONDS} s, with a port that is free and reachable"
+        f"the processes have met at {address}, but JAX's service there did not get all of them within "
+        f"{_CONNECT_SECONDS} s: one may have ended since; start all of them again"
     )
 
     def give_up() -> None:
@@ -124,20 +146,34 @@ def _connect(cluster: Cluster, gone_after: float) -> None:
     _on_abort(give_up)
     try:
         jax.distributed.initialize(
-            *cluster,
-            cluster_detection_method=None if cluster == AUTO else "deactivate",
+            address,
+            count,
+            place,
+            devices,
+            cluster_detection_method="deactivate",
             initialization_timeout=_CONNECT_SECONDS,
             # far behind that of `Peers`, whose message is clearer, also where this host is short of time
             heartbeat_timeout_seconds=2 * int(gone_after) + 60,
         )
-    except ValueError as error:
-        raise ConfigError(
-            "--distributed=auto: no cluster is recognised here (Slurm, Open MPI, Cloud TPU, or Kubernetes "
-            "with the Python package kubernetes); name the processes with --coordinator or --hosts "
-            f"({error})"
-        ) from error
     except RuntimeError as error:
         raise ProcessError(f"{apart} ({error})") from error
+
+
+def _of_environment(within: float) -> tuple[str, int, int, Any]:
+    """Address, count and number of this process, and the devices that are its own, as the cluster says."""
+    unknown = (
+        "--distributed=auto: no cluster is recognised here (Slurm, Open MPI, Cloud TPU, or Kubernetes with "
+        "the Python package kubernetes); name the processes with --coordinator or --hosts"
+    )
+    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+        address, count, place, devices = detect(given, None, None, None, None, int(within))
+    except ValueError as error:
+        raise ConfigError(f"{unknown} ({error})") from error
+    if address is None or count is None or place is None:
+        raise ConfigError(unknown)
+    return address, count, place, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
 
 
 class _ServiceStore:

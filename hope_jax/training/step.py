@@ -192,7 +192,7 @@ class Step:
         updates, opt_state = self.optimizer.update(mean, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return new_state, optax.global_norm(mean)
+        return new_state, optax.tree.norm(mean)
 
     def _metrics(self, state: TrainState, learnt: Learnt, grad_norm: Array, examples: int) -> Metrics:
         sums = learnt.sums

@@ -117,6 +117,15 @@ def read_json(path: Path) -> Any:
         return reader.restore(path)
 
 
+def read_arrays(path: Path, like: PyTree) -> PyTree:
+    """The `state` of the checkpoint folder `path`, placed as `like` (shapes, dtypes and shardings); each of
+    several processes reads its part and waits for no other. Raises: `DAMAGE`."""
+    alone = _alone()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        return reader.restore(path / "state", args=ocp.args.StandardRestore(like))
+
+
 def _alone() -> ocp.options.MultiprocessingOptions:
     """Orbax's options for a process that reads without the others of its run."""
     index = jax.process_index()

@@ -53,7 +53,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
         ("sources.a.weight", 0, r"sources\.a\.weight=0: want a number above 0"),
         ("sources.a.weight", True, r"sources\.a\.weight=True"),
         ("sources.a.weight", float("nan"), r"sources\.a\.weight=nan"),
-        ("sources.a.wieght", 1, r"sources\.a: unknown key 'wieght'; want .*weight"),
+        ("sources.a.wieght", 1, r"sources\.a: unknown key 'wieght'; want .*; did you mean weight\?"),
         ("sources.a.reader", "csv", r"sources\.a\.reader='csv': want one of jsonl, parquet"),
         ("sources.a.paths", None, r"sources\.a: the reader text wants `paths`"),
         ("sources.b.paths", "x", r"sources\.b: the reader huggingface wants `dataset` and no `paths`"),

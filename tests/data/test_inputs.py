@@ -70,6 +70,11 @@ def test_an_environment_variable_names_another_folder(folder: Path, monkeypatch:
     assert found.variable("my-web.2") == "HOPE_SHARD_DIR_MY_WEB_2"
 
 
+def test_a_source_that_is_not_there_is_held_against_those_beside_it(folder: Path) -> None:
+    (folder / "b").rename(folder / "speeches")
+    refused(r"mixture.speches: .*shards there: a, speeches; did you mean", folder, {"a": 0.5, "speches": 0.5})
+
+
 def test_a_single_folder_of_shards_just_works(folder: Path) -> None:
     inputs = open_inputs(config(folder / "b", {}), TOKENIZER)
     assert (next(inputs.train_iterator()).tokens >= 110).all() and len(inputs.eval_batches()) == 1

@@ -222,9 +222,14 @@ def test_another_stream_is_refused_on_resume() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("synthetic:paritty", {}, "did you mean synthetic:parity"),
+        ("synthetic:paritty", {}, "did you mean parity?"),
         ("synthetic:zzz", {}, "known: parity, aa"),
         ("synthetic:parity", {"pairs": 3}, "pairs: parity has no such option; it has longest"),
+        (
+            "synthetic:mqar",
+            {"pair": 3},
+            "pair: mqar has no such option; it has vocab, pairs, length; did you m",
+        ),
         ("synthetic:parity", {"longest": 0}, "longest=0: want at least 1"),
         ("synthetic:abab", {"longest": 3}, "longest=3: no string is so short; use 4"),
         ("synthetic:mqar", {"pairs": 7}, "pairs=7: want an even number"),

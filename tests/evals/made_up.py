@@ -89,10 +89,13 @@ def failing_module(error: Exception) -> ModuleType:
     return module
 
 
+OPTIONS = ("scale", "depth", "names", "word", "its_own", "unread")
+
+
 def register(monkeypatch: Any, modules: dict[str, ModuleType], needs: dict[str, tuple[str, ...]]) -> None:
     """For this test these are all evaluations that there are."""
     entries = {
-        name: Entry(module.__name__, f"Made-up {name}", needs.get(name, ()))
+        name: Entry(module.__name__, f"Made-up {name}", needs.get(name, ()), options=OPTIONS)
         for name, module in modules.items()
     }
     for module in modules.values():

@@ -107,6 +107,8 @@ def test_unknown_paths_and_layers_are_refused_with_those_there_are():
     assert paths_of(subject("hope_selfmod").trained.streamer.model) == ("cms", "fast", "slow", "self_mod")
     with pytest.raises(ConfigError, match=r"no memory 'titan'; its own: cms, fast, slow"):
         Memorizer(subject(), Rule(paths=("titan",)))
+    with pytest.raises(ConfigError, match=r"no memory 'slwo'; its own: .*; did you mean slow\?"):
+        Memorizer(subject(), Rule(paths=("slwo",)))
     with pytest.raises(ConfigError, match="2 is no layer; the model has 0 to 1"):
         Memorizer(subject(), Rule(layers=(2,)))
     with pytest.raises(ConfigError, match="at least 1"):

@@ -68,3 +68,16 @@ def test_options_that_cannot_be_are_known_before_anything_runs(name: str, tmp_pa
     (key,) = BAD[name]
     with pytest.raises(ConfigError, match=key.split("_")[0]):
         registry.check(name, Run(subject(), tmp_path, options=BAD[name]))
+
+
+def test_every_option_that_an_evaluation_reads_is_registered() -> None:
+    """Else `--option` would refuse it: a name is a constant in `options.get("NAME", ...)` or
+    `whole_number(options, "NAME", ...)`."""
+    read = set[str]()
+    for path in FOLDER.glob("*.py"):
+        for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+            given = [ast.unparse(call.func).removesuffix(".get"), *map(ast.unparse, call.args[:1])]
+            if any(text.split(".")[-1] == "options" for text in given):
+                names = (a.value for a in call.args[:2] if isinstance(a, ast.Constant))
+                read |= {name for name in names if isinstance(name, str)}
+    assert read == {option for entry in registry.EVALS.values() for option in entry.options}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,18 +26,28 @@ SETTINGS = [
     *("--config.checkpoint.every=4", "--config.log.every=1", "--config.log.tensorboard=false"),
 ]
 SLOW = """
-import sys, time
+import os, sys, time
 from hope_jax import cli, launch
 from hope_jax.data.batches import TrainIterator
 from hope_jax.training import loop, telemetry
+from hope_jax.training.checkpoint import Checkpointer
+import jax
 
 pause, of_pipeline = float(sys.argv.pop(1)), TrainIterator.__next__
 TrainIterator.__next__ = lambda self: (time.sleep(pause), of_pipeline(self))[1]
 telemetry.measure_matmul_peak = lambda: 1e9
 loop.write_report = lambda workdir: None
+unreadable, of_run = os.environ.get("UNREADABLE"), Checkpointer._read
+if unreadable:
+    def read(self, step, like):
+        if f"{jax.process_index()}:{step}" == unreadable:
+            raise NotImplementedError("as Orbax may say of an array")
+        return of_run(self, step, like)
+    Checkpointer._read = read
 cli.run_command(launch.main, leave=launch._leave)
 """
-"""`launch`, without peak measurement and report, and with a pause before every step."""
+"""`launch`, without peak measurement and report, and with a pause before every step. UNREADABLE: process and
+step of a checkpoint that it cannot read."""
 
 
 def start(workdir, *arguments, pause=0.0, devices=1, **variables):
@@ -61,9 +72,9 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start_two(workdir, pause=0.0):
+def start_two(workdir, pause=0.0, **variables):
     join = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--gone_after=12"]
-    return [start(workdir, *join, f"--process_id={i}", pause=pause) for i in range(2)]
+    return [start(workdir, *join, f"--process_id={i}", pause=pause, **variables) for i in range(2)]
 
 
 def finish(processes, codes=None, seconds=400):
@@ -175,6 +186,27 @@ def test_a_killed_coordinator_stops_the_others_and_a_kill_of_all_is_survived(fol
         process.kill()
     finish(processes, [-signal.SIGKILL] * 2)
     assert_resumes_to(together, workdir)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_set_aside_by_all(folder, together):
+    """It verifies; both take the one before it, and end where the run that nothing interrupted ended."""
+    workdir = folder / "unreadable"
+    shutil.copytree(together[0], workdir)
+    (_, err), (_, other) = finish(start_two(workdir, UNREADABLE="1:24"))
+    assert "24 is unfinished or damaged (process 1: NotImplementedError: as Orbax may say of an array)" in err
+    for text in (err, other):
+        assert "resuming at step 20" in text
+    assert (workdir / "checkpoints/unreadable-24").is_dir()
+    assert integrity.digest(workdir) == integrity.digest(together[0])
+
+
+def test_a_process_that_never_comes_is_named(folder):
+    address = f"127.0.0.1:{free_port()}"
+    join = [f"--coordinator={address}", "--num_processes=2", "--process_id=0", "--join_within=1"]
+    ((_, err),) = finish([start(folder / "waiting", *join)], [1])
+    assert err.splitlines()[-1].startswith(
+        f"error: process 1 of 2 cannot be met at {address} within 1 s: start"
+    )
 
 
 def test_tasks_of_a_slurm_job_with_different_configurations_are_refused(folder):

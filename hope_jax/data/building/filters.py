@@ -18,7 +18,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from hope_jax.data.building.manifest import Source
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 
 _QUALITY: Mapping[str, type[BaseFilter]] = {
     "gopher_repetition": GopherRepetitionFilter,
@@ -145,7 +145,7 @@ def _check_options(where: str, kind: type[BaseFilter], options: Mapping[str, Any
     allowed = {name: p for name, p in known.items() if name not in ("self", "exclusion_writer", "language")}
     for key, value in options.items():
         if key not in allowed:
-            raise ConfigError(f"{where}: unknown key {key!r}; want {', '.join(sorted(allowed))}")
+            raise ConfigError(f"{where}: unknown key {key!r}; {instead(key, sorted(allowed), 'want')}")
         if not _fits(value, allowed[key]):
             raise ConfigError(f"{where}.{key}={value!r}: want {allowed[key].annotation}")
 

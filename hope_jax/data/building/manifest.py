@@ -20,7 +20,7 @@ from typing import Any
 from hope_jax.data import tokenizer
 from hope_jax.data.building.yaml_file import read_yaml
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 
 READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
@@ -246,7 +246,9 @@ def _mapping(raw: Any, where: str, allowed: set[str], needed: set[str]) -> dict[
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: want a mapping, got {type(raw).__name__}")
     if unknown := [key for key in raw if key not in allowed]:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; want {', '.join(sorted(allowed))}")
+        raise ConfigError(
+            f"{where}: unknown key {unknown[0]!r}; {instead(str(unknown[0]), sorted(allowed), 'want')}"
+        )
     if missing := sorted(needed - {key for key, value in raw.items() if value is not None}):
         raise ConfigError(f"{where}: {missing[0]!r} is missing")
     return raw

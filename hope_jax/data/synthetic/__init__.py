@@ -4,14 +4,13 @@ Only numpy is imported here, so that the front can check a configuration at once
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 
 from hope_jax.data.synthetic.copying import Compression, SelectiveCopying
 from hope_jax.data.synthetic.languages import AA, ABAB, AnBn, AnBnCn, Parity, Shuffle2
 from hope_jax.data.synthetic.recall import FuzzyRecall, InContextRecall, Memorization, Mqar
 from hope_jax.data.synthetic.task import Example, Task
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, instead
 
 __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
 
@@ -56,15 +55,13 @@ def find_task(source: str, options: Mapping[str, int], seq_len: int) -> Task | N
         return None
     name = source.removeprefix(PREFIX)
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known: {', '.join(TASKS)}"
-        raise ConfigError(f"data.source={source!r}: no such task; {hint}")
+        raise ConfigError(f"data.source={source!r}: no such task; {instead(name, TASKS)}")
     kind = TASKS[name]
     known = [field.name for field in dataclasses.fields(kind)]
     for key, value in options.items():
         if key not in known:
             raise ConfigError(
-                f"data.task_options.{key}: {name} has no such option; it has {', '.join(known)}"
+                f"data.task_options.{key}: {name} has no such option; {instead(key, known, 'it has')}"
             )
         if value < 1:
             raise ConfigError(f"data.task_options.{key}={value}: want at least 1")

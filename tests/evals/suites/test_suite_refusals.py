@@ -64,12 +64,18 @@ def test_evaluations_without_what_they_need_are_left_out_and_named(
         (
             "--checkpoint=RUNS/one --out=OUT --only=texts,tests",
             2,
-            "no evaluation 'tests'; want some of texts, plain",
+            "no evaluation 'tests'; want some of texts, plain; did you mean texts?",
         ),
         ("--checkpoint=RUNS/one --out=OUT --limit=0", 2, "limit"),
         ("--checkpoint=RUNS/one --out=OUT --lengths=2k", 2, "--lengths=2k: "),
         ("--checkpoint=RUNS/one --out=OUT --segments=absent", 2, "--segments=absent: no such file or folder"),
         ("--checkpoint=RUNS/one --out=OUT --option=depth", 2, "--option=depth: want KEY=VALUE"),
+        (
+            "--checkpoint=RUNS/one --out=OUT --option=scael=2",
+            2,
+            "--option=scael: no evaluation has it; known: depth, its_own, names, scale, unread, word; "
+            "did you mean scale?",
+        ),
         ("--checkpoint=RUNS/one --out=OUT --memorize_steps=2", 2, "changes nothing without --memorize"),
         ("--checkpoint=RUNS/one --out=OUT --memorize --memorize_steps=0", 2, "memorize_steps"),
         ("--checkpoint=RUNS/one --out=OUT --memorize --memorize_surprise_threshold=nan", 2, "at least 0"),
