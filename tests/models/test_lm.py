@@ -38,6 +38,7 @@ def deltas(params: dict, examples: int) -> list:
             {
                 name: {n: 0.1 * rng.normal(size=w.shape[1:]) for n, w in level.items() if n in FAST}
                 for name, level in params["blocks"].get("cms", {}).items()
+                if name != "mix"
             }
             for _ in range(cases.LAYERS)
         ]

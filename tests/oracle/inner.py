@@ -50,7 +50,9 @@ def level_gradient(
     return total
 
 
-def drawn_gradient(level: Level, p: Arrays, x: Any, signal: Any, read_clip: float, act: str) -> Arrays:
+def drawn_gradient(
+    level: Level, p: Arrays, x: Any, signal: Any, read_clip: float = 0.0, act: str = "gelu"
+) -> Arrays:
     """`dgd` of one token [D]: (W - V) / lr, so that a step of rate lr ends in V.
 
     V is the minimum of |z V + g|^2 / 2 + |V - W|^2 / (2 lr), z the input of an affine map (with a 1 for its
