@@ -173,7 +173,8 @@ def test_cases_exercise_what_they_name() -> None:
     assert 0 < np.mean(clipped) < 1
     for name in ("global_loss_gate_batch_scope", "reference_entropy_gate"):
         assert {w.gate_hit for s in oracle_streams(CASES[name]) for w in s.writes} == {True, False}
-    bounded = [w for s in oracle_streams(CASES["flush_clip_schedule_bounds"]) for w in s.writes]
+    bounds = CASES["flush_clip_schedule_bounds_relu_without_norm"]
+    bounded = [w for s in oracle_streams(bounds) for w in s.writes]
     assert any(w.write_clip_hits for w in bounded)
     assert any(w.delta_clip_hits for w in bounded)
     assert any(w.tokens < 16 for w in bounded if w.level == "slow")
