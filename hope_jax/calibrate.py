@@ -20,6 +20,7 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate
+from hope_jax.config_chunks import levels_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
@@ -95,6 +96,11 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             "calibrate: want train.algorithm_mode=online and model.block_variant one of "
             + ", ".join(VARIANTS)
+        )
+    if not levels_of(config):
+        raise ConfigError(
+            "calibrate: model.cms_levels is empty, so the model has no memory whose rate could be measured; "
+            "give the checkpoint of a model with one"
         )
     params = loaded.state["params"]
     tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data)

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from hope_jax.errors import ConfigError, instead
 
+Activation = Literal["gelu", "relu", "silu"]
 BlockVariant = Literal[
     "transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan"
 ]
@@ -107,11 +108,12 @@ class ModelConfig:
     num_layers: Count = 12  # blocks
     heads: Count = 8  # attention heads; dim / heads is even
     mlp_multiplier: Count = 4  # hidden width of the transformer's MLP over dim
+    activation: Activation = "gelu"  # of the transformer's MLP, the CMS and TITAN; SwiGLU has silu
     qk_norm: Literal["style", "none", "l2", "rms"] = "style"  # style: rms if modern, none if reference
     rope_theta: Positive = 10000.0  # RoPE's base (modern style)
     sliding_window: Whole = 0  # tokens that attention sees; 0: all
     local_conv_window: Whole = 0  # causal depthwise convolution before attention, within documents; 0: off
-    cms_levels: Mapping[str, LevelConfig] = field(  # by name, in the order of the chain
+    cms_levels: Mapping[str, LevelConfig] = field(  # by name, in the order of the chain; {}: no CMS
         default_factory=lambda: {"cms_fast": LevelConfig(update_period=16)}
     )
     cms_hidden_multiplier: Count = 4  # hidden width of a CMS level over dim
@@ -141,6 +143,7 @@ class CmsConfig:
     """How the levels of the Continuum Memory System are connected and learn."""
 
     connection: Literal["sequential", "independent", "nested"] = "sequential"  # Eqs. 70, 74, 72
+    norm: Literal["layer", "none"] = "layer"  # of a level's input: LayerNorm | none
     delta_at: Literal["own_output", "block_output"] = "own_output"  # the output whose gradient writes a level
 
 
@@ -160,7 +163,7 @@ class TrainConfig:
     """The outer loop."""
 
     algorithm_mode: Literal["online", "two_pass", "through_writes"] = "online"  # when memories write
-    online_chunk_size: Whole = 0  # N; 0: max(16, smallest CMS period)
+    online_chunk_size: Whole = 0  # N; 0: max(16, smallest CMS period, without CMS TITAN's)
     truncate_tokens: Whole = 0  # K, a multiple of N; 0: N
     steps: Count = 1000  # number of the last step
     step_offset: Whole = 0  # steps that count as done, for relaunches: schedules and data start after them

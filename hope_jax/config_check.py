@@ -4,12 +4,12 @@ import itertools
 import math
 from collections.abc import Collection, Iterator
 
-from hope_jax.config import ExperimentConfig, LevelConfig
+from hope_jax.config import ExperimentConfig, LevelConfig, ModelConfig
 from hope_jax.config_chunks import (
-    CMS_VARIANTS,
-    TITAN_VARIANTS,
+    cms_levels_of,
     document_multiple,
     fits,
+    has_memories,
     levels_of,
     online_chunk,
     periods_of,
@@ -127,7 +127,7 @@ def _synthetic_warnings(config: ExperimentConfig) -> Iterator[str]:
 def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
     """Of how a row is cut."""
     mode, tokens = config.train.algorithm_mode, config.data.seq_len
-    if mode == "online" and not levels_of(config) and truncate(config) < tokens:
+    if mode == "online" and not has_memories(config) and truncate(config) < tokens:
         yield (
             f"the gradient through attention is cut every {truncate(config)} tokens, which "
             f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
@@ -154,8 +154,11 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
             f"model.dim={model.dim} over model.heads={model.heads} is {model.dim // model.heads}: RoPE turns "
             "pairs, so the width of a head must be even"
         )
-    if model.block_variant in CMS_VARIANTS and not model.cms_levels:
-        yield f"model.cms_levels is empty: block_variant={model.block_variant} needs at least one level"
+    if model.block_variant == "transformer_pp" and model.activation != ModelConfig().activation:
+        yield (
+            f"model.activation={model.activation} has no place in block_variant=transformer_pp: its SwiGLU "
+            "has silu by definition; leave the key out, or use block_variant=transformer"
+        )
     for name in RESERVED_LEVELS:
         if name in model.cms_levels:
             yield f"model.cms_levels.{name}: the name belongs to another memory's level; choose another"
@@ -210,8 +213,7 @@ def _document_problems(config: ExperimentConfig) -> Iterator[str]:
 
 def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
     """The CMS levels of the variant, slowest first."""
-    levels = [item for item in levels_of(config) if item[0] != "titan_level"]
-    return sorted(levels, key=lambda item: -item[1].update_period)
+    return sorted(cms_levels_of(config), key=lambda item: -item[1].update_period)
 
 
 def _connection_problems(config: ExperimentConfig) -> Iterator[str]:
@@ -267,11 +269,11 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
             f"train.steps={train.steps} is the number of the last step and must be larger than "
             f"train.step_offset={train.step_offset}"
         )
-    variant = config.model.block_variant
-    if train.param_policy == "backbone_frozen" and variant not in CMS_VARIANTS + TITAN_VARIANTS:
+    if train.param_policy == "backbone_frozen" and not has_memories(config):
+        variant, empty = config.model.block_variant, "" if config.model.cms_levels else " with no cms_levels"
         yield (
-            f"train.param_policy=backbone_frozen: model.block_variant={variant} has no memories, so nothing "
-            "would be trained; use all"
+            f"train.param_policy=backbone_frozen: model.block_variant={variant}{empty} has no memories, so "
+            "nothing would be trained; use all"
         )
     schedule = config.model.teach_schedule
     if schedule.decay_start and not schedule.decay_duration:

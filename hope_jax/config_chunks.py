@@ -15,28 +15,29 @@ _SELFMOD_CUT = 256
 def online_chunk(config: ExperimentConfig) -> int:
     """N, the tokens that one loss pass reads before its writes.
 
-    The sequence in `two_pass`, and for variants without memories unless a chunk size is set.
+    The sequence in `two_pass`, and for models without memories unless a chunk size is set.
     """
-    chunk, variant = config.train.online_chunk_size, config.model.block_variant
+    chunk = config.train.online_chunk_size
     if config.train.algorithm_mode == "two_pass":
         return config.data.seq_len
     if chunk:
         return chunk
-    if variant not in CMS_VARIANTS + TITAN_VARIANTS:
+    if not has_memories(config):
         return config.data.seq_len
-    levels = config.model.cms_levels.values() if variant in CMS_VARIANTS else ()
-    return max(_MIN_CHUNK, min((level.update_period for level in levels), default=_MIN_CHUNK))
+    taught = [level.update_period for _, level in levels_of(config)]
+    cms = [level.update_period for _, level in cms_levels_of(config)]
+    return max(_MIN_CHUNK, min(cms or taught, default=_MIN_CHUNK))
 
 
 def stream_chunk(config: ExperimentConfig) -> int:
     """N of a stream at inference: that of training, but for two cases where it would only make each new
     token dear, as the unfinished chunk is read again for it.
 
-    Variants without memories write nothing at a chunk's end: at most 16. Under `two_pass` with memories that
+    Models without memories write nothing at a chunk's end: at most 16. Under `two_pass` with memories that
     live for a context: that of `online` (train.online_chunk_size, or its default), if the periods allow it.
     """
     chunk = online_chunk(config)
-    if config.model.block_variant not in CMS_VARIANTS + TITAN_VARIANTS:
+    if not has_memories(config):
         return min(chunk, _MIN_CHUNK)
     if config.train.algorithm_mode != "two_pass" or config.memory.lifetime == "persistent":
         return chunk
@@ -70,13 +71,15 @@ def shortest_selfmod_cut(config: ExperimentConfig) -> int:
 
 def levels_of(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
     """The variant's memories that are written by teach signals, by key below `model`."""
+    titan = config.model.block_variant in TITAN_VARIANTS
+    return [*([("titan_level", config.model.titan_level)] if titan else []), *cms_levels_of(config)]
+
+
+def cms_levels_of(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
+    """The CMS levels of the variant, by key below `model`, in the order of the chain."""
     model = config.model
-    levels = []
-    if model.block_variant in TITAN_VARIANTS:
-        levels.append(("titan_level", model.titan_level))
-    if model.block_variant in CMS_VARIANTS:
-        levels += [(f"cms_levels.{name}", level) for name, level in model.cms_levels.items()]
-    return levels
+    levels = model.cms_levels if model.block_variant in CMS_VARIANTS else {}
+    return [(f"cms_levels.{name}", level) for name, level in levels.items()]
 
 
 def periods_of(config: ExperimentConfig) -> dict[str, int]:
@@ -88,6 +91,11 @@ def periods_of(config: ExperimentConfig) -> dict[str, int]:
         periods["model.self_modifying.chunk_size"] = own.chunk_size
         periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
     return periods
+
+
+def has_memories(config: ExperimentConfig) -> bool:
+    """Whether the model has any: `hope_attention` without CMS levels has none, like the transformers."""
+    return bool(periods_of(config))
 
 
 def fits(chunk: int, period: int) -> bool:

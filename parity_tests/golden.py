@@ -83,11 +83,11 @@ class Report(NamedTuple):
 
 def replay_of(name: str) -> Replay:
     """The replay of a file. Raises GoldenMismatch if its name stands for none."""
-    if name.endswith("_module_route"):
-        return replay_streams.replay_block
     for prefix, replay in REPLAYS:
         if name.startswith(prefix):
             return replay
+    if name.endswith("_module_route"):
+        return replay_streams.replay_block
     known = ", ".join(prefix for prefix, _ in REPLAYS)
     raise GoldenMismatch(f"no replay for this kind of file; known names begin with {known}")
 

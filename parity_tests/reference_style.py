@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import ACTIVATIONS
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.registry import VARIANTS
@@ -72,16 +73,22 @@ def self_mod_of(config: Mapping[str, Any]) -> SelfMod:
     )
 
 
+def activation_of(config: Mapping[str, Any]) -> str:
+    """The activation of a recorded model, block or layer: of the transformer's MLP, or of CMS and TITAN."""
+    own = "transformer_activation" if config.get("block_variant") == "transformer" else "activation"
+    return str(config.get(own, config.get("activation", "gelu"))).lower()
+
+
 def offered(config: Mapping[str, Any]) -> bool:
-    """Whether a recorded model or block has the layers that ours have."""
-    activations = {config.get(name, "gelu") for name in ("activation", "transformer_activation")}
-    return activations == {"gelu"} and bool(config.get("cms_use_layernorm", True))
+    """Whether ours have the activation of a recorded model, block or layer."""
+    return activation_of(config) in ACTIVATIONS
 
 
 def block_spec(
     variant: str, config: Mapping[str, Any], weights: Mapping[str, np.ndarray], **rest: Any
 ) -> ModelSpec:
-    """The spec of a recorded block, or of a model of such blocks; widths are those of the block's weights."""
+    """The spec of a recorded block, or of a model of such blocks. What its weights show is taken from them:
+    widths, and whether the CMS has LayerNorm."""
     levels = tuple(LevelSpec(c["name"], c["update_period"], 0.05) for c in config.get("cms_levels") or ())
     titan = config.get("titan_level") or {"name": "titan", "update_period": 8}
 
@@ -96,7 +103,9 @@ def block_spec(
         levels,
         qk_norm="l2" if config.get("qk_l2_norm") else "none",
         local_conv_window=config.get("local_conv_window") or 0,
+        activation=activation_of(config),
         mlp_hidden=hidden(r"mlp\.net\.0"),
+        cms_norm=any(re.fullmatch(r"cms\.blocks\.[^.]+\.net\.0\.weight", name) for name in weights),
         cms_hidden=hidden(r"cms\.blocks\.[^.]+\.net\.1"),
         titan_hidden=hidden(r"titan_memory\.net\.0"),
         titan_level=LevelSpec(titan["name"], titan["update_period"], 0.05),

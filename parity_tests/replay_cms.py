@@ -18,14 +18,15 @@ from parity_tests import convert
 from parity_tests.golden_file import Golden
 from parity_tests.published import context_axes, inner_level
 from parity_tests.quick import quick_jit
-from parity_tests.reference_style import TRAIN_CLIP
+from parity_tests.reference_style import TRAIN_CLIP, activation_of, offered
 
 LAYER_NORM = ("ln_scale", "ln_bias")
 
 
 def replay_forward(g: Golden) -> None:
     """Every level's input and output, evaluating and training, and the gradients while training."""
-    if not has_our_activation(g):
+    if not offered(g.config):
+        g.leave_rest("not_offered")
         return
     levels = tuple(LevelSpec(c["name"], c["update_period"], 0.1) for c in g.config["cms_levels"])
     names = [level.name for level in levels]
@@ -33,7 +34,7 @@ def replay_forward(g: Golden) -> None:
     clip = g.config["grad_clip"] or None
 
     def read(params: Any, x: Any, output_clip: float | None) -> tuple[Any, Any]:
-        cms = Cms(levels, chunk_size=4, output_clip=output_clip)
+        cms = Cms(levels, chunk_size=4, output_clip=output_clip, activation=activation_of(g.config))
         return jax.vmap(lambda row: cms.read(params, None, row, {}))(x)
 
     @quick_jit
@@ -48,7 +49,7 @@ def replay_forward(g: Golden) -> None:
     modes, (by_level, by_x) = results(params, g.inputs["x"], g.inputs["train_grad_cotangent"])
     for mode, (y, inputs) in modes.items():
         g.compare(f"{mode}.y", y)
-        outputs = [*[inputs[name] for name in names[1:]], y]
+        outputs = [*[inputs[name] for name in names[1:]], y][: len(names)]
         for name, output in zip(names, outputs, strict=True):
             g.compare(f"{mode}.level_in.{name}", inputs[name])
             g.compare(f"{mode}.level_out.{name}", output)
@@ -58,26 +59,22 @@ def replay_forward(g: Golden) -> None:
             g.compare(f"train_grad.blocks.{name}.{torch_name}", value)
 
 
-def has_our_activation(g: Golden) -> bool:
-    """Whether the file's activation is the one we have; if not, everything is left out."""
-    if g.config.get("activation", "gelu") == "gelu":
-        return True
-    g.leave_rest("not_offered")
-    return False
-
-
-def gradient(params: Any, delta: Any, x: Any, teach: Any, clip: float | None) -> dict[str, Any]:
+def gradient(
+    params: Any, delta: Any, x: Any, teach: Any, clip: float | None, activation: str
+) -> dict[str, Any]:
     """Gradient of sum_t <teach_t, y_t> at params + delta, of LayerNorm's parameters too; rows are tokens."""
     norm = {name: params[name] + delta[name] for name in LAYER_NORM if name in params}
     fast, at = mlp_memory.fast_weights(delta), {**params, **norm}
-    factors = mlp_memory.write_factors(at, fast, x, teach, output_clip=clip)
-    _, pull_back = jax.vjp(lambda n: mlp_memory.read({**at, **n}, fast, x, output_clip=clip), norm)
+    how: Any = {"output_clip": clip, "activation": activation}
+    factors = mlp_memory.write_factors(at, fast, x, teach, **how)
+    _, pull_back = jax.vjp(lambda n: mlp_memory.read({**at, **n}, fast, x, **how), norm)
     return {**mlp_memory.write_gradient(factors, mlp_memory.fast_weights(params)), **pull_back(teach)[0]}
 
 
 def replay_update(g: Golden) -> None:
     """Gradients, deltas and moments of a few writes in a row."""
-    if not has_our_activation(g):
+    if not offered(g.config):
+        g.leave_rest("not_offered")
         return
     width, tokens = g.config["dim"], g.inputs["x.0"].shape[1]
     params = jax.tree.map(jnp.asarray, convert.level(g.weights))
@@ -90,7 +87,7 @@ def replay_update(g: Golden) -> None:
 
     @quick_jit
     def write(delta: Any, state: Any, x: Any, teach: Any) -> Any:
-        grads = gradient(params, delta, x, teach, clip)
+        grads = gradient(params, delta, x, teach, clip, activation_of(g.config))
         update, state = optimizer.update(grads, state, context=x.mean(0))
         return grads, jax.tree.map(lambda d, u: d - spec.lr * u, delta, update), state
 

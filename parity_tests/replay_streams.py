@@ -5,7 +5,8 @@ The published rules of writing are other rules than ours, and nothing here imita
 read before a write, or with memories that the file holds, is read by our code and must match.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from hope_jax.models.attention import ReadContext
 from hope_jax.models.memory_layers import make_cms
 from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
-from parity_tests import replay_smt, replay_train_step
+from parity_tests import convert, replay_smt, replay_train_step
 from parity_tests.golden_file import Golden
 from parity_tests.published import inner_level
 from parity_tests.quick import quick_jit
@@ -87,6 +88,8 @@ class Calls:
 
     def read_cms(self, o: Any) -> Any:
         """The CMS alone."""
+        if not self.spec.cms_levels:
+            return o
         cms = make_cms(self.spec, training=self.training)
         params = self.params()["cms"]
         return jax.vmap(lambda row: cms.read(params, None, row, {})[0])(jnp.asarray(o))
@@ -97,7 +100,7 @@ class Calls:
 
         def row(row: Any) -> Any:
             read = module.apply({"params": params}, row, {}, None, {}, context)
-            return read.x, read.trace["cms"][self.spec.cms_levels[0].name]
+            return read.x, read.trace["cms"][self.spec.cms_levels[0].name] if "cms" in read.trace else read.x
 
         return jax.vmap(row)(x)
 
@@ -110,9 +113,10 @@ def replay_block(g: Golden) -> None:
         g.leave_rest("not_offered")
         return
     calls = Calls(g)
-    piece = min(level["update_period"] for level in block["cms_levels"])
+    longest = max(g.inputs[f"x.{i}"].shape[1] for i in range(len(config["calls"])))
+    piece = shortest_period(block, longest)
     if not block.get("cms_online_updates", True):
-        piece = max(g.inputs[f"x.{i}"].shape[1] for i in range(len(config["calls"])))
+        piece = longest
     self_mod = SelfModCalls(calls) if config["kind"] == "selfmod" else None
     inputs = []
     for i in range(len(config["calls"])):
@@ -134,6 +138,11 @@ def replay_block(g: Golden) -> None:
     leave_stream(g, "rewritten_inputs")
 
 
+def shortest_period(config: Mapping[str, Any], default: int) -> int:
+    """Of the CMS levels of a recorded model or block: the tokens of a piece. default: without levels."""
+    return min((level["update_period"] for level in config.get("cms_levels") or ()), default=default)
+
+
 def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
     """How far our CMS is from the published one over the same inputs, signals and rates: the largest
     difference of the outputs.
@@ -142,11 +151,14 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
     taken, and LayerNorm. None where our grid does not fit, or other rules have a part in it.
     """
     g, block = calls.g, calls.g.config["block"]
-    size = min(level["update_period"] for level in block["cms_levels"])
+    if not calls.spec.cms_levels:
+        return None
+    size = shortest_period(block, 1)
     aligned = all(o.shape[1] % size == 0 for o in inputs)
     aligned &= all(level["update_period"] % size == 0 for level in block["cms_levels"])
     plain = g.config.get("surprise_threshold") is None and g.config.get("allowed_levels") is None
     plain &= not g.config.get("differentiable_updates", False)
+    plain &= block.get("cms_chunk_reduction", "sum") == "sum"
     online = block.get("cms_online_updates", True) and g.config.get("route") == "fast"
     if not (aligned and plain and online and inputs[0].shape[0] == 1):
         return None
@@ -156,6 +168,7 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
         bounds=Bounds(0.0, 0.0),
         own_output=False,
         output_clip=calls.spec.read_clip if calls.training else None,
+        activation=calls.spec.activation,
         flush_partial_at_end=block.get("cms_flush_partial_at_end", False),
     )
     params = block_params(calls.spec, g.weights)["cms"]
@@ -253,19 +266,59 @@ def replay_memorize(g: Golden) -> None:
     for name, text in texts.items():
         if f"before.{name}" in g.outputs:
             g.compare(f"before.{name}", _logits(config, g.weights, text))
-    calls = [int(name.split(".")[0]) for name in g.under("memorize_call")]
-    fast = g.under("fast_state")
-    if fast and calls and not any("selfmod_state" in name for name in fast):
-        weights = dict(g.weights)
-        for layer in range(config["num_layers"]):
-            prefix = f"blocks.{layer}."
-            block = {k[len(prefix) :]: v for k, v in g.weights.items() if k.startswith(prefix)}
-            written = with_deltas(block, g.under(f"fast_state.layer{layer}"))
-            weights.update({prefix + name: value for name, value in written.items()})
+    for call, weights in _memorized(g).items():
         for name, text in texts.items():
-            g.compare(f"memorize_call.{max(calls)}.logits_{name}", _logits(config, weights, text))
+            if f"memorize_call.{call}.logits_{name}" in g.outputs:
+                g.compare(f"memorize_call.{call}.logits_{name}", _logits(config, weights, text))
     g.differ("memorize_rules")
     leave_stream(g, "memorize_rules")
+
+
+def _memorized(g: Golden) -> dict[int, Mapping[str, np.ndarray]]:
+    """The weights to read with after a call that memorized, by call, where the file holds all that it wrote:
+    the deltas after the last call or, by the module route, weights of the module (after each call, or the
+    last)."""
+    calls = sorted({int(name.split(".")[0]) for name in g.under("memorize_call")})
+    fast = g.under("fast_state")
+    if calls and fast:
+        if any("selfmod_state" in name for name in fast):
+            return {}
+        weights = dict(g.weights)
+        for layer in range(g.config["model"]["num_layers"]):
+            block = convert.under(g.weights, f"blocks.{layer}")
+            written = with_deltas(block, g.under(f"fast_state.layer{layer}"))
+            weights.update({f"blocks.{layer}.{name}": value for name, value in written.items()})
+        return {calls[-1]: weights}
+    found: dict[int, Mapping[str, np.ndarray]] = {}
+    now: dict[str, np.ndarray] = dict(g.weights)
+    for call in calls:
+        last = call == calls[-1]
+        changed = g.under(f"memorize_call.{call}.weights_after") or (last and g.under("weights_after")) or {}
+        if changed and _all_written(g.weights, changed):
+            now = {**now, **changed}
+            found[call] = now
+    return found
+
+
+def _all_written(weights: Mapping[str, np.ndarray], changed: Mapping[str, np.ndarray]) -> bool:
+    """Whether the changed weights of a model are those of whole memories, the same ones in all layers: a file
+    may hold a selection."""
+    written, whole = _by_memory(changed), _by_memory(weights)
+    layers = [{part for at, part in written if at == layer} for layer in {at for at, _ in whole}]
+    complete = all(names >= whole.get(memory, set()) for memory, names in written.items())
+    return complete and bool(written) and all(parts == layers[0] for parts in layers)
+
+
+def _by_memory(weights: Iterable[str]) -> dict[tuple[str, str], set[str]]:
+    """The names of a model's weights that every write of their memory changes, by layer and memory."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for name in weights:
+        if match := _WRITTEN.fullmatch(name):
+            found.setdefault((match[1], match[2]), set()).add(name)
+    return found
+
+
+_WRITTEN = re.compile(r"blocks\.(\d+)\.(cms\.blocks\.[^.]+|titan_memory|selfmod\.m_(?:k|v|eta|memory))\..+")
 
 
 def _logits(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], text: np.ndarray) -> Any:
@@ -284,8 +337,8 @@ def replay_training(g: Golden) -> None:
     if not offered(config):
         g.leave_rest("not_offered")
         return
-    size = train.get("online_chunk_size") or min(c["update_period"] for c in config["cms_levels"])
     tokens = jnp.asarray(g.inputs["tokens.0"], jnp.int32)
+    size = train.get("online_chunk_size") or shortest_period(config, tokens.shape[1])
     boundary = train.get("online_boundary_targets", False)
     targets = jnp.concatenate([tokens[:, 1:], jnp.full((len(tokens), 1), -1)], axis=1)[:, :size]
     targets = targets if boundary else targets.at[:, -1].set(-1)

@@ -21,10 +21,10 @@ from parity_tests import convert, replay_cms
 from parity_tests.golden_file import Golden
 from parity_tests.published import block_signal, context_axes, due, inner_level
 from parity_tests.quick import quick_jit
-from parity_tests.reference_style import TRAIN_CLIP, model_of, offered
+from parity_tests.reference_style import TRAIN_CLIP, activation_of, model_of, offered
 
 
-def memory_of(level: LevelSpec, tokens: int, clip: float | None) -> Titan:
+def memory_of(level: LevelSpec, tokens: int, clip: float | None, activation: str) -> Titan:
     """A memory without bounds or SelfModifier that writes `tokens` tokens at once."""
     return Titan(
         level=level._replace(update_period=tokens),
@@ -32,13 +32,14 @@ def memory_of(level: LevelSpec, tokens: int, clip: float | None) -> Titan:
         bounds=Bounds(0.0, 0.0),
         own_output=False,
         output_clip=clip,
+        activation=activation,
         self_modifier=False,
     )
 
 
 def replay_memory(g: Golden) -> None:
     """Reads in both modes, the SelfModifier, and one plain step on either of two losses."""
-    if not replay_cms.has_our_activation(g) or g.config.get("layers", 2) != 2:
+    if not offered(g.config) or g.config.get("layers", 2) != 2:
         g.leave_rest("not_offered")
         return
     params = jax.tree.map(jnp.asarray, convert.titan(convert.under(g.weights, "titan")))
@@ -46,20 +47,23 @@ def replay_memory(g: Golden) -> None:
     x, value, error = (jnp.asarray(g.inputs[name]) for name in ("x", "value", "error_signal"))
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
     level = LevelSpec("titan", 1, g.config["update_lr"], "sgd")
+    memory, training = (
+        memory_of(level, len(rows), clip, activation_of(g.config)) for clip in (None, TRAIN_CLIP)
+    )
 
-    def read(clip: float | None) -> Any:
-        return memory_of(level, len(rows), clip).read(params, None, rows, {})[0]
+    def read(memory: Titan) -> Any:
+        return memory.read(params, None, rows, {})[0]
 
-    g.compare("eval", read(None).reshape(x.shape))
-    g.compare("train", read(TRAIN_CLIP).reshape(x.shape))
+    g.compare("eval", read(memory).reshape(x.shape))
+    g.compare("train", read(training).reshape(x.shape))
     corrected = self_modifier_read(modifier, rows, value.reshape(-1, width), error.reshape(-1, width))
     g.compare("self_modifier", corrected.reshape(x.shape))
     cotangents = {
-        "update_mse": 2.0 * (read(None) - value.reshape(-1, width)) / x.size,
+        "update_mse": 2.0 * (read(memory) - value.reshape(-1, width)) / x.size,
         "update_error_signal": error.reshape(-1, width) / x.size,
     }
     for name, cotangent in cotangents.items():
-        written = {**params, **_plain_write(memory_of(level, len(rows), None), params, rows, cotangent)}
+        written = {**params, **_plain_write(memory, params, rows, cotangent)}
         for torch_name, weight in convert.torch_titan(written).items():
             g.compare(f"{name}.{torch_name}", weight)
 
@@ -81,10 +85,11 @@ def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -
     """Gradient of sum_t <cotangent_t, mem(key_t)> at params + delta, of LayerNorm's parameters too."""
     norm = {name: params[name] + delta[name] for name in replay_cms.LAYER_NORM}
     fast, weights = mlp_memory.fast_weights(delta), mlp_memory.fast_weights(params)
-    branch = mlp_memory.branch(weights, fast, key, output_clip=memory.output_clip)
+    how: Any = {"output_clip": memory.output_clip, "activation": memory.activation}
+    branch = mlp_memory.branch(weights, fast, key, **how)
     pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]
     at_branch, by_norm = pull(cotangent)
-    factors = mlp_memory.write_factors(weights, fast, key, at_branch, output_clip=memory.output_clip)
+    factors = mlp_memory.write_factors(weights, fast, key, at_branch, **how)
     return {**mlp_memory.write_gradient(factors, weights), **by_norm}
 
 
@@ -125,7 +130,8 @@ def replay_model(g: Golden) -> None:
     optimizers = config.get("optimizers") or {}
     recorded = optimizers.get(config["titan_level"].get("optimizer_key") or "default")
     spec = inner_level(g, recorded, config.get("self_mod_lr", 1e-3), 2)
-    memory = memory_of(spec._replace(name=model.spec.titan_level.name), 2, TRAIN_CLIP if training else None)
+    clip, spec = TRAIN_CLIP if training else None, spec._replace(name=model.spec.titan_level.name)
+    memory = memory_of(spec, 2, clip, model.spec.activation)
     weights = {name: value for name, value in titan.items() if name != "self_modifier"}
     one_layer = jax.tree.map(lambda w: w[0], weights)
     optimizer = make_inner_optimizer(spec, context_axes(one_layer, config["dim"]))

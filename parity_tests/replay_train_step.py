@@ -1,6 +1,6 @@
 """Replays steps without online chunks (`train_step_*`): a pass over the batch, clip, optimizer step.
 
-A transformer does nothing else, so everything must match. Variants with memories then write them into their
+Models without memories do nothing else, so everything must match. Others then write them into their
 weights; what precedes the first such write must match, what follows is a deliberate difference.
 """
 
@@ -58,7 +58,7 @@ def one_pass(config: Mapping[str, Any], weights: Arrays, tokens: jax.Array, targ
 def replay(g: Golden) -> None:
     """Losses, teach signals, gradients, norms, and the weights at the end."""
     config, train = g.config["model"], g.config["train"]
-    writes = config["block_variant"] != "transformer"
+    writes = _writes(g)
     steps = range(1 if writes else train["steps"])
     weights, losses, norms = dict(g.weights), [], []
     optimizer, state = _optimizer(g, weights), None
@@ -84,6 +84,11 @@ def replay(g: Golden) -> None:
         if name in g.pending:
             g.compare(name, np.asarray(values))
     _compare_end(g, weights, len(steps))
+
+
+def _writes(g: Golden) -> bool:
+    """Whether the model has memories."""
+    return any(part in name for name in g.weights for part in MEMORIES)
 
 
 def _optimizer(g: Golden, weights: Arrays) -> optax.GradientTransformation:
@@ -118,7 +123,8 @@ def _compare_step(g: Golden, step: int, done: Pass, new_head: np.ndarray, tokens
         signal = head_signal(done.logits, targets, jnp.asarray(new_head)) / (targets >= 0).sum()
         g.compare(f"global_teach.call{step}", signal)
         signal_norm = jnp.linalg.norm(signal, axis=-1).mean()
-    if step + 1 == g.config["train"]["steps"] and g.config["model"]["block_variant"] == "transformer":
+    last = step + 1 == g.config["train"]["steps"] and not _writes(g)
+    if last and "stats_logged_last_step" in g.outputs:
         logged = {"loss": done.loss, "ppl": np.exp(done.loss), "teach_signal_norm": signal_norm}
         g.compare("stats_logged_last_step", logged)
 

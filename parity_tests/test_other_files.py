@@ -33,15 +33,23 @@ def torch_level_weights(rng: np.random.Generator, width: int, hidden: int, norm:
 
 
 @pytest.mark.parametrize(
-    ("variant", "batch", "tokens", "hidden", "norm", "train", "params"),
+    ("variant", "batch", "tokens", "hidden", "norm", "train", "act", "params"),
     [
-        ("nl_l2_precond", 2, 3, 6, True, False, {"beta": 0.8}),
-        ("preconditioned", 1, 1, 4, True, True, {"beta2": 0.99, "eps": 1e-6}),
-        ("l2_objective", 3, 2, 5, False, True, {}),
+        ("nl_l2_precond", 2, 3, 6, True, False, "silu", {"beta": 0.8}),
+        ("preconditioned", 1, 1, 4, True, True, "gelu", {"beta2": 0.99, "eps": 1e-6}),
+        ("l2_objective", 3, 2, 5, False, True, "relu", {}),
     ],
 )
 def test_cms_update(
-    tmp_path: Path, variant: str, batch: int, tokens: int, hidden: int, norm: bool, train: bool, params: Any
+    tmp_path: Path,
+    variant: str,
+    batch: int,
+    tokens: int,
+    hidden: int,
+    norm: bool,
+    train: bool,
+    act: str,
+    params: Any,
 ) -> None:
     rng, width = np.random.default_rng(0), 6
     weights = torch_level_weights(rng, width, hidden, norm)
@@ -54,7 +62,7 @@ def test_cms_update(
         x, teach = rng.normal(size=(2, batch, tokens, width))
         teach[0, -1] = 0.0
         teach = teach * (i != 2)
-        result = reference.update(level, p, delta, state, x, teach, "mean", float(train))
+        result = reference.update(level, p, delta, state, x, teach, "mean", float(train), act)
         delta, state = result["delta"], result["state"]
         entries |= {f"in.x.{i}": x, f"in.teach.{i}": teach}
         step = f"out.mean.step.{i}"
@@ -68,6 +76,7 @@ def test_cms_update(
         for name, moment in convert.torch_level(moments).items():
             entries[f"out.mean.optimizer_state.{name}.{recorded}"] = moment
     config = {
+        "activation": act,
         "dim": width,
         "n_updates": 4,
         "optimizer": {"lr": 0.07, "params": {"variant": variant, **params}},

@@ -1,13 +1,15 @@
 """The schema: base configuration, resolving, overrides by path."""
 
 import dataclasses
+import typing
 
 import pytest
 from ml_collections import config_dict
 
-from hope_jax.config import ExperimentConfig, LevelConfig, base_config, level
+from hope_jax.config import Activation, ExperimentConfig, LevelConfig, base_config, level
 from hope_jax.config_schema import as_plain_dict, key_paths, resolve, said_of_levels, set_override
 from hope_jax.errors import ConfigError
+from hope_jax.memory.mlp_memory import ACTIVATIONS
 
 
 def overridden(*overrides: tuple[str, str]) -> ExperimentConfig:
@@ -139,6 +141,11 @@ def test_overrides_by_type() -> None:
 def test_override_of_all_levels_replaces_them() -> None:
     config = overridden(("model.cms_levels", "{'b': {'update_period': 8}, 'a': {'update_period': 4}}"))
     assert [(n, v.update_period) for n, v in config.model.cms_levels.items()] == [("b", 8), ("a", 4)]
+    assert overridden(("model.cms_levels", "{}")).model.cms_levels == {}
+
+
+def test_activations_of_the_schema_are_those_of_the_table() -> None:
+    assert typing.get_args(Activation) == tuple(ACTIVATIONS)
 
 
 def test_text_for_a_group_changes_the_keys_that_it_names() -> None:

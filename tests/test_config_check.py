@@ -29,7 +29,11 @@ def periods(*periods: int) -> ExperimentConfig:
     [
         (make({"dim": 100, "heads": 8}), "model.heads=8 does not divide model.dim=100"),
         (make({"dim": 24, "heads": 8}), "is 3: RoPE"),
-        (make({"cms_levels": {}}), "needs at least one level"),
+        (make({"block_variant": "transformer_pp", "activation": "relu"}), "activation=relu has no place in"),
+        (
+            make({"cms_levels": {}}, train={"param_policy": "backbone_frozen"}),
+            "block_variant=hope_attention with no cms_levels has no memories",
+        ),
         (make({"cms_levels": {"a": {"update_period": 24}}}, train={"online_chunk_size": 16}), "24 neither"),
         (
             make({"cms_levels": {"a": {"update_period": 24}}}, data={"seq_len": 256}, **TWO_PASS),
@@ -116,7 +120,11 @@ def test_optimizers_of_memories_that_the_variant_lacks_do_not_matter() -> None:
 
 def test_accepted_where_the_rule_does_not_apply() -> None:
     validate(make({"dim": 24, "heads": 8, "style": "reference"}))
-    validate(make({"block_variant": "transformer", "cms_levels": {}}))
+    for variant in ("transformer", "hope_attention", "hope_hybrid", "hope_selfmod"):
+        validate(make({"block_variant": variant, "cms_levels": {}, "activation": "relu"}))
+    for connection in ("independent", "nested"):
+        validate(make({"cms_levels": {}}, cms={"connection": connection, "norm": "none"}))
+        validate(make({"cms_levels": {"a": {}}}, cms={"connection": connection}))
     validate(make(memory={"lifetime": "persistent", "scope": "batch"}, **TWO_PASS))
     validate(make({"cms_levels": {"a": {"update_period": 64}}}, train={"online_chunk_size": 16}))
     validate(make(**NESTED))
@@ -137,7 +145,15 @@ def test_accepted_where_the_rule_does_not_apply() -> None:
             512,
         ),
         (make({"block_variant": "transformer"}, data={"seq_len": 512}), 512, 512),
+        (make({"cms_levels": {}}, data={"seq_len": 512}), 512, 512),
+        (make({"cms_levels": {}}, train={"online_chunk_size": 32}), 32, 32),
         (make({"block_variant": "titan", "cms_levels": {"a": {"update_period": 64}}}), 16, 16),
+        (
+            make({"block_variant": "hope_hybrid", "cms_levels": {}, "titan_level": {"update_period": 24}}),
+            24,
+            24,
+        ),
+        (make({"block_variant": "hope_selfmod", "cms_levels": {}}), 16, 256),
         (make({"block_variant": "hope_selfmod"}), 16, 256),
         (make({"block_variant": "hope_selfmod"}, train={"online_chunk_size": 96}), 96, 288),
         (make({"block_variant": "hope_selfmod", "self_modifying": {"chunk_size_memory": 256}}), 16, 512),
@@ -171,6 +187,7 @@ PERSISTENT = {"lifetime": "persistent", "scope": "batch"}
         (make(train={"online_chunk_size": 32}), 32),
         (make({"block_variant": "transformer"}, data=SHORT), 16),
         (make({"block_variant": "transformer"}, data={"seq_len": 8}, **TWO_PASS), 8),
+        (make({"cms_levels": {}}, data=SHORT), 16),
         (make(data=SHORT, **TWO_PASS), 16),
         (make(data=SHORT, train={"algorithm_mode": "two_pass", "online_chunk_size": 32}), 32),
         (make(data=SHORT, memory=PERSISTENT, **TWO_PASS), 512),
@@ -198,6 +215,7 @@ def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
             "train.truncate_tokens has no effect under through_writes",
         ),
         (make({"cms_levels": {"a": {"update_period": 4096}}}), "cms_levels.a (4096): the period is longer"),
+        (make({"cms_levels": {}}, train={"online_chunk_size": 32}), "which hope_attention does not need"),
         (periods(4, 8, 32), "c4 (4) restarts every 8 tokens under cms.connection=nested, within the online"),
         (periods(4, 8, 32), "of 16: only its learned start"),
         (periods(4, 8, 16), "of 16: only its start that training gave it"),
@@ -210,3 +228,4 @@ def test_warnings_name_what_may_not_be_meant(config: ExperimentConfig, message: 
 def test_no_warning_without_reason() -> None:
     assert not warnings(make(train={"online_chunk_size": 4}))
     assert not warnings(make({"block_variant": "transformer"}, **TWO_PASS))
+    assert not warnings(make({"block_variant": "hope_selfmod", "cms_levels": {}}))

@@ -95,6 +95,7 @@ def test_ablations_change_what_they_name() -> None:
     assert pilot.model.cms_hidden_multiplier == 4
     assert not read_config(CONFIGS / "ablations/selfmod_off.py").model.self_mod.enabled
     assert read("opt_adamw") != read("opt_muon")
+    assert not read_config(CONFIGS / "ablations/cms_off.py").model.cms_levels
 
 
 def test_smoke_run_fits_the_embedded_tokenizer() -> None:

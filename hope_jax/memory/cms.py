@@ -44,7 +44,8 @@ class Cms:
 
     levels: in chain order. chunk_size: tokens of an online chunk (N). own_output: levels take their own
     teach signal rather than the block's. output_clip: bound on each level's residual branch while
-    training (reference style). flush_partial_at_end: write unfinished periods when a stream ends.
+    training (reference style). activation: of the levels' hidden layers, a name of
+    `mlp_memory.ACTIVATIONS`. flush_partial_at_end: write unfinished periods when a stream ends.
     context_tokens: no context is longer; 0: not known (see `dual_write.holds_tokens`).
     """
 
@@ -54,6 +55,7 @@ class Cms:
     bounds: Bounds = Bounds()
     own_output: bool = True
     output_clip: float | None = None
+    activation: str = "gelu"
     flush_partial_at_end: bool = False
     context_tokens: int = 0
 
@@ -121,7 +123,7 @@ class Cms:
     ) -> Array:
         """One level's output, with its tap."""
         delta = None if fast is None else fast[name].delta
-        y = mlp_memory.read(params[name], delta, x, output_clip=self.output_clip)
+        y = mlp_memory.read(params[name], delta, x, output_clip=self.output_clip, activation=self.activation)
         return y + taps[name].astype(y.dtype) if name in taps else y
 
     def write(
@@ -170,7 +172,9 @@ class Cms:
             return mlp_memory.with_gain(trace, jnp.where(mask, signal.gain[name], 0))
         teach = signal.own[name] if self.own_output else signal.block
         teach = jnp.where(mask[:, None], teach, 0)
-        return mlp_memory.write_factors(params, delta, trace, teach, output_clip=self.output_clip)
+        return mlp_memory.write_factors(
+            params, delta, trace, teach, output_clip=self.output_clip, activation=self.activation
+        )
 
     def _rules(self) -> WriteRules:
         return WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)

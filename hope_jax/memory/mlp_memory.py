@@ -1,10 +1,11 @@
-"""One residual MLP memory: y = x + W_down gelu(W_up LN(x)), read with deltas and differentiated for a write.
+"""One residual MLP memory: y = x + W_down act(W_up LN(x)), read with deltas and differentiated for a write.
 
 A level's parameters are a dict: `w_up` [D, H], `w_down` [H, D] and, where there are any, `ln_scale`,
 `ln_bias` [D] (slow), `b_up` [H], `b_down` [D]. Its *fast weights* are the matrices and their biases; `delta`
 holds what a context has added to them. Everything here is for one example; rows are tokens.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -87,6 +88,14 @@ def gelu(x: Array) -> Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+"""The elementwise functions of a hidden layer, by `ModelSpec.activation`; writes take their derivatives."""
+
+
 def normalise(params: Weights, x: Array) -> Array:
     """LN(x), or x for a level without LayerNorm."""
     if "ln_scale" not in params:
@@ -118,24 +127,45 @@ def clip_factor(o: Array, max_norm: float) -> Array:
     return jax.lax.stop_gradient(1.0 / jnp.maximum(norm / max_norm, 1.0)).astype(o.dtype)
 
 
-def read(params: Weights, delta: Delta | None, x: Array, *, output_clip: float | None = None) -> Array:
+def read(
+    params: Weights,
+    delta: Delta | None,
+    x: Array,
+    *,
+    output_clip: float | None = None,
+    activation: str = "gelu",
+) -> Array:
     """x [n, D] -> y [n, D] at weights params + delta (Eq. 71's inner MLP), its input added to `branch`."""
-    return x + branch(params, delta, x, output_clip=output_clip)
+    return x + branch(params, delta, x, output_clip=output_clip, activation=activation)
 
 
-def branch(params: Weights, delta: Delta | None, x: Array, *, output_clip: float | None = None) -> Array:
-    """W_down gelu(W_up LN(x)) [n, D] at weights params + delta.
+def branch(
+    params: Weights,
+    delta: Delta | None,
+    x: Array,
+    *,
+    output_clip: float | None = None,
+    activation: str = "gelu",
+) -> Array:
+    """W_down act(W_up LN(x)) [n, D] at weights params + delta.
 
-    output_clip bounds each token's norm (the reference's train mode has 1.0; None: off).
+    output_clip bounds each token's norm (the reference's train mode has 1.0; None: off). activation: of
+    `ACTIVATIONS`.
     """
     z = normalise(params, x)
-    a = gelu(affine(z, params, delta, "w_up", "b_up"))
+    a = ACTIVATIONS[activation](affine(z, params, delta, "w_up", "b_up"))
     o = affine(a, params, delta, "w_down", "b_down")
     return o if output_clip is None else o * clip_factor(o, output_clip)
 
 
 def write_factors(
-    params: Weights, delta: Delta, x: Array, teach: Array, *, output_clip: float | None = None
+    params: Weights,
+    delta: Delta,
+    x: Array,
+    teach: Array,
+    *,
+    output_clip: float | None = None,
+    activation: str = "gelu",
 ) -> WriteFactors:
     """Factors of the gradient of sum_t <teach_t, y_t> with respect to the fast weights.
 
@@ -144,13 +174,13 @@ def write_factors(
     """
     z = normalise(params, x)
     h = affine(z, params, delta, "w_up", "b_up")
-    a, gelu_vjp = jax.vjp(gelu, h)
+    a, pull_to_h = jax.vjp(ACTIVATIONS[activation], h)
     o = affine(a, params, delta, "w_down", "b_down")
     g_o = teach.astype(x.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
     g_a = g_o @ tapped.value(params["w_down"]).astype(x.dtype).T + _pull_back(delta["w_down"], g_o)
-    (g_h,) = gelu_vjp(g_a)
+    (g_h,) = pull_to_h(g_a)
     return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
 
 

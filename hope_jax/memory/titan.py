@@ -1,6 +1,6 @@
 """TITAN memory: an MLP, normed at its output, that is written towards a SelfModifier's target (SPEC §2.2).
 
-    mem(x) = LN(W_down gelu(W_up x)),   key = x,   value = stopgrad(mem(key)),
+    mem(x) = LN(W_down act(W_up x)),   key = x,   value = stopgrad(mem(key)),
     target = value + SelfModifier(key, value, delta) - delta,   loss = 1/2 sum_t m_t |mem(key_t) - target_t|^2
 
 so the cotangent of a write at mem's output is delta - SelfModifier(key, value, delta): without the
@@ -44,6 +44,7 @@ class Titan:
     bounds: Bounds = Bounds()
     own_output: bool = True
     output_clip: float | None = None
+    activation: str = "gelu"
     flush_partial_at_end: bool = False
     context_tokens: int = 0
     self_modifier: bool = True
@@ -87,11 +88,15 @@ class Titan:
         """x [n, D] -> mem(x) [n, D], and x: the keys of the write. fast None: the slow weights alone."""
         name = self.level.name
         delta = None if fast is None else fast[name].delta
-        o = mlp_memory.branch(mlp_memory.fast_weights(params), delta, x, output_clip=self.output_clip)
+        o = self._branch(mlp_memory.fast_weights(params), delta, x)
         y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
         if name in taps:
             y = y + taps[name].astype(y.dtype)
         return y, x
+
+    def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Delta | None, x: Array) -> Array:
+        """The MLP's output [n, D], before its norm."""
+        return mlp_memory.branch(weights, delta, x, output_clip=self.output_clip, activation=self.activation)
 
     def recorded(self, trace: Array, factors: PyTree) -> Array:
         """As it is: the write has another cotangent than the read."""
@@ -114,14 +119,16 @@ class Titan:
         state, weights = fast[name], mlp_memory.fast_weights(params)
         mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
         teach = signal.own[name] if self.own_output else signal.block
-        o = mlp_memory.branch(weights, state.delta, key, output_clip=self.output_clip)
+        o = self._branch(weights, state.delta, key)
         value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
         cotangent = teach
         if self.self_modifier:
             correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach).astype(teach.dtype)
             cotangent = teach - shorten(correction, teach, self.correction_clip)
         (at_branch,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
-        factors = mlp_memory.write_factors(weights, state.delta, key, at_branch, output_clip=self.output_clip)
+        factors = mlp_memory.write_factors(
+            weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation
+        )
         rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
         if self._titans:
             gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
@@ -154,7 +161,7 @@ def shorten(correction: Array, teach: Array, bound: float) -> Array:
 
 @jax.named_scope("self_modifier")
 def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach: Array) -> Array:
-    """The correction [n, D] that a 3-layer MLP makes of [key, value, delta], [n, D] each.
+    """The correction [n, D] that a 3-layer MLP with GELU makes of [key, value, delta], [n, D] each.
 
     params: `w_1` [3D, H], `w_2` [H, H], `w_3` [H, D] and perhaps biases `b_1`, `b_2`, `b_3`.
     """

@@ -103,10 +103,13 @@ class Block(nn.Module):
 
     def through_cms(
         self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]
-    ) -> tuple[Array, dict[str, Array]]:
-        """The CMS's output [n, D] and trace."""
+    ) -> tuple[Array, dict[str, PyTree]]:
+        """The CMS's output [n, D], and its trace by name; without levels x and no trace."""
+        if not self.spec.cms_levels:
+            return x_nd, {}
         cms = CmsLayer(self.spec, self.training, name="cms")
-        return cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
+        return y_nd, {"cms": trace}
 
     def add_titan(self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]) -> tuple[Array, Array]:
         """x [n, D] with the TITAN memory's output added, and the memory's trace. The modern style reads the
@@ -116,6 +119,11 @@ class Block(nn.Module):
         titan = TitanLayer(spec, self.training, name="titan")
         m_nd, trace = titan(key_nd, fast.get("titan"), taps.get("titan", {}))
         return x_nd + m_nd, trace
+
+
+def _cms(spec: ModelSpec, *, training: bool) -> dict[str, Memory]:
+    """The CMS by name; without levels there is none."""
+    return {"cms": make_cms(spec, training=training)} if spec.cms_levels else {}
 
 
 class TransformerBlock(Block):
@@ -141,7 +149,7 @@ class HopeAttentionBlock(Block):
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
         """The CMS."""
-        return {"cms": make_cms(spec, training=training)}
+        return _cms(spec, training=training)
 
     @nn.compact
     def __call__(
@@ -155,7 +163,7 @@ class HopeAttentionBlock(Block):
         """See `Block`."""
         x_nd, cache = self.attend(x_nd, context, cache)
         y_nd, trace = self.through_cms(x_nd, fast, taps)
-        return BlockRead(y_nd, cache, {"cms": trace}, {}, {})
+        return BlockRead(y_nd, cache, trace, {}, {})
 
 
 class TransformerPlusPlusBlock(Block):
@@ -182,7 +190,7 @@ class HopeSelfModBlock(Block):
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
         """The CMS."""
-        return {"cms": make_cms(spec, training=training)}
+        return _cms(spec, training=training)
 
     @staticmethod
     def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
@@ -220,7 +228,7 @@ class HopeSelfModBlock(Block):
         return BlockRead(
             y_nd,
             cache,
-            {"cms": trace},
+            trace,
             {"self_mod": written} if wrote else {},
             {"self_mod": stats} if wrote else {},
         )
@@ -232,7 +240,7 @@ class HopeHybridBlock(Block):
     @staticmethod
     def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
         """The TITAN memory and the CMS."""
-        return {"titan": make_titan(spec, training=training), "cms": make_cms(spec, training=training)}
+        return {"titan": make_titan(spec, training=training), **_cms(spec, training=training)}
 
     @nn.compact
     def __call__(
@@ -247,7 +255,7 @@ class HopeHybridBlock(Block):
         x_nd, cache = self.attend(x_nd, context, cache)
         x_nd, keys = self.add_titan(x_nd, fast, taps)
         y_nd, trace = self.through_cms(x_nd, fast, taps)
-        return BlockRead(y_nd, cache, {"titan": keys, "cms": trace}, {}, {})
+        return BlockRead(y_nd, cache, {"titan": keys, **trace}, {}, {})
 
 
 class TitanBlock(Block):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.memory.mlp_memory import gelu, layer_norm
+from hope_jax.memory.mlp_memory import ACTIVATIONS, layer_norm
 from hope_jax.memory.tapped import multiply
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
@@ -139,7 +139,7 @@ class SwiGlu(nn.Module):
 
 
 class Mlp(nn.Module):
-    """x + W_down gelu(W_up norm(x)), without biases. One sequence, [n, D] -> [n, D]."""
+    """x + W_down act(W_up norm(x)), without biases. One sequence, [n, D] -> [n, D]."""
 
     spec: ModelSpec
 
@@ -151,5 +151,5 @@ class Mlp(nn.Module):
         w_up = self.param("w_up", matrix_init(spec), up_shape, spec.param_dtype)
         w_down = self.param("w_down", matrix_init(spec, residual=True), down_shape, spec.param_dtype)
         z = norm(self, spec, x_nd)
-        hidden = gelu(multiply(z, w_up))
+        hidden = ACTIVATIONS[spec.activation](multiply(z, w_up))
         return x_nd + multiply(hidden, w_down)

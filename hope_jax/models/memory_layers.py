@@ -40,6 +40,7 @@ def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
         bounds=spec.bounds,
         own_output=spec.own_output,
         output_clip=spec.read_clip if training else None,
+        activation=spec.activation,
         flush_partial_at_end=spec.flush_partial_at_end,
         context_tokens=spec.context_tokens,
     )
@@ -55,12 +56,12 @@ class CmsParams(nn.Module):
         """The level's parameters."""
         spec, dtype = self.spec, self.spec.param_dtype
         up, down = (spec.dim, spec.cms_hidden), (spec.cms_hidden, spec.dim)
-        params = {
-            "ln_scale": self.param("ln_scale", nn.initializers.ones, (spec.dim,), dtype),
-            "ln_bias": self.param("ln_bias", nn.initializers.zeros, (spec.dim,), dtype),
-            "w_up": self.param("w_up", layers.matrix_init(spec), up, dtype),
-            "w_down": self.param("w_down", layers.matrix_init(spec, residual=True), down, dtype),
-        }
+        params = {}
+        if spec.cms_norm:
+            params["ln_scale"] = self.param("ln_scale", nn.initializers.ones, (spec.dim,), dtype)
+            params["ln_bias"] = self.param("ln_bias", nn.initializers.zeros, (spec.dim,), dtype)
+        params["w_up"] = self.param("w_up", layers.matrix_init(spec), up, dtype)
+        params["w_down"] = self.param("w_down", layers.matrix_init(spec, residual=True), down, dtype)
         if not spec.modern:
             params["b_up"] = self.param("b_up", layers.bias_init(up[0]), up[1:], dtype)
             params["b_down"] = self.param("b_down", layers.bias_init(down[0]), down[1:], dtype)
@@ -151,6 +152,7 @@ def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:
         bounds=spec.bounds,
         own_output=spec.own_output,
         output_clip=spec.read_clip if training else None,
+        activation=spec.activation,
         flush_partial_at_end=spec.flush_partial_at_end,
         context_tokens=spec.context_tokens,
         self_modifier=spec.self_modifier,

@@ -20,8 +20,10 @@ class ModelSpec(NamedTuple):
     """Everything that shapes parameters, reads and writes; hashable.
 
     style: `modern` (pre-norm, RoPE, qk-norm, no biases) or `reference` (the published post-norm one).
+    activation: of the transformer's MLP, the CMS levels and the TITAN memory, a name of
+    `mlp_memory.ACTIVATIONS`. cms_norm: False: CMS levels have no LayerNorm.
     qk_norm: none | l2 | rms. sliding_window, local_conv_window: tokens; 0: off.
-    cms_levels: in chain order. chunk_size: tokens of an online chunk (N).
+    cms_levels: in chain order; none: the CMS is the identity. chunk_size: tokens of an online chunk (N).
     cms_connection: sequential | independent | nested.
     own_output: CMS levels learn from their own output's cotangent, not the block's.
     context_tokens: no context is longer than this, so levels may be held as tokens (`dual_write`); 0: any.
@@ -49,11 +51,13 @@ class ModelSpec(NamedTuple):
     cms_hidden: int
     cms_levels: tuple[LevelSpec, ...]
     chunk_size: int
+    activation: str = "gelu"
     qk_norm: str = "rms"
     rope_theta: float = 10000.0
     sliding_window: int = 0
     local_conv_window: int = 0
     cms_connection: str = "sequential"
+    cms_norm: bool = True
     own_output: bool = True
     gate: GateRule = GateRule()
     bounds: Bounds = Bounds()

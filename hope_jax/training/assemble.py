@@ -39,11 +39,13 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         cms_hidden=model.cms_hidden_multiplier * model.dim,
         cms_levels=tuple(_level(name, level, model.self_mod_lr) for name, level in model.cms_levels.items()),
         chunk_size=online_chunk(config),
+        activation=model.activation,
         qk_norm=qk_norm,
         rope_theta=model.rope_theta,
         sliding_window=model.sliding_window,
         local_conv_window=model.local_conv_window,
         cms_connection=config.cms.connection,
+        cms_norm=config.cms.norm == "layer",
         # The head's signal is one for all outputs: there is no level's own.
         own_output=config.cms.delta_at == "own_output" and config.teach.source == "per_layer",
         gate=GateRule(model.surprise_metric, model.surprise_threshold),

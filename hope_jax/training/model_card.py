@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from hope_jax.config_chunks import cms_levels_of, has_memories
+from hope_jax.config_schema import resolve
 from hope_jax.data.corpus import EMBEDDED
 from hope_jax.training import arrays, manifest, seal
 from hope_jax.training.files import (
@@ -82,9 +84,8 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in _ARCHITECTURE:
         group, name = key.split(".")
         out[f"`{key}`"] = config[group][name]
-    for name, level in config["model"]["cms_levels"].items():
-        if config["model"]["block_variant"].startswith("hope"):
-            out[f"tokens between writes of CMS level `{name}`"] = level["update_period"]
+    for key, level in cms_levels_of(resolve(config)):
+        out[f"tokens between writes of CMS level `{key.split('.')[-1]}`"] = level.update_period
     return out
 
 
@@ -205,7 +206,6 @@ def _result(name: str, result: Mapping[str, Any], params_digest: str) -> str:
 
 
 def _limits(config: Mapping[str, Any]) -> str:
-    memories = config["model"]["block_variant"] not in ("transformer", "transformer_pp")
     lines = [
         "A model of text alone, trained to predict the next token: it follows no instructions, and nothing "
         "filters what it says.",
@@ -213,7 +213,7 @@ def _limits(config: Mapping[str, Any]) -> str:
         f"Contexts in training had {config['data']['seq_len']:,} tokens; longer ones were never trained.",
         "The same machine and software give the same logits to the last bit, others up to rounding.",
     ]
-    if memories:
+    if has_memories(resolve(config)):
         lines.append(
             "Its memories learn from what it reads, so what it says depends on all that came before in a "
             "stream. A saved memory belongs to these parameters and can give away what was read."

@@ -36,10 +36,21 @@ def learn(**values: object) -> Learning:
     return Learning(**{"levels": TWO_LEVELS, "chunk": 8, **values})  # type: ignore[arg-type]
 
 
+def other_act(act: str, case: Case) -> Case:
+    """The case with another activation, and levels without LayerNorm."""
+    arch = replace(case.arch, act=act, cms_norm=False)
+    return replace(case, arch=arch, learning=replace(case.learning, act=act))
+
+
 CASES = {
     "own_output_ragged": Case(learn(), tokens=20),
-    "flush_clip_schedule_bounds": Case(
-        learn(flush=True, teach_scale=0.5, schedule=0.7, teach_clip=0.4, write_clip=0.01, delta_clip=0.015)
+    "flush_clip_schedule_bounds_relu_without_norm": other_act(
+        "relu",
+        Case(
+            learn(
+                flush=True, teach_scale=0.5, schedule=0.7, teach_clip=0.4, write_clip=0.01, delta_clip=0.015
+            )
+        ),
     ),
     "block_output_l2_gate": Case(
         learn(
@@ -77,7 +88,9 @@ CASES = {
     ),
     "conv_history_cut": Case(learn(), arch=replace(MODERN, window=5), conv=3),
     "one_token_period": Case(learn(levels=(Level("fast", 1, optimizer="nl_l2_precond"), Level("slow", 2)))),
-    "independent_levels": Case(learn(), arch=replace(MODERN, connection="independent"), tokens=20),
+    "independent_levels_silu_without_norm": other_act(
+        "silu", Case(learn(), arch=replace(MODERN, connection="independent"), tokens=20)
+    ),
     "nested_levels_batch_scope": Case(
         learn(levels=(Level("fast", 4, 0.2), Level("slow", 16, 0.1, "sgd"), Level("mid", 8)), flush=True),
         arch=replace(MODERN, levels=("fast", "slow", "mid"), connection="nested"),
@@ -90,7 +103,7 @@ CASES = {
 
 QUICK = (
     "own_output_ragged",
-    "flush_clip_schedule_bounds",
+    "flush_clip_schedule_bounds_relu_without_norm",
     "global_loss_gate_batch_scope",
     "reference_entropy_gate",
 )
@@ -160,7 +173,8 @@ def test_cases_exercise_what_they_name() -> None:
     assert 0 < np.mean(clipped) < 1
     for name in ("global_loss_gate_batch_scope", "reference_entropy_gate"):
         assert {w.gate_hit for s in oracle_streams(CASES[name]) for w in s.writes} == {True, False}
-    bounded = [w for s in oracle_streams(CASES["flush_clip_schedule_bounds"]) for w in s.writes]
+    bounds = CASES["flush_clip_schedule_bounds_relu_without_norm"]
+    bounded = [w for s in oracle_streams(bounds) for w in s.writes]
     assert any(w.write_clip_hits for w in bounded)
     assert any(w.delta_clip_hits for w in bounded)
     assert any(w.tokens < 16 for w in bounded if w.level == "slow")

@@ -27,15 +27,17 @@ LEVELS = (
 OPEN = Learning(levels=LEVELS, chunk=N)
 CASES = {
     "open_dropped": OPEN,
-    "gated_bounded_flushed": replace(OPEN, threshold=2.4, write_clip=0.05, delta_clip=0.08, flush=True),
-    "other_metric_flushed": replace(OPEN, metric="loss", threshold=2.4, flush=True),
+    "gated_bounded_flushed": replace(
+        OPEN, threshold=2.4, write_clip=0.05, delta_clip=0.08, flush=True, act="relu"
+    ),
+    "other_metric_flushed_without_norm": replace(OPEN, metric="loss", threshold=2.4, flush=True, act="silu"),
 }
 LENGTHS = (4, 4, 4, 4, 3)
 
 
-def params_of(biases: bool) -> dict[str, dict[str, np.ndarray]]:
+def params_of(biases: bool, norm: bool = True) -> dict[str, dict[str, np.ndarray]]:
     draw = cases.Draw(3)
-    return {level.name: cases.level_params(draw, biases) for level in LEVELS}
+    return {level.name: cases.level_params(draw, biases, norm=norm) for level in LEVELS}
 
 
 def stream(seed: int) -> list[dict[str, Any]]:
@@ -86,13 +88,15 @@ def naive_chunk(
 
 @pytest.mark.parametrize(("name", "biases"), [(n, n == "gated_bounded_flushed") for n in CASES])
 def test_writes_match_naive_periods(name: str, biases: bool) -> None:
-    learning, clip, params = CASES[name], 1.0 if biases else 0.0, params_of(biases)
+    learning, clip = CASES[name], 1.0 if biases else 0.0
+    params = params_of(biases, norm="without_norm" not in name)
     cms = Cms(
         tuple(bridge.level_spec(level) for level in LEVELS),
         N,
         GateRule(learning.metric, learning.threshold),
         Bounds(learning.write_clip, learning.delta_clip),
         output_clip=clip or None,
+        activation=learning.act,
         flush_partial_at_end=learning.flush,
     )
     fast = cms.init(jax.tree.map(jnp.asarray, params))
@@ -130,18 +134,20 @@ def signal_of(chunk: dict[str, Any]) -> WriteSignal:
     return WriteSignal(chunk["block"], chunk["own"], chunk["surprise"], active, active)
 
 
-@pytest.mark.parametrize("biases", [False, True])
-def test_read_and_gradient_match_naive_level(biases: bool) -> None:
+@pytest.mark.parametrize("act", mlp_memory.ACTIVATIONS)
+@pytest.mark.parametrize(("biases", "norm"), [(False, True), (True, True), (True, False)])
+def test_read_and_gradient_match_naive_level(biases: bool, norm: bool, act: str) -> None:
     clip = 1.0 if biases else 0.0
-    p, draw = params_of(biases)["two"], cases.Draw(5)
+    p, draw = params_of(biases, norm)["two"], cases.Draw(5)
     delta = {n: 0.1 * draw.rng.normal(size=w.shape) for n, w in p.items() if n in FAST}
     x, teach = draw.rng.normal(size=(2, 5, cases.DIM))
-    y = mlp_memory.read(p, delta, jnp.asarray(x), output_clip=clip or None)
+    how: Any = {"output_clip": clip or None, "activation": act}
+    y = mlp_memory.read(p, delta, jnp.asarray(x), **how)
     weights = with_delta(p, delta)
-    bridge.assert_close(y, np.asarray(level_read(weights, x, clip)), "y", 1e-12)
-    factors = mlp_memory.write_factors(p, delta, jnp.asarray(x), jnp.asarray(teach), output_clip=clip or None)
+    bridge.assert_close(y, np.asarray(level_read(weights, x, clip, act)), "y", 1e-12)
+    factors = mlp_memory.write_factors(p, delta, jnp.asarray(x), jnp.asarray(teach), **how)
     grads = mlp_memory.write_gradient(factors, mlp_memory.fast_weights(jax.tree.map(jnp.asarray, p)))
-    wanted = level_gradient(weights, x, teach, np.ones(5), clip)
+    wanted = level_gradient(weights, x, teach, np.ones(5), clip, act)
     bridge.assert_close(dict(grads), {n: g for n, g in wanted.items() if n in FAST}, "gradient", 1e-11)
 
 

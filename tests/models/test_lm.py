@@ -9,7 +9,7 @@ import pytest
 
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level
-from tests.oracle.model import Arch, forward
+from tests.oracle.model import Arch, cross_entropy, forward
 from tests.oracle.periods import Learning
 
 TOKENS = 12
@@ -19,11 +19,15 @@ HOPE = Arch(cases.HEADS, levels=LEVELS)
 ARCHS = {
     "hope_modern": (HOPE, 0),
     "hope_reference": (replace(HOPE, style="reference", qk_norm="none"), 0),
-    "hope_window_conv_l2": (replace(HOPE, window=4, qk_norm="l2"), 3),
+    "hope_window_conv_l2": (replace(HOPE, window=4, qk_norm="l2", act="silu", cms_norm=False), 3),
     "transformer_modern": (Arch(cases.HEADS), 0),
-    "transformer_reference_conv": (Arch(cases.HEADS, style="reference", qk_norm="l2"), 4),
+    "transformer_reference_conv": (Arch(cases.HEADS, style="reference", qk_norm="l2", act="relu"), 4),
 }
 QUICK = {"xla_backend_optimization_level": 0}
+
+
+def learning_of(arch: Arch) -> Learning:
+    return replace(LEARNING if arch.levels else Learning(chunk=4), act=arch.act)
 
 
 def deltas(params: dict, examples: int) -> list:
@@ -34,6 +38,7 @@ def deltas(params: dict, examples: int) -> list:
             {
                 name: {n: 0.1 * rng.normal(size=w.shape[1:]) for n, w in level.items() if n in FAST}
                 for name, level in params["blocks"].get("cms", {}).items()
+                if name != "mix"
             }
             for _ in range(cases.LAYERS)
         ]
@@ -57,8 +62,7 @@ def with_deltas(fast: dict, by_example: list) -> dict:
 @pytest.mark.parametrize("name", ARCHS)
 def test_reads_match_naive_forward_whole_and_in_pieces(name: str) -> None:
     arch, conv = ARCHS[name]
-    learning = LEARNING if arch.levels else Learning(chunk=4)
-    model, rows = bridge.hope_model(arch, learning, conv), cases.examples(2, TOKENS)
+    model, rows = bridge.hope_model(arch, learning_of(arch), conv), cases.examples(2, TOKENS)
     params, batch = cases.model_params(arch, conv=conv), bridge.batch_of(rows)
     by_example = deltas(params, len(rows))
     params = jax.tree.map(jnp.asarray, params)
@@ -88,11 +92,41 @@ def test_reads_match_naive_forward_whole_and_in_pieces(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHS)
 def test_parameters_have_the_documented_tree(name: str) -> None:
     arch, conv = ARCHS[name]
-    learning = LEARNING if arch.levels else Learning(chunk=4)
-    model = bridge.hope_model(arch, learning, conv)
+    model = bridge.hope_model(arch, learning_of(arch), conv)
     made = jax.eval_shape(model.init_params, jax.random.key(0))
     wanted = cases.model_params(arch, conv=conv)
     assert jax.tree.map(lambda t: t.shape, made) == jax.tree.map(np.shape, wanted)
+
+
+@pytest.mark.parametrize(
+    ("connection", "act", "style"),
+    [
+        ("", "relu", "modern"),
+        ("", "silu", "reference"),
+        ("independent", "relu", "reference"),
+        ("nested", "silu", "modern"),
+    ],
+)
+def test_gradients_of_other_activations_without_layer_norm(connection: str, act: str, style: str) -> None:
+    """Of the loss, at weights that have written; no connection: the transformer's MLP."""
+    levels = {"levels": LEVELS, "connection": connection, "cms_norm": False} if connection else {}
+    arch = Arch(cases.HEADS, style=style, act=act, **levels)  # type: ignore[arg-type]
+    model, (row,) = bridge.hope_model(arch, learning_of(arch)), cases.examples(1, TOKENS)
+    params, batch = cases.model_params(arch), bridge.batch_of([row])
+    written = deltas(params, 1)
+    params = jax.tree.map(jnp.asarray, params)
+    fast = with_deltas(model.init_fast_state(params, 1), written)
+
+    def loss(params: dict) -> jax.Array:
+        out = model.read(params, fast, None, batch.tokens, batch.segment_ids)
+        return cross_entropy(model.logits(params, out.hidden)[0], row.targets).sum()
+
+    def naive(params: dict) -> jax.Array:
+        read = forward(params, arch, list(row.tokens), row.segments, written[0])
+        return cross_entropy(read.logits, row.targets).sum()
+
+    got, wanted = (jax.jit(jax.grad(f), compiler_options=QUICK)(params) for f in (loss, naive))
+    bridge.assert_close(got, jax.tree.map(np.asarray, wanted), "gradient")
 
 
 def test_later_tokens_do_not_reach_earlier_ones() -> None:

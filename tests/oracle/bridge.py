@@ -33,7 +33,8 @@ def hope_model(
     arch: Arch, learning: Learning | None = None, conv: int = 0, scope: str = "example"
 ) -> HopeModel:
     """The production model of an oracle's architecture, in float64."""
-    learning = Learning() if learning is None else learning
+    learning = Learning(act=arch.act) if learning is None else learning
+    assert not learning.levels or learning.act == arch.act
     return HopeModel(
         ModelSpec(
             block_variant="hope_attention" if arch.levels else "transformer",
@@ -45,7 +46,9 @@ def hope_model(
             mlp_hidden=HIDDEN,
             cms_hidden=HIDDEN,
             cms_levels=tuple(level_spec(level) for level in learning.levels),
+            activation=arch.act,
             cms_connection=arch.connection,
+            cms_norm=arch.cms_norm,
             chunk_size=learning.chunk,
             qk_norm=arch.qk_norm,
             rope_theta=arch.rope_theta,

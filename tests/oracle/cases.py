@@ -26,14 +26,12 @@ class Draw:
         return 0.2 * self.rng.normal(size=shape)
 
 
-def level_params(draw: Draw, biases: bool, layers: tuple[int, ...] = ()) -> dict[str, Any]:
-    """One CMS level, with a leading layer axis if `layers` has one."""
-    params = {
-        "ln_scale": draw.scale(*layers, DIM),
-        "ln_bias": draw.bias(*layers, DIM),
-        "w_up": draw.matrix(*layers, DIM, HIDDEN),
-        "w_down": draw.matrix(*layers, HIDDEN, DIM),
-    }
+def level_params(
+    draw: Draw, biases: bool, layers: tuple[int, ...] = (), *, norm: bool = True
+) -> dict[str, Any]:
+    """One CMS level, with a leading layer axis if `layers` has one. norm: with LayerNorm."""
+    params = {"ln_scale": draw.scale(*layers, DIM), "ln_bias": draw.bias(*layers, DIM)} if norm else {}
+    params |= {"w_up": draw.matrix(*layers, DIM, HIDDEN), "w_down": draw.matrix(*layers, HIDDEN, DIM)}
     if biases:
         params["b_up"], params["b_down"] = draw.bias(*layers, HIDDEN), draw.bias(*layers, DIM)
     return params
@@ -50,7 +48,9 @@ def model_params(arch: Arch, seed: int = 0, conv: int = 0) -> dict[str, Any]:
         attn["conv"] = draw.bias(LAYERS, conv, DIM) + 0.5
     blocks: dict[str, Any] = {"attn": attn}
     if arch.levels:
-        blocks["cms"] = {name: level_params(draw, reference, (LAYERS,)) for name in arch.levels}
+        blocks["cms"] = {
+            name: level_params(draw, reference, (LAYERS,), norm=arch.cms_norm) for name in arch.levels
+        }
         if arch.connection == "independent":
             blocks["cms"]["mix"] = 2 * draw.bias(LAYERS, len(arch.levels))
     else:

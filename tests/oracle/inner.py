@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.oracle.model import gelu, level_normed, level_read
+from tests.oracle.model import ACTIVATIONS, level_normed, level_read
 
 Arrays = dict[str, Any]
 
@@ -29,13 +29,15 @@ class Level:
     eps: float = 1e-8
 
 
-@partial(jax.jit, static_argnames="read_clip")
-def token_gradient(p: Arrays, token: Any, direction: Any, read_clip: float) -> Arrays:
+@partial(jax.jit, static_argnames=("read_clip", "act"))
+def token_gradient(p: Arrays, token: Any, direction: Any, read_clip: float, act: str) -> Arrays:
     """Gradient of <direction, y> for one token [D] with respect to every parameter of the level."""
-    return jax.grad(lambda weights: jnp.sum(direction * level_read(weights, token, read_clip)))(p)
+    return jax.grad(lambda weights: jnp.sum(direction * level_read(weights, token, read_clip, act)))(p)
 
 
-def level_gradient(p: Arrays, x: Any, signal: Any, mask: Any, read_clip: float = 0.0) -> Arrays:
+def level_gradient(
+    p: Arrays, x: Any, signal: Any, mask: Any, read_clip: float = 0.0, act: str = "gelu"
+) -> Arrays:
     """Gradient of sum_t mask_t <signal_t, y_t> with respect to every parameter of the level, token by token.
 
     p: the level's weights, deltas included. x, signal: [tokens, D]; mask: [tokens].
@@ -43,21 +45,23 @@ def level_gradient(p: Arrays, x: Any, signal: Any, mask: Any, read_clip: float =
     total = {k: np.zeros(np.shape(w)) for k, w in p.items()}
     for token, wanted, m in zip(np.asarray(x), np.asarray(signal), np.asarray(mask), strict=True):
         if m != 0:
-            grad = token_gradient(p, token, wanted, read_clip)
+            grad = token_gradient(p, token, wanted, read_clip, act)
             total = {k: total[k] + m * np.asarray(grad[k]) for k in total}
     return total
 
 
-def drawn_gradient(level: Level, p: Arrays, x: Any, signal: Any, read_clip: float = 0.0) -> Arrays:
+def drawn_gradient(
+    level: Level, p: Arrays, x: Any, signal: Any, read_clip: float = 0.0, act: str = "gelu"
+) -> Arrays:
     """`dgd` of one token [D]: (W - V) / lr, so that a step of rate lr ends in V.
 
     V is the minimum of |z V + g|^2 / 2 + |V - W|^2 / (2 lr), z the input of an affine map (with a 1 for its
     bias) and g the loss's gradient at its output; solved as a linear system.
     """
     free = {"b_up": np.zeros(p["w_up"].shape[1]), "b_down": np.zeros(p["w_down"].shape[1]), **p}
-    grad = token_gradient(free, x, signal, read_clip)
+    grad = token_gradient(free, x, signal, read_clip, act)
     z = np.asarray(level_normed(p, x))
-    a = np.asarray(gelu(z @ p["w_up"] + free["b_up"]))
+    a = np.asarray(ACTIVATIONS[act](z @ p["w_up"] + free["b_up"]))
     drawn = {}
     for (w, b), row in zip(GROUPS, (z, a), strict=True):
         row = np.append(row, 1.0) if b in p else row

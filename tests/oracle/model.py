@@ -4,6 +4,7 @@ Parameter trees are production's (matrices [in, out], every leaf of `blocks` wit
 `deltas[layer][level][name]` are the fast weights' offsets; a missing entry means zero.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Arch:
     connection: of the levels. `nested` reads as `sequential` does.
     window: tokens that a query sees, itself included; 0: all.
     read_clip: bound on the norm of a level's residual branch per token (published train mode); 0: off.
+    act: of `ACTIVATIONS`, for CMS levels and the MLP. cms_norm: False: levels without LayerNorm.
     """
 
     heads: int
@@ -37,6 +39,8 @@ class Arch:
     window: int = 0
     read_clip: float = 0.0
     connection: str = "sequential"
+    act: str = "gelu"
+    cms_norm: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +82,19 @@ def rms_norm(x: Any, scale: Any) -> Any:
 def gelu(x: Any) -> Any:
     """Exact GELU."""
     return 0.5 * x * (1.0 + jax.scipy.special.erf(x / np.sqrt(2.0)))
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0)."""
+    return jnp.where(x > 0, x, 0.0)
+
+
+def silu(x: Any) -> Any:
+    """x times the logistic function of x."""
+    return x / (1.0 + jnp.exp(-x))
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"gelu": gelu, "relu": relu, "silu": silu}
 
 
 def unit(x: Any) -> Any:
@@ -173,10 +190,10 @@ def level_normed(p: Tree, x: Any) -> Any:
     return layer_norm(x, p["ln_scale"], p["ln_bias"]) if "ln_scale" in p else x
 
 
-def level_read(p: Tree, x: Any, read_clip: float = 0.0) -> Any:
-    """One CMS level at its current weights: y = x + W_down gelu(W_up LN(x) [+ b_up]) [+ b_down]."""
+def level_read(p: Tree, x: Any, read_clip: float = 0.0, act: str = "gelu") -> Any:
+    """One CMS level at its current weights: y = x + W_down act(W_up LN(x) [+ b_up]) [+ b_down]."""
     hidden = level_normed(p, x) @ p["w_up"]
-    branch = gelu(hidden + p["b_up"] if "b_up" in p else hidden) @ p["w_down"]
+    branch = ACTIVATIONS[act](hidden + p["b_up"] if "b_up" in p else hidden) @ p["w_down"]
     branch = branch + p["b_down"] if "b_down" in p else branch
     if read_clip > 0:
         length = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(branch) ** 2, axis=-1, keepdims=True))
@@ -193,7 +210,7 @@ def with_delta(p: Tree, delta: dict[str, Any] | None) -> Tree:
 def mlp(p: Tree, arch: Arch, x: Any) -> Any:
     """The transformer's MLP sublayer, pre-norm in both styles."""
     normed = norm(arch, p["norm_scale"], p.get("norm_bias"), x)
-    return x + gelu(normed @ p["w_up"]) @ p["w_down"]
+    return x + ACTIVATIONS[arch.act](normed @ p["w_up"]) @ p["w_down"]
 
 
 def cms(
@@ -204,7 +221,7 @@ def cms(
     y = x
     for name in arch.levels:
         ins[name] = x if arch.connection == "independent" else y
-        y = level_read(with_delta(p[name], deltas.get(name)), ins[name], arch.read_clip)
+        y = level_read(with_delta(p[name], deltas.get(name)), ins[name], arch.read_clip, arch.act)
         y = outs[name] = y + taps[name] if name in taps else y
     if arch.connection == "independent":
         powers = [jnp.exp(w) for w in p["mix"]]

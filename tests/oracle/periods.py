@@ -23,7 +23,7 @@ class Learning:
 
     chunk: N tokens. truncate: K tokens between cuts of the outer gradient, a multiple of N; 0: N.
     schedule: the teach schedule's factor at this step. batch_mean: divide signals by the number of
-    supervised tokens of the chunk, over all examples.
+    supervised tokens of the chunk, over all examples. act: `Arch.act` of the model.
     """
 
     levels: tuple[Level, ...] = ()
@@ -40,6 +40,7 @@ class Learning:
     delta_clip: float = 0.0
     flush: bool = False
     batch_mean: bool = False
+    act: str = "gelu"
 
 
 @dataclass
@@ -134,9 +135,11 @@ def accumulate(
     memory.written += 1
     weights = with_delta(p, read_delta)
     if level.optimizer == "dgd":
-        grads = drawn_gradient(level, weights, token.x, token.signal, read_clip)
+        grads = drawn_gradient(level, weights, token.x, token.signal, read_clip, learning.act)
     else:
-        grads = level_gradient(weights, token.x[None], token.signal[None], np.ones(1), read_clip)
+        grads = level_gradient(
+            weights, token.x[None], token.signal[None], np.ones(1), read_clip, learning.act
+        )
     memory.grads = {n: memory.grads[n] + grads[n] for n in memory.grads}
 
 

@@ -54,6 +54,7 @@ def update(
     signal: np.ndarray,
     reduction: str,
     read_clip: float = 0.0,
+    act: str = "gelu",
 ) -> dict[str, Any]:
     """One update of one level from x, signal [B, L, D]: gradient, magnitude, next delta and state."""
     state = fresh_state(level, {n: np.shape(w) for n, w in p.items()}) if state is None else state
@@ -62,7 +63,12 @@ def update(
     weights = {n: p[n] + delta[n] for n in p}
     width = x.shape[-1]
     grads = level_gradient(
-        weights, x.reshape(-1, width), factor * signal.reshape(-1, width), mask.reshape(-1), read_clip
+        weights,
+        x.reshape(-1, width),
+        factor * signal.reshape(-1, width),
+        mask.reshape(-1),
+        read_clip,
+        act,
     )
     stats: dict[str, Any] = {}
     directions = grads

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.oracle.inner import FAST, Arrays, Level, bound, fresh_state, largest_ratio, write_once
-from tests.oracle.model import gelu, layer_norm
+from tests.oracle.model import ACTIVATIONS, gelu, layer_norm
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Token:
 @dataclass(frozen=True)
 class Rules:
     """chunk: N. metric: surprise that `threshold` is for. clips: bounds, 0: off. read_clip: of the branch.
-    correction_clip: of the SelfModifier's answer, over the length of delta."""
+    correction_clip: of the SelfModifier's answer, over the length of delta. act: of the memory's MLP."""
 
     chunk: int
     metric: str = "l2"
@@ -35,12 +35,13 @@ class Rules:
     read_clip: float = 0.0
     flush: bool = False
     correction_clip: float = 0.0
+    act: str = "gelu"
 
 
-def mem(p: Arrays, x: Any, read_clip: float = 0.0) -> Any:
-    """LN(W_down gelu(W_up x [+ b_up]) [+ b_down]) of one token [D]."""
+def mem(p: Arrays, x: Any, read_clip: float = 0.0, act: str = "gelu") -> Any:
+    """LN(W_down act(W_up x [+ b_up]) [+ b_down]) of one token [D]."""
     hidden = x @ p["w_up"]
-    out = gelu(hidden + p["b_up"] if "b_up" in p else hidden) @ p["w_down"]
+    out = ACTIVATIONS[act](hidden + p["b_up"] if "b_up" in p else hidden) @ p["w_down"]
     out = out + p["b_down"] if "b_down" in p else out
     if read_clip:
         length = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(out) ** 2))
@@ -58,9 +59,9 @@ def self_modifier(p: Arrays, key: Any, value: Any, teach: Any) -> Any:
     return h
 
 
-def token_loss(weights: Arrays, p: Arrays, target: Any, key: Any, read_clip: float) -> Any:
+def token_loss(weights: Arrays, p: Arrays, target: Any, key: Any, rules: Rules) -> Any:
     """1/2 |mem(key) - target|^2 at the fast weights `weights`."""
-    return 0.5 * jnp.sum((mem({**p, **weights}, key, read_clip) - target) ** 2)
+    return 0.5 * jnp.sum((mem({**p, **weights}, key, rules.read_clip, rules.act) - target) ** 2)
 
 
 def token_gradient(p: Arrays, delta: Arrays, token: Token, rules: Rules) -> Arrays:
@@ -72,7 +73,7 @@ def token_gradient(p: Arrays, delta: Arrays, token: Token, rules: Rules) -> Arra
 
 @partial(jax.jit, static_argnames="rules")
 def _gradient(p: Arrays, weights: Arrays, key: Any, teach: Any, rules: Rules) -> Arrays:
-    value = mem({**p, **weights}, key, rules.read_clip)
+    value = mem({**p, **weights}, key, rules.read_clip, rules.act)
     target = value - teach
     if "self_modifier" in p:
         correction = self_modifier(p["self_modifier"], key, value, teach)
@@ -80,7 +81,7 @@ def _gradient(p: Arrays, weights: Arrays, key: Any, teach: Any, rules: Rules) ->
             allowed = rules.correction_clip * jnp.sqrt(jnp.sum(teach**2))
             correction = correction * jnp.minimum(1.0, allowed / jnp.sqrt(jnp.sum(correction**2)))
         target = target + correction
-    return jax.grad(token_loss)(weights, p, target, key, rules.read_clip)
+    return jax.grad(token_loss)(weights, p, target, key, rules)
 
 
 def gates(p: Arrays, key: np.ndarray, lr: float) -> tuple[float, float, float]:
