@@ -14,18 +14,16 @@ import platform
 import re
 from pathlib import Path
 
-from absl import flags
+from hope_jax import cli
 
 NONE = "none"
 WORTHWHILE = 1.0
 """Seconds: programs that compile faster are not kept."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_FOLDER = flags.DEFINE_string(
+_FOLDER = cli.define_path(
     "compilation_cache",
-    None,
     "Folder of compiled programs; default: in the user's cache folder; none: they are not kept.",
-    allow_override=True,
 )
 
 

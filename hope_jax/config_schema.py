@@ -15,7 +15,7 @@ from hope_jax.errors import ConfigError
 
 Config: TypeAlias = Mapping[str, Any] | ConfigDict
 
-_HINTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_HINTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
 
 
 def as_error(problems: Sequence[str]) -> ConfigError:
@@ -174,7 +174,7 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{path}: want {wanted}; got {value!r}{hint}")
-    elif type(value) is not base or not _in_range(value, bounds):
+    elif type(value) is not base or not _in_range(value, bounds) or (base is str and not value.strip()):
         problems.append(f"{path}: want {wanted}; got {value!r}")
     return value
 

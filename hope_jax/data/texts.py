@@ -19,8 +19,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
 
-from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, parse_documents
+from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, is_text, parse_documents
 from hope_jax.errors import DataError
+from hope_jax.paths import as_path, files_in
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 _KINDS = ", ".join(SUFFIXES)
@@ -72,10 +73,11 @@ def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSo
             raise DataError(f"--input={name}: given twice; name each input once")
         if name == EMBEDDED:
             assets = resources.files("hope_jax.data") / "assets"
-            texts = sorted((f for f in assets.iterdir() if f.name.endswith(".txt")), key=lambda f: f.name)
+            texts = sorted(filter(is_text, assets.iterdir()), key=lambda f: f.name)
             sources += [TextSource(f.name, (f,)) for f in texts]
         else:
-            sources.append(TextSource(Path(name).resolve().name, _find_files(Path(name)), text_field))
+            path = as_path("--input", name)
+            sources.append(TextSource(path.resolve().name, _find_files(path), text_field))
     return sources
 
 
@@ -121,7 +123,7 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 def _find_files(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()))
+        files = tuple(files_in(path, *(f"**/*{suffix}" for suffix in SUFFIXES)))
         if not files:
             raise DataError(f"--input={path}: no file of text in this folder; want {_KINDS}")
         return files

@@ -30,6 +30,7 @@ import yaml
 from hope_jax.config import DataConfig
 from hope_jax.data.synthetic import is_synthetic
 from hope_jax.errors import BundleError, ConfigError
+from hope_jax.paths import files_in
 from hope_jax.training import integrity, manifest, model_card, seal, stored, telemetry, weights
 from hope_jax.training.files import (
     BASELINE_DIR,
@@ -178,7 +179,7 @@ def _names(paths: Sequence[Path], default: str) -> list[str]:
 
 
 def _results(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*.json") if path.is_file()) if folder.is_dir() else []
+    paths = files_in(folder, "**/*.json") if folder.is_dir() else []
     if not paths:
         raise ConfigError(f"--evals={folder}: no folder with .json files; name one that an evaluation wrote")
     for path in paths:
@@ -187,7 +188,7 @@ def _results(folder: Path) -> list[Path]:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--evals={folder}: {path} is no JSON ({error}); remove it") from error
     folders = sorted({path.parent for path in paths} | {folder})
-    return [*paths, *(p for f in folders for pattern in _REPORTS for p in sorted(f.glob(pattern)))]
+    return [*paths, *(p for f in folders for pattern in _REPORTS for p in files_in(f, pattern))]
 
 
 @contextmanager
