@@ -3,11 +3,13 @@
 python -m hope_jax.verify PATH... [--json]
 
 PATH is a workdir (all its checkpoints), a folder checkpoints/, one checkpoints/<step>, or a release bundle
-(everything in it). Exit code 0, or 1 with the first bad file named. --json prints {"ok", "digest", "files"}
-for each PATH, a line each, and of a bad one "bad" and "problem".
+(everything in it). Exit code 0, or 1 with the first bad file named. A file in a checkpoint's folder that is
+none of its own is told of on stderr, and changes nothing; in a bundle it is bad. --json prints a line for
+each PATH, {"ok", "digest", "files"}; of a good one also "extra" (such files), of a bad one "bad", "problem".
 """
 
 import json
+from typing import Any
 
 from absl import flags
 
@@ -36,10 +38,10 @@ def main(argv: list[str]) -> int:
             good = False
             bad = error.path if isinstance(error, BadFileError) else name
             problem = error.problem if isinstance(error, BadFileError) else str(error)
-            report = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
+            report: dict[str, Any] = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
             complain(f"error: {error}")
         else:
-            report = {"ok": True, "digest": found.digest, "files": found.files}
+            report = {"ok": True, "digest": found.digest, "files": found.files, "extra": list(found.extra)}
             if not _JSON.value:
                 say(f"{name}: good, {found.files} files, digest {found.digest}")
         if _JSON.value:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from hope_jax.data import text_files
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 from hope_jax.errors import DataError
 from hope_jax.paths import as_path, files_in, is_left_behind
@@ -152,9 +153,8 @@ def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
 
 def _decode(name: str, raw: bytes, key: str) -> str:
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
+        return text_files.decode(raw)
+    except text_files.NotUtf8Error as error:
         raise DataError(
-            f"{key}: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
-            "convert it, for example with iconv, or take it out of the folder"
+            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
         ) from None

@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import heapq
-import json
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
 
+from hope_jax.data import text_files
 from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, is_text, parse_documents
 from hope_jax.errors import DataError
 from hope_jax.paths import as_path, files_in
@@ -140,12 +140,15 @@ def _read_json_lines(file: Traversable, text_field: str) -> Iterator[Document]:
         if file.name.endswith(".gz"):
             lines = stack.enter_context(gzip.GzipFile(fileobj=lines))  # type: ignore[arg-type]
         for number, raw in enumerate(lines, 1):
-            if not raw.strip():
-                continue
             try:
-                entry = json.loads(raw.decode("utf-8"))
+                line = text_files.begin(raw) if number == 1 else raw
+                if not line.strip():
+                    continue
+                entry = text_files.parse_json(line)
                 text = entry[text_field]
                 text.encode("utf-8")
+            except text_files.NotUtf8Error as error:
+                problem = f"the file {error}"
             except UnicodeDecodeError:
                 problem = "not UTF-8"
             except UnicodeEncodeError:

@@ -127,7 +127,7 @@ def verify(root: Path) -> Verified:
         listed = manifest.parse(manifest.read_text(root / MANIFEST_FILE), MANIFEST_FILE)
         there = [name for name in manifest.files_below(root, ".") if name != MANIFEST_FILE]
         size = sum((root / name).lstat().st_size for name in there)
-        manifest.check(root, listed, there, manifest.log_progress(str(root), size))
+        manifest.check(root, listed, there, manifest.log_progress(str(root), size), strict=True)
         for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, CONFIG_FILE, TOKENIZER_FILE):
             if name not in listed:
                 raise BadFileError(name, "is missing")
@@ -227,8 +227,9 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_run(source: _Source, root: Path) -> None:
     """One run, laid out as its workdir is, with its tokenizer."""
     folder, step = source.folder, source.step
-    sidecars = [path.name for path in seal.sidecars(folder, step)]
-    for name in (*manifest.files_below(folder, str(step)), *sidecars):
+    sealed_by = seal.sidecars(folder, step)[-1]
+    listed = manifest.parse(manifest.read_text(sealed_by), sealed_by.name)
+    for name in (*listed, sealed_by.name):  # and nothing else that may lie there
         _copy(folder / name, root / CHECKPOINT_DIR / name)
     _copy(folder / f"{step}.yaml", root / CONFIG_FILE)
     (root / TOKENIZER_FILE).write_bytes(source.tokenizer)
@@ -297,7 +298,7 @@ def _check_run(root: Path, where: str) -> int:
     """Verifies one run of a bundle; its step. where: its folder in the bundle."""
     step = _only_step(root / where)
     folder = root / where / CHECKPOINT_DIR
-    integrity.verify_checkpoint(folder, step)
+    integrity.verify_checkpoint(folder, step, strict=True)
     meta = seal.read_meta(folder, step)
     tokenizer, config = (str(Path(where) / name) for name in (TOKENIZER_FILE, CONFIG_FILE))
     if manifest.hash_file(root / tokenizer, tokenizer) != meta.get("tokenizer_digest"):

@@ -221,7 +221,7 @@ def _check_source(where: str, source: Source) -> None:
     for key in _TEXTS:
         if not isinstance(value := getattr(source, key), str | None):
             raise ConfigError(f"{where}.{key}={value!r}: want a text; put it in quotes")
-        if value is not None and not value.strip() and value != getattr(Source, key):
+        if value is not None and not value.strip() and value != getattr(Source, key) and key != "glob":
             raise ConfigError(f"{where}.{key}={value!r}: the text is empty; give one, or leave the key out")
     if source.glob is not None:
         try:

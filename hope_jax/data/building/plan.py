@@ -19,7 +19,7 @@ from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 from hope_jax.errors import ConfigError, DataError
 from hope_jax.paths import files_in
 
-RULES = 1
+RULES = 2
 """Goes up when this code would make other documents or rows of the same input."""
 
 WORK = ".work"
