@@ -24,8 +24,10 @@ from hope_jax.config_check import validate, warnings
 from hope_jax.data.synthetic import find_task
 from hope_jax.errors import ConfigError
 from hope_jax.output import say
+from hope_jax.paths import make_room
 from hope_jax.training import cluster
 from hope_jax.training.cluster import Cluster
+from hope_jax.training.files import writing
 from hope_jax.training.peers import GONE_AFTER, Alone, Peers
 
 _WORKDIR = cli.define_path("workdir", "Folder of the run; default runs/<name of the config file>.")
@@ -92,6 +94,8 @@ def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dic
     """What is left to check, then the run."""
     import jax
 
+    with writing(workdir):
+        make_room(workdir)
     compilation_cache.use()
     from hope_jax.memory import inner_optim
     from hope_jax.models import registry

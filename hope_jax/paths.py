@@ -1,5 +1,7 @@
 """Texts of users that name files and folders, and what operating systems leave in folders."""
 
+import os
+import tempfile
 from itertools import accumulate
 from pathlib import Path, PurePath
 
@@ -58,6 +60,19 @@ def files_in(folder: Path, *patterns: str) -> list[Path]:
     """The regular files below a folder that fit any of the patterns, sorted; none that `is_left_behind`."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path for path in found if not is_left_behind(path.relative_to(folder)))
+
+
+def make_room(folder: Path) -> None:
+    """Where the system has no folder for temporary files that can be written (as in a container whose disk is
+    read-only), libraries put theirs into this one, which is made; some cannot be imported without.
+
+    Raises: OSError: it cannot be made.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(folder.absolute())  # of processes that this one starts, too
 
 
 def _is_there(text: str) -> bool:

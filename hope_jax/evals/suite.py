@@ -26,7 +26,7 @@ from absl import flags
 from hope_jax import cli, compilation_cache
 from hope_jax.errors import ConfigError
 from hope_jax.output import say
-from hope_jax.paths import split_paths
+from hope_jax.paths import make_room, split_paths
 
 if TYPE_CHECKING:
     from hope_jax.evals.plan import Plan
@@ -117,6 +117,8 @@ def main(argv: list[str]) -> int:
                 f"--{names.name}={','.join(names.value)}: a name is empty; leave the flag out for all"
             )
     _check_memorize()
+    with contextlib.suppress(OSError):  # which the plan's check tells
+        make_room(Path(str(_OUT.value)))
     compilation_cache.use()
     plan = _plan()
     # Orbax and what else is needed from here on take seconds to import
