@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 from hope_jax.errors import ClosedOutput, OutputError
 
@@ -35,8 +36,10 @@ def say(text: object = "", end: str = "\n") -> None:
 
 def complain(text: str) -> None:
     """Prints to stderr, if that can be written."""
-    with contextlib.suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
 
 
 def finish() -> None:
@@ -48,11 +51,16 @@ def finish() -> None:
 
 
 def _lost(error: OSError) -> ClosedOutput | OutputError:
-    """The error to raise. What is in the buffer is dropped: Python would try again when it ends, and fail."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+    """The error to raise."""
+    _drop(sys.stdout)
     if isinstance(error, BrokenPipeError):
         return ClosedOutput("nobody reads the output any more")
     return OutputError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere")
+
+
+def _drop(stream: TextIO) -> None:
+    """Sends what is in a stream's buffer nowhere: Python would try again when it ends, and fail."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
