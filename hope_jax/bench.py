@@ -21,10 +21,11 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.errors import ConfigError, instead
+from hope_jax.output import say
 from hope_jax.timing import Comparison, Timing, measure
 
 FLAGS = flags.FLAGS
-_JSON = flags.DEFINE_string("json", None, "File that receives all figures.")
+_JSON = cli.define_path("json", "File that receives all figures.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound=1)
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
@@ -105,19 +106,19 @@ def main(argv: list[str]) -> None:
     """Prints the table and writes the JSON."""
     chosen = list(comparisons(argv))
     if _LIST.value:
-        print("\n".join(one.name for one in chosen))
+        say("\n".join(one.name for one in chosen))
         return
     target = cli.output_file("json", _JSON.value)
     found: list[Timing] = []
-    print(HEADER, flush=True)
+    say(HEADER)
     for one in chosen:
         timings = measure(one, _ROUNDS.value)
-        print(f"{one.name} (peak {timings[0].peak_gflops:.0f} GFLOP/s, {_ROUNDS.value} rounds)")
-        print("\n".join(line(timing) for timing in timings), flush=True)
         found += timings
         if target:  # after each comparison: an interrupted run keeps what it has measured
             report = {"machine": machine(), "timings": [timing._asdict() for timing in found]}
-            target.write_text(json.dumps(report, indent=1) + "\n")
+            cli.write_files("json", {target: (json.dumps(report, indent=1) + "\n").encode()})
+        say(f"{one.name} (peak {timings[0].peak_gflops:.0f} GFLOP/s, {_ROUNDS.value} rounds)")
+        say("\n".join(line(timing) for timing in timings))
         jax.clear_caches()
 
 

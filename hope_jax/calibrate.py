@@ -28,6 +28,7 @@ from hope_jax.memory import inner_optim
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import registry
 from hope_jax.models.lm import HopeModel
+from hope_jax.output import say
 from hope_jax.training import assemble
 from hope_jax.training.inference import load_tokenizer
 from hope_jax.training.stored import load_checkpoint
@@ -111,15 +112,15 @@ def main(argv: list[str]) -> None:
     levels = (spec.titan_level, *spec.cms_levels)
     periods = {level.name: level.update_period for level in levels if level.name in taught}
     idle = measure(config, params, batches, {}).streamed
-    print(f"held-out loss without writes: {idle:.5f} nats a token")
-    print(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
+    say(f"held-out loss without writes: {idle:.5f} nats a token")
+    say(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
     for name in (*periods, "all"):
         for rate in candidates:
             chosen = periods if name == "all" else {name: periods[name]}
             rates = {k: rate * min(1.0, LONGEST_FULL_RATE / c) for k, c in chosen.items()}
             got = measure(config, params, batches, rates)
             row = f"{got.falls:7.1%} {got.reread:+9.5f} {got.writes:7d} {got.streamed - idle:+9.5f}"
-            print(f"{name:12} {rate:8g} {row}", flush=True)
+            say(f"{name:12} {rate:8g} {row}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from typing import NoReturn, cast
 
 from absl import flags
 
+from hope_jax import output
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, said_of_levels, set_override
-from hope_jax.errors import ConfigError, OutputError, UserError
+from hope_jax.errors import ClosedOutput, ConfigError, OutputError, UserError
+from hope_jax.paths import as_path
 
 FLAGS = flags.FLAGS
 
@@ -33,15 +35,40 @@ _HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
+class PathParser(flags.ArgumentParser[str]):
+    """Of flags that name files or folders: an empty text is refused; a flag that is not given is None."""
+
+    def parse(self, argument: str) -> str:
+        """The path as it was given. Raises: ValueError, which absl tells with the flag's name."""
+        try:
+            as_path("path", argument)
+        except ConfigError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+        return argument
+
+    def flag_type(self) -> str:
+        """What absl calls such a value."""
+        return "path"
+
+
+def define_path(name: str, help_text: str) -> flags.FlagHolder[str | None]:
+    """Gives the command `--NAME=PATH`; several commands may be imported into one process."""
+    return flags.DEFINE(PathParser(), name, None, help_text, allow_override=True)
+
+
+def define_paths(name: str, help_text: str) -> flags.FlagHolder[list[str]]:
+    """Gives the command `--NAME=PATH`, which may be given again."""
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE_multi(PathParser(), serializer, name, [], help_text, allow_override=True)
+
+
 def define_config() -> None:
     """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key; several commands
     may be imported into one process."""
-    flags.DEFINE_string(
+    define_path(
         _CONFIG,
-        None,
         "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
         "--config.train.steps=20 or --config.model.cms_levels.cms_slow.update_period=64.",
-        allow_override=True,
     )
     short_for = "KEY=VALUE; what --config.KEY=VALUE is short for."
     flags.DEFINE_multi_string(_OVERRIDES, [], short_for, allow_override=True)
@@ -50,7 +77,7 @@ def define_config() -> None:
 def define_checkpoint() -> flags.FlagHolder[str | None]:
     """Gives the command `--checkpoint=PATH`; several commands may be imported into one process."""
     help_text = "Workdir (its newest checkpoint), one checkpoints/<step>, or release bundle."
-    return flags.DEFINE_string(_CHECKPOINT, None, help_text, allow_override=True)
+    return define_path(_CHECKPOINT, help_text)
 
 
 def output_file(flag: str, value: str | None) -> Path | None:
@@ -191,20 +218,19 @@ def run_command(
     """Parses flags, runs `main(remaining arguments)`, and exits with its code, or 0 for None.
 
     An error becomes one paragraph on stderr and an exit code (a UserError's own, 2 for a wrong flag, 1
-    for anything else); its traceback is shown under `--debug`. `--help` exits with 0. After an error `leave`
-    ends the process.
+    for anything else); its traceback is shown under `--debug`. An output that nobody reads any more ends the
+    command without a word, with 141. `--help` exits with 0. After an error `leave` ends the process.
     """
     arguments = list(sys.argv if argv is None else argv)
     debug = "--debug" in arguments
+    output.prepare()
     _log_to_stderr()
     try:
-        if _HELP.intersection(arguments[1:]):
-            print(_help(main))
-            sys.exit(0)
-        if _OVERRIDES in FLAGS:
-            arguments = split_overrides(arguments)
-        remaining = FLAGS(arguments)
-        sys.exit(main(remaining[1:]) or 0)
+        code = _called(main, arguments)
+        output.finish()
+        sys.exit(code)
+    except ClosedOutput as error:
+        leave(error.exit_code)
     except UserError as error:
         _report(error, str(error), debug)
         leave(error.exit_code)
@@ -220,6 +246,16 @@ def run_command(
         leave(1)
 
 
+def _called(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """Parses the flags and runs the command; its exit code."""
+    if _HELP.intersection(arguments[1:]):
+        output.say(_help(main))
+        return 0
+    if _OVERRIDES in FLAGS:
+        arguments = split_overrides(arguments)
+    return main(FLAGS(arguments)[1:]) or 0
+
+
 def _log_to_stderr() -> None:
     """Progress of this package as it is; of other packages only what they warn of."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -231,8 +267,8 @@ def _log_to_stderr() -> None:
 
 def _report(error: BaseException, message: str, debug: bool) -> None:
     if debug:
-        traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+        output.complain("".join(traceback.format_exception(error)).rstrip())
+    output.complain(f"error: {message}")
 
 
 def _help(main: Callable[[list[str]], int | None]) -> str:

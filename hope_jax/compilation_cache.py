@@ -9,29 +9,34 @@ deleted at any time.
 """
 
 import hashlib
+import logging
 import os
 import platform
 import re
 from pathlib import Path
 
-from absl import flags
+from hope_jax import cli
+
+logger = logging.getLogger("hope_jax")
 
 NONE = "none"
 WORTHWHILE = 1.0
 """Seconds: programs that compile faster are not kept."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_FOLDER = flags.DEFINE_string(
+_FOLDER = cli.define_path(
     "compilation_cache",
-    None,
     "Folder of compiled programs; default: in the user's cache folder; none: they are not kept.",
-    allow_override=True,
 )
 
 
-def default_folder() -> Path:
-    """hope_jax/NAME in the user's cache folder, NAME a digest of the CPU's features."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def default_folder() -> Path | None:
+    """hope_jax/NAME in the user's cache folder, NAME a digest of the CPU's features; None for a user that has
+    neither an account nor HOME, as in a container that runs under a number."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     info = _CPU_INFO.read_text(errors="replace") if _CPU_INFO.is_file() else ""
     features = re.search(r"^(flags|Features)\s*:(.*)$", info, re.MULTILINE)
     text = " ".join(sorted(set(features[2].split()))) if features else platform.machine()
@@ -42,6 +47,7 @@ def use() -> None:
     """Has JAX keep compiled programs as the flag says; before the first compilation.
 
     A folder that JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) names stays, unless the flag names another.
+    Where there is none that can be written, nothing is kept, and all else goes on.
     """
     import jax
 
@@ -50,5 +56,16 @@ def use() -> None:
         return
     if _FOLDER.value or not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         folder = Path(_FOLDER.value) if _FOLDER.value else default_folder()
+        if folder is None or not _can_be_written(folder.absolute()):
+            what = "there is no home folder" if folder is None else f"{folder} cannot be written"
+            logger.warning("%s: compiled programs are not kept (--compilation_cache names a folder)", what)
+            jax.config.update("jax_enable_compilation_cache", False)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTHWHILE)
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is there or is to be made."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)

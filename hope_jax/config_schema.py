@@ -20,7 +20,7 @@ _NAMED_BY_THE_TASK = ("data.task_options",)
 
 _NO_NAME = "is no name; use letters, digits and underscores"
 
-_HINTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_HINTS = {int: "a whole number", float: "a number", bool: "true or false", str: "text that is not empty"}
 
 
 def as_error(problems: Sequence[str]) -> ConfigError:
@@ -243,7 +243,7 @@ def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) 
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{path}: want {wanted}; got {value!r}{hint}")
-    elif type(value) is not base or not _in_range(value, bounds):
+    elif type(value) is not base or not _in_range(value, bounds) or (base is str and not value.strip()):
         problems.append(f"{path}: want {wanted}; got {value!r}")
     return value
 

@@ -7,10 +7,10 @@ depend on the files' layout: two runs that end in the same state have the same o
 their own first.
 """
 
-from pathlib import Path
-
 from hope_jax import cli
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
+from hope_jax.paths import as_path
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     # JAX and Orbax take seconds to import
     from hope_jax.training import integrity
 
-    print(integrity.digest(Path(argv[0])), flush=True)
+    say(integrity.digest(as_path("PATH", argv[0])))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ class OutputError(UserError):
     """A result that cannot be written."""
 
 
+class ClosedOutput(UserError):
+    """Whoever read the output has gone: nothing is left to say. The code is a shell's for SIGPIPE."""
+
+    exit_code = 141
+
+
 class BundleError(UserError):
     """A release bundle that cannot be made."""
 

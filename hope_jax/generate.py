@@ -11,9 +11,11 @@ EOS in a new one; without a prompt the text itself goes on. A drawn EOS ends the
 that write while they read (self-modifying Titans) write on every token under each of the three.
 
 --save_memory keeps the stream after the last token, unfinished chunk included: two calls give the text of
-one, as the draws depend on the seed and on a token's position in its stream.
+one, as the draws depend on the seed and on a token's position in its stream. It is saved too where the text
+can no longer be printed (then of all of it), and after Ctrl-C (of the tokens until then).
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -25,18 +27,19 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.config_check import validate
 from hope_jax.config_schema import resolve
-from hope_jax.errors import ConfigError
+from hope_jax.errors import ConfigError, UserError
 from hope_jax.learning.generate import continue_stream
 from hope_jax.memory import inner_optim
 from hope_jax.models import registry
+from hope_jax.output import say
 from hope_jax.training import memory_file
 from hope_jax.training.inference import Trained, prepare, read_text
 from hope_jax.training.stored import load_checkpoint
 
 _CHECKPOINT = cli.define_checkpoint()
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; may be left out with --memory.")
-_MEMORY = flags.DEFINE_string("memory", None, "Saved memory to go on from.")
-_SAVE_MEMORY = flags.DEFINE_string("save_memory", None, "File for the memory after the last token.")
+_MEMORY = cli.define_path("memory", "Saved memory to go on from.")
+_SAVE_MEMORY = cli.define_path("save_memory", "File for the memory after the last token.")
 _WRITE = flags.DEFINE_enum(
     "write", "prompt", ["prompt", "all", "none"], "Targets: the prompt's tokens, drawn ones too, or none."
 )
@@ -103,12 +106,34 @@ def _run(model: Trained) -> None:
                 return
             yield step.token
 
-    for piece in model.tokenizer.decode_stream(stream.recent.tokens[0], until_eos()):
-        print(piece, end="", flush=True)
-    print(flush=True)
-    if target and owner:
-        digest = memory_file.save_memory(Path(target), streamer, stream, owner)
-        logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
+    def save() -> None:
+        if target and owner:
+            digest = memory_file.save_memory(Path(target), streamer, stream, owner)
+            logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
+
+    try:
+        lost = _show(model.tokenizer.decode_stream(stream.recent.tokens[0], until_eos()), bool(target))
+    except KeyboardInterrupt:
+        save()
+        raise
+    save()
+    if lost:
+        raise lost
+
+
+def _show(pieces: Iterator[str], to_the_end: bool) -> UserError | None:
+    """Prints a text as it comes. to_the_end: where the output fails it is still drawn to its end, and the
+    error comes back instead of being raised."""
+    lost: UserError | None = None
+    for piece in itertools.chain(pieces, "\n"):
+        try:
+            if lost is None:
+                say(piece, end="")
+        except UserError as error:
+            if not to_the_end:
+                raise
+            lost = error
+    return lost
 
 
 if __name__ == "__main__":

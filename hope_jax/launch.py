@@ -23,12 +23,15 @@ from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate, warnings
 from hope_jax.data.synthetic import find_task
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
+from hope_jax.paths import make_room
 from hope_jax.training import cluster
 from hope_jax.training.cluster import Cluster
+from hope_jax.training.files import writing
 from hope_jax.training.meeting import WITHIN
 from hope_jax.training.peers import GONE_AFTER, Alone, Peers
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<name of the config file>.")
+_WORKDIR = cli.define_path("workdir", "Folder of the run; default runs/<name of the config file>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for all processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
 _INDEX = flags.DEFINE_integer("process_id", None, "With --coordinator: this process, from 0.")
@@ -74,8 +77,9 @@ def main(argv: list[str]) -> None:
 
     with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
         summary = _train(config, workdir, peers)
-        if jax.process_index() == 0:
-            print(json.dumps({key: summary[key] for key in SUMMARY_KEYS}), flush=True)
+        first = jax.process_index() == 0
+    if first:  # when no other process waits for this one
+        say(json.dumps({key: summary[key] for key in SUMMARY_KEYS}))
 
 
 def _cluster() -> Cluster | None:
@@ -94,6 +98,8 @@ def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dic
     """What is left to check, then the run."""
     import jax
 
+    with writing(workdir):
+        make_room(workdir)
     compilation_cache.use()
     from hope_jax.memory import inner_optim
     from hope_jax.models import registry

@@ -11,15 +11,14 @@ and --checkpoint=FOLDER of other commands needs nothing else. docs/release.md de
 
 from pathlib import Path
 
-from absl import flags
-
 from hope_jax import cli
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
 
 _CHECKPOINT = cli.define_checkpoint()
-_OUT = flags.DEFINE_string("out", None, "Folder to make.", allow_override=True)
-_BASELINES = flags.DEFINE_multi_string("baseline", [], "Checkpoint to take along; may be given again.")
-_EVALS = flags.DEFINE_multi_string("evals", [], "Folder of evaluations' .json files; may be given again.")
+_OUT = cli.define_path("out", "Folder to make.")
+_BASELINES = cli.define_paths("baseline", "Checkpoint to take along; may be given again.")
+_EVALS = cli.define_paths("evals", "Folder of evaluations' .json files; may be given again.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
     made = bundle.write(
         out, Path(_CHECKPOINT.value), [Path(p) for p in _BASELINES.value], [Path(p) for p in _EVALS.value]
     )
-    print(f"{out}: {made.files} files, digest {made.digest}", flush=True)
+    say(f"{out}: {made.files} files, digest {made.digest}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices to compile for, for example rtx6000ada:2.")
-_JSON = flags.DEFINE_string("json", None, "File for the figures as JSON.", allow_override=True)
+_JSON = cli.define_path("json", "File for the figures as JSON.")
 _STREAMING = flags.DEFINE_boolean("streaming", False, "Cost per token of a stream from 2k to 1M tokens.")
 _TRAIN = flags.DEFINE_boolean("train", True, "The train step.")
 _LARGEST = flags.DEFINE_boolean("largest_batch", True, "Search the largest batch that fits, by compiling.")
@@ -62,9 +63,9 @@ def main(argv: list[str]) -> None:
     )
     plan = make_plan(config, topology, found, contexts if _STREAMING.value else [])
     plan = {"config": str(cli.config_path()), **plan}
-    print("\n".join(report.lines(plan)), flush=True)
     if target:
-        target.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        cli.write_files("json", {target: (json.dumps(plan, indent=1) + "\n").encode()})
+    say("\n".join(report.lines(plan)))
 
 
 def make_plan(

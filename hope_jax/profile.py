@@ -21,12 +21,13 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
 
 _STEP = flags.DEFINE_string(
     "step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan; or small/b1/VARIANT."
 )
 _TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0)
-_JSON = flags.DEFINE_string("json", None, "File for the figures as JSON.", allow_override=True)
+_JSON = cli.define_path("json", "File for the figures as JSON.")
 cli.define_config()
 
 
@@ -70,7 +71,6 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
     target = cli.output_file("json", _JSON.value)
     found = profile(_config(), _TOP.value)
-    print("\n".join(lines(found)), flush=True)
     if target:
         plain = {
             "seconds": found.seconds,
@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
             "parts": [part._asdict() for part in found.parts],
             "top": [op._asdict() for op in found.top],
         }
-        target.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        cli.write_files("json", {target: (json.dumps(plain, indent=1) + "\n").encode()})
+    say("\n".join(lines(found)))
 
 
 def _config() -> ExperimentConfig:

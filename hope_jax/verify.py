@@ -3,18 +3,20 @@
 python -m hope_jax.verify PATH... [--json]
 
 PATH is a workdir (all its checkpoints), a folder checkpoints/, one checkpoints/<step>, or a release bundle
-(everything in it). Exit code 0, or 1 with the first bad file named. --json prints {"ok", "digest", "files"}
-for each PATH, a line each, and of a bad one "bad" and "problem".
+(everything in it). Exit code 0, or 1 with the first bad file named. A file in a checkpoint's folder that is
+none of its own is told of on stderr, and changes nothing; in a bundle it is bad. --json prints a line for
+each PATH, {"ok", "digest", "files"}; of a good one also "extra" (such files), of a bad one "bad", "problem".
 """
 
 import json
-import sys
-from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from hope_jax import cli
 from hope_jax.errors import ConfigError
+from hope_jax.output import complain, say
+from hope_jax.paths import as_path
 
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object for each path.", allow_override=True)
 
@@ -30,20 +32,20 @@ def main(argv: list[str]) -> int:
     good = True
     for name in argv:
         try:
-            path = Path(name)
+            path = as_path("PATH", name)
             found = bundle.verify(path) if bundle.is_bundle(path) else integrity.verify(path)
         except Exception as error:  # whatever a damaged file makes a library raise: the other paths count too
             good = False
             bad = error.path if isinstance(error, BadFileError) else name
             problem = error.problem if isinstance(error, BadFileError) else str(error)
-            report = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
-            print(f"error: {error}", file=sys.stderr)
+            report: dict[str, Any] = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
+            complain(f"error: {error}")
         else:
-            report = {"ok": True, "digest": found.digest, "files": found.files}
+            report = {"ok": True, "digest": found.digest, "files": found.files, "extra": list(found.extra)}
             if not _JSON.value:
-                print(f"{name}: good, {found.files} files, digest {found.digest}")
+                say(f"{name}: good, {found.files} files, digest {found.digest}")
         if _JSON.value:
-            print(json.dumps(report), flush=True)
+            say(json.dumps(report))
     return 0 if good else 1
 
 

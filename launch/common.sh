@@ -26,9 +26,28 @@ set -- "${arguments[@]+"${arguments[@]}"}"
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# from_caller PATH: the path as seen from here of one that was written in the caller's folder.
+# from_caller PATH: the path as seen from here of one that was written in the caller's folder. An empty one
+# stays empty, to be refused.
 from_caller() {
-    if [ "${1#/}" != "$1" ] || [ "$caller" -ef . ]; then echo "$1"; else echo "${caller%/}/$1"; fi
+    if [ -z "$1" ] || [ "${1#/}" != "$1" ] || [ "$caller" -ef . ]; then
+        echo "$1"
+    else
+        echo "${caller%/}/$1"
+    fi
+}
+
+# paths_from_caller LIST: the same of paths with commas between. Commas may stand in their names too: the longest
+# part of the list that is there is a path, as for python.
+paths_from_caller() {
+    local rest=$1 path found=''
+    while :; do
+        path=$rest
+        while [ ! -e "$(from_caller "$path")" ] && [ "${path%,*}" != "$path" ]; do path=${path%,*}; done
+        found+=$(from_caller "$path")
+        if [ "$path" = "$rest" ]; then break; fi
+        rest=${rest#"$path",} found+=,
+    done
+    echo "$found"
 }
 
 # run COMMAND...: runs it; prints it in a dry run.

@@ -17,6 +17,10 @@
 piqa="${PIQA_FILE:-}" limit=200 out="${OUT:-runs/e2e_smoke}" settings=()
 for argument in "$@"; do
     case "$argument" in
+        --piqa=)
+            echo "error: --piqa= is empty; name a file, or leave the flag out for made-up items" >&2
+            exit 2
+            ;;
         --piqa=*) piqa="${argument#*=}" ;;
         --limit=*) limit="${argument#*=}" ;;
         *) settings+=("$argument") ;;

@@ -17,11 +17,7 @@
 checkpoint=runs/pilot_smoke out="${OUT:-runs/eval_smoke}" settings=() note=(--option=zeroshot_note=made-up)
 for argument in "$@"; do
     case "$argument" in
-        --checkpoint=*)
-            checkpoint=
-            IFS=, read -ra paths <<<"${argument#*=}"
-            for path in "${paths[@]}"; do checkpoint+="${checkpoint:+,}$(from_caller "$path")"; done
-            ;;
+        --checkpoint=*) checkpoint=$(paths_from_caller "${argument#*=}") ;;
         --zeroshot_data=* | --intents=* | --documents=* | --segments=* | --baseline=*)
             settings+=("${argument%%=*}=$(from_caller "${argument#*=}")")
             if [ "${argument%%=*}" = --zeroshot_data ]; then note=(); fi

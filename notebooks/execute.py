@@ -18,6 +18,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from hope_jax.errors import ConfigError
+from hope_jax.paths import as_path
+
 HERE = Path(__file__).parent
 SMALL = "HOPE_JAX_NOTEBOOK_SMALL"
 PATIENCE = 1200
@@ -38,14 +41,21 @@ def execute(path: Path, out: Path) -> str | None:
     return None
 
 
+def _path(text: str) -> Path:
+    try:
+        return as_path("path", text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
     usage, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=usage, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "runs" / "notebooks")
+    parser.add_argument("notebooks", nargs="*", type=_path, metavar="NOTEBOOK")
+    parser.add_argument("--out", type=_path, default=HERE.parent / "runs" / "notebooks")
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args(arguments)
     paths = given.notebooks or sorted(HERE.glob("*.ipynb"))

@@ -7,14 +7,16 @@ or `mismatch`. Errors are the largest over all compared entries, relative ones t
 magnitude. Exit code 0; 1 if there is a mismatch; 2 if DIR holds no golden files.
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from hope_jax import cli
+from hope_jax.errors import ConfigError
+from hope_jax.output import complain, say
+from hope_jax.paths import as_path, files_in
 from parity_tests import (
     replay_attention,
     replay_cms,
@@ -112,28 +114,26 @@ def check(path: Path) -> Report:
     return Report(path.stem, DIFFERENCE if reasons else MATCH, golden, reasons)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m parity_tests.golden", description="Replay golden files of the published code."
-    )
-    parser.add_argument("dir", metavar="DIR", type=Path, help="folder of .npz files")
-    folder = parser.parse_args(arguments).dir
-    files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
+def main(argv: list[str]) -> int:
+    """The command; returns its exit code. Raises: ConfigError: not one folder is named."""
+    if len(argv) != 1:
+        raise ConfigError("name one folder of golden files: python -m parity_tests.golden DIR")
+    folder = as_path("DIR", argv[0])
+    files = files_in(folder, "*.npz") if folder.is_dir() else []
     if not files:
         what = "holds no .npz files" if folder.is_dir() else "is not a folder"
-        print(f"DIR={str(folder)!r} {what}; give a folder of golden files", file=sys.stderr)
+        complain(f"error: DIR={str(folder)!r} {what}; give a folder of golden files")
         return 2
     jax.config.update("jax_enable_x64", True)
     verdicts = []
     for path in files:
         report = check(path)
         verdicts.append(report.verdict)
-        print(report.line(), flush=True)
+        say(report.line())
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (MATCH, DIFFERENCE, MISMATCH))
-    print(f"{len(files)} files: {counts}")
+    say(f"{len(files)} files: {counts}")
     return int(MISMATCH in verdicts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run_command(main)

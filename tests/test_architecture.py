@@ -20,6 +20,8 @@ FLOORS = {
 CORE = {
     "types",
     "errors",
+    "output",
+    "paths",
     "trees",
     "timing",
     "config",

@@ -1,5 +1,6 @@
 """Where compiled programs are kept."""
 
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from hope_jax import compilation_cache
@@ -23,15 +25,16 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     before = {key: getattr(jax.config, key) for key in KEYS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
-    yield
+    with flagsaver.flagsaver():
+        yield
     for key, value in before.items():
         jax.config.update(key, value)
     compilation_cache_module.reset_cache()
-    flags.FLAGS(["test", "--compilation_cache="])
 
 
 def use(*arguments: str) -> None:
-    flags.FLAGS(["test", "--compilation_cache=", *arguments])
+    flags.FLAGS["compilation_cache"].unparse()
+    flags.FLAGS(["test", *arguments])
     compilation_cache.use()
 
 
@@ -60,6 +63,30 @@ def test_flag_names_the_folder_or_none(tmp_path: Path) -> None:
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     use("--compilation_cache=none")
     assert not jax.config.jax_enable_compilation_cache
+
+
+def test_a_user_without_home_and_account_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    use()
+    assert compilation_cache.default_folder() is None and not jax.config.jax_enable_compilation_cache
+    assert "there is no home folder: compiled programs are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("inside", ["", "made/by/us"])
+def test_a_folder_that_cannot_be_written_keeps_nothing(
+    inside: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()  # what root cannot write to either
+    use(f"--compilation_cache={tmp_path / 'file' / inside}")
+    assert not jax.config.jax_enable_compilation_cache
+    assert "file" in caplog.text and "cannot be written: compiled programs are not kept" in caplog.text
 
 
 def test_programs_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The command that continues a text: what it prints, keeps, and refuses."""
 
+import itertools
 import logging
 import re
 import shlex
@@ -15,6 +16,7 @@ from absl.testing import flagsaver
 
 from hope_jax import calibrate, cli, generate
 from hope_jax.config_schema import resolve
+from hope_jax.errors import ClosedOutput, OutputError
 from hope_jax.training import arrays, memory_file
 from hope_jax.training.inference import Trained, prepare, read_text
 from hope_jax.training.stored import load_checkpoint
@@ -219,3 +221,45 @@ def test_help_has_the_flags_of_this_command_alone(command: Any) -> None:
     flags = set(re.findall(r"^--(\w+)", done.out, re.MULTILINE))
     assert done.code == 0 and {"checkpoint", "prompt", "memory", "save_memory", "write", "seed"} <= flags
     assert "orbax" not in done.out and calibrate.main.__doc__
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (ClosedOutput("gone"), 141, ""),
+        (OutputError("the output cannot be written"), 1, "error: the output cannot be written\n"),
+    ],
+)
+def test_a_memory_is_saved_whole_where_the_text_cannot_be_printed(
+    raised: Exception, code: int, message: str,
+    command: Any, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given = [f"--checkpoint={workdir}", "--prompt=Amen", "--max_tokens=8"]
+    whole = command(*given, f"--save_memory={tmp_path / 'whole'}")
+
+    def fail(text: str, end: str) -> None:
+        raise raised
+
+    monkeypatch.setattr(generate, "say", fail)
+    done = command(*given, f"--save_memory={tmp_path / 'lost'}")
+    assert (done.code, done.out) == (code, "") and done.err.endswith(message)
+    assert memory_file.digest(tmp_path / "lost") in whole.err
+    assert command(*given).code == code
+
+
+def test_ctrl_c_keeps_the_memory_of_what_was_drawn(
+    command: Any, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"--checkpoint={workdir}", "--prompt=Amen"]
+    whole = command(*given, "--max_tokens=3", f"--save_memory={tmp_path / 'whole'}")
+    shown = itertools.count(1)
+
+    def interrupt(text: str, end: str) -> None:
+        if next(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "say", interrupt)
+    done = command(*given, "--max_tokens=500", f"--save_memory={tmp_path / 'm'}")
+    assert done.code == 130
+    assert saved(workdir, tmp_path / "m").position == saved(workdir, tmp_path / "whole").position
+    assert whole.code == 0

@@ -22,17 +22,14 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.errors import ConfigError, DataError, instead
+from hope_jax.output import say
 
 if TYPE_CHECKING:
     from hope_jax.data.building.manifest import Mixture
     from hope_jax.data.building.plan import Plan
 
-_MANIFEST = flags.DEFINE_string(
-    "manifest", None, "YAML file that describes the mixture.", allow_override=True
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder of the shards, instead of the manifest's.", allow_override=True
-)
+_MANIFEST = cli.define_path("manifest", "YAML file that describes the mixture.")
+_OUT = cli.define_path("out", "Folder of the shards, instead of the manifest's.")
 _ONLY = flags.DEFINE_string(
     "only", None, "Sources to build, as a mixture of their own; needs --out.", allow_override=True
 )
@@ -65,7 +62,7 @@ def main(argv: list[str]) -> None:
     stages.check_filters(planned)
     finish.check_outputs(planned)
     if _DRY_RUN.value:
-        print(_description(planned))
+        say(_description(planned))
         return
     machine = executors.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
     with _alone(planned.mixture.out), _room(planned.mixture.out):
@@ -73,14 +70,14 @@ def main(argv: list[str]) -> None:
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")
             return
         statistics = finish.finish(planned)
-    print(json.dumps(statistics) if _JSON.value else finish.table(statistics))
+    say(json.dumps(statistics) if _JSON.value else finish.table(statistics))
 
 
 def _chosen(mixture: "Mixture") -> "Mixture":
     """The mixture with `--out` and `--only`."""
     if _OUT.value:
         mixture = dataclasses.replace(mixture, out=Path(_OUT.value).resolve())
-    if not _ONLY.value:
+    if _ONLY.value is None:
         return mixture
     if not _OUT.value:
         raise ConfigError(

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from pathlib import Path
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from hope_jax.data import text_files
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 from hope_jax.errors import DataError
+from hope_jax.paths import as_path, files_in, is_left_behind
 from hope_jax.types import NO_TARGET
 
 EMBEDDED = "embedded"
@@ -49,9 +52,9 @@ def load_documents(source: str) -> list[Document]:
     """
     if source == EMBEDDED:
         assets = resources.files("hope_jax.data") / "assets"
-        files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if f.name.endswith(".txt"))
+        files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if is_text(f))
     else:
-        files = _read_folder(Path(source))
+        files = _read_folder(as_path("data.source", source))
     documents = [d for name, raw in files for d in parse_documents(name, raw)]
     if not documents:
         raise DataError(f"data.source={source!r}: the .txt files there are empty; put text in them")
@@ -127,12 +130,17 @@ def unigram_entropy(targets: np.ndarray | Iterable[np.ndarray]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+def is_text(asset: Traversable) -> bool:
+    """Whether a file beside the embedded corpus's is one of them."""
+    return asset.name.endswith(".txt") and not is_left_behind(PurePath(asset.name))
+
+
 def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
     if not folder.is_dir():
         raise DataError(
             f"data.source={str(folder)!r}: no such folder; give {EMBEDDED!r} or a folder of .txt files"
         )
-    paths = sorted(p for p in folder.rglob("*.txt") if p.is_file())
+    paths = files_in(folder, "**/*.txt")
     if not paths:
         raise DataError(f"data.source={str(folder)!r}: no .txt file in it; text files must end in .txt")
     try:
@@ -145,9 +153,8 @@ def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
 
 def _decode(name: str, raw: bytes, key: str) -> str:
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
+        return text_files.decode(raw)
+    except text_files.NotUtf8Error as error:
         raise DataError(
-            f"{key}: {name} is not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
-            "convert it, for example with iconv, or take it out of the folder"
+            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
         ) from None

@@ -19,23 +19,19 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.errors import ConfigError, GuardError
+from hope_jax.output import say
 
 if TYPE_CHECKING:
     from hope_jax.data.texts import Split
     from hope_jax.data.tokenizer_coverage import Comparison, Report
 
-_INPUTS = flags.DEFINE_multi_string(
-    "input",
-    [],
-    "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again.",
-    allow_override=True,
+_INPUTS = cli.define_paths(
+    "input", "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again."
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Key of a .jsonl line's text.", allow_override=True)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "embedded", "Sentencepiece .model file, or embedded.", allow_override=True
-)
-_OUT = flags.DEFINE_string("out", None, "File for the report as JSON.", allow_override=True)
-_BASELINE = flags.DEFINE_string("baseline", None, "Report to compare with.", allow_override=True)
+_TOKENIZER = cli.define_path("tokenizer", "Sentencepiece .model file, or embedded (the default).")
+_OUT = cli.define_path("out", "File for the report as JSON.")
+_BASELINE = cli.define_path("baseline", "Report to compare with.")
 _INCREASE = flags.DEFINE_float(
     "max_tokens_per_word_increase", 0.05, "By how much tokens per word may grow.", lower_bound=0.0
 )
@@ -68,20 +64,21 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"--{flag.name}={flag.value}: want a finite number; a large one lets all pass")
     # JAX, which the corpus module reaches, takes seconds to import.
     from hope_jax.data.texts import open_sources
-    from hope_jax.data.tokenizer import Tokenizer
+    from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
     from hope_jax.data.tokenizer_coverage import OVERALL, compare, read_report, report_coverage
 
     baseline = read_report(Path(_BASELINE.value)) if _BASELINE.value else None
+    tokenizer = Tokenizer.load(_TOKENIZER.value or EMBEDDED)
     report = report_coverage(
-        Tokenizer.load(_TOKENIZER.value),
+        tokenizer,
         open_sources(_INPUTS.value, _TEXT_FIELD.value),
         split=cast("Split", _SPLIT.value),
         max_characters=_MAX_CHARACTERS.value,
         seed=_SEED.value,
     )
-    print(render(report))
     if out:
         cli.write_files("out", {out: report.to_json().encode()})
+    say(render(report))
     if baseline is None:
         return
     found = compare(
@@ -96,11 +93,12 @@ def main(argv: list[str]) -> None:
     }
     if worse := [f"{describe(c)}, {limits[c.measure]}" for c in found if c.worse]:
         raise GuardError(
-            f"--tokenizer={_TOKENIZER.value} covers the text worse than --baseline={_BASELINE.value} says: "
+            f"--tokenizer={tokenizer.name} covers the text worse than --baseline={_BASELINE.value} says: "
             f"{'; '.join(worse)}. "
             "Keep the tokenizer of before, or, if the loss is meant, write the baseline again"
         )
-    print("\nguard passed:", "; ".join(describe(c) for c in found if c.source == OVERALL), flush=True)
+    passed = "; ".join(describe(c) for c in found if c.source == OVERALL)
+    say(f"\nguard passed: {passed}")
 
 
 def describe(found: Comparison) -> str:

@@ -14,6 +14,7 @@ from hope_jax.data.corpus import EMBEDDED
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.errors import DataError, instead
+from hope_jax.paths import as_path, files_in
 
 logger = logging.getLogger("hope_jax.data")
 
@@ -57,15 +58,15 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
     """
     if source == EMBEDDED:
         return []
+    folder = as_path("data.source", source)
     if mixture:
         _check_names(mixture)
-        return [_named(Path(source), name, mixture[name], environ) for name in sorted(mixture)]
-    folder = Path(source)
-    if (folder / MANIFEST).is_file() or any(folder.glob("*.arrayrecord")):
+        return [_named(folder, name, mixture[name], environ) for name in sorted(mixture)]
+    if (folder / MANIFEST).is_file() or files_in(folder, "*.arrayrecord"):
         manifest = read_manifest(folder)
         return [Source(manifest.source, 1.0, folder, manifest)]
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-    if inside and not any(folder.rglob("*.txt")):
+    inside = [path.parent.name for path in files_in(folder, f"*/{MANIFEST}")]
+    if inside and not files_in(folder, "**/*.txt"):
         raise DataError(
             f"data.source={source!r} holds the shards of {', '.join(inside)}; name the weight of each, as in "
             f"--config.data.mixture=\"{{'{inside[0]}': 1.0}}\", or one of these folders"
@@ -89,14 +90,14 @@ def _check_names(mixture: Mapping[str, float]) -> None:
 
 def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -> Source:
     given = environ.get(variable(name))
-    folder = Path(given) if given else parent / name
+    folder = parent / name if given is None else as_path(variable(name), given)
     if not folder.is_dir():
-        if not given and (parent / MANIFEST).is_file():
+        if given is None and (parent / MANIFEST).is_file():
             raise DataError(
                 f"data.source={str(parent)!r} is itself a folder of shards, so there is no {name} in it; "
                 "leave data.mixture empty (--config.data.mixture={}), or name the folder above"
             )
-        why = f"{variable(name)} names it" if given else f"{variable(name)} can name another folder"
+        why = f"{variable(name)} can name another folder" if given is None else f"{variable(name)} names it"
         beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
         there = f"{instead(name, beside, 'shards there:')}; " if beside else ""
         raise DataError(

@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import heapq
-import json
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +18,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
 
-from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, parse_documents
+from hope_jax.data import text_files
+from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, is_text, parse_documents
 from hope_jax.errors import DataError
+from hope_jax.paths import as_path, files_in
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 _KINDS = ", ".join(SUFFIXES)
@@ -72,10 +73,11 @@ def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSo
             raise DataError(f"--input={name}: given twice; name each input once")
         if name == EMBEDDED:
             assets = resources.files("hope_jax.data") / "assets"
-            texts = sorted((f for f in assets.iterdir() if f.name.endswith(".txt")), key=lambda f: f.name)
+            texts = sorted(filter(is_text, assets.iterdir()), key=lambda f: f.name)
             sources += [TextSource(f.name, (f,)) for f in texts]
         else:
-            sources.append(TextSource(Path(name).resolve().name, _find_files(Path(name)), text_field))
+            path = as_path("--input", name)
+            sources.append(TextSource(path.resolve().name, _find_files(path), text_field))
     return sources
 
 
@@ -121,7 +123,7 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 def _find_files(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()))
+        files = tuple(files_in(path, *(f"**/*{suffix}" for suffix in SUFFIXES)))
         if not files:
             raise DataError(f"--input={path}: no file of text in this folder; want {_KINDS}")
         return files
@@ -138,12 +140,15 @@ def _read_json_lines(file: Traversable, text_field: str) -> Iterator[Document]:
         if file.name.endswith(".gz"):
             lines = stack.enter_context(gzip.GzipFile(fileobj=lines))  # type: ignore[arg-type]
         for number, raw in enumerate(lines, 1):
-            if not raw.strip():
-                continue
             try:
-                entry = json.loads(raw.decode("utf-8"))
+                line = text_files.begin(raw) if number == 1 else raw
+                if not line.strip():
+                    continue
+                entry = text_files.parse_json(line)
                 text = entry[text_field]
                 text.encode("utf-8")
+            except text_files.NotUtf8Error as error:
+                problem = f"the file {error}"
             except UnicodeDecodeError:
                 problem = "not UTF-8"
             except UnicodeEncodeError:

@@ -17,9 +17,11 @@ from hope_jax.errors import DataError
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"
 
-# Sentencepiece writes a space as this character and reads it back as a space, so the character itself has to
-# go around it to survive.
+# Sentencepiece writes a space as this character and reads it back as a space, so the character itself is
+# spelt in bytes to survive. Another one that the model spells in bytes stands for it in the text: were the
+# text cut there, each part would be a text of its own to a model that begins one with a space.
 _SPACE_MARK = "▁"
+_STAND_INS = range(0xE000, 0xF900)  # for private use, of three bytes as the mark
 _REPLACEMENT = "\ufffd"
 
 
@@ -48,9 +50,6 @@ class Tokenizer:
         self.name = name
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        mark = (self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode())
-        known = [i for i in mark if self._processor.is_byte(i)]
-        self._space_mark_ids = known if len(known) == len(_SPACE_MARK.encode()) else None
 
     @classmethod
     def load(cls, source: str = EMBEDDED) -> "Tokenizer":
@@ -81,13 +80,24 @@ class Tokenizer:
             raise DataError(
                 f"text: character {error.start} is a lone surrogate; give valid Unicode"
             ) from None
-        if self._space_mark_ids is None or _SPACE_MARK not in text:
+        mark = self._in_bytes(_SPACE_MARK)
+        if _SPACE_MARK not in text or mark is None:
             return np.asarray(self._processor.encode(text), np.int32)
-        first, *rest = self._processor.encode(text.split(_SPACE_MARK))
-        ids = list(first)
-        for piece in rest:
-            ids += self._space_mark_ids + piece
+        other = next(c for c in map(chr, _STAND_INS) if c not in text and not self._has(c))
+        ids, stand_in = self._processor.encode(text.replace(_SPACE_MARK, other)), self._in_bytes(other)
+        for i in range(len(ids)):
+            if ids[i : i + len(mark)] == stand_in:
+                ids[i : i + len(mark)] = mark
         return np.asarray(ids, np.int32)
+
+    def _in_bytes(self, character: str) -> list[int] | None:
+        """The ids that spell a character; None if the model has no bytes."""
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+        return ids if all(self._processor.is_byte(i) for i in ids) else None
+
+    def _has(self, piece: str) -> bool:
+        """Whether the model has a piece."""
+        return int(self._processor.piece_to_id(piece)) != self.unk_id
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of token ids [n].
@@ -101,7 +111,20 @@ class Tokenizer:
                 runs[-1].append(i)
             else:
                 runs.append([])
-        return _REPLACEMENT.join(self._processor.decode(run) if run else "" for run in runs)
+        first = self._processor.decode(runs[0]) if runs[0] else ""
+        return _REPLACEMENT.join([first, *map(self._inside, runs[1:])])
+
+    def _inside(self, ids: list[int]) -> str:
+        """The text of token ids that do not begin one: a space that a model puts before a text stays."""
+        token, text = self._any_word
+        return str(self._processor.decode([token, *ids])).removeprefix(text) if ids else ""
+
+    @cached_property
+    def _any_word(self) -> tuple[int, str]:
+        """A token whose text alone is no white space and no byte, and that text."""
+        other = (self._processor.is_byte, self._processor.is_unknown, self._processor.is_control)
+        plain = (i for i in range(self.vocab_size) if not any(kind(i) for kind in other))
+        return next((i, text) for i in plain if (text := self._processor.decode([i])).strip())
 
     def decode_stream(self, context: Iterable[int] | np.ndarray, ids: Iterable[int]) -> Iterator[str]:
         """The text of `ids` after `context`, piece by piece as they come; a character that several tokens

@@ -20,15 +20,13 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.errors import ConfigError, DataError
+from hope_jax.output import say
 
-_INPUTS = flags.DEFINE_multi_string(
-    "input",
-    [],
-    "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again.",
-    allow_override=True,
+_INPUTS = cli.define_paths(
+    "input", "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again."
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Key of a .jsonl line's text.", allow_override=True)
-_OUT = flags.DEFINE_string("out", None, "DIR/NAME of the files to write.", allow_override=True)
+_OUT = cli.define_path("out", "DIR/NAME of the files to write.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_000, "Pieces wanted.", lower_bound=1)
 _HARD = flags.DEFINE_enum(
     "hard_vocab_limit",
@@ -52,7 +50,7 @@ _MAX_CHARACTERS = flags.DEFINE_integer(
     allow_override=True,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sample.", allow_override=True)
-_CHECK = flags.DEFINE_string("check", None, "Model to check instead of training one.", allow_override=True)
+_CHECK = cli.define_path("check", "Model to check instead of training one.")
 _SHA256 = flags.DEFINE_string("sha256", None, "Hex digest that the model must have.", allow_override=True)
 
 
@@ -82,7 +80,7 @@ def check(source: str, sha256: str | None) -> None:
         sidecar.check_digest(source, found, record["sha256"], str(place))
     if sha256 is not None:
         sidecar.check_digest(source, found, sha256, "--sha256")
-    print(f"{found}  {source}", flush=True)
+    say(f"{found}  {source}")
 
 
 def train() -> None:
@@ -117,13 +115,11 @@ def train() -> None:
     read = ", ".join(
         f"{i['name']} {i['documents'] - i['held_out']}/{i['documents']}" for i in record["inputs"]
     )
-    print(f"documents read of those there are: {read}")
-    print(
-        f"trained on {record['trained_on']['lines']} lines, {record['trained_on']['characters']} characters"
-    )
+    say(f"documents read of those there are: {read}")
+    say(f"trained on {record['trained_on']['lines']} lines, {record['trained_on']['characters']} characters")
     fewer = " (the text holds no more)" if record["vocab_size"] < options.vocab_size else ""
-    print(f"vocabulary: {record['vocab_size']} of {options.vocab_size} pieces{fewer}")
-    print(f"{record['sha256']}  {model}", flush=True)
+    say(f"vocabulary: {record['vocab_size']} of {options.vocab_size} pieces{fewer}")
+    say(f"{record['sha256']}  {model}")
 
 
 def _check_folder(out: Path) -> None:

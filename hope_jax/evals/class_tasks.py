@@ -11,6 +11,7 @@ from hope_jax.evals.intents import Dataset
 from hope_jax.evals.labels import Format
 from hope_jax.evals.options import listed, whole_number
 from hope_jax.evals.run import Run
+from hope_jax.paths import as_path
 
 Pairs = list[tuple[str, str]]
 """(text, class)."""
@@ -35,7 +36,7 @@ class Task(NamedTuple):
 def tasks_of(run: Run) -> tuple[list[Task], dict[str, Any]]:
     """What the options ask for, and the settings that say so."""
     folder = run.options.get("intents")
-    if not folder:
+    if folder is None:
         raise ConfigError(
             "intents is missing; want the folder of the classification data (docs/evals/continual.md)"
         )
@@ -44,12 +45,12 @@ def tasks_of(run: Run) -> tuple[list[Task], dict[str, Any]]:
     if run.limit:
         examples, count = min(examples, run.limit), min(count, run.limit)
     most = whole_number(run.options, "class_steps", 1000)
-    names = listed(run.options, "datasets") or intents.available(Path(str(folder)))
+    names = listed(run.options, "datasets") or intents.available(as_path("intents", str(folder)))
     if not names:
         raise ConfigError(
             f"intents={folder}: no known data set is there; docs/evals/continual.md names the files"
         )
-    loaded = [intents.load(name, Path(folder), run.seed, most) for name in names]
+    loaded = [intents.load(name, Path(str(folder)), run.seed, most) for name in names]
     tasks = [draw(data, run.seed, examples, count) for data in loaded]
     own = {
         "datasets": list(names),

@@ -24,6 +24,7 @@ from hope_jax.evals.scoring import token_log_probs
 from hope_jax.evals.segments import blocks, load_segments
 from hope_jax.evals.subject import Subject, checkpoint_paths, open_subject
 from hope_jax.evals.transfer_figures import continual_figures
+from hope_jax.paths import as_path
 from hope_jax.types import PyTree
 
 NAME = "continual"
@@ -147,14 +148,14 @@ class _Prefixed:
 
 def _checkpoints(run: Run) -> list[Path]:
     given = run.options.get("checkpoints")
-    if not given:
+    if given is None:
         beside = checkpoint_paths(run.subject.trained.path.parent.parent)
         return [path for path in beside if int(path.name) <= run.subject.about["step"]]
     if isinstance(given, str | Path):
-        return checkpoint_paths(Path(given))
+        given = [given]
     if not isinstance(given, list | tuple) or not all(isinstance(path, str | Path) for path in given):
         raise ConfigError(f"checkpoints={given!r}: want a workdir, or a list of paths, oldest first")
-    return [path for one in given for path in checkpoint_paths(Path(one))]
+    return [path for one in given for path in checkpoint_paths(as_path("checkpoints", str(one)))]
 
 
 def _learned_at(options: Mapping[str, Any], segments: int, checkpoints: int) -> list[int]:

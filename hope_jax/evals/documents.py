@@ -1,9 +1,8 @@
 """Texts that an evaluation reads: a file or folder that a flag names, or documents of the embedded corpus."""
 
-from pathlib import Path
-
 from hope_jax.data.corpus import Document, parse_documents
 from hope_jax.errors import ConfigError, DataError
+from hope_jax.paths import as_path, files_in
 
 SUFFIX = ".txt"
 
@@ -20,9 +19,9 @@ def read_documents(key: str, source: str) -> list[Document]:
       ConfigError: there is no such file or folder, or no text in it.
       DataError: a file cannot be read or is not UTF-8.
     """
-    root = Path(source)
+    root = as_path(key, source)
     if root.is_dir():
-        files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob(f"*{SUFFIX}")) if p.is_file()}
+        files = {p.relative_to(root).as_posix(): p for p in files_in(root, f"**/*{SUFFIX}")}
         if not files:
             raise ConfigError(
                 f"{key}={source}: no {SUFFIX} file in this folder; text files must end in {SUFFIX}"

@@ -8,7 +8,7 @@ Files, as they are published; the folder is given, nothing is downloaded:
 """
 
 import csv
-import json
+import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hope_jax.data import text_files
 from hope_jax.errors import ConfigError, DataError, instead
 
 Examples = dict[str, list[str]]
@@ -92,8 +93,8 @@ def _plain(text: str) -> str:
 
 
 def _clinc(folder: Path) -> _Raw:
-    splits = json.loads((folder / "clinc_data_full.json").read_text(encoding="utf-8"))
-    domains = json.loads((folder / "clinc_domains.json").read_text(encoding="utf-8"))
+    files = ("clinc_data_full.json", "clinc_domains.json")
+    splits, domains = (text_files.parse_json(_read(folder / name)) for name in files)
     groups = [list(map(str, domains[name])) for name in sorted(domains)]
     return _Raw(_by_class(splits["train"]), _by_class(splits["test"]), groups)
 
@@ -115,8 +116,14 @@ def _dbpedia(folder: Path) -> _Raw:
 
 
 def _rows(path: Path) -> Iterable[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+    yield from csv.DictReader(io.StringIO(_read(path), newline=""))
+
+
+def _read(path: Path) -> str:
+    try:
+        return text_files.decode(path.read_bytes())
+    except text_files.NotUtf8Error as error:
+        raise DataError(f"intents: {path} {error}; convert it, for example with iconv") from None
 
 
 def _by_class(pairs: Iterable[Sequence[str]]) -> Examples:

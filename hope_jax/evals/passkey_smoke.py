@@ -30,6 +30,8 @@ from hope_jax.evals.run import FORMAT, VERSION, progress
 from hope_jax.evals.scoring import Pair, score_pairs
 from hope_jax.evals.statistics import as_json, mean, within_one
 from hope_jax.evals.subject import Subject, open_subject
+from hope_jax.output import say
+from hope_jax.paths import split_paths
 from hope_jax.types import PyTree
 
 NAME = "passkey_smoke"
@@ -40,8 +42,10 @@ QUESTION = " The pass key is"
 _TEXTS = 10_000
 """Texts that a seed may ask for: more than it has keys."""
 
-_CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Runs that differ in train.seed; at least 3.")
-_OUT = flags.DEFINE_string("out", None, "JSON file of the result.", allow_override=True)
+_CHECKPOINTS = cli.define_path(
+    "checkpoints", "Runs that differ in train.seed, with commas between; at least 3."
+)
+_OUT = cli.define_path("out", "JSON file of the result.")
 _KEYS = flags.DEFINE_integer("keys", 32, "Pass keys a seed.", lower_bound=2, upper_bound=_TEXTS)
 _FILLER = flags.DEFINE_integer("filler", 128, "Tokens of text around a key.", lower_bound=2)
 _READINGS = flags.DEFINE_integer("readings", 4, "Times that a text is read.", lower_bound=1)
@@ -140,7 +144,7 @@ def main(argv: list[str]) -> None:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
     out = cli.output_file("out", _OUT.value)
-    subjects = open_seeds([Path(path) for path in _CHECKPOINTS.value])
+    subjects = open_seeds(split_paths("--checkpoints", _CHECKPOINTS.value) if _CHECKPOINTS.value else [])
     compilation_cache.use()
     started = time.monotonic()
     # The gate is open: a text that is to be memorized is written whole.
@@ -164,7 +168,7 @@ def main(argv: list[str]) -> None:
     }
     if out:
         cli.write_files("out", {out: (json.dumps(result, indent=1) + "\n").encode()})
-    print(table(found))
+    say(table(found))
     if not result["passed"]:
         missed = " or ".join(failed(found["metrics"]))
         raise GuardError(

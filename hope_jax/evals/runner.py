@@ -19,6 +19,7 @@ from hope_jax.evals import registry
 from hope_jax.evals.journal import path_of
 from hope_jax.evals.memorize import as_settings
 from hope_jax.evals.run import BASELINE, Run
+from hope_jax.paths import files_in
 from hope_jax.training.files import to_json, write_atomic
 
 logger = logging.getLogger("hope_jax.evals")
@@ -162,7 +163,7 @@ def _stamp(value: Any) -> str:
     if not isinstance(value, str) or not value or not Path(value).exists():
         return ""
     root = Path(value)
-    stats = [path.stat() for path in ([root] if root.is_file() else root.rglob("*")) if path.is_file()]
+    stats = [path.stat() for path in ([root] if root.is_file() else files_in(root, "**/*"))]
     latest = max((stat.st_mtime_ns for stat in stats), default=0)
     return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {latest}"
 

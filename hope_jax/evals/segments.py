@@ -10,6 +10,7 @@ from hope_jax.config import ExperimentConfig
 from hope_jax.data.corpus import EMBEDDED, load_documents, parse_documents, split_documents
 from hope_jax.errors import ConfigError, DataError, instead
 from hope_jax.evals.options import listed, whole_number
+from hope_jax.paths import as_path, files_in
 
 LEAST_BYTES = 256
 SEGMENT_BYTES = 65536
@@ -40,9 +41,9 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
       ConfigError: an option that is no such thing, or names that are not there.
       DataError: the folder or a file cannot be read, or a text has no passage that training has not seen.
     """
-    source = str(options.get("segments") or EMBEDDED)
+    source = str(options.get("segments", EMBEDDED))
     size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
-    texts = _embedded() if source == EMBEDDED else _folder(Path(source))
+    texts = _embedded() if source == EMBEDDED else _folder(as_path("segments", source))
     names = listed(options, "segment_names") or tuple(sorted(texts))
     if unknown := [name for name in names if name not in texts]:
         known = instead(unknown[0], sorted(texts), "it has")
@@ -80,7 +81,7 @@ def _embedded() -> dict[str, str]:
 
 
 def _folder(folder: Path) -> dict[str, str]:
-    paths = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    paths = files_in(folder, "*.txt") if folder.is_dir() else []
     if not paths:
         raise DataError(f"segments={folder}: want a folder that holds .txt files, one a segment")
     texts = {}

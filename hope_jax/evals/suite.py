@@ -13,6 +13,7 @@ The same command goes on after a kill. An evaluation that fails stops no other; 
 docs/evals/README.md says more.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -24,14 +25,15 @@ from absl import flags
 
 from hope_jax import cli, compilation_cache
 from hope_jax.errors import ConfigError
+from hope_jax.output import say
+from hope_jax.paths import make_room, split_paths
 
 if TYPE_CHECKING:
     from hope_jax.evals.plan import Plan
 
 _CHECKPOINT = cli.define_checkpoint()
-_OUT = flags.DEFINE_string("out", None, "Folder of the results.", allow_override=True)
-# As hope_jax.package defines it: both may be imported into one process.
-_BASELINE = flags.DEFINE_multi_string("baseline", [], "Checkpoint to compare with.", allow_override=True)
+_OUT = cli.define_path("out", "Folder of the results.")
+_BASELINE = cli.define_paths("baseline", "Checkpoint to compare with.")
 _ALL = flags.DEFINE_boolean("all_checkpoints", False, "All checkpoints of a workdir, not its newest.")
 _ONLY = flags.DEFINE_list("only", [], "Names of evaluations; default: all that have what they need.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Items of each task at most.", lower_bound=1)
@@ -69,7 +71,10 @@ def _option(
 ) -> None:
     """A flag that sets options of evaluations: `keys`, or the one of its name. several: values separated by
     commas."""
-    flags.DEFINE_string(name, None, help_text, allow_override=True)
+    if kind is _there:
+        cli.define_path(name, help_text)
+    else:
+        flags.DEFINE_string(name, None, help_text, allow_override=True)
     _OPTIONS[name] = _Option(kind, several, tuple(keys) or (name,))
 
 
@@ -106,19 +111,26 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{missing} is missing; want --checkpoint=WORKDIR --out=FOLDER")
     if len(_BASELINE.value) > 1:
         raise ConfigError(f"--baseline: want one baseline, got {', '.join(_BASELINE.value)}")
+    for names in (_ONLY, _PATHS, _LAYERS):
+        if names.present and not all(name.strip() for name in names.value or [""]):
+            raise ConfigError(
+                f"--{names.name}={','.join(names.value)}: a name is empty; leave the flag out for all"
+            )
     _check_memorize()
+    with contextlib.suppress(OSError):  # which the plan's check tells
+        make_room(Path(str(_OUT.value)))
     compilation_cache.use()
     plan = _plan()
     # Orbax and what else is needed from here on take seconds to import
     from hope_jax.evals import session
 
     done = session.run(plan)
-    print(plan.out / "report.html", flush=True)
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
     if not failed:  # what those would have read is not known
         _warn_of_unread(plan.options, session.options_read(done))
     else:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
+    say(plan.out / "report.html")
     return 1 if failed else 0
 
 
@@ -152,7 +164,7 @@ def _plan() -> "Plan":
         use_correct_answer=_ANSWER.value,
     )
     return Plan(
-        checkpoints=tuple(Path(path) for path in str(_CHECKPOINT.value).split(",") if path),
+        checkpoints=tuple(split_paths("--checkpoint", str(_CHECKPOINT.value))),
         out=Path(str(_OUT.value)),
         names=registry.selected(_ONLY.value, options),
         baseline=Path(_BASELINE.value[0]) if _BASELINE.value else None,
@@ -177,8 +189,10 @@ def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
 
 def _parsed(name: str, option: _Option) -> Any:
     text = flags.FLAGS[name].value
-    if not text:
+    if text is None:
         return None
+    if not text.strip():
+        raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
     found = _values(name, text.split(",") if option.several else [text], option.kind)
     return found if option.several else found[0]
 
@@ -188,10 +202,12 @@ def _more(text: str) -> tuple[str, Any]:
     key, found, value = text.partition("=")
     if not found or not key:
         raise ConfigError(f"--option={text}: want KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    parsed: Any = value
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(value)
+    if isinstance(parsed, str) and not parsed.strip():
+        raise ConfigError(f"--option={text}: the value is empty; leave the option out, or give one")
+    return key, parsed
 
 
 def _values(name: str, texts: Sequence[str], kind: Callable[[str], _Value]) -> list[_Value]:

@@ -22,6 +22,7 @@ from hope_jax.evals.journal import Journal
 from hope_jax.evals.run import BASELINE, Run, outcome, progress
 from hope_jax.evals.subject import take
 from hope_jax.evals.zeroshot_figures import figures
+from hope_jax.paths import as_path
 from hope_jax.types import PyTree
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def _options(run: Run) -> tuple[tuple[str, ...], Path | None, int | None]:
     folder, limit = run.options.get("zeroshot_data"), run.options.get("zeroshot_max_length")
     if limit is not None and (not isinstance(limit, int) or limit < 2):
         raise ConfigError(f"zeroshot_max_length={limit}: want at least 2 tokens, or none for no limit")
-    return tuple(name.strip() for name in names), Path(folder) if folder else None, limit
+    local = None if folder is None else as_path("zeroshot_data", str(folder))
+    return tuple(name.strip() for name in names), local, limit
 
 
 def _items(name: str, task: Any, limit: int | None) -> list[Item]:

@@ -7,13 +7,13 @@ place of the data is another. lm_eval (extra `eval`) is imported when tasks are 
 import contextlib
 import hashlib
 import importlib.util
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hope_jax.data import text_files
 from hope_jax.errors import ConfigError, DataError, instead
 
 
@@ -140,13 +140,14 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     with contextlib.ExitStack() as stack:
         # Local files are converted anew for each run, beside no cache of the user.
-        cache = stack.enter_context(tempfile.TemporaryDirectory()) if selection.files else None
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if selection.files else None
         stack.enter_context(_quiet(datasets))
         loaded = {}
         for name in selection.tasks:
             source, path = TASKS[name], selection.files.get(name)
             # A group, since lm-eval takes a lone configuration for a new task and not for changes of one.
-            spec = {"group": "local", "task": [_local(source, path, cache)]} if path else source.harness
+            local = path and cache and _local(source, path, cache)
+            spec = {"group": "local", "task": [local]} if local else source.harness
             try:
                 task = manager.load([spec])["tasks"][source.harness]
             except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -174,30 +175,41 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _local(source: TaskSource, path: Path, cache: str | None) -> dict[str, Any]:
-    """A change of lm-eval's task that reads one split from a file and knows no other."""
+def _local(source: TaskSource, path: Path, cache: Path) -> dict[str, Any]:
+    """A change of lm-eval's task that reads one split from a file and knows no other. The file is copied as
+    it has been checked: lines alone, and no byte order mark, which other readers of JSON refuse."""
+    copied = cache / source.file
+    copied.write_text("".join(f"{line}\n" for _, line in _lines(path)), encoding="utf-8")
     splits = {f"{split}_split": split if split == source.split else None for split in ("validation", "test")}
     return {
         "task": source.harness,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {source.split: str(path)}, "cache_dir": cache},
+        "dataset_kwargs": {"data_files": {source.split: str(copied)}, "cache_dir": str(cache)},
         "training_split": None,
         **splits,
     }
 
 
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that hold something, with their numbers. Raises: DataError."""
+    try:
+        text = text_files.decode(path.read_bytes())
+    except text_files.NotUtf8Error as error:
+        raise DataError(f"{path}: {error}; want lines of JSON in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); want lines of JSON in UTF-8") from None
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
 def _check(path: Path, fields: Sequence[str]) -> None:
     """Raises: DataError for a line that is no JSON object with the fields, and for a file without lines."""
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); want lines of JSON in UTF-8") from None
-    if lines == [""]:
+    lines = _lines(path)
+    if not lines:
         raise DataError(f"{path}: the file is empty; want a line of JSON for each item")
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            found = json.loads(line)
+            found = text_files.parse_json(line)
         except ValueError as error:
             raise DataError(f"{path}: line {number} is no JSON ({error}); mend or remove it") from None
         absent = [field for field in fields if not isinstance(found, dict) or field not in found]

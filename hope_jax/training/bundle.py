@@ -30,6 +30,7 @@ import yaml
 from hope_jax.config import DataConfig
 from hope_jax.data.synthetic import is_synthetic
 from hope_jax.errors import BundleError, ConfigError
+from hope_jax.paths import files_in
 from hope_jax.training import integrity, manifest, model_card, seal, stored, telemetry, weights
 from hope_jax.training.files import (
     BASELINE_DIR,
@@ -126,7 +127,7 @@ def verify(root: Path) -> Verified:
         listed = manifest.parse(manifest.read_text(root / MANIFEST_FILE), MANIFEST_FILE)
         there = [name for name in manifest.files_below(root, ".") if name != MANIFEST_FILE]
         size = sum((root / name).lstat().st_size for name in there)
-        manifest.check(root, listed, there, manifest.log_progress(str(root), size))
+        manifest.check(root, listed, there, manifest.log_progress(str(root), size), strict=True)
         for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, CONFIG_FILE, TOKENIZER_FILE):
             if name not in listed:
                 raise BadFileError(name, "is missing")
@@ -178,7 +179,7 @@ def _names(paths: Sequence[Path], default: str) -> list[str]:
 
 
 def _results(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*.json") if path.is_file()) if folder.is_dir() else []
+    paths = files_in(folder, "**/*.json") if folder.is_dir() else []
     if not paths:
         raise ConfigError(f"--evals={folder}: no folder with .json files; name one that an evaluation wrote")
     for path in paths:
@@ -187,7 +188,7 @@ def _results(folder: Path) -> list[Path]:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"--evals={folder}: {path} is no JSON ({error}); remove it") from error
     folders = sorted({path.parent for path in paths} | {folder})
-    return [*paths, *(p for f in folders for pattern in _REPORTS for p in sorted(f.glob(pattern)))]
+    return [*paths, *(p for f in folders for pattern in _REPORTS for p in files_in(f, pattern))]
 
 
 @contextmanager
@@ -226,8 +227,9 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_run(source: _Source, root: Path) -> None:
     """One run, laid out as its workdir is, with its tokenizer."""
     folder, step = source.folder, source.step
-    sidecars = [path.name for path in seal.sidecars(folder, step)]
-    for name in (*manifest.files_below(folder, str(step)), *sidecars):
+    sealed_by = seal.sidecars(folder, step)[-1]
+    listed = manifest.parse(manifest.read_text(sealed_by), sealed_by.name)
+    for name in (*listed, sealed_by.name):  # and nothing else that may lie there
         _copy(folder / name, root / CHECKPOINT_DIR / name)
     _copy(folder / f"{step}.yaml", root / CONFIG_FILE)
     (root / TOKENIZER_FILE).write_bytes(source.tokenizer)
@@ -296,7 +298,7 @@ def _check_run(root: Path, where: str) -> int:
     """Verifies one run of a bundle; its step. where: its folder in the bundle."""
     step = _only_step(root / where)
     folder = root / where / CHECKPOINT_DIR
-    integrity.verify_checkpoint(folder, step)
+    integrity.verify_checkpoint(folder, step, strict=True)
     meta = seal.read_meta(folder, step)
     tokenizer, config = (str(Path(where) / name) for name in (TOKENIZER_FILE, CONFIG_FILE))
     if manifest.hash_file(root / tokenizer, tokenizer) != meta.get("tokenizer_digest"):

@@ -10,10 +10,12 @@ from hope_jax.training.manifest import BadFileError
 
 
 class Verified(NamedTuple):
-    """What was found good. digest: of the arrays (a workdir's: of its newest checkpoint). files: how many."""
+    """What was found good. digest: of the arrays (a workdir's: of its newest checkpoint). files: how many.
+    extra: paths of others that lie in the checkpoints' folders, and are none of theirs."""
 
     digest: str
     files: int
+    extra: tuple[str, ...] = ()
 
 
 def verify(path: Path) -> Verified:
@@ -29,17 +31,20 @@ def verify(path: Path) -> Verified:
     entries = [entry.with_suffix("") if entry.suffix == ".sha256" else entry for entry in folder.iterdir()]
     steps = sorted({step for entry in entries if (step := stored.step_of(entry)) is not None})
     each = {step: verify_checkpoint(folder, step) for step in steps}
-    return Verified(each[newest].digest, sum(one.files for one in each.values()))
+    extra = tuple(name for one in each.values() for name in one.extra)
+    return Verified(each[newest].digest, sum(one.files for one in each.values()), extra)
 
 
-def verify_checkpoint(folder: Path, step: int) -> Verified:
+def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verified:
     """Files against their list; arrays, cursor and configuration against the metadata beside them.
 
+    strict: its folder holds no other file.
     Raises: BadFileError: names the first bad file, by its path.
     """
     try:
-        meta = seal.check(folder, step)
+        meta = seal.check(folder, step, strict=strict)
         listed = manifest.parse(manifest.read_text(folder / f"{step}.sha256"), f"{step}.sha256")
+        extra = tuple(str(folder / name) for name in seal.extra_files(folder, step))
         loaded = stored.load_checkpoint(folder / str(step), verify=False)
         found = {
             "checkpoint_digest": stored.digest(loaded),
@@ -54,7 +59,7 @@ def verify_checkpoint(folder: Path, step: int) -> Verified:
             raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
     except BadFileError as error:
         raise error.under(folder) from error
-    return Verified(found["checkpoint_digest"], len(listed) + 1)
+    return Verified(found["checkpoint_digest"], len(listed) + 1, extra)
 
 
 def digest(path: Path) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -98,23 +98,22 @@ def hash_files(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def files_below(root: Path, folder: str) -> list[str]:
-    """Paths of all files below `root / folder`, relative to `root`, sorted.
-
-    Raises: BadFileError: a symbolic link, or what is neither a file nor a folder.
-    """
-    found = list(_walk(root, root / folder))
-    return sorted(found)
+    """Paths of all that is no folder below `root / folder`, relative to `root`, sorted. Symbolic links are
+    not followed, and a folder that may not be looked into stands for what is in it."""
+    return sorted(_walk(root, root / folder))
 
 
 def _walk(root: Path, folder: Path) -> Iterator[str]:
-    for entry in os.scandir(folder):
-        name = Path(entry.path).relative_to(root).as_posix()
-        if entry.is_symlink():
-            raise BadFileError(name, "is a symbolic link, which nothing of ours is", "remove it")
-        if entry.is_dir():
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield folder.relative_to(root).as_posix()
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, Path(entry.path))
         else:
-            yield name
+            yield Path(entry.path).relative_to(root).as_posix()
 
 
 def dump(digests: Mapping[str, str]) -> str:
@@ -152,12 +151,14 @@ def parse(text: str, where: str) -> dict[str, str]:
     return digests
 
 
-def check(root: Path, listed: Mapping[str, str], there: list[str], progress: Progress) -> None:
-    """Holds the files `there` under `root` against a list.
+def check(
+    root: Path, listed: Mapping[str, str], there: Collection[str], progress: Progress, *, strict: bool
+) -> None:
+    """Holds the files `there` under `root` against a list. strict: there are no others.
 
-    Raises: BadFileError: the first file, by name, that is missing, not listed, or of another digest.
+    Raises: BadFileError: the first file, by name, that is missing, of another digest, or (strict) not listed.
     """
-    for name in sorted({*listed, *there}):
+    for name in sorted({*listed, *(there if strict else ())}):
         if name not in listed:
             raise BadFileError(name, "is in no list of digests", "remove it")
         if name not in there:

@@ -79,7 +79,8 @@ def leave(code: int) -> NoReturn:
     """Ends a process that is still joined, at once: Python and JAX would wait for threads and processes that
     may never answer."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
     if distributed.global_state.process_id == 0:
         time.sleep(_LINGER)
     os._exit(code)

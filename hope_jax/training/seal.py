@@ -8,19 +8,25 @@ the folder `checkpoints`, `sha256sum -c <step>.sha256` checks the same.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from hope_jax.paths import is_left_behind
 from hope_jax.training import manifest
 from hope_jax.training.files import write_atomic
 from hope_jax.training.manifest import BadFileError
 
+logger = logging.getLogger("hope_jax.training")
+
 FORMAT, VERSION = "hope_jax checkpoint", 1
 _SUFFIXES = (".meta.json", ".yaml", ".sha256")
+_SHOWN = 5
+"""Names that a warning tells."""
 _SIDECAR = re.compile(r"(\d+)(\.meta\.json|\.yaml|\.sha256)")
 
 Meta = dict[str, Any]
@@ -42,7 +48,9 @@ def write(folder: Path, step: int, meta: Mapping[str, Any], config: Mapping[str,
     head = {"format": FORMAT, "version": VERSION, "step": step, "config_digest": _digest(text)}
     write_atomic(config_path, text)
     write_atomic(meta_path, json.dumps({**head, **meta}, indent=1, allow_nan=False) + "\n")
-    write_atomic(list_path, manifest.dump(manifest.hash_files(folder, _sealed_files(folder, step))))
+    # Not what others may change or take away again.
+    names = [name for name in _sealed_files(folder, step) if not is_left_behind(PurePath(name))]
+    write_atomic(list_path, manifest.dump(manifest.hash_files(folder, names)))
 
 
 def is_sealed(folder: Path, step: int) -> bool:
@@ -50,10 +58,12 @@ def is_sealed(folder: Path, step: int) -> bool:
     return sidecars(folder, step)[-1].is_file()
 
 
-def check(folder: Path, step: int, *, quiet: bool = False) -> Meta:
+def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
     """Holds every file of a checkpoint against its list; the metadata that lies beside it.
 
-    quiet: logs no progress. Nothing is read but bytes, lists and JSON.
+    What lies in the folder besides (file managers and network file systems leave such files) is warned of: it
+    is not read, and takes nothing away from files that are good. strict: it is an error. Nothing is read but
+    bytes, lists and JSON.
     Raises: BadFileError: names the first bad file, relative to `folder`.
     """
     meta_path, config_path, list_path = sidecars(folder, step)
@@ -68,15 +78,24 @@ def check(folder: Path, step: int, *, quiet: bool = False) -> Meta:
     for name in (meta_path.name, config_path.name):
         if name not in listed:
             raise BadFileError(list_path.name, f"does not list {name}")
-    size = sum((folder / name).lstat().st_size for name in there if (folder / name).exists())
+    size = sum((folder / name).lstat().st_size for name in listed if (folder / name).exists())
     progress = manifest.log_progress(str(folder / str(step)), size)
-    manifest.check(folder, listed, there, (lambda count: None) if quiet else progress)
+    manifest.check(folder, listed, there, progress, strict=strict)
+    if extra := sorted({*there} - {*listed}):
+        names = ", ".join(extra[:_SHOWN]) + (f" and {len(extra) - _SHOWN} more" if extra[_SHOWN:] else "")
+        logger.warning("%s: not of this checkpoint, and not read: %s; it can be removed", folder, names)
     meta = read_meta(folder, step)
     if meta["step"] != step:
         raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
     if meta.get("config_digest") != _digest(manifest.read_text(config_path)):
         raise BadFileError(config_path.name, f"is not what {meta_path.name} was written for")
     return meta
+
+
+def extra_files(folder: Path, step: int) -> list[str]:
+    """What lies in a checkpoint's folder and is in no list, relative to `folder`. Raises: BadFileError."""
+    path = sidecars(folder, step)[-1]
+    return sorted({*_sealed_files(folder, step)} - {*manifest.parse(manifest.read_text(path), path.name)})
 
 
 def remove_orphans(folder: Path) -> None:

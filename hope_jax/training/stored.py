@@ -5,6 +5,7 @@ Reading executes nothing: arrays by Orbax (TensorStore), the rest as JSON and YA
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Collection
@@ -26,6 +27,14 @@ _STEP = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError)
 """What Orbax and TensorStore raise for a folder that is unfinished, damaged or cannot be written."""
+
+
+# Orbax keeps the shapes of single writes in files of their own, which nothing here needs and which it finds
+# by a pattern: a stray file beside them would be taken for one of them, and end the reading.
+_absl, _handler = logging.getLogger("absl"), ocp.type_handlers.ArrayHandler(array_metadata_store=None)
+_absl.disabled = True  # it warns of every change
+ocp.type_handlers.register_type_handler(jax.Array, _handler, override=True)
+_absl.disabled = False
 
 
 class LoadedCheckpoint(NamedTuple):

@@ -1,10 +1,12 @@
 """Tokenizer: exact round trips, fixed ids, readable errors."""
 
 import hashlib
+import io
 from importlib import resources
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -97,3 +99,41 @@ def test_a_missing_model_and_a_folder_are_readable_errors(tmp_path):
 def test_a_lone_surrogate_is_refused_by_name():
     with pytest.raises(DataError, match="character 1 .*surrogate"):
         TOKENIZER.encode("a\ud800")
+
+
+def other_model(**settings):
+    """A small model as others train them, with a space before each text; kept in bytes, to be loaded."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the king said to the people", "a house of stone was there"] * 20),
+        model_writer=out, vocab_size=300, byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, **settings,
+    )  # fmt: skip
+    return Tokenizer(out.getvalue(), "other")
+
+
+PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    "text", ["a\u2581b", "\u2581", "\u2581the", " a \u2581 b", "\u2581\ue000\u2581日", "a  b "]
+)
+def test_other_models_with_a_space_before_a_text_keep_the_space_mark(kind, text):
+    tokenizer = other_model(model_type=kind, **PLAIN)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert "".join(tokenizer.decode_stream([], tokenizer.encode(text).tolist())) == text
+
+
+@pytest.mark.parametrize("text", ["the \u2581 king", "a\u2581b", "the king \u2581"])
+def test_a_model_that_removes_spaces_removes_none_beside_the_space_mark(text):
+    tokenizer = other_model()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_beyond_the_vocabulary_take_no_space_away():
+    tokenizer = other_model(**PLAIN)
+    ids = [*tokenizer.encode("the"), 99_999, *tokenizer.encode("king")]
+    assert tokenizer.decode(ids) == "the\ufffd king"
+    assert "".join(tokenizer.decode_stream([], ids)) == "the\ufffd king"
+    assert tokenizer.decode([99_999, *ids]) == "\ufffd the\ufffd king"

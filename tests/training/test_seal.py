@@ -86,8 +86,14 @@ def test_any_damage_is_found_and_its_file_named(tmp_path, data):
     folder = sealed(tmp_path / "c")
     path = folder / data.draw(st.sampled_from([*CONTENT, "8.yaml", "8.meta.json"]))
     other = damage(path, data)
-    if other.parent == folder and other != path and path.exists():
-        seal.check(folder, 8)  # other checkpoints' files lie there too
+    if other != path and path.exists():  # it is good, and another's file lies there too
+        seal.check(folder, 8)
+        if other.parent == folder:
+            return
+        assert seal.extra_files(folder, 8) == [other.relative_to(folder).as_posix()]
+        with pytest.raises(BadFileError) as caught:
+            seal.check(folder, 8, strict=True)
+        assert folder / caught.value.path == other
         return
     with pytest.raises(BadFileError) as caught:
         seal.check(folder, 8)
@@ -282,3 +288,49 @@ def test_the_digest_depends_on_values_names_types_and_cursor_alone(run):
     moved = {**params, "embed": np.nextafter(params["embed"], 9)}
     assert stored.digest(loaded._replace(state={**loaded.state, "params": moved})) != before
     assert stored.digest(loaded._replace(data={"next_batch": 15})) != before
+
+
+STRAYS = [
+    ".DS_Store", "state/._manifest.ocdbt", "state/d/.nfs000000000001", "data/Thumbs.db", "meta/notes.txt",
+    "__MACOSX/._8", "state/@eaDir/x", "state/array_metadatas/process_7",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_stray_file_takes_nothing_from_a_good_checkpoint(kind, run, copy, caplog, capsys):
+    """One of each kind in every checkpoint, and beside them: the run goes on, and commands read it."""
+    caplog.set_level("INFO", "hope_jax")
+    for step in (8, 16):
+        for name in [f"{step}/{stray}" for stray in STRAYS] + [".DS_Store", f"._{step}", f"._{step}.sha256"]:
+            path = copy / "checkpoints" / name
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(b"\0\5\x16\7") if kind == "file" else path.symlink_to("/etc/hostname")
+    assert integrity.digest(copy) == integrity.digest(run)
+    assert toy_train(copy, toy_config(steps=17))["steps"] == 17
+    assert "resuming at step 16" in caplog.text and "16/.DS_Store" in caplog.text
+    assert not list((copy / "checkpoints").glob("unreadable*"))
+    code, out, err = command(
+        verify.main, copy / "checkpoints" / "16", copy / "checkpoints" / "8", "--json", capsys=capsys
+    )
+    newer, one = map(json.loads, out.splitlines())
+    assert code == 0 and newer["ok"] and one["files"] == integrity.verify(run / "checkpoints" / "8").files
+    assert len(newer["extra"]) == len(one["extra"]) == len(STRAYS) and "8/.DS_Store" in err
+
+
+def test_a_stray_file_excuses_no_damage(copy, caplog):
+    caplog.set_level("INFO", "hope_jax")
+    state = copy / "checkpoints" / "16" / "state"
+    (state / ".DS_Store").touch()
+    (state / "manifest.ocdbt").write_bytes(b"other")
+    toy_train(copy, toy_config(steps=16))
+    assert "resuming at step 8" in caplog.text
+
+
+def test_what_others_may_take_away_again_is_not_sealed(tmp_path):
+    (tmp_path / "8" / "state").mkdir(parents=True)
+    stray = tmp_path / "8" / "state" / ".nfs0001"
+    stray.touch()
+    sealed(tmp_path)
+    stray.unlink()
+    assert seal.check(tmp_path, 8, strict=True)["step"] == 8

@@ -2,11 +2,13 @@
 
 from fnmatch import fnmatchcase
 from glob import has_magic
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datatrove.io import DataFolder
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+from hope_jax.paths import is_left_behind
 
 
 class PlainFolder(DataFolder):
@@ -24,9 +26,10 @@ class PlainFolder(DataFolder):
         include_directories: bool = False,
     ) -> list[str]:
         """Files by path in this folder, sorted; with a pattern those whose path in `subdirectory` fits it."""
-        found = super().list_files(subdirectory, recursive, None, include_directories)
+        listed = super().list_files(subdirectory, recursive, None, include_directories)
+        found = [name for name in listed if not is_left_behind(PurePosixPath(name))]
         if not glob_pattern:
-            return list(found)
+            return found
         pattern = glob_pattern if has_magic(glob_pattern) else f"*{glob_pattern}"
         start = len(subdirectory) + 1 if subdirectory else 0
         inside = ((f, f[start:]) for f in found)

@@ -182,8 +182,8 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
 def _paths(where: str, paths: Any, folder: Path) -> tuple[Path, ...]:
     """Absolute, from paths relative to the manifest's folder."""
     paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
-        raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths")
+    if not isinstance(paths, list) or not all(isinstance(p, str) and p.strip() for p in paths):
+        raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths, none of them empty")
     return tuple((folder / p).resolve() for p in paths)
 
 
@@ -191,7 +191,7 @@ def _local(where: str, values: Mapping[str, Any], folder: Path) -> dict[str, str
     """Of a dataset on a local disk what is relative to the manifest's folder, absolute."""
     found = {}
     dataset, data_files = values.get("dataset"), values.get("data_files")
-    if isinstance(dataset, str) and (folder / dataset).exists():
+    if isinstance(dataset, str) and dataset.strip() and (folder / dataset).exists():
         found["dataset"] = str(folder / dataset)
         if has_magic(found["dataset"]):  # which would be taken for other folders that fit it
             raise ConfigError(
@@ -199,7 +199,7 @@ def _local(where: str, values: Mapping[str, Any], folder: Path) -> dict[str, str
                 "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its "
                 "files as `data_files`"
             )
-    if isinstance(data_files, str) and not Path(data_files).is_absolute():
+    if isinstance(data_files, str) and data_files.strip() and not Path(data_files).is_absolute():
         pattern = str(Path(escape(str(folder))) / data_files)
         found["data_files"] = pattern if glob(pattern, recursive=True) else data_files
     return found
@@ -219,8 +219,10 @@ def _check_source(where: str, source: Source) -> None:
         if getattr(source, key) is not None:
             _whole(getattr(source, key), f"{where}.{key}", 1)
     for key in _TEXTS:
-        if not isinstance(getattr(source, key), str | None):
-            raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want a text; put it in quotes")
+        if not isinstance(value := getattr(source, key), str | None):
+            raise ConfigError(f"{where}.{key}={value!r}: want a text; put it in quotes")
+        if value is not None and not value.strip() and value != getattr(Source, key) and key != "glob":
+            raise ConfigError(f"{where}.{key}={value!r}: the text is empty; give one, or leave the key out")
     if source.glob is not None:
         try:
             next(Path().glob(source.glob), None)
@@ -259,7 +261,7 @@ def _names(kind: type) -> list[str]:
 
 
 def _text(given: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(given[key], str) or not given[key]:
+    if not isinstance(given[key], str) or not given[key].strip():
         raise ConfigError(f"{where}: {key}={given[key]!r}: want a path")
     return str(given[key])
 

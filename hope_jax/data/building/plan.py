@@ -17,8 +17,9 @@ from hope_jax.data import shards
 from hope_jax.data.building.manifest import Mixture, Source
 from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 from hope_jax.errors import ConfigError, DataError
+from hope_jax.paths import files_in
 
-RULES = 1
+RULES = 2
 """Goes up when this code would make other documents or rows of the same input."""
 
 WORK = ".work"
@@ -135,7 +136,7 @@ def find_files(source: Source, made: Callable[[Path], bool] = lambda path: False
         if path.is_file():
             found.append(path)
         elif path.is_dir():
-            inside = sorted({f for glob in globs for f in path.glob(glob) if f.is_file() and not made(f)})
+            inside = [f for f in files_in(path, *globs) if not made(f)]
             if not inside:
                 raise DataError(
                     f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`"

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
 
+from hope_jax.data import text_files
 from hope_jax.data.building import streams
 from hope_jax.data.building.manifest import Source
 from hope_jax.data.building.plan import task_share
@@ -39,7 +39,7 @@ def checked(record: bytes | str, source: Source) -> tuple[str | None, str]:
     """(why a record cannot be a document or None, its text)."""
     if isinstance(record, bytes):
         try:
-            record = record.decode("utf-8").removeprefix("\ufeff")
+            record = record.decode("utf-8")
         except UnicodeDecodeError:
             return "invalid_utf8", ""
     return reject_reason(record, source), record
@@ -83,9 +83,15 @@ class TextReader(FilesReader):
     name = "text"
 
     def records(self, path: Path) -> Iterator[bytes | None]:
-        """Documents of a file."""
+        """Documents of a file. One of another encoding is refused, for who knows how many are lost in it;
+        where a file is a document, it is one that is rejected."""
         separated = self.source.separator == "form_feed"
-        return streams.texts(streams.chunks(path), self.source.max_bytes, separated)
+        try:
+            yield from streams.texts(streams.chunks(path), self.source.max_bytes, separated)
+        except streams.OtherEncodingError:
+            if separated:
+                raise
+            self.stat_update("dropped_invalid_utf8")
 
 
 class JsonLinesReader(FilesReader):
@@ -106,15 +112,19 @@ class JsonLinesReader(FilesReader):
 
     def _text(self, line: bytes) -> Iterator[bytes | str]:
         try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            self.stat_update(f"dropped_{'invalid_json' if _is_utf8(line) else 'invalid_utf8'}")
-            return
-        text = value.get(self.source.field) if isinstance(value, dict) else None
-        if isinstance(text, str):
-            yield text
+            value = text_files.parse_json(line)
+            text = value.get(self.source.field) if isinstance(value, dict) else None
+            if isinstance(text, str):
+                text.encode("utf-8")  # not so halves of surrogate pairs, which JSON can tell
+        except UnicodeDecodeError:
+            self.stat_update("dropped_invalid_utf8")
+        except ValueError:
+            self.stat_update("dropped_invalid_json")
         else:
-            self.stat_update("dropped_no_text")
+            if isinstance(text, str):
+                yield text
+            else:
+                self.stat_update("dropped_no_text")
 
 
 class ParquetReader(FilesReader):
@@ -248,11 +258,3 @@ def make_reader(source: Source, files: tuple[Path, ...], split: str) -> BaseRead
         return HuggingFaceReader(source, split)
     kinds = {"jsonl": JsonLinesReader, "parquet": ParquetReader, "text": TextReader}
     return kinds[source.reader](source, files)
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

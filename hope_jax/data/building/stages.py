@@ -26,6 +26,7 @@ from hope_jax.data.building.shard_step import ShardStep, read_result, write_atom
 from hope_jax.data.building.workers import TaskKilled
 from hope_jax.data.shards import MANIFEST, sha256_of
 from hope_jax.errors import DataError
+from hope_jax.paths import files_in
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
@@ -207,7 +208,7 @@ def _seal(folder: Path) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     results = [folder / "exact", folder / "minhash"]
-    files = (f for result in results for f in result.rglob("*") if f.is_file())
+    files = [f for result in results for f in files_in(result, "**/*")]
     return {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(files)}
 
 

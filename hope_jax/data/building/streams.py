@@ -11,18 +11,45 @@ from pathlib import Path
 
 import zstandard
 
+from hope_jax.data import text_files
 from hope_jax.errors import DataError
 
 CHUNK = 1 << 20
 _PACKED = 256
 """Bytes of a .zst file to unpack at once: four of them can stand for a block of 128 KiB, so this is 8 MiB."""
 
+_LONGEST_MARK = 4
+"""Bytes of a byte order mark."""
+
 SEPARATOR = b"\f"
 """What a line between two documents of a text file holds."""
 
 
+class OtherEncodingError(DataError):
+    """A file begins with the byte order mark of UTF-16 or UTF-32."""
+
+
 def chunks(path: Path) -> Iterator[bytes]:
-    """The unpacked bytes of a file, by its suffix (.gz, .zst, else plain). Raises: DataError."""
+    """The unpacked bytes of a file, by its suffix (.gz, .zst, else plain), from behind a byte order mark on.
+
+    Raises: DataError: a damaged archive, a file that cannot be read; OtherEncodingError.
+    """
+    parts = _unpacked(path)
+    head = b""
+    for part in parts:
+        head += part
+        if len(head) >= _LONGEST_MARK:
+            break
+    try:
+        yield text_files.begin(head)
+    except text_files.NotUtf8Error as error:
+        raise OtherEncodingError(
+            f"{path} {error}; convert it, for example with iconv, or take it out of the source"
+        ) from None
+    yield from parts
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
     try:
         if path.suffix == ".gz":
             _check_not_empty(path)  # gzip takes no bytes for no text

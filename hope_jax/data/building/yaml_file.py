@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from hope_jax.data import text_files
 from hope_jax.errors import ConfigError
 
 _DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
@@ -24,9 +25,12 @@ _YAML_ERRORS = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 def read_yaml(path: Path, variables: Mapping[str, str]) -> Any:
     """What the file holds, with its variables replaced. Raises: ConfigError: of the file or a variable."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader, with one more check
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--manifest={path}: {getattr(error, 'strerror', error)}") from None
+        text = text_files.decode(path.read_bytes())
+        raw = yaml.load(text, _Loader)  # a safe loader, with one more check
+    except OSError as error:
+        raise ConfigError(f"--manifest={path}: {error.strerror or error}") from None
+    except text_files.NotUtf8Error as error:
+        raise ConfigError(f"--manifest={path} {error}; convert it, for example with iconv") from None
     except (yaml.YAMLError, *_YAML_ERRORS) as error:
         raise ConfigError(f"--manifest={path}: not YAML: {' '.join(str(error).split())}") from None
     try:
