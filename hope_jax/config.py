@@ -163,7 +163,7 @@ class TrainConfig:
     """The outer loop."""
 
     algorithm_mode: Literal["online", "two_pass", "through_writes"] = "online"  # when memories write
-    online_chunk_size: Whole = 0  # N; 0: max(16, smallest CMS period, without CMS TITAN's)
+    online_chunk_size: Whole = 0  # N; 0: max(16, smallest period of CMS, else TITAN); no memories: seq_len
     truncate_tokens: Whole = 0  # K, a multiple of N; 0: N
     steps: Count = 1000  # number of the last step
     step_offset: Whole = 0  # steps that count as done, for relaunches: schedules and data start after them
