@@ -36,8 +36,8 @@ from_caller() {
     fi
 }
 
-# paths_from_caller LIST: the same of paths with commas between. Commas may stand in their names too: the longest
-# part of the list that is there is a path, as for python.
+# paths_from_caller LIST: the same of paths with commas between. Commas may stand in their names too: the
+# longest part of the list that is there is a path, as in hope_jax/paths.py.
 paths_from_caller() {
     local rest=$1 path found=''
     while :; do

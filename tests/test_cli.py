@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,7 +156,6 @@ def test_launch_refuses_before_anything_is_written(config_file: Path) -> None:
     assert list(config_file.parent.iterdir()) == [config_file]
 
 
-@pytest.mark.nightly
 def test_a_mistyped_level_is_refused_and_an_added_one_is_said(
     config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +171,33 @@ def test_a_mistyped_level_is_refused_and_an_added_one_is_said(
     assert "cms_fast: not named, so by default lr=None, optimizer=momentum, beta=0.9" in caplog.text
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("home", [None, "/nonexistent", "/"])
+def test_launch_needs_neither_a_home_nor_an_account(config_file: Path, home: str | None) -> None:
+    """As a user that is but a number, where the tests run as root; else as one without HOME."""
+    workdir = config_file.parent / "run"
+    workdir.mkdir()
+    workdir.chmod(0o777)
+    unknown = "--reuid=12345 --regid=12345 --clear-groups"
+    reading = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+    prefix = (
+        ["setpriv", *unknown.split(), *reading.split()]
+        if os.geteuid() == 0 and shutil.which("setpriv")
+        else []
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    environment |= {"TMPDIR": "/nonexistent"} | ({} if home is None else {"HOME": home})
+    run = subprocess.run(
+        [*prefix, sys.executable, "-m", "hope_jax.launch", f"--config={config_file}", f"--workdir={workdir}"],
+        cwd="/", capture_output=True, text=True, timeout=300, check=False, env=environment,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (workdir / "report.html").is_file() and "Traceback" not in run.stderr
+    if prefix:
+        assert "compiled programs are not kept" in run.stderr
+
+
+@pytest.mark.nightly
 def test_launch_trains_into_the_default_workdir(config_file: Path) -> None:
     run = launch(f"--config={config_file}", "--config.log.tensorboard=false", cwd=config_file.parent)
     assert run.returncode == 0, run.stderr

@@ -216,6 +216,7 @@ def test_nothing_is_done_wherever_the_flag_stands(script: str, flag: str, tmp_pa
         ("slurm.sbatch", ["--config=x"], {}, "--workdir=DIR is missing"),
         ("long_run.sh", ["--workdir=x"], {}, "--config=FILE is missing"),
         ("e2e_smoke.sh", ["--piqa=no/such/file"], {}, "--piqa=no/such/file: no such file"),
+        ("e2e_smoke.sh", ["--piqa="], {}, "--piqa= is empty; name a file"),
     ],
 )
 def test_wrong_usage_is_refused(
@@ -337,6 +338,11 @@ def test_relative_paths_of_data_are_those_of_the_callers_folder(stub: dict[str, 
     flags = [f"--{argument}" for argument in ("checkpoint=runs/x,/y", *given)]
     done = run("eval_smoke.sh", "--dry_run", *flags, folder=tmp_path)
     assert f" --checkpoint={tmp_path}/runs/x\\,/y " in done.stdout
+    (tmp_path / "a,b").mkdir()
+    for names, wanted in (("c,a,b", f"{tmp_path}/c,{tmp_path}/a,b"), ("", ""), ("a,b,", f"{tmp_path}/a,b,")):
+        named = run("eval_smoke.sh", "--dry_run", f"--checkpoint={names}", "--documents=", folder=tmp_path)
+        assert f" --checkpoint={wanted} " in named.stdout.replace("\\", "")
+        assert named.stdout.rstrip().splitlines()[-2].endswith(" --documents=")
     assert done.stdout.rstrip().endswith(
         f"--intents=runs/eval_smoke/made_up --zeroshot_data={tmp_path}/data --intents={tmp_path}/a/b "
         f"--documents={tmp_path}/c.txt --segments={tmp_path}/d --baseline=/e --seed=1\n"

@@ -25,15 +25,11 @@ cli.run_command(main)
 
 def run(arguments: str = "1 0", shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = f'"$PYTHON" -c "$PROGRAM" {arguments} {shell}'
-    known = {
-        "PYTHON": sys.executable,
-        "PROGRAM": PROGRAM,
-        "PYTHONPATH": str(ROOT),
-        "PATH": os.environ["PATH"],
-    }
+    known = {"PYTHON": sys.executable, "PROGRAM": PROGRAM, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
-        env={**known, **environment}, capture_output=True, timeout=120, check=False,
+        env={"PATH": os.environ["PATH"], **known, **environment},
+        capture_output=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -68,10 +64,8 @@ def test_closed_streams_change_no_exit_code(closed: str, code: int) -> None:
 @pytest.mark.parametrize("arguments", ["1 0", "1 3", "--help"])
 def test_a_full_disk_is_one_clear_error(arguments: str) -> None:
     done = run(arguments, "> /dev/full")
-    message = (
-        b"error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
-    )
-    assert (done.returncode, done.stderr) == (1, message)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"error: the output cannot be written (No space left on device); make room")
 
 
 def test_an_error_keeps_its_code_where_it_cannot_be_told() -> None:

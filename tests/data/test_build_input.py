@@ -227,3 +227,34 @@ def test_a_dataset_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"sources\.a: the dataset 'no/such' cannot be had .*check its name"):
         read(tmp_path, reader="huggingface", dataset="no/such")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_byte_order_mark_takes_no_document_away(tmp_path: Path, suffix: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    raw = "".join(json.dumps({"text": d}) + "\r\n" for d in GOOD).encode("utf-8-sig")
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(raw))
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack("\n\f\n".join(GOOD).encode("utf-8-sig")))
+    for reader, name in (("jsonl", "a.jsonl"), ("text", "a.txt")):
+        assert read(tmp_path, reader=reader, paths=f"{name}{suffix}") == (GOOD, {})
+
+
+def test_not_a_number_is_no_json(tmp_path: Path) -> None:
+    scores = (1, float("nan"), float("inf"), 2)
+    rows = [{"text": d, "score": x} for d, x in zip(GOOD, scores, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read(tmp_path, reader="jsonl", paths="a.jsonl")
+    assert found == ([GOOD[0], GOOD[3]], {"invalid_json": 2})
+
+
+def test_files_of_another_encoding_are_named(tmp_path: Path) -> None:
+    """Refused where nobody knows how many documents they hold; else each is one that is rejected."""
+    (tmp_path / "a").mkdir()
+    for i, good in enumerate(GOOD):
+        (tmp_path / f"a/{i}.txt").write_text(good)
+    (tmp_path / "a/x.txt").write_text(GOOD[0], encoding="utf-16")
+    (tmp_path / "a/._0.txt").write_bytes(b"\0\5\x16\7")
+    with pytest.raises(DataError, match=r"x\.txt is UTF-16, as its byte order mark says"):
+        read(tmp_path, reader="text", paths="a")
+    found = read(tmp_path, reader="text", paths="a", separator="none")
+    assert found == (GOOD, {"invalid_utf8": 1})

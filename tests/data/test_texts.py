@@ -56,6 +56,14 @@ def test_embedded_is_three_sources_with_the_corpus_in_its_order() -> None:
         ("a.jsonl", b'{"text": 1}', "line 1: want an object with a string"),
         ("a.jsonl", b'"x"', "line 1: want an object with a string"),
         ("a.jsonl", rb'{"text": "\ud800"}', "line 1: 'text' holds a lone surrogate"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "y", "score": NaN}',
+            r"line 2: not JSON \(NaN is no JSON value",
+        ),
+        ("a.jsonl", '{"text": "x"}'.encode("utf-16"), "line 1: the file is UTF-16, as its byte order mark"),
+        ("a.txt", "text".encode("utf-16"), r"a\.txt is UTF-16, as its byte order mark says, not UTF-8"),
+        ("a.txt", "text".encode("utf-32"), r"a\.txt is UTF-32, as its byte order mark says, not UTF-8"),
     ],
 )
 def test_bad_text_is_refused_by_file_and_line(
@@ -120,3 +128,20 @@ def test_a_sample_prefers_no_text() -> None:
 
 def test_digest_of_texts_knows_their_order() -> None:
     assert texts.combined_digest("ab") != texts.combined_digest("ba")
+
+
+def test_a_byte_order_mark_is_taken_off_where_a_file_begins(tmp_path: Path) -> None:
+    lines = '\ufeff{"text": "one"}\r\n\r\n{"text": "two\ufeff"}'.encode()
+    write(
+        tmp_path,
+        {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines), "c.txt": "\ufeffone\n\f\n\ufefftwo"},
+    )
+    found = read(tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz", tmp_path / "c.txt")
+    assert [texts for _, texts in found] == [["one", "two\ufeff"], ["one", "two\ufeff"], ["one", "\ufefftwo"]]
+
+
+def test_files_of_the_operating_system_are_no_texts(tmp_path: Path) -> None:
+    junk = b"\0\5\x16\7\xff"
+    write(tmp_path, {"a.txt": "one", "._a.txt": junk, "__MACOSX/._b.jsonl": junk, "@eaDir/c.txt": junk})
+    assert read(tmp_path) == [(tmp_path.name, ["one"])]
+    assert [d.text for d in corpus.load_documents(str(tmp_path))] == ["one"]

@@ -59,3 +59,15 @@ def test_bad_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "clinc_domains.json").write_text("[1]")
     with pytest.raises(DataError, match="the files of clinc are not as published"):
         intents.load("clinc", tmp_path, 0)
+
+
+def test_byte_order_marks_take_no_column_away(tmp_path: Path) -> None:
+    write_clinc(tmp_path), write_banking(tmp_path)
+    wanted = [intents.load(name, tmp_path, 0) for name in ("clinc", "banking")]
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [intents.load(name, tmp_path, 0) for name in ("clinc", "banking")] == wanted
+    path = tmp_path / "banking77_test.csv"
+    path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    with pytest.raises(DataError, match=r"banking77_test\.csv is UTF-16, as its byte order mark says"):
+        intents.load("banking", tmp_path, 0)

@@ -297,11 +297,32 @@ def test_tasks_without_a_file_are_skipped_or_refused(some: Path) -> None:
         ("[1]\n", "line 1 lacks goal"),
         ('{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}\n{', "line 2 is no JSON"),
         ("", "the file is empty"),
+        (
+            '{"goal": "a", "sol1": "b", "sol2": "c", "label": NaN}\n',
+            r"line 1 is no JSON \(NaN is no JSON value",
+        ),
     ],
 )
 def test_files_of_another_schema_are_refused(some: Path, text: str, message: str) -> None:
     (some / "piqa_validation.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
+        zeroshot_tasks.select((), some)
+
+
+def test_marks_and_empty_lines_change_no_figure(
+    some: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_model(monkeypatch)
+    asked = dataclasses.replace(
+        only(run, "piqa"), options={"zeroshot_data": str(some), "zeroshot_tasks": "piqa"}
+    )
+    before = zeroshot.evaluate(asked)
+    path = some / "piqa_validation.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    after = zeroshot.evaluate(dataclasses.replace(asked, out=some))
+    assert after["metrics"] == before["metrics"] and len(after["items"]) == len(before["items"])
+    path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    with pytest.raises(DataError, match="piqa_validation.jsonl: is UTF-16, as its byte order mark says"):
         zeroshot_tasks.select((), some)
 
 
