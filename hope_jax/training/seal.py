@@ -18,7 +18,7 @@ import yaml
 
 from hope_jax.paths import is_left_behind
 from hope_jax.training import manifest
-from hope_jax.training.files import write_atomic
+from hope_jax.training.files import MANIFEST_FILE, write_atomic
 from hope_jax.training.manifest import BadFileError
 
 logger = logging.getLogger("hope_jax.training")
@@ -62,8 +62,8 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
     """Holds every file of a checkpoint against its list; the metadata that lies beside it.
 
     What lies in the folder besides (file managers and network file systems leave such files) is warned of: it
-    is not read, and takes nothing away from files that are good. strict: it is an error. Nothing is read but
-    bytes, lists and JSON.
+    is not read, and takes nothing away from files that are good. strict, and in a release bundle: it is an
+    error. Nothing is read but bytes, lists and JSON.
     Raises: BadFileError: names the first bad file, relative to `folder`.
     """
     meta_path, config_path, list_path = sidecars(folder, step)
@@ -80,6 +80,7 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
             raise BadFileError(list_path.name, f"does not list {name}")
     size = sum((folder / name).lstat().st_size for name in listed if (folder / name).exists())
     progress = manifest.log_progress(str(folder / str(step)), size)
+    strict = strict or (folder.parent / MANIFEST_FILE).exists()
     manifest.check(folder, listed, there, progress, strict=strict)
     if extra := sorted({*there} - {*listed}):
         names = ", ".join(extra[:_SHOWN]) + (f" and {len(extra) - _SHOWN} more" if extra[_SHOWN:] else "")

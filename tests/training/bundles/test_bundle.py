@@ -180,3 +180,18 @@ def test_only_what_a_bundle_holds_makes_one(made: Path, runs: Runs, copy: Path) 
 def test_a_checkpoint_of_the_bundle_verifies_alone(made: Path) -> None:
     found = integrity.verify(made / "checkpoints" / "2")
     assert found.digest == seal.check(made / "checkpoints", 2)["checkpoint_digest"]
+
+
+def test_a_stray_file_is_not_taken_along_and_in_a_bundle_it_is_bad(runs: Runs, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs.main, tmp_path / "run"))
+    (run / "checkpoints" / "2" / "state" / ".DS_Store").touch()
+    bundle.write(tmp_path / "out", run)
+    assert bundle.verify(tmp_path / "out").extra == () and not list(tmp_path.glob("out/**/.DS_Store"))
+    (tmp_path / "out" / "checkpoints" / "2" / "state" / ".DS_Store").touch()
+    for refuse in (
+        bundle.verify,
+        stored.load_checkpoint,
+        lambda out: integrity.verify(out / "checkpoints" / "2"),
+    ):
+        with pytest.raises(BadFileError, match=r"\.DS_Store: is in no list of digests"):
+            refuse(tmp_path / "out")
