@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 from jax._src import clusters, distributed  # the coordination service has no public interface
+from jax.experimental import multihost_utils
 
 from hope_jax.errors import CheckpointError, ConfigError, ProcessError, UserError
 from hope_jax.training import stored
@@ -64,6 +65,9 @@ def joined(
     peers = Peers(_ServiceStore(), state.process_id, state.num_processes, gone_after, end)
     peers.start()
     try:
+        # CPUs connect at the first collective, and give up where one process comes 30 s after another. So that
+        # is here, where all are together, and not after each has compiled.
+        multihost_utils.sync_global_devices("hope_jax")
         yield peers
     except BaseException as error:
         if isinstance(error, CheckpointError) or not isinstance(error, UserError):
