@@ -179,7 +179,7 @@ def test_block_that_only_reads(tmp_path: Path, levels: list[str]) -> None:
     rng, act = np.random.default_rng(4), "relu"
     weights = block_weights(rng, levels, 2, False)
     x, arch = rng.normal(size=(TOKENS, WIDTH)), oracle.Arch(2, "reference", qk_norm="none")
-    mask = oracle.visible(0, (1,) * TOKENS, 0, TOKENS)
+    mask = oracle.visible((1,) * TOKENS, 0, TOKENS)
     y, _ = oracle.attention(convert.attention(convert.under(weights, "attn")), arch, x, None, mask)
     for level in convert.cms(convert.under(weights, "cms"), levels).values():
         y = oracle.level_read(level, y, 0.0, act)

@@ -46,7 +46,7 @@ def setup(
     levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
     compute = jnp.dtype(dtype)
     spec = ModelSpec(
-        variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, "rms" if style == "modern" else "none",
+        variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, qk_norm="rms" if style == "modern" else "none",
         local_conv_window=3, flush_partial_at_end=True, scope=scope, dtype=compute,
         param_dtype=jnp.promote_types(compute, jnp.float32),
         titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,

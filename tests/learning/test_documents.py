@@ -59,9 +59,10 @@ def setup(variant: str, style: str, window: int, scope: str = "example") -> tupl
     levels = (LevelSpec("fast", 2, 0.2), LevelSpec("slow", 8, 0.1))
     model = HopeModel(
         ModelSpec(
-            variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, "rms" if style == "modern" else "none",
-            local_conv_window=window, flush_partial_at_end=True, scope=scope, dtype=DOUBLE,
-            param_dtype=DOUBLE, titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
+            variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK,
+            qk_norm="rms" if style == "modern" else "none", local_conv_window=window,
+            flush_partial_at_end=True, scope=scope, dtype=DOUBLE, param_dtype=DOUBLE,
+            titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
             self_mod=SelfMod(8, CHUNK, 4, 8, eta_scale=0.0, use_alpha=False, conv_window=window),
         )
     )  # fmt: skip

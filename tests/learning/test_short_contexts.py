@@ -41,7 +41,8 @@ def make(
     return HopeModel(
         ModelSpec(
             variant, style, VOCAB, 32, 1, 2, 128, 128, levels, CHUNK,
-            "rms" if style == "modern" else "none", flush_partial_at_end=True, context_tokens=context_tokens,
+            qk_norm="rms" if style == "modern" else "none", flush_partial_at_end=True,
+            context_tokens=context_tokens,
             titan_level=LevelSpec("titan", 4, 0.02, "nl_l2_precond"), titan_hidden=128,
             dtype=jnp.dtype("float64"), param_dtype=jnp.dtype("float64"), **values,
         )
