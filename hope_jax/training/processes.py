@@ -66,7 +66,7 @@ def joined(
     peers.start()
     try:
         # CPUs connect at the first collective, and give up where one process comes 30 s after another. So that
-        # is here, where all are together, and not after each has compiled.
+        # first one is here, where all are together, and not after each has compiled.
         multihost_utils.sync_global_devices("hope_jax")
         yield peers
     except BaseException as error:
