@@ -7,10 +7,10 @@ Expect:   No figure of ours.
 """
 
 from hope_jax.config import OrderedConfig
-from hope_jax.presets import mid_stage2_config
+from hope_jax.presets import PUBLISHED_THRESHOLD, mid_stage2_config
 
 
 def get_config() -> OrderedConfig:
     config = mid_stage2_config()
-    config.model.surprise_threshold = 0.02
+    config.model.surprise_threshold = PUBLISHED_THRESHOLD
     return config
