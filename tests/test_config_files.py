@@ -33,7 +33,7 @@ def test_docstring_says_command_hardware_time_and_what_to_expect(path: Path) -> 
 
 
 GATED = ("passkey_smoke", "pilot_reference", "sweeps/mid_stage2_surprise")
-"""Where a surprise threshold is what the file is about: the published one, which was set for another signal."""
+"""Where the published surprise threshold, which was set for another signal, is kept on purpose."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(CONFIGS)) for f in FILES])
