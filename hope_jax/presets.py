@@ -75,8 +75,8 @@ def pilot_smoke_config() -> OrderedConfig:
     config = pilot_config()
     set_size(config, dim=128, num_layers=2, heads=4)
     config.model.update({"cms_hidden_multiplier": 1, "titan_hidden_multiplier": 1})
-    # Scale, rates and the SelfModifier's bound are chosen for what they gain in text that is read for the first
-    # time, without momentum, which in rows of 256 tokens comes too late; docs/memory.md has the table.
+    # Scale, rates and the SelfModifier's bound are chosen for what writes gain in text that is read for the
+    # first time, without momentum, which in rows of 256 tokens comes too late; docs/memory.md has the table.
     config.model.cms_levels = {
         "cms_fast": level(update_period=4, lr=0.003, optimizer="nl_l2_precond", beta=0.0),
         "cms_mid": level(update_period=16, lr=0.1, optimizer="nl_l2_precond", beta=0.0),

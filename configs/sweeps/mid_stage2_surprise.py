@@ -1,7 +1,7 @@
 """mid_stage2 with the published pilot's surprise gate.
 
-Under our signal model.surprise_threshold=0.02 lies near the mean surprise of an untrained model of this width
-and teach scale, so the gate shuts while it learns; the published one never opened (docs/memory.md, Thresholds).
+Under our signal model.surprise_threshold=0.02 lies near the mean surprise of an untrained model of this
+width and teach scale, and shuts as it learns. The published gate never opened (docs/memory.md, Thresholds).
 
 Command:  python -m hope_jax.launch --config=configs/sweeps/mid_stage2_surprise.py
 Hardware: one RTX 6000 Ada (48 GB), as published
