@@ -7,7 +7,9 @@ For each level (CMS, TITAN) alone, the others written with rate 0, and for all t
 and prints the share of written chunks whose loss falls when they are read again (of a level that spans
 chunks, its period's last chunk), the mean change per token then, and what the writes change in the loss of
 the text as it is first read (held-out: negative is better). A level of period C gets
-rate * min(1, 128 / C). Mode `online`, variants with attention and memories.
+rate * min(1, 128 / C). Before that, quantiles of the mean surprise of each level's periods over all layers,
+read without writes, and the share at or above `model.surprise_threshold`. Mode `online`, variants with
+attention and memories.
 """
 
 from pathlib import Path
@@ -48,13 +50,26 @@ class Outcome(NamedTuple):
     """What writes at some rates did; losses in nats per token.
 
     falls: share of written chunks whose loss is lower when read again. reread: their mean change, per
-    token of the chunk. writes: their number. streamed: loss of the text as it is first read.
+    token of the chunk. writes: their number. streamed: loss of the text as it is first read. surprise: of
+    each token, [L, rows, tokens], NaN where it does not count.
     """
 
     falls: float
     reread: float
     writes: int
     streamed: float
+    surprise: np.ndarray
+
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def of_periods(surprise: np.ndarray, period: int) -> np.ndarray:
+    """Mean surprise of the whole periods of tokens [..., T], as the gate takes it; those without a token
+    that counts are left out."""
+    whole = surprise.shape[-1] // period * period
+    cut = surprise[..., :whole].reshape(-1, period)
+    return np.nanmean(cut[~np.isnan(cut).all(-1)], axis=-1)
 
 
 def measure(
@@ -70,8 +85,11 @@ def measure(
     model = HopeModel(spec._replace(cms_levels=levels, titan_level=rated(spec.titan_level)))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
     falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
+    surprise = []
     for batch in batches:
-        before, after, by_level = jax.tree.map(np.asarray, run(params, batch))
+        before, after, by_level, each = jax.tree.map(np.asarray, run(params, batch))
+        chunks, layers, size, length = each.shape
+        surprise.append(each.transpose(1, 2, 0, 3).reshape(layers, size, chunks * length))
         counted = np.any([by_level[name] for name in rates] or [np.zeros_like(before, bool)], axis=0)
         falls += int((after < before)[counted].sum())
         writes += int(counted.sum())
@@ -79,7 +97,21 @@ def measure(
         streamed += float(before.sum())
         tokens += int((np.asarray(batch.targets) != NO_TARGET).sum())
     per_write = max(writes, 1)
-    return Outcome(falls / per_write, change / (per_write * spec.chunk_size), writes, streamed / tokens)
+    reread_change = change / (per_write * spec.chunk_size)
+    return Outcome(falls / per_write, reread_change, writes, streamed / tokens, np.concatenate(surprise, 1))
+
+
+def show_surprise(surprise: np.ndarray, periods: dict[str, int], threshold: float | None) -> None:
+    """Prints a line a level. surprise: [L, rows, tokens]."""
+    say(f"mean surprise of periods (model.surprise_threshold={threshold})")
+    say(f"{'levels':12} " + " ".join(f"{quantile:>8.0%}" for quantile in QUANTILES) + f" {'open':>7}")
+    for name, period in periods.items():
+        means = of_periods(surprise, period)
+        if not means.size:
+            continue
+        values = " ".join(f"{value:8.3g}" for value in np.quantile(means, QUANTILES))
+        share = 1.0 if threshold is None else float((means >= threshold).mean())
+        say(f"{name:12} {values} {share:7.1%}")
 
 
 def main(argv: list[str]) -> None:
@@ -111,8 +143,10 @@ def main(argv: list[str]) -> None:
     taught = {name for memory in by_memory.values() for name in memory.level_names()}
     levels = (spec.titan_level, *spec.cms_levels)
     periods = {level.name: level.update_period for level in levels if level.name in taught}
-    idle = measure(config, params, batches, {}).streamed
+    without = measure(config, params, batches, {})
+    idle = without.streamed
     say(f"held-out loss without writes: {idle:.5f} nats a token")
+    show_surprise(without.surprise, periods, config.model.surprise_threshold)
     say(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
     for name in (*periods, "all"):
         for rate in candidates:

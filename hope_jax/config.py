@@ -126,7 +126,7 @@ class ModelConfig:
     teach_scale: NonNegative = 0.1  # multiplier on the teach signal
     teach_clip: NonNegative = 0.0  # per-token L2 bound on the teach signal; 0: off
     teach_schedule: TeachScheduleConfig = TeachScheduleConfig()
-    surprise_threshold: NonNegative | None = None  # smallest mean surprise that is written; None: all
+    surprise_threshold: NonNegative | None = None  # least mean surprise of a written period; None: all
     surprise_metric: Literal["l2", "loss", "logit_entropy"] = "l2"  # l2: norm of the scaled teach signal
 
 
@@ -231,7 +231,7 @@ class EvalConfig:
     every: Whole = 500  # steps; 0: only at the end
     batches: Whole = 16  # at most; 0: the whole held-out split (of shards: in the mixture's proportions)
     generate_tokens: Whole = 64  # length of each sample in the report; 0: none
-    alarm: Literal["warn", "stop", "off"] = "warn"  # of memories that do harm (docs/health.md); stop: exit 1
+    alarm: Literal["warn", "stop", "off"] = "warn"  # of harmful or idle memories; stop: harm ends a run
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ python -m hope_jax.launch --config=FILE [--config.KEY=VALUE ...] [--workdir=DIR]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I | --hosts=A,B,... | --distributed=auto]
 
 Progress goes to stderr; the last line of stdout is a JSON object with eval_loss, unigram_entropy,
-tokens_per_sec and train_seconds. With one of the last three, one of several processes that train together
-(docs/training.md); process 0 writes.
+tokens_per_sec, train_seconds, eval_loss_no_writes and periods_written (docs/training.md). With one of the
+last three, one of several processes that train together (same page); process 0 writes.
 """
 
 import json
@@ -57,7 +57,10 @@ cli.define_config()
 
 logger = logging.getLogger("hope_jax.launch")
 
-SUMMARY_KEYS = ("eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds")
+SUMMARY_KEYS = (
+    *("eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds"),
+    *("eval_loss_no_writes", "periods_written"),
+)
 
 
 def main(argv: list[str]) -> None:

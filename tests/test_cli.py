@@ -202,7 +202,11 @@ def test_launch_trains_into_the_default_workdir(config_file: Path) -> None:
     run = launch(f"--config={config_file}", "--config.log.tensorboard=false", cwd=config_file.parent)
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout.splitlines()[-1])
-    assert set(summary) == {"eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds"}
+    assert set(summary) == {
+        *("eval_loss", "unigram_entropy", "tokens_per_sec", "train_seconds"),
+        *("eval_loss_no_writes", "periods_written"),
+    }
+    assert summary["periods_written"] == 1.0 and summary["eval_loss_no_writes"] != summary["eval_loss"]
     assert (config_file.parent / "runs" / "small" / "metrics.jsonl").is_file()
 
 

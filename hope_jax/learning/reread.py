@@ -15,11 +15,15 @@ from hope_jax.types import Array, Batch, PyTree
 
 class Reread(NamedTuple):
     """For each chunk and example [M, B]: summed cross-entropy at the memories that read it, the same at the
-    memories that it wrote, and by level, bool, whether it was written in any layer."""
+    memories that it wrote, and by level, bool, whether it was written in any layer.
+
+    surprise: [M, L, B, N] of each token, NaN where a token does not count.
+    """
 
     before: Array
     after: Array
     written: dict[str, Array]
+    surprise: Array
 
 
 def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> Reread:
@@ -49,7 +53,8 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
             for name, level in levels.items()
         }
         _, (after, _) = chunk_loss(fast, carry, chunk, None)
-        found = Reread(before.loss_bt.sum(-1), after.loss_bt.sum(-1), written)
+        surprise = jnp.where(signal.counted_n, signal.surprise_n, jnp.nan)
+        found = Reread(before.loss_bt.sum(-1), after.loss_bt.sum(-1), written, surprise)
         return (fast, trees.stop_gradient(out.carry)), found
 
     def cut(t: Array) -> Array:

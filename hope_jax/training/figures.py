@@ -87,18 +87,20 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
         axes.plot(steps, loss, color=TRAIN, alpha=0.25, linewidth=0.9)
         if len(steps):
             _line(axes, steps, _smooth(loss), color=TRAIN, label="training")
-        steps, loss = _series(rows, "eval_loss_no_writes")
-        axes.plot(
-            steps,
-            loss,
-            color=NO_WRITES,
-            marker="o",
-            markersize=3,
-            linestyle="--",
-            label="held out, no writes",
-        )
         steps, loss = _series(rows, "eval_loss")
-        axes.plot(steps, loss, color=HELD_OUT, marker="o", markersize=3.5, label="held out")
+        axes.plot(steps, loss, color=HELD_OUT, marker="o", markersize=3, label="held out")
+        steps, loss = _series(rows, "eval_loss_no_writes")
+        if len(steps):  # rings and dashes on top: both lines show where they are one
+            axes.plot(
+                steps,
+                loss,
+                color=NO_WRITES,
+                marker="o",
+                markersize=7,
+                markerfacecolor="none",
+                linestyle=(0, (2, 3)),
+                label="held out, no writes",
+            )
         entropy = next((r["unigram_entropy"] for r in rows[::-1] if r.get("unigram_entropy")), None)
         if entropy:
             for value, text, dash in (
@@ -131,6 +133,38 @@ def health_figure(rows: Sequence[Row]) -> Figure:
             _line(axes, *_series(rows, key), color=TRAIN)
             axes.set_title(title, loc="left")
             axes.set_ylim(bottom=0)
+            _steps_axis(axes)
+        return figure
+
+
+def effect_figure(rows: Sequence[Row]) -> Figure | None:
+    """What writes change in the held-out loss, and the share of periods that each level has written there;
+    None where no evaluation has written."""
+    seen = [
+        row for row in rows if row.get("eval_loss_no_writes") is not None and row["eval_loss"] is not None
+    ]
+    if not seen:
+        return None
+    effect = [{"step": row["step"], "effect": row["eval_loss"] - row["eval_loss_no_writes"]} for row in seen]
+    shares = [
+        {"step": row["step"]}
+        | {name: float(np.mean(x["periods_written"])) for name, x in (row.get("eval_writes") or {}).items()}
+        for row in seen
+    ]
+    levels = list(dict.fromkeys(name for row in shares for name in row if name != "step"))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 2.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.axhline(0, color=GREY, linewidth=1.0)
+        left.plot(*_series(effect, "effect"), color=HELD_OUT, marker="o", markersize=3)
+        left.set_title("held-out loss with writes less without, nats per token", loc="left")
+        for name, color in zip(levels, layer_colors(len(levels)), strict=True):
+            right.plot(*_series(shares, name), color=color, marker="o", markersize=3, label=name)
+        right.set_ylim(-0.05, 1.05)
+        right.set_title("share of periods written, held out", loc="left")
+        if levels:
+            right.legend(frameon=False, ncols=2, fontsize=7)
+        for axes in (left, right):
             _steps_axis(axes)
         return figure
 

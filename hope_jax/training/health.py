@@ -1,8 +1,9 @@
-"""Whether the memories of a run do harm: alarms, judged from the numbers of its rows.
+"""Whether the memories of a run do harm, or nothing: alarms, judged from the numbers of its rows.
 
 A memory that blows up answers louder than all the rest of a model, and the cross-entropy rises far above
 ln V, that of a guess among all V tokens. So the held-out loss with writes is compared with the loss without
 them and with ln V; the training loss, which is always with writes, with ln V alone, once it has been below.
+Memories that are idle (`hope_jax.training.idle`) do no harm: their alarm never ends a run.
 """
 
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hope_jax.config import ExperimentConfig, MemoryConfig
+from hope_jax.training import idle
 from hope_jax.training.diagnosis import rate_key
 
 logger = logging.getLogger("hope_jax.training")
@@ -96,21 +98,24 @@ def remedy(level: LevelSize | None, config: ExperimentConfig) -> str:
     return f"{cause} Remedy: lower {key} or memory.write_clip (now {memory.write_clip:g})."
 
 
-def eval_alarm(evaluated: Mapping[str, float | None], writes: Writes, config: ExperimentConfig) -> str | None:
+def eval_alarm(evaluated: Mapping[str, Any], writes: Writes, config: ExperimentConfig) -> str | None:
     """Held-out loss with writes above that without them, or above ln V; None: neither.
 
-    evaluated: `eval_loss`, `eval_loss_no_writes`. writes: statistics of the step before.
+    evaluated: `eval_loss`, and `eval_loss_no_writes`, None where no read sees a write. writes: statistics of
+    the step before.
     """
     loss, plain = evaluated["eval_loss"], evaluated["eval_loss_no_writes"]
-    if loss is None or plain is None:
+    if loss is None:
         return None
     chance = math.log(config.model.vocab_size)
-    worse, lost = not loss <= plain + MARGIN, not loss <= chance + MARGIN
+    worse, lost = plain is not None and not loss <= plain + MARGIN, not loss <= chance + MARGIN
     if not worse and not lost:
         return None
+    lower = f"lower optim.lr (now {config.optim.lr:g})"
+    if plain is None:
+        return f"held-out loss {loss:.4g}, ln V {chance:.4g}: worse than a guess. Remedy: {lower}."
     measured = f"held-out loss {loss:.4g} with writes, {plain:.4g} without, ln V {chance:.4g}"
     if not worse:
-        lower = f"lower optim.lr (now {config.optim.lr:g})"
         return f"{measured}: worse than a guess, with writes and without. Remedy: {lower}."
     return f"{measured}: the writes do harm. {remedy(suspect(writes), config)}"
 
@@ -132,6 +137,11 @@ def train_alarm(watch: Watch, row: Mapping[str, Any], config: ExperimentConfig) 
     return f"{head}. {remedy(suspect(row.get('writes', {})), config)}"
 
 
+def is_idle(alarm: str) -> bool:
+    """Whether an alarm tells of idleness rather than of harm."""
+    return alarm.startswith(idle.KIND)
+
+
 class Guard:
     """The alarms of a run, as `eval.alarm` wants them. `stop`: the alarm that ends the run, once there is
     one.
@@ -146,26 +156,29 @@ class Guard:
         for row in before:
             self._see(row)
 
-    def evaluated(self, step: int, results: Mapping[str, float | None], writes: Writes) -> str | None:
-        """The alarm of an evaluation after `step`, raised and returned."""
-        off = self._config.eval.alarm == "off"
-        return None if off else self._raise(step, eval_alarm(results, writes, self._config))
+    def evaluated(self, step: int, results: Mapping[str, Any], writes: Writes) -> str | None:
+        """The alarm of an evaluation after `step`, raised and returned: of harm, else of idleness."""
+        if self._config.eval.alarm == "off":
+            return None
+        harm = self._raise(step, eval_alarm(results, writes, self._config))
+        return harm or self._raise(step, idle.idle_alarm(step, results, writes, self._config), stops=False)
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its field `alarm`: that of its evaluation, else of the training loss, else None."""
+        """The row with its field `alarm`: of harm, seen in its evaluation or in the training loss, else of
+        idleness, else None."""
         self._see(row)
         alarm = row.get("alarm")
-        if alarm is None and self._config.eval.alarm != "off":
-            alarm = self._raise(row["step"], train_alarm(self._watch, row, self._config))
+        if (alarm is None or is_idle(alarm)) and self._config.eval.alarm != "off":
+            alarm = self._raise(row["step"], train_alarm(self._watch, row, self._config)) or alarm
         return {**row, "alarm": alarm}
 
     def _see(self, row: Mapping[str, Any]) -> None:
         loss = row["loss"]
         self._watch = watched(self._watch, math.inf if loss is None else float(loss), self._config)
 
-    def _raise(self, step: int, alarm: str | None) -> str | None:
+    def _raise(self, step: int, alarm: str | None, *, stops: bool = True) -> str | None:
         if alarm:
             logger.warning("ALARM after step %d: %s", step, alarm)
-            if self._config.eval.alarm == "stop":
+            if stops and self._config.eval.alarm == "stop":
                 self.stop = alarm
         return alarm

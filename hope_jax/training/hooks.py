@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from hope_jax.errors import AlarmError, DivergenceError
 from hope_jax.training.checkpoint import Checkpointer, first_non_finite
 from hope_jax.training.files import write_atomic
 from hope_jax.training.health import Guard
+from hope_jax.training.idle import share_of_all, written
 from hope_jax.training.metrics import Recorder
 from hope_jax.training.program import TrainProgram, TrainState
 from hope_jax.types import Batch
@@ -44,22 +45,38 @@ class Hook(Protocol):
         """Do what is due at `event.step`."""
 
 
-def evaluate(program: TrainProgram, state: TrainState, batches: Sequence[Batch]) -> dict[str, float | None]:
+EVALUATED = ("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy", "periods_written")
+"""Keys of an evaluation, in the rows and in the summary of a run."""
+
+
+def evaluate(program: TrainProgram, state: TrainState, batches: Sequence[Batch]) -> dict[str, Any]:
     """Mean held-out loss over all supervised tokens of `batches`, in nats; all None without tokens.
 
-    Returns: `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (of the same tokens).
+    Returns: `EVALUATED`, and `eval_writes`. `eval_loss_no_writes`: with the slow weights alone; None where no
+    read sees a write (no memories, or none that is kept). `periods_written`: share of the ended periods, of
+    all levels together, that were written; None where none ended. `unigram_entropy`: of the same tokens.
+    `eval_writes`: as `idle.written` returns it.
     """
-    sums = jax.device_get([dict(program.eval_step(state, batch)) for batch in batches])
+    sums: list[dict[str, Any]] = jax.device_get([dict(program.eval_step(state, batch)) for batch in batches])
     tokens = math.fsum(float(s["tokens"]) for s in sums)
     if tokens == 0:
-        return dict.fromkeys(("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy"))
-    loss = math.fsum(float(s["loss_sum"]) for s in sums) / tokens
+        return {**dict.fromkeys(EVALUATED), "eval_writes": {}}
+    loss, plain = (_per_token(sums, key, tokens) for key in ("loss_sum", "loss_sum_no_writes"))
+    assert loss is not None
+    levels = written(jax.tree.map(lambda *each: sum(each), *(s["writes"] for s in sums)))
     return {
         "eval_loss": loss,
-        "eval_loss_no_writes": math.fsum(float(s["loss_sum_no_writes"]) for s in sums) / tokens,
+        "eval_loss_no_writes": plain,
         "perplexity": math.exp(loss) if loss < 700 else math.inf,
         "unigram_entropy": unigram_entropy([np.asarray(batch.targets) for batch in batches]),
+        "periods_written": share_of_all(levels),
+        "eval_writes": levels,
     }
+
+
+def _per_token(sums: Sequence[Mapping[str, Any]], key: str, tokens: float) -> float | None:
+    """The mean of what all batches have summed under `key`; None if they have not."""
+    return math.fsum(float(s[key]) for s in sums) / tokens if key in sums[0] else None
 
 
 class EvalHook:

@@ -21,6 +21,7 @@ from hope_jax.training.checkpoint import Checkpointer, abstract
 from hope_jax.training.diagnosis import explain_divergence
 from hope_jax.training.health import Guard
 from hope_jax.training.hooks import (
+    EVALUATED,
     AlarmHook,
     CheckpointHook,
     EvalHook,
@@ -146,9 +147,8 @@ def train(
         peers: the run's other processes, which all call this; None: there are none.
         sources: JSON-able facts of what is read (`Inputs.about`), kept in checkpoints.
     Returns:
-        `eval_loss`, `eval_loss_no_writes`, `perplexity`, `unigram_entropy` (nats per token of the same
-        tokens; None if none was evaluated), `loss`, `tokens`, `tokens_per_sec`, `train_seconds`,
-        `compile_seconds`, `steps` (number of the last step done), `interrupted`.
+        what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`, `tokens_per_sec`,
+        `train_seconds`, `compile_seconds`, `steps` (number of the last step done), `interrupted`.
     Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError.
     """
     workdir = workdir.absolute()
@@ -323,10 +323,9 @@ def _summary(
     # process 0 wrote the rows; whether to evaluate, which all do together, must be the same for all
     rows = processes.word(files.read_rows(workdir / files.METRICS_FILE)[-1:])
     last = rows[-1] if rows else {}
-    keys = ("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy")
-    evaluated: dict[str, Any] = {key: last.get(key) for key in keys}
+    evaluated: dict[str, Any] = {key: last.get(key) for key in (*EVALUATED, "eval_writes")}
     if not end.interrupted and (last.get("step") != end.step or evaluated["eval_loss"] is None):
-        evaluated = dict(evaluate(program, end.state, eval_batches))
+        evaluated = evaluate(program, end.state, eval_batches)
     rate = progress.steady_tokens / progress.steady_seconds if progress.steady_seconds else None
     summary = {
         **evaluated,

@@ -38,7 +38,9 @@ class TrainProgram(NamedTuple):
         (supervised tokens), `grad_norm` (before the clip), `lr`, `teach_signal_norm`, and `writes`: level
         name -> statistic -> [L] (one value a layer; an empty mapping for variants without memories).
     eval_step: (state, batch) -> {"loss_sum", "loss_sum_no_writes", "tokens"}: float32 device scalars,
-        summed over the batch's supervised tokens, with memory writes and without.
+        summed over the batch's supervised tokens, with memory writes and without (left out where no read
+        sees a write), and `writes`: level name -> {"periods", "updates_applied", "surprise_value"} -> [L],
+        summed over the batch's rows (empty where an evaluation writes nothing).
     generate: (state, prompt int32 [P], max_tokens, temperature, seed) -> int32 [<= max_tokens].
     notes: lines to log at the start (parameter split, excluded parameters, warnings).
     flops_per_token: useful FLOPs of a train step per token, for the share of the machine's peak.
@@ -46,7 +48,7 @@ class TrainProgram(NamedTuple):
 
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, PyTree]]]
-    eval_step: Callable[[TrainState, Batch], Mapping[str, Array]]
+    eval_step: Callable[[TrainState, Batch], Mapping[str, PyTree]]
     generate: Callable[[TrainState, np.ndarray, int, float, int], np.ndarray]
     notes: tuple[str, ...]
     flops_per_token: float

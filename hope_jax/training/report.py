@@ -11,6 +11,7 @@ from hope_jax.training import page
 from hope_jax.training.figures import (
     GOAL,
     as_data_uri,
+    effect_figure,
     health_figure,
     loss_figure,
     save_png,
@@ -26,6 +27,7 @@ from hope_jax.training.files import (
     read_rows,
     write_atomic,
 )
+from hope_jax.training.health import is_idle
 
 _ESSENTIALS = (
     "model.block_variant", "model.style", "model.dim", "model.num_layers", "model.heads", "model.vocab_size",
@@ -41,6 +43,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     share = summary.get("share_of_peak")
     values = {
         "held-out loss, nats per token": page.number(loss),
+        **_writes_tiles(summary),
         f"of unigram entropy {page.number(entropy)}": "–" if ratio is None else f"{ratio:.3f}",
         "held-out perplexity": page.number(summary.get("perplexity")),
         "tokens per second": page.number(summary.get("tokens_per_sec")),
@@ -48,6 +51,18 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         "training time": page.duration(summary.get("train_seconds")),
     }
     return page.tiles(values)
+
+
+def _writes_tiles(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What the memories did to the held-out loss; nothing of a model without."""
+    loss, plain, share = (summary.get(key) for key in ("eval_loss", "eval_loss_no_writes", "periods_written"))
+    tiles = {}
+    if loss is not None and plain is not None:
+        tiles[f"nats by memory writes: {page.number(plain)} without"] = f"{loss - plain:+.4f}"
+    if share is not None:
+        threshold = summary.get("config", {}).get("model", {}).get("surprise_threshold")
+        tiles[f"of periods written, surprise_threshold={threshold}"] = f"{share:.1%}"
+    return tiles
 
 
 def _summary_tables(summary: Mapping[str, Any]) -> str:
@@ -59,6 +74,7 @@ def _summary_tables(summary: Mapping[str, Any]) -> str:
         "parameters": summary.get("parameters"),
         "last training loss": summary.get("loss"),
         "held-out loss without writes": summary.get("eval_loss_no_writes"),
+        "share of periods written, held out": summary.get("periods_written"),
         "training time": page.duration(summary.get("train_seconds")),
         "first step, compilation included": page.duration(summary.get("compile_seconds")),
         "device": summary.get("device"),
@@ -101,8 +117,10 @@ def _writes_section(rows: Sequence[Mapping[str, Any]]) -> str:
         return (
             '<h2>Memory updates</h2><p class="note">This variant has no memories, so nothing was written.</p>'
         )
+    effect = effect_figure(rows)
     return (
         "<h2>Memory updates</h2>"
+        + ("" if effect is None else page.figure(as_data_uri(effect), "Effect of writes on held-out text"))
         + page.figure(as_data_uri(figure), f"Write statistics of {', '.join(write_levels(rows))}")
         + '<p class="note">What each level wrote in the logged steps, one line a layer. A level whose '
         "updates stay at zero has learned nothing at test time; clip hits say that the bounds, not the "
@@ -140,10 +158,12 @@ def render(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
             f'<div class="warn">Interrupted after step {summary.get("steps")}; the same command continues '
             "the run. There is no final evaluation yet.</div>"
         )
-    alarms = [f"step {row['step']}: {row['alarm']}" for row in rows if row.get("alarm")]
-    if alarms:
-        first = f"{len(alarms)} rows with an alarm, the first at {alarms[0]}"
-        warning += f'<div class="warn">{escape(first)}</div>'
+    raised = [row for row in rows if row.get("alarm")]
+    for kind in (False, True):
+        alarms = [f"step {row['step']}: {row['alarm']}" for row in raised if is_idle(row["alarm"]) == kind]
+        if alarms:
+            first = f"{len(alarms)} rows with an alarm, the first at {alarms[0]}"
+            warning += f'<div class="warn">{escape(first)}</div>'
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in summary.get("notes", ()))
     settings = "\n".join(f"{k}: {v}" for k, v in flatten(config).items())
     body = (

@@ -40,6 +40,9 @@ from hope_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, PyTree]
 
+EVALUATED_WRITES = ("periods", "updates_applied", "surprise_value")
+"""Of an evaluation's writes: fields of `WriteStats` that are summed over its examples."""
+
 
 class Learnt(NamedTuple):
     """What one batch teaches. gradient: of the sum of cross-entropies. writes: by memory and level,
@@ -211,28 +214,37 @@ class Step:
         }
         return metrics
 
-    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Summed held-out loss with the memories writing, and with their slow weights alone."""
+    def evaluate(self, state: TrainState, batch: Batch) -> Metrics:
+        """Summed held-out loss with the memories writing and with their slow weights alone, and what was
+        written; see `TrainProgram.eval_step`."""
         return self._everywhere(self._evaluate, WHOLE)(state.params, state.fast, batch)
 
-    def _evaluate(self, params: PyTree, fast: PyTree, batch: Batch) -> dict[str, Array]:
+    def _evaluate(self, params: PyTree, fast: PyTree, batch: Batch) -> Metrics:
         """Of one device's rows; see `_everywhere`."""
-        rule = self.rule._replace(training=False)
         fast = self._start(params, fast, batch)
-        plain = self._read_loss(params, {}, batch)
+        plain, _ = self._read_loss(params, {}, batch)
+        sums: Metrics = {"loss_sum": plain, "tokens": token_loss_count(batch), "writes": {}}
         written = self.streams or self.persistent or bool(self.model.stream_memories())
-        if not self.model.level_names() or not written:
-            with_writes = plain
-        elif self.streams:
-            with_writes = stream_loss(self.model, rule, params, fast, batch).sums.loss
-        else:
-            with_writes = self._read_loss(params, fast, batch)
-        sums = {"loss_sum": with_writes, "loss_sum_no_writes": plain, "tokens": token_loss_count(batch)}
+        if self.model.level_names() and written:
+            loss, stats = self._loss_with_writes(params, fast, batch)
+            writes = {level: of_level for levels in stats.values() for level, of_level in levels.items()}
+            sums |= {"loss_sum": loss, "loss_sum_no_writes": plain}
+            sums["writes"] = {
+                level: {name: getattr(of_level, name).sum(1) for name in EVALUATED_WRITES}
+                for level, of_level in writes.items()
+            }
         return self._summed(sums)
 
-    def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> Array:
+    def _loss_with_writes(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
+        """Also the statistics of what was written, by memory and level, leaves [L, B]."""
+        if self.streams:
+            result = stream_loss(self.model, self.rule._replace(training=False), params, fast, batch)
+            return result.sums.loss, result.stats
+        return self._read_loss(params, fast, batch)
+
+    def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
-        return read_loss(self.model, params, out, batch.targets).total
+        return read_loss(self.model, params, out, batch.targets).total, out.stats
 
 
 def token_loss_count(batch: Batch) -> Array:

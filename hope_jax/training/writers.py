@@ -21,6 +21,7 @@ from tensorboardX.summary import scalar
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
 from hope_jax.training.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
+from hope_jax.training.idle import share_of_all, trained
 
 logger = logging.getLogger("hope_jax.training")
 
@@ -127,15 +128,18 @@ class WandbWriter:
 
 
 class ProgressWriter:
-    """One line a row in the log: step, loss, tokens/s, time left, share of the measured matmul peak.
+    """One line a row in the log: step, loss, tokens/s, time left, share of the measured matmul peak, share of
+    periods written; where evaluated, the held-out loss with writes and without.
 
     Args:
         steps: number of the run's last step.
+        threshold: of surprise, below which nothing is written; None: all is.
         share_of_peak: tokens per second -> share of the peak.
     """
 
-    def __init__(self, steps: int, share_of_peak: Callable[[float], float]) -> None:
+    def __init__(self, steps: int, threshold: float | None, share_of_peak: Callable[[float], float]) -> None:
         self._steps = steps
+        self._threshold = threshold
         self._share_of_peak = share_of_peak
 
     def write(self, row: Row) -> None:
@@ -148,9 +152,22 @@ class ProgressWriter:
                 f"{left} left",
                 f"{self._share_of_peak(row['tokens_per_sec']):.1%} of matmul peak",
             ]
+        share = share_of_all(trained(row.get("writes", {})))
+        if share is not None:
+            parts.append(self._written(share))
         if row.get("eval_loss") is not None:
-            parts.append(f"eval loss {row['eval_loss']:.4f} (unigram entropy {row['unigram_entropy']:.4f})")
+            parts.append(self._evaluated(row))
         logger.info("  ".join(parts))
+
+    def _written(self, share: float) -> str:
+        return f"{share:.0%} of periods written (surprise_threshold={self._threshold})"
+
+    def _evaluated(self, row: Row) -> str:
+        plain, share = row.get("eval_loss_no_writes"), row.get("periods_written")
+        without = "" if plain is None else f" without writes {plain:.4f}"
+        written = "" if share is None else f" {self._written(share)}"
+        entropy = f" (unigram entropy {row['unigram_entropy']:.4f})"
+        return f"eval loss {row['eval_loss']:.4f}{without}{written}{entropy}"
 
     def close(self) -> None:
         """Nothing is held."""
@@ -171,7 +188,8 @@ def make_writers(
     """The writers that the configuration asks for; none but on the first process."""
     if jax.process_index() != 0:
         return []
-    writers: list[Writer] = [JsonlWriter(workdir), ProgressWriter(config.train.steps, share_of_peak)]
+    progress = ProgressWriter(config.train.steps, config.model.surprise_threshold, share_of_peak)
+    writers: list[Writer] = [JsonlWriter(workdir), progress]
     if config.log.tensorboard:
         writers.append(TensorBoardWriter(workdir, step))
     if config.log.wandb:

@@ -114,11 +114,12 @@ def test_training_loss_above_chance_for_several_rows(losses, alarms):
 
 
 def harmful(program):
-    """The program whose held-out loss with writes is 40 nats above that without, from step 10 on."""
+    """The program whose held-out loss with writes is 40 nats above that without, from step 10 on; before, a
+    little below."""
 
     def eval_step(state, batch):
         sums = program.eval_step(state, batch)
-        harm = jnp.where(state.step >= 10, 40.0, 0.0) * sums["tokens"]
+        harm = jnp.where(state.step >= 10, 40.0, -0.1) * sums["tokens"]
         return {**sums, "loss_sum": sums["loss_sum_no_writes"] + harm}
 
     return program._replace(eval_step=eval_step)

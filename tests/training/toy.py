@@ -100,13 +100,17 @@ def rows_of(workdir):
 
 
 def without_memories(program):
-    """The program with no write statistics."""
+    """The program with no write statistics, of whose losses one is enough."""
 
     def train_step(state, batch):
         state, metrics = program.train_step(state, batch)
         return state, {**metrics, "writes": {}}
 
-    return program._replace(train_step=train_step)
+    def eval_step(state, batch):
+        sums = {**program.eval_step(state, batch), "writes": {}}
+        return {key: value for key, value in sums.items() if key != "loss_sum_no_writes"}
+
+    return program._replace(train_step=train_step, eval_step=eval_step)
 
 
 def poisoned(program, *, loss_at=0, params_at=0):
@@ -168,7 +172,9 @@ def toy_program(*, width=6, layers=2):
 
     def eval_step(state, batch):
         total, tokens = loss_sum(state.params, batch)
-        return {"loss_sum": total, "loss_sum_no_writes": total * 1.1, "tokens": tokens}
+        ended = {"periods": 4 * jnp.ones(layers), "surprise_value": 2 * jnp.ones(layers)}
+        writes = {"cms_fast": {**ended, "updates_applied": jnp.arange(layers) + 2.0}}
+        return {"loss_sum": total, "loss_sum_no_writes": total * 1.1, "tokens": tokens, "writes": writes}
 
     compiled = jax.jit(train_step, donate_argnums=0)
 
