@@ -75,7 +75,7 @@ def pilot_smoke_config() -> OrderedConfig:
     config = pilot_config()
     set_size(config, dim=128, num_layers=2, heads=4)
     config.model.update({"cms_hidden_multiplier": 1, "titan_hidden_multiplier": 1})
-    # Scale, rates, rows and the outer rates are chosen for what writes gain in text that is read for the first
+    # Scale, rates, rows and outer rates are chosen for what writes gain in text that is read for the first
     # time, and for the loss with them; docs/memory.md has the table.
     config.model.cms_levels = {
         "cms_fast": level(update_period=4, lr=0.005, optimizer="nl_l2_precond", beta=0.0),
