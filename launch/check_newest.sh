@@ -13,7 +13,7 @@
 newest_python() {
     local version candidate
     for version in 3.13 3.12; do
-        for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+        for candidate in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python; do
             # pyenv has commands on PATH also for versions that are not switched on
             if "$candidate" -c 'import ensurepip' 2>/dev/null; then
                 echo "$candidate"
