@@ -65,8 +65,8 @@ def joined(
     peers = Peers(_ServiceStore(), state.process_id, state.num_processes, gone_after, end)
     peers.start()
     try:
-        # CPUs connect at the first collective, and give up where one process comes 30 s after another. So that
-        # is here, where all are together, and not after each has compiled.
+        # CPUs connect at the first collective, and give up where one comes 30 s after another: so it is here,
+        # while all are together, and not after each has compiled.
         multihost_utils.sync_global_devices("hope_jax")
         yield peers
     except BaseException as error:
