@@ -59,8 +59,8 @@ run() {
     fi
 }
 
-# set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable; without
-# constraints in the newest versions. All chatter goes to stderr.
+# set_up CONSTRAINTS EXTRAS: makes or reuses $VENV (.venv) and installs this package into it, editable;
+# without constraints in the newest versions. All chatter goes to stderr.
 set_up() {
     local venv="${VENV:-.venv}" python="${PYTHON:-python3}" wanted installed
     if [ -n "$dry_run" ]; then

@@ -102,7 +102,7 @@ def test_errors_are_one_paragraph_and_code_2(arguments: list[str], words: str) -
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("name", "package"), [("v5e:2x2", "libtpu=="), ("h100:8", "jax-cuda12-pjrt==")])
+@pytest.mark.parametrize(("name", "package"), [("v5e:2x2", r"jax\[tpu\]=="), ("h100:8", r"jax\[cuda12\]==")])
 def test_a_missing_plugin_is_named_with_its_remedy(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ def passes() -> dict:
         return losses.total, losses
 
     raw, losses = jax.jit(jax.grad(loss, has_aux=True))(model.init_taps(2, 12))
-    wanted = [chunk_pass(params, ARCH, row.part(ARCH, 0, 12), None, [{}, {}]) for row in rows]
+    wanted = [chunk_pass(params, ARCH, row.part(0, 12), None, [{}, {}]) for row in rows]
     return {"params": params, "model": model, "batch": batch, "raw": raw, "losses": losses, "wanted": wanted}
 
 

@@ -99,4 +99,4 @@ def test_it_trains_and_is_evaluated(variant: str, mode: str, memory: dict[str, o
     assert set(metrics["writes"]) == {name for names in MEMORIES[variant].values() for name in names}
     assert float(metrics["grad_norm"]) > 0 and int(new.step) == 1
     if variant == "hope_attention":
-        assert step.rule.chunk_size == 32 and float(sums["loss_sum"]) == float(sums["loss_sum_no_writes"])
+        assert step.rule.chunk_size == 32 and "loss_sum_no_writes" not in sums
