@@ -77,16 +77,7 @@ class StreamResult(NamedTuple):
 
 
 def begin(model: HopeModel, rule: OnlineRule, fast: PyTree, batch_size: int, tokens: int) -> StreamState:
-    """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`.
-
-    Raises:
-      ValueError: the model's contexts are shorter.
-    """
-    if model.spec.context_tokens and tokens > model.spec.context_tokens:
-        raise ValueError(
-            f"tokens: want at most context_tokens={model.spec.context_tokens} of the model, got {tokens}; "
-            "make the model with a longer context, or with 0"
-        )
+    """The state before the first token of a stream of `tokens` tokens that starts with memories `fast`."""
     taps = model.init_taps(batch_size, rule.chunk_size)
     tokens_bn = jnp.zeros((batch_size, rule.chunk_size), jnp.int32)
 

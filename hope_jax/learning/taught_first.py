@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 
 from hope_jax import trees
-from hope_jax.kernels.cms_write import Dual
 from hope_jax.kernels.xent_teach import cross_entropy
 from hope_jax.learning.online import OnlineRule, StreamState, for_writes, read_and_signal, write_pending
 from hope_jax.models import tapping
@@ -50,7 +49,7 @@ def taught_first(
         fast, stats = write_pending(model, rule, at_writes, state)
         at = state._replace(fast=fast, stats=stats)
         taught, out, by_hidden = read_and_signal(model, rule, params, at, chunk, schedule)
-        memories = {name: _without_rows(fast[name]) for name in model.memories()}
+        memories = {name: fast[name] for name in model.memories()}
         streams = {name: fast[name] for name in names}
         return taught, _Read(memories, at.carry, streams, out.hidden, by_hidden)
 
@@ -89,7 +88,7 @@ def _backward(
 
         def reread(plain: PyTree, taps: Taps, streams: PyTree, cache: PyTree) -> Any:
             tapped = tapping.attach(params, plain, taps)
-            fast = {**streams, **_with_rows(read.memories, last_fast)}
+            fast = {**streams, **read.memories}
             carry = read.carry._replace(cache=cache)
             out = model.read(tapped, fast, carry, chunk.tokens, chunk.segment_ids, training=rule.training)
             assert out.carry is not None
@@ -116,23 +115,3 @@ def _head_gradient(head: Array, hidden: Array, chunks: Batch) -> Array:
 
 def _streams(fast: PyTree, names: Any) -> PyTree:
     return {name: fast[name] for name in names}
-
-
-def _is_dual(node: object) -> bool:
-    return isinstance(node, Dual)
-
-
-def _without_rows(fast: PyTree) -> PyTree:
-    """The state without the tokens that it may hold: a later state holds them too, with coefficients for
-    more of them."""
-    return jax.tree.map(lambda n: n._replace(rows=None) if _is_dual(n) else n, fast, is_leaf=_is_dual)
-
-
-def _with_rows(memories: PyTree, fast: PyTree) -> PyTree:
-    """The inverse, with the tokens of a later state `fast`."""
-    later = {name: fast[name] for name in memories}
-
-    def joined(old: PyTree, new: PyTree) -> PyTree:
-        return new._replace(rows=old.rows) if _is_dual(old) else new
-
-    return jax.tree.map(joined, later, memories, is_leaf=_is_dual)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory import dual_write, gate, mlp_memory
+from hope_jax.memory import gate, mlp_memory
+from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
@@ -46,7 +47,6 @@ class Cms:
     teach signal rather than the block's. output_clip: bound on each level's residual branch while
     training (reference style). activation: of the levels' hidden layers, a name of
     `mlp_memory.ACTIVATIONS`. flush_partial_at_end: write unfinished periods when a stream ends.
-    context_tokens: no context is longer; 0: not known (see `dual_write.holds_tokens`).
     """
 
     levels: tuple[LevelSpec, ...]
@@ -57,7 +57,6 @@ class Cms:
     output_clip: float | None = None
     activation: str = "gelu"
     flush_partial_at_end: bool = False
-    context_tokens: int = 0
 
     @property
     def write_only(self) -> tuple[str, ...]:
@@ -83,10 +82,7 @@ class Cms:
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
-        return {
-            spec.name: dual_write.fresh(spec, params[spec.name], self.chunk_size, self.context_tokens)
-            for spec in self.levels
-        }
+        return {spec.name: init_level(spec, params[spec.name], self.chunk_size) for spec in self.levels}
 
     def read(
         self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
@@ -151,13 +147,6 @@ class Cms:
             stats |= written
         return new_fast, stats
 
-    def entered(self, held: dict[str, PyTree], written: dict[str, PyTree], at: Array) -> dict[str, PyTree]:
-        """See `Memory.entered`."""
-        return {
-            spec.name: dual_write.entered(held[spec.name], written[spec.name], spec, self.chunk_size, at)
-            for spec in self.levels
-        }
-
     def _factors(
         self,
         params: PyTree,
@@ -191,7 +180,7 @@ class Cms:
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """One level's new state, and statistics under the names of `level_names`."""
-        writer = dual_write.writer(state, self._rules(), spec, params, reduce)
+        writer = LevelWriter(self._rules(), spec, params, reduce)
         state, stats = writer.write(state, *chunk, position, last)
         return state, {spec.name: stats}
 

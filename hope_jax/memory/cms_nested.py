@@ -88,11 +88,6 @@ class NestedCms(Cms):
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {spec.name: self._fresh(spec, params[spec.name]) for spec in self.levels}
 
-    def entered(self, held: dict[str, PyTree], written: dict[str, PyTree], at: Array) -> dict[str, PyTree]:
-        """As written: its states are matrices, since levels start again from others' inits."""
-        del held, at
-        return written
-
     def _needs_outputs(self, spec: LevelSpec) -> bool:
         """Its init is written with the optimizer of the next slower level."""
         return any(other.optimizer == "dgd" for other in (spec, *self.slower(spec)[:1]))

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
-from hope_jax.kernels.cms_write import Dual, dual, root
+from hope_jax.kernels.cms_write import root
 from hope_jax.memory import tapped
 from hope_jax.memory.tapped import Factors, multiply
 from hope_jax.types import Array, PyTree
@@ -26,10 +25,6 @@ GROUPS = (("w_up", "b_up"), ("w_down", "b_down"))
 LAYER_NORM_EPS = 1e-5
 
 Weights = dict[str, Array]
-
-Delta = Weights | dict[str, Dual]
-"""What a context has added: matrices and biases, or, for short contexts, an affine map's tokens under the
-name of its matrix (`hope_jax.memory.dual_write`)."""
 
 
 class WriteFactors(NamedTuple):
@@ -103,16 +98,13 @@ def normalise(params: Weights, x: Array) -> Array:
     return layer_norm(x, params["ln_scale"], params["ln_bias"])
 
 
-def affine(x: Array, params: Weights, delta: Delta | None, w: str, b: str) -> Array:
+def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> Array:
     """x (W + dW) + b + db in x's dtype.
 
     Two products rather than one with the sum: a small delta survives in bfloat16, and the gradient of W
     needs no per-example copy of the matrix.
     """
     y = multiply(x, params[w])
-    if delta is not None and isinstance(delta[w], Dual):
-        y = y + dual.read(trees.cast(delta[w], x.dtype), x)
-        return y + params[b].astype(x.dtype) if b in params else y
     if delta is not None:
         y = y + x @ delta[w].astype(x.dtype)
     if b in params:
@@ -129,7 +121,7 @@ def clip_factor(o: Array, max_norm: float) -> Array:
 
 def read(
     params: Weights,
-    delta: Delta | None,
+    delta: Weights | None,
     x: Array,
     *,
     output_clip: float | None = None,
@@ -141,7 +133,7 @@ def read(
 
 def branch(
     params: Weights,
-    delta: Delta | None,
+    delta: Weights | None,
     x: Array,
     *,
     output_clip: float | None = None,
@@ -160,7 +152,7 @@ def branch(
 
 def write_factors(
     params: Weights,
-    delta: Delta,
+    delta: Weights,
     x: Array,
     teach: Array,
     *,
@@ -179,16 +171,9 @@ def write_factors(
     g_o = teach.astype(x.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
-    g_a = g_o @ tapped.value(params["w_down"]).astype(x.dtype).T + _pull_back(delta["w_down"], g_o)
+    g_a = g_o @ tapped.value(params["w_down"]).astype(x.dtype).T + g_o @ delta["w_down"].astype(g_o.dtype).T
     (g_h,) = pull_to_h(g_a)
     return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
-
-
-def _pull_back(delta: Array | Dual, g: Array) -> Array:
-    """g [n, O] times the transposed delta, [n, I]."""
-    if isinstance(delta, Dual):
-        return dual.pull_back(trees.cast(delta, g.dtype), g)
-    return g @ delta.astype(g.dtype).T
 
 
 def write_gradient(factors: WriteFactors, like: Weights) -> Weights:

@@ -143,15 +143,8 @@ class Memory(Protocol):
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """Writes one chunk, whose first token stands at `position`.
 
-        last: the stream ends with this chunk: partial periods are flushed or dropped. Returns the new state,
-        which may leave out what `entered` adds, and statistics by level.
-        """
-        ...
-
-    def entered(self, held: PyTree, written: PyTree, at: Array) -> PyTree:
-        """The complete state after a write at position `at` into the state `held`.
-
-        What a write adds to a large buffer is entered outside the scan over layers, which would copy it.
+        last: the stream ends with this chunk: partial periods are flushed or dropped. Returns the new state
+        and statistics by level.
         """
         ...
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.memory import dual_write, gate, mlp_memory, titans_rule
+from hope_jax.memory import gate, mlp_memory, titans_rule
+from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
@@ -46,7 +47,6 @@ class Titan:
     output_clip: float | None = None
     activation: str = "gelu"
     flush_partial_at_end: bool = False
-    context_tokens: int = 0
     self_modifier: bool = True
     correction_clip: float = 0.0
 
@@ -80,7 +80,7 @@ class Titan:
         """The state of a context that has written nothing, for parameters of one layer."""
         if self._titans:
             return {self.level.name: titans_rule.init(self.level, params, self.chunk_size)}
-        return {self.level.name: dual_write.fresh(self.level, params, self.chunk_size, self.context_tokens)}
+        return {self.level.name: init_level(self.level, params, self.chunk_size)}
 
     def read(
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
@@ -94,7 +94,7 @@ class Titan:
             y = y + taps[name].astype(y.dtype)
         return y, x
 
-    def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Delta | None, x: Array) -> Array:
+    def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Weights | None, x: Array) -> Array:
         """The MLP's output [n, D], before its norm."""
         return mlp_memory.branch(weights, delta, x, output_clip=self.output_clip, activation=self.activation)
 
@@ -136,17 +136,9 @@ class Titan:
             tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
             new, stats = writer.write_chunk(state, tokens, position, last)
         else:
-            plain = dual_write.writer(state, rules, self.level, params, reduce)
+            plain = LevelWriter(rules, self.level, params, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)
         return {name: new}, {name: stats}
-
-    def entered(
-        self, held: dict[str, LevelState], written: dict[str, LevelState], at: Array
-    ) -> dict[str, LevelState]:
-        """See `Memory.entered`."""
-        name = self.level.name
-        state = dual_write.entered(held[name], written[name], self.level, self.chunk_size, at)
-        return {name: state}
 
 
 def shorten(correction: Array, teach: Array, bound: float) -> Array:

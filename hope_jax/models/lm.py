@@ -358,13 +358,7 @@ class HopeModel:
             out_axes=(axis, 1),
             axis_name=EXAMPLES,
         )(own_params, before, trace, signal, position)
-        complete = {}
-        for name, memory in memories.items():
-            over = jax.vmap(memory.entered, in_axes=(0, 0, None))
-            if axis == 1:
-                over = jax.vmap(over, in_axes=(1, 1, 0 if position.ndim else None), out_axes=1)
-            complete[name] = over(before[name], written[name], position)
-        return {**fast, **complete}, stats
+        return {**fast, **written}, stats
 
     def hold_for_write(self, params: PyTree, held: PyTree) -> PyTree:
         """The constant parameters `held` (`online.for_writes`) with those of `params` that act through writes

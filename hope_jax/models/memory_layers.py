@@ -42,7 +42,6 @@ def make_cms(spec: ModelSpec, *, training: bool = False) -> Cms:
         output_clip=spec.read_clip if training else None,
         activation=spec.activation,
         flush_partial_at_end=spec.flush_partial_at_end,
-        context_tokens=spec.context_tokens,
     )
 
 
@@ -154,7 +153,6 @@ def make_titan(spec: ModelSpec, *, training: bool = False) -> Titan:
         output_clip=spec.read_clip if training else None,
         activation=spec.activation,
         flush_partial_at_end=spec.flush_partial_at_end,
-        context_tokens=spec.context_tokens,
         self_modifier=spec.self_modifier,
         correction_clip=spec.correction_clip,
     )

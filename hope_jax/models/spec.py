@@ -26,7 +26,6 @@ class ModelSpec(NamedTuple):
     cms_levels: in chain order; none: the CMS is the identity. chunk_size: tokens of an online chunk (N).
     cms_connection: sequential | independent | nested.
     own_output: CMS levels learn from their own output's cotangent, not the block's.
-    context_tokens: no context is longer than this, so levels may be held as tokens (`dual_write`); 0: any.
     scope: whose memory a fast state is: `example` or `batch`.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
     scope="batch".
@@ -68,7 +67,6 @@ class ModelSpec(NamedTuple):
     correction_clip: float = 0.0
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
     alpha_near_one: bool = True
-    context_tokens: int = 0
     scope: str = "example"
     across: tuple[str, ...] = ()
     reset_at_document: bool = False

@@ -66,14 +66,6 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
     )
 
 
-def step_spec(config: ExperimentConfig) -> ModelSpec:
-    """`model_spec` for the steps of a run, whose contexts are its rows unless memory persists."""
-    memory, known = config.memory, config.train.algorithm_mode != "two_pass"
-    own = memory.scope == "example" and memory.lifetime == "context"
-    tokens = config.data.seq_len if known and own else 0
-    return model_spec(config)._replace(context_tokens=tokens)
-
-
 def _self_mod(config: ExperimentConfig) -> SelfMod:
     own, model = config.model.self_modifying, config.model
     return SelfMod(

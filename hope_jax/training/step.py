@@ -68,7 +68,7 @@ class Step:
         self.config = config
         self.mesh = None if mesh is None or mesh.size == 1 else mesh
         across = (DATA_AXIS,) if self.mesh else ()
-        self.model = HopeModel(assemble.step_spec(config)._replace(across=across))
+        self.model = HopeModel(assemble.model_spec(config)._replace(across=across))
         rule: OnlineRule = assemble.online_rule(config)
         self.rule = rule._replace(teach=rule.teach._replace(across=across))
         self.schedule = assemble.teach_schedule(config)

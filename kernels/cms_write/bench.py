@@ -1,10 +1,9 @@
 """CMS writes of one level over a sequence, from its inputs and teach signal to its new state.
 
-Width 256 (and 512), hidden 4 times that, chunks of 32 in a scan; the inner optimizer averages with beta 0.9,
-both bounds are on, statistics are not taken. `dense`: periods one after the other, each with its gradient
-matrices and a step of the inner optimizer. `gram`: the closed form. `dual`: the delta as tokens, made dense
-at the end. With gradients: of a scalar of the written state, by inputs, teach signals and starting state
-(`dual` starts from nothing), through the writes.
+Width 256, hidden 4 times that, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both bounds
+are on, statistics are not taken. `dense`: periods one after the other, each with its gradient matrices and a
+step of the inner optimizer. `gram`: the closed form. With gradients: of a scalar of the written state, by
+inputs, teach signals and starting state, through the writes.
 
 Useful operations of a token: 4 products with a D x H matrix forward (pre-activation, pull-back through
 W_down, an outer product a matrix), twice that backward. Not counted: the split of a read into slow weights
@@ -17,12 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.cms_write import Rows, dual
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, LevelState, PeriodWriter, WriteRules
+from hope_jax.memory.period_write import LevelState, PeriodWriter, WriteRules
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.timing import Case, Comparison, Goal, compiled
 
@@ -57,35 +55,6 @@ def _with_matrices(
     return jax.lax.scan(step, state, _chunks(x, teach))[0]
 
 
-def _as_tokens(spec: LevelSpec, params: Any, state: Any, x: jax.Array, teach: jax.Array) -> Any:
-    """The same in dual form; the context starts from nothing."""
-    del state
-    hidden, (tokens, dim), bounds = params["w_up"].shape[1], x.shape, Bounds()
-    limits = tuple(
-        dual.Limits(bounds.write * norm, bounds.delta * norm)
-        for norm in mlp_memory.group_norms(mlp_memory.fast_weights(params))
-    )
-    start = tuple(
-        dual.empty(tokens, *size, x.dtype, bias=False, velocity=True)
-        for size in ((dim, hidden), (hidden, dim))
-    )
-
-    def step(carry: Any, xs: Any) -> tuple[Any, None]:
-        ((up, down), used), (x, g_o) = carry, xs
-        z = mlp_memory.normalise(params, x)
-        h = z @ params["w_up"] + dual.read(up, z)
-        a, gelu_vjp = jax.vjp(lambda pre: jax.nn.gelu(pre, approximate=False), h)
-        (g_h,) = gelu_vjp(g_o @ params["w_down"].T + dual.pull_back(down, g_o))
-        applied = jnp.ones(CHUNK // spec.update_period, bool)
-        rows = Rows(z, g_h, None), Rows(a, g_o, None)
-        held = up, down
-        new, _ = dual.write_periods(held, rows, used, applied, limits, beta=spec.beta, lr=spec.lr)
-        return (tuple(dual.enter(*each, used) for each in zip(held, new, strict=True)), used + CHUNK), None
-
-    (held, _), _ = jax.lax.scan(step, (start, 0), _chunks(x, teach))
-    return [dual.dense(one) for one in held]
-
-
 def _arguments(spec: LevelSpec, dim: int, tokens: int, batch: int) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
@@ -116,7 +85,6 @@ def _gradients(write: Callable[..., Any]) -> Callable[..., Any]:
 FORMS: dict[str, Callable[..., Any]] = {
     "dense": partial(_with_matrices, _Dense),
     "gram": partial(_with_matrices, LevelWriter),
-    "dual": _as_tokens,
 }
 
 
@@ -148,8 +116,8 @@ REACH = {1: (6.0, 8.0), 8: (3.0, 4.0)}
 
 
 def comparisons() -> Iterator[Comparison]:
-    """All forms at the sizes of the table of goals, then matrices against tokens by length and width. The
-    dense scan's gradients at period 1 take 2.4 GB an example: there batches are of one."""
+    """Both forms, by period and batch. The dense scan's gradients at period 1 take 2.4 GB an example: there
+    batches are of one."""
     for kind, gradients in (("forward", False), ("gradients", True)):
         for period, batch in ((1, 1), (8, 1), (32, 1), (1, 4), (8, 4)):
             if gradients and period == 1 and batch > 1:
@@ -157,11 +125,5 @@ def comparisons() -> Iterator[Comparison]:
             goals: tuple[Goal, ...] = ()
             if period in REACH:
                 goals = (Goal("ratio", REACH[period][gradients]), Goal("share", 0.5))
-            build = partial(
-                _cases, ("dense", "gram", "dual"), period, gradients=gradients, batch=batch, goals=goals
-            )
+            build = partial(_cases, ("dense", "gram"), period, gradients=gradients, batch=batch, goals=goals)
             yield Comparison(f"cms_write/{kind}-p{period}-b{batch}", build)
-        for dim in (256, 512):
-            for tokens in (64, 128, 256):
-                build = partial(_cases, ("gram", "dual"), 8, gradients=gradients, dim=dim, tokens=tokens)
-                yield Comparison(f"cms_write/{kind}-form-d{dim}-t{tokens}", build)

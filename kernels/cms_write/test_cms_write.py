@@ -1,4 +1,4 @@
-"""The Gram and the dual form against the oracle, values and gradients: bounds off, idle, active; with and
+"""The Gram form against the oracle, values and gradients: bounds off, idle, active; with and
 without velocity and biases; skipped periods."""
 
 from functools import partial
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.cms_write import Affine, Map, Rows, dual, naive, write_periods
+from hope_jax.kernels.cms_write import Affine, Map, Rows, naive, write_periods
 
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -88,54 +88,3 @@ def test_counts_the_bounds_that_act(bounds: Any) -> None:
         assert bool(one.delta_hits.any()) == (bounds[1] == 1.0)
         assert not (one.write_hits & ~applied).any()
         assert not (one.delta_hits & ~applied).any()
-
-
-@pytest.mark.parametrize(("periods", "period", "bounds", "velocity", "biases"), cases(((2, 3), (6, 1))))
-def test_dual_form_matches_naive_over_chunks(
-    periods: int, period: int, bounds: Any, velocity: bool, biases: bool
-) -> None:
-    tokens, chunks = periods * period, 3
-    start = maps_of(tokens * chunks, bounds, velocity=velocity, biases=biases)
-    applied = np.arange(periods) % 3 != 1
-    limits = tuple(dual.Limits(one.max_write, one.max_delta) for one in start)
-
-    def chunk_of(rows: Rows, i: int) -> Rows:
-        return jax.tree.map(lambda t: t[i * tokens : (i + 1) * tokens], rows)
-
-    def fast(rows: tuple[Rows, ...]) -> Any:
-        held = tuple(
-            dual.empty(tokens * chunks + 2, *size, jnp.float64, bias=biases, velocity=velocity)
-            for size in SIZES
-        )
-        for i in range(chunks):
-            parts = tuple(chunk_of(one, i) for one in rows)
-            new, found = dual.write_periods(held, parts, i * tokens, jnp.asarray(applied), limits, **RATES)
-            held = tuple(dual.enter(*each, i * tokens) for each in zip(held, new, strict=True))
-        sizes = [(c.write_sizes, c.delta_sizes) for c in found]
-        reads = [(dual.read(d, r.x_ni), dual.pull_back(d, r.g_no)) for d, r in zip(held, rows, strict=True)]
-        return [dual.dense(d) for d in held], reads, sizes
-
-    def slow(rows: tuple[Rows, ...]) -> Any:
-        ends, sizes = [], []
-        for one, now in zip(start, rows, strict=True):
-            state = jax.tree.map(jnp.zeros_like, (one.delta, one.velocity))
-            for i in range(chunks):
-                piece = one._replace(rows=chunk_of(now, i), delta=state[0], velocity=state[1])
-                *state, write_sizes, delta_sizes = naive.write_periods(piece, applied, **RATES)
-            ends.append(tuple(state))
-            sizes.append((write_sizes, delta_sizes))
-        reads = [
-            (r.x_ni @ d.matrix + (0 if d.bias is None else d.bias), r.g_no @ d.matrix.T)
-            for (d, _), r in zip(ends, rows, strict=True)
-        ]
-        return ends, reads, sizes
-
-    rows = tuple(one.rows for one in start)
-    assert_same(quick(fast)(rows), quick(slow)(rows), 1e-11)
-    gradients = [quick(jax.grad(lambda rows, f=f: value_of(f(rows))))(rows) for f in (fast, slow)]
-    assert_same(*gradients, 1e-9)
-
-
-def test_form_is_chosen_by_what_it_holds() -> None:
-    """Tokens are held where they take no more numbers than the matrix: up to 0.8 d at hidden 4 d."""
-    assert [dual.form_by_size(tokens, 256, 1024) for tokens in (64, 204, 205)] == ["dual", "dual", "dense"]
