@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hope_jax.memory.inner_optim import make_inner_optimizer
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.rules import make_inner_optimizer
 
 jax.config.update("jax_enable_x64", True)
 
@@ -38,7 +38,7 @@ class Landscape(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """label: in tables. optimizer: its name in `inner_optim.VARIANTS`. shape: of the parameter, [in, out]."""
+    """label: in tables. optimizer: its name in `rules.VARIANTS`. shape: of the parameter, [in, out]."""
 
     label: str
     optimizer: str

@@ -26,9 +26,9 @@ from hope_jax.config_chunks import levels_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
-from hope_jax.memory import inner_optim
+from hope_jax.memory import rules
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.models import registry
+from hope_jax.models import blocks
 from hope_jax.models.lm import HopeModel
 from hope_jax.output import say
 from hope_jax.training import assemble
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--rates: want numbers, got {','.join(_RATES.value)}") from error
     loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params",))
     config = cli.load_config(loaded.config)
-    validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
+    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
     if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
         raise ConfigError(
             "calibrate: want train.algorithm_mode=online and model.block_variant one of "

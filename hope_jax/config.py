@@ -56,7 +56,7 @@ class LevelConfig:
 
     update_period: Count = 16  # tokens between writes (C)
     lr: NonNegative | None = None  # inner learning rate; None: model.self_mod_lr
-    optimizer: str = "momentum"  # hope_jax.memory.inner_optim.VARIANTS; titan_level: also titans
+    optimizer: str = "momentum"  # hope_jax.memory.rules.VARIANTS; titan_level: also titans
     beta: Decay = 0.9  # inner momentum (no bias correction)
     beta2: Decay = 0.999  # second moment of `preconditioned` and `muon`
     eps: Positive = 1e-8  # added to the root of the second moment

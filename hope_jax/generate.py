@@ -29,8 +29,8 @@ from hope_jax.config_check import validate
 from hope_jax.config_schema import resolve
 from hope_jax.errors import ConfigError, UserError
 from hope_jax.learning.generate import continue_stream
-from hope_jax.memory import inner_optim
-from hope_jax.models import registry
+from hope_jax.memory import rules
+from hope_jax.models import blocks
 from hope_jax.output import say
 from hope_jax.training import memory_file
 from hope_jax.training.inference import Trained, prepare, read_text
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     _check_flags(argv)
     loaded = load_checkpoint(Path(str(_CHECKPOINT.value)), ("params", "fast"))
     config = resolve(loaded.config)
-    validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
+    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     _run(prepare(loaded, config))

@@ -104,16 +104,16 @@ def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dic
     with writing(workdir):
         make_room(workdir)
     compilation_cache.use()
-    from hope_jax.memory import inner_optim
-    from hope_jax.models import registry
+    from hope_jax.memory import rules
+    from hope_jax.models import blocks
 
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     validate(
         config,
         device_count=jax.device_count(),
-        built_variants=registry.VARIANTS,
-        inner_optimizers=inner_optim.VARIANTS,
+        built_variants=blocks.BLOCKS,
+        inner_optimizers=rules.VARIANTS,
     )
     from hope_jax.training.loop import run
 

@@ -49,8 +49,8 @@ def main(argv: list[str]) -> None:
     target = cli.output_file("json", _JSON.value)
     config = cli.load_config()
     # JAX takes seconds to import.
-    from hope_jax.memory import inner_optim
-    from hope_jax.models import registry
+    from hope_jax.memory import rules
+    from hope_jax.models import blocks
     from hope_jax.planning import devices, report
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
     validate(
         config,
         device_count=topology.devices if _TRAIN.value else None,
-        built_variants=registry.VARIANTS,
-        inner_optimizers=inner_optim.VARIANTS,
+        built_variants=blocks.BLOCKS,
+        inner_optimizers=rules.VARIANTS,
     )
     plan = make_plan(config, topology, found, contexts if _STREAMING.value else [])
     plan = {"config": str(cli.config_path()), **plan}

@@ -1,5 +1,7 @@
 """Small pytree helpers that every floor may use."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -41,3 +43,15 @@ def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: boo
 def cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     """Floating leaves converted to `dtype`; the others unchanged."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def stack(layers: Sequence[PyTree]) -> PyTree:
+    """Trees of one structure as one, leaves [L, ...]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def unstack(tree: PyTree, layers: int) -> tuple[PyTree, ...]:
+    """The inverse of `stack`; a tuple is one already, and stays."""
+    if isinstance(tree, tuple):
+        return tree
+    return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(layers))  # noqa: B023

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from hope_jax.learning.teach import clip_per_token
-from hope_jax.memory.inner_optim import VARIANTS
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.rules import VARIANTS
 from parity_tests.golden_file import Golden
 
 PUBLISHED_VARIANTS = ("preconditioned", "muon", "dmgd", "l2_objective", "nl_l2_precond", "momentum")

@@ -12,8 +12,8 @@ import numpy as np
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Cms
-from hope_jax.memory.inner_optim import make_inner_optimizer, project_out_context
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.rules import make_inner_optimizer, project_out_context
 from parity_tests import convert
 from parity_tests.golden_file import Golden
 from parity_tests.published import context_axes, inner_level

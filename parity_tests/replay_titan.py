@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Bounds
-from hope_jax.memory.inner_optim import make_inner_optimizer
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.rules import make_inner_optimizer
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.memory.titan import Titan, self_modifier_read
 from hope_jax.models.lm import HopeModel

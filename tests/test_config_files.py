@@ -11,7 +11,7 @@ from hope_jax.cli import read_config
 from hope_jax.config_check import validate
 from hope_jax.config_schema import resolve
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.memory import inner_optim
+from hope_jax.memory import rules
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))
@@ -22,7 +22,7 @@ def test_config_file_is_valid_anywhere(path: Path, tmp_path: Path, monkeypatch: 
     copy = tmp_path / "renamed.py"
     shutil.copy(path, copy)
     monkeypatch.chdir(tmp_path)
-    validate(read_config(Path("renamed.py")), device_count=1, inner_optimizers=inner_optim.VARIANTS)
+    validate(read_config(Path("renamed.py")), device_count=1, inner_optimizers=rules.VARIANTS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(CONFIGS)) for f in FILES])

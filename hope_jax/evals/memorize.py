@@ -35,7 +35,8 @@ class Rule(NamedTuple):
 
 
 class Memorized(NamedTuple):
-    """fast: leaves [L, B, ...] ([L, ...] under memory.scope=batch). stats: of its writes, values [B]."""
+    """fast: of each layer, leaves [B, ...] (no axis B under memory.scope=batch). stats: of its writes, values
+    [B]."""
 
     fast: PyTree
     stats: Updates

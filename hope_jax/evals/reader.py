@@ -179,7 +179,7 @@ class Reader:
         found: list[np.ndarray] = [np.zeros(0)] * len(rows)
         start = fast if prefix is None else prefix.fast
         if self.frozen is not self.model and self.model.spec.scope == "example":
-            start = jax.tree.map(lambda t: t[:, 0], start)
+            start = jax.tree.map(lambda t: t[0], start)
         batch_size = 1 if self.alone else batch_size
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
@@ -255,11 +255,12 @@ def _losses(
     targets: Array,
 ) -> Array:
     """Cross-entropy [B, m] of targets [B, m] after the tokens at positions `at` [B, m] of tokens [B, n].
-    carry: of one context, as fast, whose leaves are [L, 1, ...], or [L, ...] under scope "batch"."""
+    carry: of one context, as fast, whose leaves are [1, ...], or without an axis of contexts under scope
+    "batch"."""
     size = len(tokens)
 
     def spread(t: Any) -> Any:
-        return jnp.broadcast_to(t, (t.shape[0], size, *t.shape[2:]))
+        return jnp.broadcast_to(t, (size, *t.shape[1:]))
 
     if model.spec.scope == "example":
         fast = jax.tree.map(spread, fast)

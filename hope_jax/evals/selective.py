@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import trees
 from hope_jax.errors import ConfigError, instead
-from hope_jax.models.lm import HopeModel, ReadOutput
-from hope_jax.types import Array, PyTree
+from hope_jax.models.lm import Fast, HopeModel, ReadOutput
+from hope_jax.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -26,53 +25,51 @@ class SelectiveModel(HopeModel):
     paths: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
 
-    def read(self, params: PyTree, fast: dict[str, PyTree], *rest: Any, **named: Any) -> ReadOutput:
+    def read(self, params: PyTree, fast: Fast | dict[str, PyTree], *rest: Any, **named: Any) -> ReadOutput:
         """As `HopeModel.read`."""
         out = super().read(params, fast, *rest, **named)
-        return out._replace(fast=self._kept(fast, out.fast), stats=self._counted(out.stats))
+        kept = self._kept(fast, out.fast) if isinstance(fast, tuple) else out.fast
+        return out._replace(fast=kept, stats=self._counted(out.stats))
 
     def write(
-        self, params: PyTree, fast: dict[str, PyTree], *rest: Any, **named: Any
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        self, params: PyTree, norms: Any, fast: Fast, *rest: Any, **named: Any
+    ) -> tuple[Fast, dict[str, Any]]:
         """As `HopeModel.write`."""
-        new, stats = super().write(params, fast, *rest, **named)
+        new, stats = super().write(params, norms, fast, *rest, **named)
         return self._kept(fast, new), self._counted(stats)
 
-    def _kept(self, old: dict[str, PyTree], new: dict[str, PyTree]) -> dict[str, PyTree]:
+    def _kept(self, old: Fast, new: Fast) -> Fast:
         """`new` where it is selected, else `old`."""
+        return tuple(
+            self._kept_layer(before, after) if not self.layers or i in self.layers else before
+            for i, (before, after) in enumerate(zip(old, new, strict=True))
+        )
+
+    def _kept_layer(self, old: dict[str, PyTree], new: dict[str, PyTree]) -> dict[str, PyTree]:
         kept = {}
         for name, state in new.items():
             if _by_level(state, self.level_names()[name]):
                 kept[name] = {
-                    level: self._select(self._written(name, level), state[level], old[name][level])
-                    for level in state
+                    level: (state if self._written(name, level) else old[name])[level] for level in state
                 }
             else:
-                kept[name] = self._select(self._written(name, name), state, old[name])
+                kept[name] = state if self._written(name, name) else old[name]
         return kept
 
     def _counted(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """Statistics [L, B] of what is selected, zeros of the rest."""
+        layers = np.array([not self.layers or i in self.layers for i in range(self.spec.num_layers)])
+
+        def counted(on: bool, counts: Any) -> Any:
+            return jax.tree.map(lambda t: jnp.where(layers[:, None] & on, t, 0), counts)
+
         return {
-            name: {
-                level: self._select(self._written(name, level), counts, trees.zeros_like(counts))
-                for level, counts in levels.items()
-            }
+            name: {level: counted(self._written(name, level), counts) for level, counts in levels.items()}
             for name, levels in stats.items()
         }
 
     def _written(self, name: str, level: str) -> bool:
         return not self.paths or name in self.paths or level in self.paths
-
-    def _select(self, written: bool, new: PyTree, old: PyTree) -> PyTree:
-        """Leaves [L, ...]."""
-        if not written or not self.layers:
-            return new if written else old
-        chosen = np.isin(np.arange(self.spec.num_layers), self.layers)
-
-        def pick(a: Array, b: Array) -> Array:
-            return jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-        return jax.tree.map(pick, new, old)
 
 
 def paths_of(model: HopeModel) -> tuple[str, ...]:
@@ -81,7 +78,7 @@ def paths_of(model: HopeModel) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for name, levels in model.level_names().items():
         names[name] = None
-        if _by_level(fast[name], levels):
+        if _by_level(fast[0][name], levels):
             names.update(dict.fromkeys(levels))
     return tuple(names)
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from hope_jax.config import ExperimentConfig
 from hope_jax.config_check import validate
 from hope_jax.config_schema import resolve
-from hope_jax.memory import inner_optim
-from hope_jax.models import registry
+from hope_jax.memory import rules
+from hope_jax.models import blocks
 from hope_jax.training import arrays, files, seal, stored
 from hope_jax.training.inference import Trained, prepare
 from hope_jax.types import PyTree
@@ -49,7 +49,7 @@ def open_subject(path: Path) -> Subject:
     """
     loaded = stored.load_checkpoint(path, ("params", "fast"))
     config = resolve(loaded.config)
-    validate(config, built_variants=registry.VARIANTS, inner_optimizers=inner_optim.VARIANTS)
+    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     trained = prepare(loaded, config)
@@ -89,11 +89,11 @@ def checkpoint_paths(path: Path) -> list[Path]:
 
 
 def take(subject: Subject, fast: PyTree | None, rows: list[int]) -> PyTree | None:
-    """The memories of some contexts, [L, rows, ...]; memories of one context serve all of them."""
+    """The memories of some contexts, leaves [rows, ...]; memories of one context serve all of them."""
     if fast is None or subject.shared_memory:
         return fast
 
     def pick(t: Any) -> Any:
-        return jnp.take(t, jnp.asarray([0] * len(rows) if t.shape[1] == 1 else rows), axis=1)
+        return jnp.take(t, jnp.asarray([0] * len(rows) if t.shape[0] == 1 else rows), axis=0)
 
     return jax.tree.map(pick, fast)

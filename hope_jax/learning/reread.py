@@ -1,15 +1,13 @@
 """Does a write help what it was written from? Each chunk's loss before its write, and read again after it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
-from hope_jax.learning import teach
+from hope_jax.learning.chunk import OnlineRule, State, begin, step, write
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.online import OnlineRule
-from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.models.lm import HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
 
@@ -32,34 +30,31 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
     batch: [B, T]; tokens after the last whole chunk are left out. The attention cache is the same in both
     readings. Of a period that spans chunks, the last chunk is read again.
     """
-    rule = rule._replace(training=False)
-    size = batch.tokens.shape[0]
+    rule, params = rule._replace(training=False), model.unstacked(params)
+    size, norms = batch.tokens.shape[0], model.norms(params)
 
-    def chunk_loss(fast: PyTree, carry: Carry, chunk: Batch, taps: Any) -> tuple[Array, Any]:
-        out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps)
-        losses = read_loss(model, params, out, chunk.targets)
-        return losses.total, (losses, out)
-
-    def body(state: tuple[PyTree, Carry], chunk: Batch) -> tuple[tuple[PyTree, Carry], Reread]:
-        fast, carry = model.restarted(params, *state, chunk.segment_ids)
-        taps = model.init_taps(*chunk.tokens.shape)
-        raw, (before, out) = jax.grad(chunk_loss, argnums=3, has_aux=True)(fast, carry, chunk, taps)
-        signal = teach.process(rule.teach, raw, before, jnp.ones(()))
-        clock = model.clock(carry, chunk.segment_ids)
-        fast, stats = model.write(params, fast, out.trace, signal, clock)
-        written = {
-            name: level.updates_applied.sum(0) > 0
-            for levels in stats.values()
-            for name, level in levels.items()
+    def body(state: State, chunk: Batch) -> tuple[State, Reread]:
+        before = step(model, rule, params, norms, state, chunk, jnp.ones(()))
+        written = write(model, rule, params, norms, before.state._replace(stats=state.stats))
+        assert state.carry is not None
+        _, carry = model.restarted(params, written.fast, state.carry, chunk.segment_ids)
+        again = model.read(params, written.fast, carry, chunk.tokens, chunk.segment_ids)
+        after = read_loss(model, params, again, chunk.targets)
+        added = {
+            name: (level.updates_applied - old.updates_applied).sum(0) > 0
+            for memory in model.memories()
+            for (name, level), old in zip(
+                written.stats[memory].items(), state.stats[memory].values(), strict=True
+            )
         }
-        _, (after, _) = chunk_loss(fast, carry, chunk, None)
-        surprise = jnp.where(signal.counted_n, signal.surprise_n, jnp.nan)
-        found = Reread(before.loss_bt.sum(-1), after.loss_bt.sum(-1), written, surprise)
-        return (fast, trees.stop_gradient(out.carry)), found
+        surprise = [jnp.where(s.counted_n, s.surprise_n, jnp.nan) for s in before.signal]
+        found = Reread(before.losses.loss_bt.sum(-1), after.loss_bt.sum(-1), added, jnp.stack(surprise))
+        return written, found
 
     def cut(t: Array) -> Array:
         whole = t.shape[1] // rule.chunk_size * rule.chunk_size
         return t[:, :whole].reshape(size, -1, rule.chunk_size).swapaxes(0, 1)
 
-    start = (model.init_fast_state(params, size), model.init_carry(size, batch.tokens.shape[1]))
+    carry = model.init_carry(size, batch.tokens.shape[1])
+    start = begin(model, model.init_fast_state(params, size), size, carry)
     return jax.lax.scan(body, start, jax.tree.map(cut, batch))[1]

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.learning import online, teach
-from hope_jax.learning.online import OnlineRule, StreamResult, Sums
-from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.learning import chunk as chunks
+from hope_jax.learning.chunk import OnlineRule, State, StreamResult, Sums
+from hope_jax.models.lm import Carry, Fast, HopeModel
 from hope_jax.types import NO_TARGET, Array, Batch, PyTree
 
 _BLOCK = 16
@@ -93,8 +93,7 @@ class Streamer:
             filled=np.zeros((), np.int32),
         )
         room = self._whole_chunks(capacity)
-        fast, carry, stats, sums = self._fresh(params, fast, batch_size, room)
-        return Stream(fast, carry, stats, sums, chunk)
+        return _stream(self._fresh(params, fast, batch_size, room), chunk)
 
     def feed(
         self,
@@ -214,17 +213,10 @@ class Streamer:
         return self.resized(state, capacity)
 
     @partial(jax.jit, static_argnums=(0, 3, 4))
-    def _fresh(
-        self, params: PyTree, fast: PyTree | None, batch_size: int, capacity: int
-    ) -> tuple[PyTree, Carry, PyTree, Sums]:
+    def _fresh(self, params: PyTree, fast: Fast | None, batch_size: int, capacity: int) -> State:
         """The device's part of a stream before its first token."""
-        zero = jnp.zeros((), jnp.promote_types(self.model.spec.dtype, jnp.float32))
-        return (
-            self.model.init_fast_state(params, batch_size) if fast is None else fast,
-            self.model.init_carry(batch_size, capacity),
-            online.zero_write_stats(self.model, batch_size),
-            Sums(zero, zero, zero, zero),
-        )
+        fast = self.model.init_fast_state(params, batch_size) if fast is None else fast
+        return chunks.begin(self.model, fast, batch_size, self.model.init_carry(batch_size, capacity))
 
     @partial(jax.jit, static_argnums=(0, 2))
     def _resized(self, carry: Carry, capacity: int) -> Carry:
@@ -241,18 +233,19 @@ class Streamer:
 
     def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
         """Reads and writes whole chunks [B, m N]; their logits [B, m N, V]."""
-        size = self.rule.chunk_size
+        size, params = self.rule.chunk_size, self.model.unstacked(params)
+        norms = self.model.norms(params)
 
         def cut(t: Array) -> Array:
             return t.reshape(t.shape[0], -1, size).swapaxes(0, 1)
 
-        def body(state: Stream, chunk: Batch) -> tuple[Stream, Array]:
-            result, carry, hidden = self._taught(params, state, chunk, last=False)
-            return Stream(result.fast, carry, result.stats, result.sums, state.chunk), hidden
+        def body(state: State, chunk: Batch) -> tuple[State, Array]:
+            read = chunks.step(self.model, self.rule, params, norms, state, chunk, jnp.ones(()))
+            return chunks.write(self.model, self.rule, params, norms, read.state), read.out.hidden
 
-        state, hidden = jax.lax.scan(body, state, jax.tree.map(cut, batch))
+        end, hidden = jax.lax.scan(body, _state(state), jax.tree.map(cut, batch))
         logits = self.model.logits(params, hidden.swapaxes(0, 1))
-        return logits.reshape(*batch.tokens.shape, -1), state
+        return logits.reshape(*batch.tokens.shape, -1), _stream(end, state.chunk)
 
     write_chunks = partial(jax.jit, static_argnums=0)(_write_chunks)
     # Without a second cache and second memories beside the first.
@@ -260,21 +253,21 @@ class Streamer:
 
     @partial(jax.jit, static_argnums=0)
     def _finish(self, params: PyTree, state: Stream, batch: Batch) -> StreamResult:
-        return self._taught(params, state, batch, last=True)[0]
+        params = self.model.unstacked(params)
+        norms = self.model.norms(params)
+        read = chunks.step(self.model, self.rule, params, norms, _state(state), batch, jnp.ones(()))
+        return chunks.finish(self.model, self.rule, params, norms, read.state)
 
-    def _taught(
-        self, params: PyTree, state: Stream, chunk: Batch, *, last: bool
-    ) -> tuple[StreamResult, Carry, Array]:
-        """One chunk read, its signal taken, its memories written; the carry and `hidden` with it."""
-        nothing = online.PendingWrite(
-            None, teach.zero_signal(self.model.init_taps(*chunk.tokens.shape)), state.carry.position
-        )
-        begun = online.StreamState(
-            state.fast, state.carry, nothing, jnp.zeros((), bool), state.stats, state.sums
-        )
-        taught, out, _ = online.read_and_signal(self.model, self.rule, params, begun, chunk, jnp.ones(()))
-        fast, stats = online.write_pending(self.model, self.rule, params, taught, last=last)
-        return StreamResult(fast, stats, taught.sums), taught.carry, out.hidden
+
+def _state(stream: Stream) -> State:
+    """The device's part of a stream: between calls nothing is unwritten."""
+    return State(stream.fast, stream.carry, None, stream.stats, stream.sums)
+
+
+def _stream(state: State, chunk: Unfinished) -> Stream:
+    """The inverse of `_state`."""
+    assert state.carry is not None
+    return Stream(state.fast, state.carry, state.stats, state.sums, chunk)
 
 
 def _targets(row: Unfinished) -> HostArray:

@@ -6,14 +6,14 @@ through the final norm, which is the last block's own. It is processed in this o
 measured; x schedule; clip per token.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.xent_teach import CrossEntropy
-from hope_jax.memory.state import WriteSignal
+from hope_jax.memory.state import Taps, WriteSignal
 from hope_jax.types import Array, PyTree
 
 
@@ -58,61 +58,52 @@ def clip_factor(signal: Array, max_norm: float) -> Array:
     return 1 / jnp.maximum(norm / max_norm, 1.0) if max_norm else jnp.ones_like(norm)
 
 
-def clip_per_token(signal: Array, max_norm: float) -> Array:
-    """The signal times its `clip_factor`."""
-    return signal * clip_factor(signal, max_norm)
-
-
 @jax.named_scope("teach")
-def process(rule: TeachRule, raw: PyTree, losses: CrossEntropy, schedule: Array | float) -> WriteSignal:
-    """Raw cotangents -> the signal that `HopeModel.write` takes.
+def process(
+    rule: TeachRule, raw: tuple[PyTree, ...], losses: CrossEntropy, schedule: Array | float
+) -> tuple[WriteSignal, ...]:
+    """Raw cotangents -> the signals that `HopeModel.write` takes, of each layer.
 
-    raw: {"block": [L, B, n, D], memory: {level: [L, B, n, D]}}. losses: of the same n tokens.
+    raw: of each layer, the cotangents of `HopeModel.init_taps`. losses: of the same n tokens.
     schedule: [] the `TeachSchedule`'s multiplier (1 at inference).
     """
-    if rule.source == "global":
-        raw = {**raw, "block": jnp.broadcast_to(raw["block"][-1:], raw["block"].shape)}
-    scale = jnp.asarray(rule.scale, raw["block"].dtype)
+    scale: Array | float = rule.scale
     if rule.batch_mean:
         supervised = losses.supervised_bt.sum()
         if rule.across:
             supervised = jax.lax.psum(supervised, rule.across)
-        scale = scale / jnp.maximum(supervised, 1)
-    scaled = jax.tree.map(lambda t: t * scale, raw)
-    surprise, counted = _surprise(rule, scaled["block"], losses)
-    factor = jax.tree.map(lambda t: (schedule * clip_factor(t * schedule, rule.clip)).astype(t.dtype), scaled)
-    final = jax.tree.map(jnp.multiply, scaled, factor)
-    gain = jax.tree.map(lambda f: (scale * f)[..., 0], factor)
-    block, _ = final.pop("block"), gain.pop("block")
-    return WriteSignal(
-        block=block,
-        own=final,
-        gain=gain,
-        surprise_n=surprise,
-        counted_n=counted,
-        active_n=(block != 0).any(-1),
-    )
+        scale = rule.scale / jnp.maximum(supervised, 1).astype(losses.total.dtype)
+    if rule.source == "global":
+        raw = tuple({**layer, "block": raw[-1]["block"]} for layer in raw)
+    return tuple(_signal(rule, layer, losses, scale, schedule) for layer in raw)
+
+
+def _signal(
+    rule: TeachRule, raw: PyTree, losses: CrossEntropy, scale: Array | float, schedule: Array | float
+) -> WriteSignal:
+    """Of one layer."""
+
+    def gain(cotangent: Array) -> Array:
+        """[B, n, 1] what a token's cotangents are multiplied with, from that at the output."""
+        size = jnp.asarray(scale, cotangent.dtype)
+        clipped = schedule * clip_factor(cotangent * size * schedule, rule.clip)
+        return size * clipped.astype(cotangent.dtype)
+
+    def taught(at: Taps) -> Taps:
+        by = gain(at.output)
+        return Taps(by * at.output, None if at.hidden is None else by * at.hidden)
+
+    own = {
+        name: {k: taught(at) for k, at in levels.items()} for name, levels in raw.items() if name != "block"
+    }
+    block = gain(raw["block"]) * raw["block"]
+    surprise, counted = _surprise(rule, raw["block"] * jnp.asarray(scale, block.dtype), losses)
+    active = (block != 0).any(-1)
+    return WriteSignal(block=block, own=own, surprise_n=surprise, counted_n=counted, active_n=active)
 
 
 def _surprise(rule: TeachRule, scaled: Array, losses: CrossEntropy) -> tuple[Array, Array]:
-    """Surprise per layer, example and token [L, B, n], and which tokens count."""
+    """Surprise per example and token [B, n], and which tokens count."""
     if rule.metric == "l2":
         return trees.safe_norm(scaled, axis=-1), (scaled != 0).any(-1)
-    per_token = losses.loss_bt if rule.metric == "loss" else losses.entropy_bt
-    shape = scaled.shape[:-1]
-    return jnp.broadcast_to(per_token, shape), jnp.broadcast_to(losses.supervised_bt, shape)
-
-
-def zero_signal(taps: dict[str, Any]) -> WriteSignal:
-    """The signal of a chunk that teaches nothing. taps: as `HopeModel.init_taps` gives them."""
-    block = taps["block"]
-    none = jnp.zeros(block.shape[:-1], bool)
-    own = {name: tap for name, tap in taps.items() if name != "block"}
-    return WriteSignal(
-        block=block,
-        own=own,
-        gain=jax.tree.map(lambda t: t[..., 0], own),
-        surprise_n=jnp.zeros(none.shape, block.dtype),
-        counted_n=none,
-        active_n=none,
-    )
+    return (losses.loss_bt if rule.metric == "loss" else losses.entropy_bt), losses.supervised_bt

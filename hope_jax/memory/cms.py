@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from hope_jax.memory import gate, mlp_memory
+from hope_jax.memory import gate, initial, mlp_memory
+from hope_jax.memory.initial import Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.mlp_memory import WriteFactors
+from hope_jax.memory.mlp_memory import Trace, WriteFactors
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
+from hope_jax.memory.rules import RULES
+from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 
 __all__ = ["Bounds", "Cms", "IndependentCms", "LevelState"]
@@ -43,19 +46,23 @@ class LevelChunk(NamedTuple):
 class Cms:
     """The constants of a sequential CMS: a memory of the protocol in `hope_jax.memory.state`.
 
-    levels: in chain order. chunk_size: tokens of an online chunk (N). own_output: levels take their own
-    teach signal rather than the block's. output_clip: bound on each level's residual branch while
-    training (reference style). activation: of the levels' hidden layers, a name of
-    `mlp_memory.ACTIVATIONS`. flush_partial_at_end: write unfinished periods when a stream ends.
+    levels: in chain order. dim, hidden: D and H of every level. chunk_size: tokens of an online chunk (N).
+    own_output: levels take their own teach signal rather than the block's. output_clip: bound on each level's
+    residual branch while training (reference style). activation: of the levels' hidden layers, a name of
+    `mlp_memory.ACTIVATIONS`. layer_norm: each level norms its input. flush_partial_at_end: write unfinished
+    periods when a stream ends.
     """
 
     levels: tuple[LevelSpec, ...]
+    dim: int
+    hidden: int
     chunk_size: int
     gate_rule: gate.GateRule = gate.GateRule()
     bounds: Bounds = Bounds()
     own_output: bool = True
     output_clip: float | None = None
     activation: str = "gelu"
+    layer_norm: bool = True
     flush_partial_at_end: bool = False
 
     @property
@@ -72,97 +79,87 @@ class Cms:
         del tokens
         return ()
 
-    def taps(self) -> tuple[str, ...]:
-        """Levels whose own output cotangent is wanted."""
-        return tuple(spec.name for spec in self.levels) if self.own_output else ()
+    def taps(self) -> dict[str, tuple[int, int]]:
+        """Each level's output, and its hidden layer where the gradient of its write is, token by token, a
+        multiple of the read's; () under the block's signal."""
+        if not self.own_output:
+            return {}
+        return {s.name: (self.dim, 0 if self._needs_outputs(s) else self.hidden) for s in self.levels}
 
-    def for_writes(self, params: PyTree) -> PyTree:
-        """See `Memory.for_writes`."""
-        return {**params, **{s.name: mlp_memory.measured(params[s.name]) for s in self.levels}}
+    def norms(self, params: PyTree) -> dict[str, tuple[Array, ...]]:
+        """See `Memory.norms`."""
+        return {spec.name: mlp_memory.group_norms(params[spec.name]) for spec in self.levels}
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {spec.name: init_level(spec, params[spec.name], self.chunk_size) for spec in self.levels}
 
     def read(
-        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
-    ) -> tuple[Array, dict[str, Array]]:
-        """x [n, D] -> y [n, D], and each level's own input by name.
-
-        fast None reads the slow weights alone. taps: level name -> [n, D], added to that level's output:
-        zeros, whose gradient is the level's teach signal.
-        """
+        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
+    ) -> tuple[Array, dict[str, Trace]]:
+        """x [n, D] -> y [n, D], and each level's trace; see `Memory.read`."""
         trace = {}
         for spec in self.levels:
-            trace[spec.name] = x
-            x = self._read_level(spec.name, params, fast, x, taps)
+            x, trace[spec.name] = self._read_level(spec.name, params, fast, x, taps)
         return x, trace
 
-    def recorded(self, trace: dict[str, Array], factors: PyTree) -> dict[str, Array | WriteFactors]:
-        """Under own-output signals the gradient of a write is, token by token, a multiple of the read's: its
-        factors take the place of the level's input. (`dgd` needs outputs too, and reads again.)"""
-        if not self.own_output:
-            return dict(trace)
-        return {
-            spec.name: trace[spec.name]
-            if self._needs_outputs(spec)
-            else mlp_memory.factors_of_read(factors[spec.name])
-            for spec in self.levels
-        }
+    def _read_level(
+        self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
+    ) -> tuple[Array, Trace]:
+        return mlp_memory.read(
+            params[name],
+            None if fast is None else fast[name].delta,
+            x,
+            taps.get(name),
+            output_clip=self.output_clip,
+            activation=self.activation,
+        )
 
     def _needs_outputs(self, spec: LevelSpec) -> bool:
         """Whether a level's tokens are written by a rule that asks for the level's outputs."""
-        return spec.optimizer == "dgd"
-
-    def _read_level(
-        self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
-    ) -> Array:
-        """One level's output, with its tap."""
-        delta = None if fast is None else fast[name].delta
-        y = mlp_memory.read(params[name], delta, x, output_clip=self.output_clip, activation=self.activation)
-        return y + taps[name].astype(y.dtype) if name in taps else y
+        return RULES[spec.optimizer].at_outputs is not None
 
     def write(
         self,
         params: PyTree,
+        norms: PyTree,
         fast: dict[str, PyTree],
-        trace: dict[str, Array | WriteFactors],
+        trace: dict[str, Trace],
         signal: WriteSignal,
         *,
         position: Array,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
-        """Writes every level with one chunk; see `Memory.write`. trace: of `read`, or `recorded`."""
+        """Writes every level with one chunk; see `Memory.write`."""
         mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
         new_fast: dict[str, PyTree] = {}
         stats: dict[str, WriteStats] = {}
         for spec in self.levels:
             name = spec.name
             factors = self._factors(params[name], fast[name].delta, trace[name], signal, mask, name)
-            chunk = LevelChunk(factors, mask, signal._replace(own={}, gain={}))
-            new_fast[name], written = self._write_level(
-                spec, params[name], fast[name], chunk, position=position, reduce=reduce, last=last
+            chunk = LevelChunk(factors, mask, signal._replace(own={}))
+            level = self._write_level(
+                spec, params[name], norms[name], fast[name], chunk, position, reduce, last=last
             )
+            new_fast[name], written = level
             stats |= written
         return new_fast, stats
 
     def _factors(
-        self,
-        params: PyTree,
-        delta: PyTree,
-        trace: Array | WriteFactors,
-        signal: WriteSignal,
-        mask: Array,
-        name: str,
+        self, params: PyTree, delta: PyTree, trace: Trace, signal: WriteSignal, mask: Array, name: str
     ) -> WriteFactors:
         """Of the gradient of one level's write, zero where mask (bool [n]) is False."""
-        if isinstance(trace, WriteFactors):
-            return mlp_memory.with_gain(trace, jnp.where(mask, signal.gain[name], 0))
-        teach = signal.own[name] if self.own_output else signal.block
-        teach = jnp.where(mask[:, None], teach, 0)
+        if trace.a is not None:
+            return mlp_memory.factors_of_read(trace, signal.own[name], mask)
+        teach = signal.own[name].output if self.own_output else signal.block
         return mlp_memory.write_factors(
-            params, delta, trace, teach, output_clip=self.output_clip, activation=self.activation
+            mlp_memory.fast_weights(params),
+            delta,
+            trace.z,
+            jnp.where(mask[:, None], teach, 0),
+            output_clip=self.output_clip,
+            activation=self.activation,
         )
 
     def _rules(self) -> WriteRules:
@@ -172,15 +169,16 @@ class Cms:
         self,
         spec: LevelSpec,
         params: PyTree,
+        norms: tuple[Array, ...],
         state: PyTree,
         chunk: LevelChunk,
-        *,
         position: Array,
         reduce: Reduce,
+        *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """One level's new state, and statistics under the names of `level_names`."""
-        writer = LevelWriter(self._rules(), spec, params, reduce)
+        writer = LevelWriter(self._rules(), spec, params, norms, reduce)
         state, stats = writer.write(state, *chunk, position, last)
         return state, {spec.name: stats}
 
@@ -191,12 +189,52 @@ class IndependentCms(Cms):
     averaged with the weights softmax(w). `params["mix"]`: w [levels], slow."""
 
     def read(
-        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Array]
-    ) -> tuple[Array, dict[str, Array]]:
+        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
+    ) -> tuple[Array, dict[str, Trace]]:
         """As `Cms.read`. A tap stands before the average, so a level's own signal has its weight in it."""
-        outputs = [self._read_level(spec.name, params, fast, x, taps) for spec in self.levels]
+        read = {spec.name: self._read_level(spec.name, params, fast, x, taps) for spec in self.levels}
         # In bfloat16 the rounded weights would not sum to 1 and scale the residual stream.
         wide = jnp.promote_types(x.dtype, jnp.float32)
         weights = jax.nn.softmax(params[MIX].astype(wide))
-        y = sum((w * y.astype(wide) for w, y in zip(weights, outputs, strict=True)), jnp.zeros((), wide))
-        return y.astype(x.dtype), {spec.name: x for spec in self.levels}
+        parts = (w * y.astype(wide) for w, (y, _) in zip(weights, read.values(), strict=True))
+        y = sum(parts, jnp.zeros((), wide))
+        return y.astype(x.dtype), {name: trace for name, (_, trace) in read.items()}
+
+
+class _LevelParams(nn.Module):
+    """Owns the parameters of one level."""
+
+    memory: Cms
+    begin: Initial
+
+    @nn.compact
+    def __call__(self) -> mlp_memory.Weights:
+        """The level's parameters."""
+        memory, begin, dtype = self.memory, self.begin, self.begin.dtype
+        up, down = (memory.dim, memory.hidden), (memory.hidden, memory.dim)
+        params = {}
+        if memory.layer_norm:
+            params["ln_scale"] = self.param("ln_scale", nn.initializers.ones, up[:1], dtype)
+            params["ln_bias"] = self.param("ln_bias", nn.initializers.zeros, up[:1], dtype)
+        params["w_up"] = self.param("w_up", begin.matrix(), up, dtype)
+        params["w_down"] = self.param("w_down", begin.matrix(residual=True), down, dtype)
+        if not begin.modern:
+            params["b_up"] = self.param("b_up", initial.bias(up[0]), up[1:], dtype)
+            params["b_down"] = self.param("b_down", initial.bias(down[0]), down[1:], dtype)
+        return params
+
+
+class CmsParams(nn.Module):
+    """Owns the parameters of a CMS, by level."""
+
+    memory: Cms
+    begin: Initial
+
+    @nn.compact
+    def __call__(self) -> PyTree:
+        """The parameters of one layer."""
+        memory, begin = self.memory, self.begin
+        params: PyTree = {s.name: _LevelParams(memory, begin, name=s.name)() for s in memory.levels}
+        if isinstance(memory, IndependentCms):
+            params[MIX] = self.param(MIX, nn.initializers.zeros, (len(memory.levels),), begin.dtype)
+        return params

@@ -40,6 +40,7 @@ from hope_jax.memory.cms import Cms, LevelChunk
 from hope_jax.memory.level_write import LevelWriter, Pending, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import LevelState
+from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats
 from hope_jax.types import Array, PyTree
 
@@ -90,7 +91,7 @@ class NestedCms(Cms):
 
     def _needs_outputs(self, spec: LevelSpec) -> bool:
         """Its init is written with the optimizer of the next slower level."""
-        return any(other.optimizer == "dgd" for other in (spec, *self.slower(spec)[:1]))
+        return any(RULES[other.optimizer].at_outputs for other in (spec, *self.slower(spec)[:1]))
 
     def _fresh(self, spec: LevelSpec, params: PyTree) -> PyTree:
         state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
@@ -100,20 +101,21 @@ class NestedCms(Cms):
         self,
         spec: LevelSpec,
         params: PyTree,
+        norms: tuple[Array, ...],
         state: PyTree,
         chunk: LevelChunk,
-        *,
         position: Array,
         reduce: Reduce,
+        *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         slower, rules = self.slower(spec), self._rules()
-        weights = LevelWriter(rules, spec, params, reduce)
+        weights = LevelWriter(rules, spec, params, norms, reduce)
         if not slower:
             state, stats = weights.write(state, *chunk, position, last)
             return state, {spec.name: stats}
         writer = _NestedWriter(
-            weights, LevelWriter(rules, slower[0], params, reduce), slower, self._fresh(spec, params)
+            weights, LevelWriter(rules, slower[0], params, norms, reduce), slower, self._fresh(spec, params)
         )
         state, (stats, moved) = writer.write(state, chunk, position, last)
         return state, {spec.name: stats, _init_name(spec): moved}

@@ -13,15 +13,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import Affine, Coefficients, Map, Rows, root, write_periods
-from hope_jax.memory import dgd, gate, levels, mlp_memory, tapped
-from hope_jax.memory.inner_optim import (
-    L2_OBJECTIVE_WEIGHT,
-    is_linear,
-    make_inner_optimizer,
-    projects,
-    velocity,
-    with_velocity,
-)
+from hope_jax.memory import gate, levels, mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import (
@@ -34,6 +26,7 @@ from hope_jax.memory.period_write import (
     no_tokens,
     write_stats,
 )
+from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
 from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, own, relative
 from hope_jax.types import Array, PyTree
 
@@ -51,7 +44,7 @@ class Pending(NamedTuple):
 
 def init_level(spec: LevelSpec, params: PyTree, chunk_size: int) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
-    weights = tapped.values(mlp_memory.fast_weights(params))
+    weights = mlp_memory.fast_weights(params)
     pending: Pending | tuple[()] = ()
     if levels.spans_chunks(spec.update_period, chunk_size):
         pending = nothing(weights)
@@ -79,9 +72,11 @@ class Tokens(NamedTuple):
 class LevelWriter(PeriodWriter[Pending]):
     """The writes of one level with its inner optimizer: theta_l <- theta_l - eta_l u."""
 
-    def __init__(self, rules: WriteRules, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
-        super().__init__(rules, spec, params, reduce)
-        self.optimizer = make_inner_optimizer(spec)
+    def __init__(
+        self, rules: WriteRules, spec: LevelSpec, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
+    ) -> None:
+        super().__init__(rules, spec, params, norms, reduce)
+        self.optimizer, self.rule = make_inner_optimizer(spec), RULES[spec.optimizer]
 
     def write(
         self,
@@ -97,8 +92,8 @@ class LevelWriter(PeriodWriter[Pending]):
         factors: of the gradient at the weights that read the chunk, zero where mask (bool [n]) is False.
         last: the stream ends here.
         """
-        if self.spec.optimizer == "dgd":
-            factors = dgd.factors(factors, self.spec.lr, mask, biases="b_up" in self.weights)
+        if self.rule.at_outputs is not None:
+            factors = self.rule.at_outputs(factors, self.spec.lr, mask, "b_up" in self.weights)
         return self.write_chunk(
             state, Tokens(factors, mask, signal.surprise_n, signal.counted_n), position, last
         )
@@ -137,7 +132,7 @@ class LevelWriter(PeriodWriter[Pending]):
 
     def _in_closed_form(self) -> bool:
         """Whether a chunk's periods can advance as coefficients: linear optimizer, one example a state."""
-        return is_linear(self.spec) and self.reduce is own
+        return self.rule.linear and self.reduce is own
 
     def _write_linear(
         self, state: LevelState, factors: WriteFactors, mask: Array, surprise_n: Array, counted_n: Array
@@ -197,24 +192,15 @@ class LevelWriter(PeriodWriter[Pending]):
 
     def rows_of(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
         """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...]."""
-        spec, z = self.spec, factors.z.astype(self.norms[0].dtype)
-        inputs = project_tokens(z, ended.seen, spec.eps) if projects(spec) else z, factors.a
+
+        def rows(name: str, x: Array) -> Array:
+            return _flat(self.rule.rows(self.spec, name, x, ended.seen))
+
+        z = factors.z.astype(self.norms[0].dtype)
+        pairs = zip((z, factors.a), (factors.g_h, factors.g_o), mlp_memory.GROUPS, strict=True)
         return tuple(
-            self._rows(_flat(x), _flat(g), biases=group[1] in self.weights)
-            for x, g, group in zip(inputs, (factors.g_h, factors.g_o), mlp_memory.GROUPS, strict=True)
+            Rows(rows(w, x), _flat(g), rows(b, g) if b in self.weights else None) for x, g, (w, b) in pairs
         )
-
-    def _rows(self, x: Array, g: Array, *, biases: bool) -> Rows:
-        """The tokens of a map's update, before the average."""
-        b = g if biases else None
-        if self.spec.optimizer != "l2_objective":
-            return Rows(x, g, b)
-        return Rows(_with_mean(x), g, None if b is None else _with_mean(b))
-
-
-def _with_mean(rows: Array) -> Array:
-    """`inner_optim.add_row_mean` of each row's outer product, which has the row along its first axis."""
-    return rows + L2_OBJECTIVE_WEIGHT * rows.mean(1, keepdims=True)
 
 
 def _flat(t_pcd: Array) -> Array:
@@ -228,15 +214,6 @@ def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:
 def _by_name(maps: list[Affine]) -> mlp_memory.Weights:
     pairs = zip(mlp_memory.GROUPS, maps, strict=True)
     return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}
-
-
-def project_tokens(z_pcd: Array, seen_p: Array, eps: float) -> Array:
-    """Tokens [P, C, D] without their component along the mean of the `seen` ones of their period (others are
-    zero): the projection of `inner_optim.project_out_context`, applied to the factors of the gradient."""
-    context = z_pcd.sum(1, keepdims=True) / jnp.maximum(seen_p, 1)[:, None, None]
-    norm = root(jnp.square(context).sum(-1, keepdims=True))
-    unit = context / (norm + eps)
-    return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
 
 
 def _period_norms(x_pci: Array, g_pco: Array, dtype: jnp.dtype, biases: bool) -> list[Array]:

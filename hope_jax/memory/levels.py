@@ -10,7 +10,7 @@ class LevelSpec(NamedTuple):
 
     update_period: tokens between writes (C).
     lr: inner learning rate (eta).
-    optimizer: a name of `hope_jax.memory.inner_optim.VARIANTS`.
+    optimizer: a name of `hope_jax.memory.rules.VARIANTS`.
     beta, beta2, eps: its constants.
     """
 

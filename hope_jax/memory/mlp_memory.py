@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.cms_write import root
-from hope_jax.memory import tapped
-from hope_jax.memory.tapped import Factors, multiply
-from hope_jax.types import Array, PyTree
+from hope_jax.memory.state import Taps
+from hope_jax.types import Array
 
 FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
 """Names of the weights that a write changes; LayerNorm's affine part is slow."""
@@ -27,40 +26,37 @@ LAYER_NORM_EPS = 1e-5
 Weights = dict[str, Array]
 
 
+class Trace(NamedTuple):
+    """What a read leaves for a write. z: [n, D] input of the first matrix.
+
+    a: [n, H] hidden activation, and clip: [n, 1] what the bound on the output left of it (None: no bound);
+    recorded where the read has a tap at the hidden layer, else None: the write computes them again.
+    """
+
+    z: Array
+    a: Array | None = None
+    clip: Array | None = None
+
+
 class WriteFactors(NamedTuple):
     """Per-token factors of a write's gradient: dW_up = z^T g_h and dW_down = a^T g_o, summed over tokens.
 
-    z: [n, D] LayerNorm output; g_h: [n, H] cotangent of the hidden pre-activation;
-    a: [n, H] hidden activation; g_o: [n, D] cotangent of the MLP's output.
-    h: [n, H] pre-activation and o: [n, D] output (before any clip), where the cotangents stand; None where
-    the factors are those of a read.
+    z: [n, D] input; g_h: [n, H] cotangent of the hidden pre-activation; a: [n, H] hidden activation;
+    g_o: [n, D] cotangent of the MLP's output before any bound.
+    h: [n, H] pre-activation and o: [n, D] output, where the cotangents stand; None where the factors are
+    those of a read.
     """
 
     z: Array
     g_h: Array
     a: Array
     g_o: Array
-    h: Array | None
-    o: Array | None
-
-
-def factors_of_read(factors: dict[str, Factors]) -> WriteFactors:
-    """What a read's backward pass has found at the memory's tapped matrices, as factors of a write."""
-    up, down = factors["w_up"], factors["w_down"]
-    return WriteFactors(z=up.rows, g_h=up.cotangents, a=down.rows, g_o=down.cotangents, h=None, o=None)
-
-
-def with_gain(factors: WriteFactors, gain_n: Array) -> WriteFactors:
-    """The factors of the gradient at cotangents gain_n times as large."""
-
-    def scaled(g: Array) -> Array:
-        return (gain_n[:, None] * g).astype(g.dtype)
-
-    return factors._replace(g_h=scaled(factors.g_h), g_o=scaled(factors.g_o))
+    h: Array | None = None
+    o: Array | None = None
 
 
 def fast_weights(params: Weights) -> Weights:
-    """The part of a level's parameters that writes change, tapped where those are."""
+    """The part of a level's parameters that writes change."""
     return {name: params[name] for name in FAST_WEIGHTS if name in params}
 
 
@@ -104,7 +100,7 @@ def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> 
     Two products rather than one with the sum: a small delta survives in bfloat16, and the gradient of W
     needs no per-example copy of the matrix.
     """
-    y = multiply(x, params[w])
+    y = x @ params[w].astype(x.dtype)
     if delta is not None:
         y = y + x @ delta[w].astype(x.dtype)
     if b in params:
@@ -119,60 +115,71 @@ def clip_factor(o: Array, max_norm: float) -> Array:
     return jax.lax.stop_gradient(1.0 / jnp.maximum(norm / max_norm, 1.0)).astype(o.dtype)
 
 
+def forward(
+    weights: Weights, delta: Weights | None, z: Array, activation: str, tap: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Pre-activation h [n, H], activation a [n, H] and output o = W_down a [n, D] of z [n, D] at weights +
+    delta. tap: [n, H], added to h."""
+    h = affine(z, weights, delta, "w_up", "b_up")
+    if tap is not None:
+        h = h + tap.astype(h.dtype)
+    a = ACTIVATIONS[activation](h)
+    return h, a, affine(a, weights, delta, "w_down", "b_down")
+
+
 def read(
     params: Weights,
     delta: Weights | None,
     x: Array,
+    taps: Taps | None = None,
     *,
     output_clip: float | None = None,
     activation: str = "gelu",
-) -> Array:
-    """x [n, D] -> y [n, D] at weights params + delta (Eq. 71's inner MLP), its input added to `branch`."""
-    return x + branch(params, delta, x, output_clip=output_clip, activation=activation)
+) -> tuple[Array, Trace]:
+    """x [n, D] -> y = x + W_down act(W_up LN(x)) [n, D] at weights params + delta (Eq. 71's inner MLP).
 
-
-def branch(
-    params: Weights,
-    delta: Weights | None,
-    x: Array,
-    *,
-    output_clip: float | None = None,
-    activation: str = "gelu",
-) -> Array:
-    """W_down act(W_up LN(x)) [n, D] at weights params + delta.
-
-    output_clip bounds each token's norm (the reference's train mode has 1.0; None: off). activation: of
-    `ACTIVATIONS`.
+    output_clip bounds the norm of what is added to each token (the reference's train mode has 1.0; None:
+    off). activation: of `ACTIVATIONS`.
     """
     z = normalise(params, x)
-    a = ACTIVATIONS[activation](affine(z, params, delta, "w_up", "b_up"))
-    o = affine(a, params, delta, "w_down", "b_down")
-    return o if output_clip is None else o * clip_factor(o, output_clip)
+    hidden = None if taps is None else taps.hidden
+    _, a, o = forward(params, delta, z, activation, hidden)
+    clip = None if output_clip is None else clip_factor(o, output_clip)
+    y = x + (o if clip is None else o * clip)
+    if taps is not None:
+        y = y + taps.output.astype(y.dtype)
+    return y, Trace(z) if hidden is None else Trace(z, a, clip)
+
+
+def factors_of_read(trace: Trace, own: Taps, mask: Array) -> WriteFactors:
+    """The factors of a write whose signal is the read's own cotangents, zero where mask [n] is False."""
+    assert trace.a is not None and own.hidden is not None
+    g_o = own.output if trace.clip is None else own.output * trace.clip
+    g_h, g_o = (jnp.where(mask[:, None], g, 0).astype(trace.z.dtype) for g in (own.hidden, g_o))
+    return WriteFactors(z=trace.z, g_h=g_h, a=trace.a, g_o=g_o)
 
 
 def write_factors(
-    params: Weights,
+    weights: Weights,
     delta: Weights,
-    x: Array,
+    z: Array,
     teach: Array,
     *,
     output_clip: float | None = None,
     activation: str = "gelu",
 ) -> WriteFactors:
-    """Factors of the gradient of sum_t <teach_t, y_t> with respect to the fast weights.
+    """Factors of the gradient of sum_t <teach_t, y_t> with respect to the fast weights, by a local
+    derivative.
 
-    x: [n, D] inputs as the read pass saw them; teach: [n, D], zero where a token is masked. The gradient
-    is taken at params + delta, which must be the weights that read x.
+    z: [n, D] as the read has seen it; teach: [n, D], zero where a token is masked. The gradient is taken at
+    weights + delta, which must be the weights that read z.
     """
-    z = normalise(params, x)
-    h = affine(z, params, delta, "w_up", "b_up")
-    a, pull_to_h = jax.vjp(ACTIVATIONS[activation], h)
-    o = affine(a, params, delta, "w_down", "b_down")
-    g_o = teach.astype(x.dtype)
+    h, a, o = forward(weights, delta, z, activation)
+    g_o = teach.astype(z.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
-    g_a = g_o @ tapped.value(params["w_down"]).astype(x.dtype).T + g_o @ delta["w_down"].astype(g_o.dtype).T
-    (g_h,) = pull_to_h(g_a)
+    g_a = g_o @ weights["w_down"].astype(z.dtype).T + g_o @ delta["w_down"].astype(z.dtype).T
+    (g_h,) = jax.vjp(ACTIVATIONS[activation], h)[1](g_a)
     return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
 
 
@@ -195,16 +202,9 @@ def write_gradient(factors: WriteFactors, like: Weights) -> Weights:
 def group_norms(weights: Weights) -> tuple[Array, ...]:
     """Frobenius norm of each of `GROUPS`, with slope zero at zero."""
     return tuple(
-        root(jnp.stack([tapped.square(weights[name]) for name in group if name in weights]).sum())
+        root(jnp.stack([jnp.square(weights[name]).sum() for name in group if name in weights]).sum())
         for group in GROUPS
     )
-
-
-def measured(params: PyTree) -> PyTree:
-    """A level's parameters with their matrices `tapped.measured`: for many writes at the same slow weights,
-    each of which would pass over the matrices to find their norms."""
-    matrices = {name: tapped.measured(params[name]) for name, _ in GROUPS}
-    return {**params, **matrices}
 
 
 def scale_groups(weights: Weights, factors: tuple[Array, ...]) -> Weights:

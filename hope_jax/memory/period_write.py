@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import root, shrink
-from hope_jax.memory import gate, levels, mlp_memory, tapped
+from hope_jax.memory import gate, levels, mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 from hope_jax.types import Array, PyTree
@@ -83,12 +83,14 @@ P = TypeVar("P", bound=tuple[Any, ...])
 
 
 class PeriodWriter(ABC, Generic[P]):
-    """The writes of one level at fixed slow weights. params: the level's, of one layer."""
+    """The writes of one level at fixed slow weights. params: the level's, of one layer. norms: of
+    `mlp_memory.group_norms`."""
 
-    def __init__(self, rules: WriteRules, spec: LevelSpec, params: PyTree, reduce: Reduce) -> None:
-        self.rules, self.spec, self.reduce = rules, spec, reduce
-        self.weights = tapped.values(mlp_memory.fast_weights(params))
-        self.norms = mlp_memory.group_norms(params)
+    def __init__(
+        self, rules: WriteRules, spec: LevelSpec, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
+    ) -> None:
+        self.rules, self.spec, self.norms, self.reduce = rules, spec, norms, reduce
+        self.weights = mlp_memory.fast_weights(params)
 
     @abstractmethod
     def gather(self, tokens: Any) -> P:

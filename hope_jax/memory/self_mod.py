@@ -13,16 +13,21 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
+from hope_jax.memory.initial import Initial, transposed
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 from hope_jax.types import Array, PyTree
 
 GENERATORS, MEMORY = "generators", "memory"
+
+ALPHA_BIAS = 7.0
+"""First bias of a retention gate that has one: alpha starts near sigmoid(7) = 0.9991."""
 
 
 class SelfModState(NamedTuple):
@@ -384,3 +389,52 @@ def _matrices(memories: PyTree) -> list[Array]:
 def _norms(matrices: list[Array]) -> Array:
     """Frobenius norms [M] in JAX's default float, without gradient."""
     return jax.lax.stop_gradient(jnp.stack([trees.safe_norm(m.astype(float)) for m in matrices]))
+
+
+class _MlpParams(nn.Module):
+    """Owns the first weights of one memory, matrices (out, in)."""
+
+    dim: int
+    out: int
+    skip: bool
+    begin: Initial
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """Its weights."""
+        dim, begin = self.dim, self.begin
+        init, residual = transposed(begin.matrix()), transposed(begin.matrix(residual=True))
+        params = {
+            "w_in": self.param("w_in", init, (dim, dim), begin.dtype),
+            "w_out": self.param("w_out", residual, (self.out, dim), begin.dtype),
+        }
+        if self.skip:
+            params["w_skip"] = self.param("w_skip", init, (self.out, dim), begin.dtype)
+        return params
+
+
+class SelfModParams(nn.Module):
+    """Owns the parameters of self-modifying Titans. alpha_near_one: the retention gate has a bias outside the
+    decayed weights."""
+
+    memory: SelfMod
+    begin: Initial
+    alpha_near_one: bool
+
+    @nn.compact
+    def __call__(self) -> PyTree:
+        """The parameters of one layer."""
+        memory, begin, dim = self.memory, self.begin, self.memory.dim
+        params: PyTree = {}
+        if memory.conv_window:
+            shape = (memory.conv_window, dim)
+            params["conv"] = self.param("conv", begin.conv(memory.conv_window), shape, begin.dtype)
+        if not memory.adaptive_q:
+            params["w_q"] = self.param("w_q", transposed(begin.matrix()), (dim, dim), begin.dtype)
+        for name in (*memory.generator_names(), "memory"):
+            out = 1 if name in ("eta", "alpha") else dim
+            skip = memory.projection_skip and out != dim
+            params[name] = _MlpParams(dim, out, skip, begin, name=name)()
+        if memory.use_alpha and self.alpha_near_one:
+            params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), begin.dtype)
+        return params

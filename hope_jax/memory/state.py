@@ -1,9 +1,8 @@
 """What reads record and writes consume: the protocols that memories keep, for one example and one layer.
 
-A memory that teach signals drive (`Memory`) is `init(params) -> fast`, `read(params, fast, x, ...) -> y,
-trace`, and `write(params, fast, trace, signal) -> fast, stats`. One that writes itself while it reads
-(`StreamMemory`) has a `read` that returns the new fast state. `read` is called by the block that knows its
-inputs; the protocols name what the models floor calls on all of them.
+A memory that teach signals drive (`Memory`) is `init(params) -> fast`, `read(params, fast, x, taps) -> y,
+trace`, and `write(params, norms, fast, trace, signal) -> fast, stats`. One that writes itself while it reads
+(`StreamMemory`) has no `write`: its `read` returns the new fast state.
 """
 
 from collections.abc import Callable
@@ -23,15 +22,25 @@ def own(tree: PyTree) -> PyTree:
     return tree
 
 
+class Taps(NamedTuple):
+    """Zeros that a read adds where a level's error factors stand; their cotangents are these factors, and in
+    a `WriteSignal` what the teach rule has made of them.
+
+    output: [n, D] at the level's output. hidden: [n, H] at its hidden pre-activation; None: not wanted.
+    """
+
+    output: Array
+    hidden: Array | None = None
+
+
 class WriteSignal(NamedTuple):
     """The processed teach signal of one chunk, for one layer and one example.
 
-    block: [n, D] signal at the block's output.
-    own: level name -> [n, D] signal at that level's own output (empty where not taken). On its way to
-        `HopeModel.write` it holds one such mapping for each memory, by name.
+    block: [n, D] signal at the block's output. own: the level's name -> signal at its own taps; {} where
+    levels learn from the block's output. On its way to `HopeModel.write` it holds one such mapping for each
+    memory, by name.
     surprise_n: [n] surprise per token; counted_n: bool [n] tokens that it is averaged over.
-    active_n: bool [n] tokens with a teach signal (m_t of SPEC §2.1).
-    gain: level name -> [n] what the cotangent at that level's own output was multiplied with.
+    active_n: bool [n] tokens with a teach signal.
     """
 
     block: Array
@@ -39,7 +48,6 @@ class WriteSignal(NamedTuple):
     surprise_n: Array
     counted_n: Array
     active_n: Array
-    gain: dict[str, Any] = {}
 
 
 class WriteStats(NamedTuple):
@@ -103,36 +111,37 @@ class Memory(Protocol):
         """Names of the parameters that act through writes alone: no read uses them."""
         ...
 
-    def init(self, params: PyTree) -> PyTree:
-        """The fast state of a context that has written nothing, for parameters of one layer."""
-        ...
-
     def level_names(self) -> tuple[str, ...]:
         """Names under which its writes are counted: its levels first, in the order in which they are read."""
+        ...
+
+    def taps(self) -> dict[str, tuple[int, int]]:
+        """Widths of the taps that this memory learns from, by level: of the output, and of the hidden layer
+        (0: no tap there)."""
         ...
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """Names of the parameters that no read of a context of `tokens` tokens learns from."""
         ...
 
-    def taps(self) -> tuple[str, ...]:
-        """Names of the outputs at which this memory wants its own teach signal."""
+    def init(self, params: PyTree) -> PyTree:
+        """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
 
-    def recorded(self, trace: PyTree, factors: PyTree) -> PyTree:
-        """The trace of a read with what its backward pass has found of the write's gradient.
-
-        factors: tree like the parameters, `hope_jax.memory.tapped.Factors` at the matrices.
-        """
+    def norms(self, params: PyTree) -> PyTree:
+        """Norms of one layer's slow weights, which every write needs, computed once for many writes."""
         ...
 
-    def for_writes(self, params: PyTree) -> PyTree:
-        """The parameters of one layer with what each of many writes at them would find anew."""
+    def read(
+        self, params: PyTree, fast: PyTree | None, x: Array, taps: dict[str, Taps]
+    ) -> tuple[Array, PyTree]:
+        """x [n, D] -> y [n, D], and the trace that a write needs. fast None: the slow weights alone."""
         ...
 
     def write(
         self,
         params: PyTree,
+        norms: PyTree,
         fast: PyTree,
         trace: PyTree,
         signal: WriteSignal,
@@ -141,16 +150,19 @@ class Memory(Protocol):
         reduce: Reduce,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
-        """Writes one chunk, whose first token stands at `position`.
+        """Writes one chunk, whose first token stands at `position`: the new state, and statistics by level.
 
-        last: the stream ends with this chunk: partial periods are flushed or dropped. Returns the new state
-        and statistics by level.
+        last: the stream ends with this chunk: partial periods are flushed or dropped.
         """
         ...
 
 
 class StreamMemory(Protocol):
     """A memory that writes itself while it reads; implementations are frozen, hashable values."""
+
+    def level_names(self) -> tuple[str, ...]:
+        """Names under which its writes are counted."""
+        ...
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """Names of the parameters that no read of a context of `tokens` tokens learns from."""
@@ -160,13 +172,13 @@ class StreamMemory(Protocol):
         """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
 
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted."""
+    def init_carry(self, dtype: jnp.dtype) -> PyTree:
+        """What crosses calls beside the fast state, before the first token; dtype: that of the inputs."""
         ...
 
     def rebase(self, params: PyTree, fast: PyTree) -> PyTree:
         """The same values, cut off from what wrote them; the gradient at the state goes to the meta
-        parameters: stopgrad(state) + (theta - stopgrad(theta)), SPEC §4."""
+        parameters: stopgrad(state) + (theta - stopgrad(theta))."""
         ...
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:

@@ -13,33 +13,40 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from hope_jax import trees
-from hope_jax.memory import gate, mlp_memory, titans_rule
+from hope_jax.memory import gate, initial, mlp_memory, titans_rule
+from hope_jax.memory.initial import Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats
-from hope_jax.memory.tapped import multiply
+from hope_jax.memory.rules import RULES
+from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
+
+SELF_MODIFIER_SCALE = 1e-3
+"""Factor on the SelfModifier's last matrix at the start: its correction is small beside delta."""
 
 
 @dataclass(frozen=True)
 class Titan:
     """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
 
-    level: its period and inner optimizer; `titans_rule.NAME` stands for the Titans paper's rule.
-    self_modifier: False: a write is a step along -delta alone. correction_clip: bound on a token's
-    |SelfModifier| over |delta|, 0: off; up to 1 no write goes uphill: <delta - SelfModifier, delta> >= 0.
-    The other fields as of `Cms`.
+    dim, hidden: D and H. level: its period and inner optimizer; `titans` stands for the Titans paper's
+    rule. self_modifier: False: a write is a step along -delta alone. correction_clip: bound on a
+    token's |SelfModifier| over |delta|, 0: off; up to 1 no write goes uphill: <delta - SelfModifier, delta>
+    >= 0. The other fields as of `Cms`.
 
     Parameters of one layer: `w_up` [D, H], `w_down` [H, D], perhaps `b_up`, `b_down`; `ln_scale`,
     `ln_bias` [D]; `self_modifier`: see `self_modifier_read`; `gates`: see `titans_rule.token_gates`.
     """
 
     level: LevelSpec
+    dim: int
+    hidden: int
     chunk_size: int
     gate_rule: gate.GateRule = gate.GateRule()
     bounds: Bounds = Bounds()
@@ -51,13 +58,14 @@ class Titan:
     correction_clip: float = 0.0
 
     @property
-    def _titans(self) -> bool:
-        return self.level.optimizer == titans_rule.NAME
+    def gated(self) -> bool:
+        """Whether its tokens have rates of their own."""
+        return RULES[self.level.optimizer].gated
 
     @property
     def write_only(self) -> tuple[str, ...]:
         """SelfModifier and gates act through writes alone."""
-        return ((SELF_MODIFIER,) if self.self_modifier else ()) + ((GATES,) if self._titans else ())
+        return ((SELF_MODIFIER,) if self.self_modifier else ()) + ((GATES,) if self.gated else ())
 
     def level_names(self) -> tuple[str, ...]:
         """The memory is one level."""
@@ -68,44 +76,41 @@ class Titan:
         read_again = max(self.level.update_period, self.chunk_size) < tokens
         return () if read_again and self.level.lr else self.write_only
 
-    def taps(self) -> tuple[str, ...]:
-        """Its own output, if it learns from that."""
-        return self.level_names() if self.own_output else ()
+    def taps(self) -> dict[str, tuple[int, int]]:
+        """Its own output, if it learns from that; a write has another cotangent than the read."""
+        return {self.level.name: (self.dim, 0)} if self.own_output else {}
 
-    def for_writes(self, params: PyTree) -> PyTree:
-        """See `Memory.for_writes`."""
-        return mlp_memory.measured(params)
+    def norms(self, params: PyTree) -> tuple[Array, ...]:
+        """See `Memory.norms`."""
+        return mlp_memory.group_norms(params)
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
-        if self._titans:
+        if self.gated:
             return {self.level.name: titans_rule.init(self.level, params, self.chunk_size)}
         return {self.level.name: init_level(self.level, params, self.chunk_size)}
 
     def read(
-        self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Array]
+        self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, Array]:
-        """x [n, D] -> mem(x) [n, D], and x: the keys of the write. fast None: the slow weights alone."""
+        """x [n, D] -> mem(x) [n, D], and x: the keys of the write; see `Memory.read`."""
         name = self.level.name
         delta = None if fast is None else fast[name].delta
         o = self._branch(mlp_memory.fast_weights(params), delta, x)
         y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
         if name in taps:
-            y = y + taps[name].astype(y.dtype)
+            y = y + taps[name].output.astype(y.dtype)
         return y, x
 
     def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Weights | None, x: Array) -> Array:
         """The MLP's output [n, D], before its norm."""
-        return mlp_memory.branch(weights, delta, x, output_clip=self.output_clip, activation=self.activation)
-
-    def recorded(self, trace: Array, factors: PyTree) -> Array:
-        """As it is: the write has another cotangent than the read."""
-        del factors
-        return trace
+        _, _, o = mlp_memory.forward(weights, delta, x, self.activation)
+        return o if self.output_clip is None else o * mlp_memory.clip_factor(o, self.output_clip)
 
     def write(
         self,
         params: PyTree,
+        norms: PyTree,
         fast: dict[str, LevelState],
         trace: Array,
         signal: WriteSignal,
@@ -118,7 +123,7 @@ class Titan:
         name, key = self.level.name, trace
         state, weights = fast[name], mlp_memory.fast_weights(params)
         mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
-        teach = signal.own[name] if self.own_output else signal.block
+        teach = signal.own[name].output if self.own_output else signal.block
         o = self._branch(weights, state.delta, key)
         value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
         cotangent = teach
@@ -130,13 +135,13 @@ class Titan:
             weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation
         )
         rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
-        if self._titans:
+        if self.gated:
             gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
-            writer = titans_rule.TitansWriter(rules, self.level, params, reduce)
+            writer = titans_rule.TitansWriter(rules, self.level, params, norms, reduce)
             tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
             new, stats = writer.write_chunk(state, tokens, position, last)
         else:
-            plain = LevelWriter(rules, self.level, params, reduce)
+            plain = LevelWriter(rules, self.level, params, norms, reduce)
             new, stats = plain.write(state, factors, mask, signal, position, last)
         return {name: new}, {name: stats}
 
@@ -160,9 +165,63 @@ def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach
     dtype = key.dtype
     h = jnp.concatenate([key, value.astype(dtype), teach.astype(dtype)], axis=-1)
     for i in (1, 2, 3):
-        h = multiply(h, params[f"w_{i}"])
+        h = h @ params[f"w_{i}"].astype(dtype)
         if f"b_{i}" in params:
             h = h + params[f"b_{i}"].astype(dtype)
         if i < 3:
             h = mlp_memory.gelu(h)
     return h
+
+
+class _SelfModifierParams(nn.Module):
+    """Owns the parameters of a SelfModifier."""
+
+    memory: Titan
+    begin: Initial
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """See `self_modifier_read`."""
+        begin, hidden, init = self.begin, self.memory.hidden, self.begin.matrix()
+
+        def small(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+            return SELF_MODIFIER_SCALE * init(key, shape, dtype)
+
+        widths = (3 * self.memory.dim, hidden, hidden, self.memory.dim)
+        params = {}
+        for i in (1, 2, 3):
+            shape = widths[i - 1 : i + 1]
+            params[f"w_{i}"] = self.param(f"w_{i}", small if i == 3 else init, shape, begin.dtype)
+            if not begin.modern:
+                bias = nn.initializers.zeros if i == 3 else initial.bias(shape[0])
+                params[f"b_{i}"] = self.param(f"b_{i}", bias, shape[1:], begin.dtype)
+        return params
+
+
+class TitanParams(nn.Module):
+    """Owns the parameters of a TITAN memory."""
+
+    memory: Titan
+    begin: Initial
+
+    @nn.compact
+    def __call__(self) -> PyTree:
+        """The parameters of one layer."""
+        memory, begin, dtype = self.memory, self.begin, self.begin.dtype
+        up, down = (memory.dim, memory.hidden), (memory.hidden, memory.dim)
+        # Its output is normed, so the size of a residual branch is set by the norm's scale.
+        scale = (2 * begin.num_layers) ** -0.5 if begin.modern else 1.0
+        params: PyTree = {
+            "w_up": self.param("w_up", begin.matrix(), up, dtype),
+            "w_down": self.param("w_down", begin.matrix(), down, dtype),
+            "ln_scale": self.param("ln_scale", nn.initializers.constant(scale), up[:1], dtype),
+            "ln_bias": self.param("ln_bias", nn.initializers.zeros, up[:1], dtype),
+        }
+        if not begin.modern:
+            params["b_up"] = self.param("b_up", initial.bias(up[0]), up[1:], dtype)
+            params["b_down"] = self.param("b_down", initial.bias(down[0]), down[1:], dtype)
+        if memory.self_modifier:
+            params[SELF_MODIFIER] = _SelfModifierParams(memory, begin, name=SELF_MODIFIER)()
+        if memory.gated:
+            params[GATES] = titans_rule.GateParams(memory.dim, dtype, name=GATES)()
+        return params

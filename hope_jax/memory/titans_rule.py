@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.memory import levels, mlp_memory
@@ -24,8 +25,8 @@ from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, count, no_tokens
 from hope_jax.types import Array, PyTree
 
-NAME = "titans"
-"""The optimizer's name in a configuration."""
+GATE_BIASES = {"alpha": -7.0, "eta": 2.2, "theta": 0.5413}
+"""First biases of the gates: decay 0.0009, momentum 0.9, the level's own rate."""
 
 
 class TokenGates(NamedTuple):
@@ -167,3 +168,19 @@ class TitansWriter(PeriodWriter[Period]):
         )
         momentum = jax.tree.map(lambda s, g: period.e * s - g, state.opt, period.grad_s)
         return write, momentum, period.grad_m
+
+
+class GateParams(nn.Module):
+    """Owns the parameters of the gates, which start without dependence on the data."""
+
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """See `token_gates`."""
+        params = {}
+        for name, start in GATE_BIASES.items():
+            params[f"w_{name}"] = self.param(f"w_{name}", nn.initializers.zeros, (self.dim,), self.dtype)
+            params[f"b_{name}"] = self.param(f"b_{name}", nn.initializers.constant(start), (), self.dtype)
+        return params

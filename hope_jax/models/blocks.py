@@ -1,282 +1,256 @@
-"""The block variants: compositions of attention and memories. One sequence; `lm` adds depth and batch.
+"""The block variants: tables of what a block is made of, in order. A batch of contexts; `lm` adds depth.
 
-Every block has one interface: `(x, fast, cache, taps, context) -> BlockRead`. It names the memories that
-teach signals write in `memories(spec)`, and those that write themselves while they read in
-`stream_memories(spec)`.
+A part of a block mixes tokens or reads a memory. It declares its parameters in the block's scope and is
+called with the batch; a memory's mathematics is written for one example, and mapped here.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from hope_jax import trees
+from hope_jax.memory.cms import Cms, CmsParams, IndependentCms
+from hope_jax.memory.cms_nested import NestedCms
+from hope_jax.memory.self_mod import SelfModParams
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
-from hope_jax.models import layers
-from hope_jax.models.attention import Attention, Cache, ReadContext, cache_rows, init_cache
-from hope_jax.models.memory_layers import CmsLayer, SelfModLayer, TitanLayer, make_cms, make_titan
-from hope_jax.models.spec import ModelSpec
+from hope_jax.memory.titan import Titan, TitanParams
+from hope_jax.models import documents, layers
+from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
+from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
-ATTENTION = "attn"
-"""Name of attention's part of what a block carries."""
+ATTENTION, CMS, TITAN, SELF_MOD, MLP, SWIGLU, TITAN_NORM = (
+    "attn", "cms", "titan", "self_mod", "mlp", "swiglu", "norm"
+)  # fmt: skip
+
+CONNECTIONS: Mapping[str, type[Cms]] = {"sequential": Cms, "independent": IndependentCms, "nested": NestedCms}
+"""How the levels of a CMS are connected, by `ModelSpec.cms_connection`."""
 
 
-def split_cache(cache: dict[str, PyTree]) -> tuple[dict[str, PyTree], PyTree]:
-    """What blocks carry, by name, as the small part that every call overwrites, and attention's keys and
-    values (() without attention). Leaves may have leading axes."""
-    if ATTENTION not in cache:
-        return cache, ()
-    attention: Cache = cache[ATTENTION]
-    return {**cache, ATTENTION: attention.conv}, (attention.key, attention.value)
+class Call(NamedTuple):
+    """What a block is called with. fast: memory name -> fast state of this layer, leaves [B, ...] ({}: slow
+    weights alone). cache: what the layer carries besides, by name; None: the contexts begin and end with this
+    call. taps: memory name -> level -> `Taps`, leaves [B, n, ...]."""
 
-
-def join_cache(local: dict[str, PyTree], buffers: PyTree) -> dict[str, PyTree]:
-    """The inverse of `split_cache`."""
-    if not buffers:
-        return local
-    key, value = buffers
-    return {**local, ATTENTION: Cache(key, value, conv=local[ATTENTION])}
+    fast: dict[str, PyTree]
+    cache: dict[str, PyTree] | None
+    taps: dict[str, Any]
+    context: ReadContext
 
 
 class BlockRead(NamedTuple):
-    """What a block leaves of one call.
-
-    x: [n, D]. cache: what it carries besides fast state, of attention only the rows of these tokens; None
-    without one.
-    trace: memory name -> what its write needs. written, stats: of memories that wrote while they read, by
-    name (`stats`: then by level).
-    """
+    """What a block, or a part of it, leaves of one call: its output [B, n, D], and by name what it carries
+    (of `Call.cache`), what writes need, what memories have written while they read, and those writes'
+    statistics by level."""
 
     x: Array
-    cache: dict[str, PyTree] | None
+    cache: dict[str, PyTree]
     trace: dict[str, PyTree]
     written: dict[str, PyTree]
     stats: dict[str, dict[str, WriteStats]]
 
 
+class Part(NamedTuple):
+    """A part of a block. read: (the block, x [B, n, D], call) -> what it leaves. memory, stream: the memory
+    that it reads, one that teach signals write or one that writes while it reads; None where the spec asks
+    for none. carry: of (spec, B, capacity), what it carries before the first token."""
+
+    read: Callable[["Block", Array, Call], BlockRead]
+    memory: Callable[[ModelSpec, bool], Memory | None] | None = None
+    stream: Callable[[ModelSpec], StreamMemory] | None = None
+    carry: Callable[[ModelSpec, int, int], PyTree] | None = None
+
+
 class Block(nn.Module):
-    """What every variant keeps: its fields, its call, and the memories that it is made of."""
+    """The parts of `BLOCKS[spec.block_variant]`, one after the other. training: as the style does while it
+    trains (the reference bounds its residuals)."""
 
     spec: ModelSpec
     training: bool = False
 
-    @staticmethod
-    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """Its memories that teach signals write, under the names of their parameters."""
-        del spec, training
-        return {}
-
-    @staticmethod
-    def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
-        """Its memories that write while they read, under the names of their parameters."""
-        del spec
-        return {}
-
-    @staticmethod
-    def init_cache(spec: ModelSpec, capacity: int, *, whole: bool = False) -> dict[str, PyTree]:
-        """What one layer carries of one example besides fast state, before the first of `capacity` tokens.
-        whole: of attention all keys and values, also those that leave the window."""
-        return {ATTENTION: init_cache(spec, capacity if whole else cache_rows(spec, capacity))}
-
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """Reads n tokens [n, D].
-
-        fast: memory name -> fast state of this layer ({}: slow weights alone). taps: memory name -> tap
-        name -> zeros [n, D] added at that output.
-        """
-        raise NotImplementedError
-
-    def attend(
-        self, x_nd: Array, context: ReadContext, cache: dict[str, PyTree] | None
-    ) -> tuple[Array, dict[str, PyTree] | None]:
-        """The attention sublayer, and the rows that these tokens add to its cache."""
-        x_nd, rows = Attention(self.spec, name="attn")(
-            x_nd, context, None if cache is None else cache[ATTENTION]
-        )
-        return x_nd, None if cache is None else {ATTENTION: rows}
-
-    def through_cms(
-        self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]
-    ) -> tuple[Array, dict[str, PyTree]]:
-        """The CMS's output [n, D], and its trace by name; without levels x and no trace."""
-        if not self.spec.cms_levels:
-            return x_nd, {}
-        cms = CmsLayer(self.spec, self.training, name="cms")
-        y_nd, trace = cms(x_nd, fast.get("cms"), taps.get("cms", {}))
-        return y_nd, {"cms": trace}
-
-    def add_titan(self, x_nd: Array, fast: dict[str, PyTree], taps: dict[str, Any]) -> tuple[Array, Array]:
-        """x [n, D] with the TITAN memory's output added, and the memory's trace. The modern style reads the
-        norm of x, the reference x itself."""
-        spec = self.spec
-        key_nd = layers.norm(self, spec, x_nd, prefix="titan_") if spec.modern else x_nd
-        titan = TitanLayer(spec, self.training, name="titan")
-        m_nd, trace = titan(key_nd, fast.get("titan"), taps.get("titan", {}))
-        return x_nd + m_nd, trace
-
-
-def _cms(spec: ModelSpec, *, training: bool) -> dict[str, Memory]:
-    """The CMS by name; without levels there is none."""
-    return {"cms": make_cms(spec, training=training)} if spec.cms_levels else {}
-
-
-class TransformerBlock(Block):
-    """Attention, then an MLP: the baseline, without memories."""
-
     @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        x_nd, cache = self.attend(x_nd, context, cache)
-        return BlockRead(layers.Mlp(self.spec, name="mlp")(x_nd), cache, {}, {}, {})
+    def __call__(self, x_bnd: Array, call: Call) -> BlockRead:
+        """Reads n tokens [B, n, D]."""
+        left = BlockRead(x_bnd, {}, {}, {}, {})
+        for name in BLOCKS[self.spec.block_variant]:
+            read = PARTS[name].read(self, left.x, call)
+            left = BlockRead(read.x, *({**a, **b} for a, b in zip(left[1:], read[1:], strict=True)))
+        return left
 
 
-class HopeAttentionBlock(Block):
-    """Attention, then the CMS in the MLP's place (HOPE-attention)."""
-
-    @staticmethod
-    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """The CMS."""
-        return _cms(spec, training=training)
-
-    @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        x_nd, cache = self.attend(x_nd, context, cache)
-        y_nd, trace = self.through_cms(x_nd, fast, taps)
-        return BlockRead(y_nd, cache, trace, {}, {})
+def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
+    """The memories of a block that teach signals write, under the names of their parameters."""
+    parts = {name: PARTS[name].memory for name in BLOCKS[spec.block_variant]}
+    made = {name: make(spec, training) for name, make in parts.items() if make}
+    return {name: memory for name, memory in made.items() if memory}
 
 
-class TransformerPlusPlusBlock(Block):
-    """Attention, then SwiGLU: the strong baseline, without memories."""
-
-    @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        x_nd, cache = self.attend(x_nd, context, cache)
-        return BlockRead(layers.SwiGlu(self.spec, name="mlp")(x_nd), cache, {}, {}, {})
+def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
+    """The memories of a block that write while they read, under the names of their parameters."""
+    parts = {name: PARTS[name].stream for name in BLOCKS[spec.block_variant]}
+    return {name: make(spec) for name, make in parts.items() if make}
 
 
-class HopeSelfModBlock(Block):
-    """Self-modifying Titans, then CMS (HOPE). Without attention; the reference style has no residual around
-    the self-modifying part: x reaches its output only through q."""
+def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[str, PyTree]:
+    """What one layer carries besides fast state, before the first of `capacity` tokens of each context."""
+    parts = {name: PARTS[name].carry for name in BLOCKS[spec.block_variant]}
+    return {name: make(spec, batch_size, capacity) for name, make in parts.items() if make}
 
-    @staticmethod
-    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """The CMS."""
-        return _cms(spec, training=training)
 
-    @staticmethod
-    def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
-        """Self-modifying Titans."""
-        return {"self_mod": spec.self_mod}
+def forget(examples_b: Array, cache: dict[str, PyTree]) -> dict[str, PyTree]:
+    """What a layer carries, emptied for the examples where `examples_b` (bool [B]) is True; attention's keys
+    and values stay."""
+    empty = trees.zeros_like(cache)
+    if ATTENTION in cache:
+        attention: Cache = cache[ATTENTION]
+        empty[ATTENTION] = attention._replace(conv=empty[ATTENTION].conv)
+    return documents.select(examples_b, empty, cache)
 
-    @staticmethod
-    def init_cache(spec: ModelSpec, capacity: int, *, whole: bool = False) -> dict[str, PyTree]:
-        """Convolution history and the streams of unfinished chunks; no attention, so no `capacity`."""
-        del capacity, whole
-        return {"self_mod": spec.self_mod.init_carry(spec.dtype)}
 
-    @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        spec = self.spec
-        # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
-        # the writes diverge within a few hundred tokens.
-        unit = spec.dim**-0.5
-        z_nd = layers.norm(self, spec, x_nd, prefix="self_mod_", start=unit) if spec.modern else x_nd
-        carry = None if cache is None else cache["self_mod"]
-        read = SelfModLayer(spec, name="self_mod")(z_nd, fast.get("self_mod"), carry, context)
-        o_nd, written, carry, stats = read
-        x_nd = x_nd + o_nd if spec.modern else o_nd
-        y_nd, trace = self.through_cms(x_nd, fast, taps)
-        cache = None if cache is None else {"self_mod": carry}
-        wrote = written is not None
-        return BlockRead(
-            y_nd,
-            cache,
-            trace,
-            {"self_mod": written} if wrote else {},
-            {"self_mod": stats} if wrote else {},
+def _only(x: Array) -> BlockRead:
+    """Of a part that leaves nothing but its output."""
+    return BlockRead(x, {}, {}, {}, {})
+
+
+def _attention(block: Block, x: Array, call: Call) -> BlockRead:
+    cache = None if call.cache is None else call.cache[ATTENTION]
+    y, cache = Attention(block.spec, name=ATTENTION)(x, call.context, cache)
+    return _only(y)._replace(cache={} if cache is None else {ATTENTION: cache})
+
+
+def _mlp(block: Block, x: Array, call: Call) -> BlockRead:
+    del call
+    return _only(layers.Mlp(block.spec, name=MLP)(x))
+
+
+def _swiglu(block: Block, x: Array, call: Call) -> BlockRead:
+    del call
+    return _only(layers.SwiGlu(block.spec, name=MLP)(x))
+
+
+def _titan_norm(block: Block, x: Array, call: Call) -> BlockRead:
+    """The reference style norms the sum of attention and TITAN memory where nothing comes after it."""
+    del call
+    return _only(x if block.spec.modern else layers.norm(block, block.spec, x))
+
+
+def _taught(name: str, memory: Memory, params: PyTree, spec: ModelSpec, x: Array, call: Call) -> BlockRead:
+    """What a memory reads that teach signals write."""
+    over = jax.vmap(memory.read, (None, spec.fast_axis, 0, 0), axis_name=EXAMPLES)
+    y, trace = over(params, call.fast.get(name), x, call.taps.get(name, {}))
+    return _only(y)._replace(trace={name: trace})
+
+
+def _make_cms(spec: ModelSpec, training: bool) -> Cms | None:
+    """None without levels: the CMS is then the identity."""
+    if not spec.cms_levels:
+        return None
+    return CONNECTIONS[spec.cms_connection](
+        levels=spec.cms_levels,
+        dim=spec.dim,
+        hidden=spec.cms_hidden,
+        chunk_size=spec.chunk_size,
+        gate_rule=spec.gate,
+        bounds=spec.bounds,
+        own_output=spec.own_output,
+        output_clip=spec.read_clip if training else None,
+        activation=spec.activation,
+        layer_norm=spec.cms_norm,
+        flush_partial_at_end=spec.flush_partial_at_end,
+    )
+
+
+def _cms(block: Block, x: Array, call: Call) -> BlockRead:
+    spec, memory = block.spec, _make_cms(block.spec, block.training)
+    if memory is None:
+        return _only(x)
+    params = CmsParams(memory, spec.initial, name=CMS)()
+    with jax.named_scope(CMS):
+        return _taught(CMS, memory, params, spec, x, call)
+
+
+def _make_titan(spec: ModelSpec, training: bool) -> Titan:
+    return Titan(
+        level=spec.titan_level,
+        dim=spec.dim,
+        hidden=spec.titan_hidden,
+        chunk_size=spec.chunk_size,
+        gate_rule=spec.gate,
+        bounds=spec.bounds,
+        own_output=spec.own_output,
+        output_clip=spec.read_clip if training else None,
+        activation=spec.activation,
+        flush_partial_at_end=spec.flush_partial_at_end,
+        self_modifier=spec.self_modifier,
+        correction_clip=spec.correction_clip,
+    )
+
+
+def _titan(block: Block, x: Array, call: Call) -> BlockRead:
+    """x with the memory's output added. The modern style reads the norm of x, the reference x itself."""
+    spec, memory = block.spec, _make_titan(block.spec, block.training)
+    key = layers.norm(block, spec, x, prefix="titan_") if spec.modern else x
+    params = TitanParams(memory, spec.initial, name=TITAN)()
+    with jax.named_scope(TITAN):
+        read = _taught(TITAN, memory, params, spec, key, call)
+    return read._replace(x=x + read.x)
+
+
+def _self_mod_carry(spec: ModelSpec, batch_size: int, capacity: int) -> PyTree:
+    del capacity
+    one = spec.self_mod.init_carry(spec.dtype)
+    return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
+
+
+def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
+    """The reference style has no residual around it: x reaches its output only through q."""
+    spec, memory, context = block.spec, block.spec.self_mod, call.context
+    # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
+    # the writes diverge within a few hundred tokens.
+    z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
+    params = SelfModParams(memory, spec.initial, spec.alpha_near_one, name=SELF_MOD)()
+    carry = None if call.cache is None else call.cache[SELF_MOD]
+    segments = context.segments_with(memory.conv_window - 1) if memory.conv_window else None
+    position = context.position if context.clock is None else context.clock
+
+    def one(fast: Any, carry: Any, z: Array, position: Any, active: Array, segments: Any) -> Any:
+        return memory.read(
+            params, fast, carry, z, position=position, reduce=spec.reduce, active_n=active, segments=segments
         )
 
-
-class HopeHybridBlock(Block):
-    """Attention, then TITAN memory, then CMS (the published pilot's block)."""
-
-    @staticmethod
-    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """The TITAN memory and the CMS."""
-        return {"titan": make_titan(spec, training=training), **_cms(spec, training=training)}
-
-    @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        x_nd, cache = self.attend(x_nd, context, cache)
-        x_nd, keys = self.add_titan(x_nd, fast, taps)
-        y_nd, trace = self.through_cms(x_nd, fast, taps)
-        return BlockRead(y_nd, cache, {"titan": keys, **trace}, {}, {})
+    fast, axis = call.fast.get(SELF_MOD), spec.fast_axis
+    over = jax.vmap(
+        one, (axis, 0, 0, 0 if position.ndim else None, 0, 0), (0, axis, 0, 0), axis_name=EXAMPLES
+    )
+    with jax.named_scope(SELF_MOD):
+        o, written, carry, stats = over(fast, carry, z, position, context.segments_bn > 0, segments)
+    read = _only(x + o if spec.modern else o)
+    if carry is not None:
+        read = read._replace(cache={SELF_MOD: carry})
+    return read if written is None else read._replace(written={SELF_MOD: written}, stats={SELF_MOD: stats})
 
 
-class TitanBlock(Block):
-    """Attention, then TITAN memory: the TITAN baseline. The reference style norms their sum."""
+PARTS: Mapping[str, Part] = {
+    ATTENTION: Part(_attention, carry=init_cache),
+    MLP: Part(_mlp),
+    SWIGLU: Part(_swiglu),
+    CMS: Part(_cms, memory=_make_cms),
+    TITAN: Part(_titan, memory=_make_titan),
+    TITAN_NORM: Part(_titan_norm),
+    SELF_MOD: Part(_self_mod, stream=lambda spec: spec.self_mod, carry=_self_mod_carry),
+}
 
-    @staticmethod
-    def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-        """The TITAN memory."""
-        return {"titan": make_titan(spec, training=training)}
-
-    @nn.compact
-    def __call__(
-        self,
-        x_nd: Array,
-        fast: dict[str, PyTree],
-        cache: dict[str, PyTree] | None,
-        taps: dict[str, Any],
-        context: ReadContext,
-    ) -> BlockRead:
-        """See `Block`."""
-        x_nd, cache = self.attend(x_nd, context, cache)
-        y_nd, keys = self.add_titan(x_nd, fast, taps)
-        y_nd = y_nd if self.spec.modern else layers.norm(self, self.spec, y_nd)
-        return BlockRead(y_nd, cache, {"titan": keys}, {}, {})
+BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "transformer": (ATTENTION, MLP),
+    "transformer_pp": (ATTENTION, SWIGLU),
+    "hope_attention": (ATTENTION, CMS),
+    "hope_selfmod": (SELF_MOD, CMS),
+    "hope_hybrid": (ATTENTION, TITAN, CMS),
+    "titan": (ATTENTION, TITAN, TITAN_NORM),
+}
+"""What a block of each variant is made of, by the name that a configuration uses: the baselines without
+memories, plain and strong; the CMS in the MLP's place (HOPE-attention); self-modifying Titans, then CMS
+(HOPE); the published pilot's block; the TITAN baseline."""

@@ -28,9 +28,9 @@ def clock(segments: Array, segment_ids: Array, position: Array, chunk_size: int)
 
 
 def select(examples_b: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` for the examples where `examples_b` (bool [B]) is True, else `old`; leaves [L, B, ...]."""
+    """`new` for the examples where `examples_b` (bool [B]) is True, else `old`; leaves [B, ...]."""
 
     def leaf(n: Array, o: Array) -> Array:
-        return jnp.where(examples_b.reshape(1, -1, *(1,) * (o.ndim - 2)), n, o)
+        return jnp.where(examples_b.reshape(-1, *(1,) * (o.ndim - 1)), n, o)
 
     return jax.tree.map(leaf, new, old)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.gate import GateRule
+from hope_jax.memory.initial import Initial
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.memory.state import Reduce, own
@@ -83,6 +84,16 @@ class ModelSpec(NamedTuple):
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.dim // self.heads
+
+    @property
+    def initial(self) -> Initial:
+        """How parameters begin."""
+        return Initial(self.modern, self.num_layers, self.param_dtype)
+
+    @property
+    def fast_axis(self) -> int | None:
+        """The axis of the examples in a layer's fast states; None: they share one."""
+        return 0 if self.scope == "example" else None
 
     @property
     def reduce(self) -> Reduce:

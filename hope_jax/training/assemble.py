@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from hope_jax.config import ExperimentConfig, LevelConfig
 from hope_jax.config_chunks import online_chunk, stream_chunk, truncate
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.m3 import M3Rule
-from hope_jax.learning.online import OnlineRule
 from hope_jax.learning.optim import OptimRule
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule, TeachSchedule

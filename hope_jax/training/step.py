@@ -13,12 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
+from hope_jax.learning.chunk import OnlineRule, Sums, stream_loss
 from hope_jax.learning.generate import make_generate
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.online import OnlineRule, Sums, stream_loss
-from hope_jax.learning.outer_gradient import online_gradients
-from hope_jax.learning.through_writes import through_writes_gradients
-from hope_jax.learning.two_pass import read_pass
+from hope_jax.learning.modes import MODES
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
@@ -140,9 +138,8 @@ class Step:
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One outer step."""
-        own = self._learn_stream if self.streams else self._learn_two_pass
         alike: Any = WHOLE
-        learn = self._everywhere(own, Learnt(self.specs.params, alike, alike, alike))
+        learn = self._everywhere(self._learn, Learnt(self.specs.params, alike, alike, alike))
         seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
         learnt: Learnt = learn(state.params, state.fast, batch, self.schedule(state.step), seen)
         new_state, grad_norm = self._outer_step(state, learnt.gradient, learnt.sums)
@@ -151,35 +148,12 @@ class Step:
             new_state = new_state._replace(fast=moved)
         return new_state, self._metrics(state, learnt, grad_norm, batch.tokens.shape[0])
 
-    def _learn_stream(
-        self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array
-    ) -> Learnt:
-        """Of one device's rows; see `_everywhere`."""
-        del seen
-        gradients = through_writes_gradients if self.mode == "through_writes" else online_gradients
-        fast = self._start(params, fast, batch)
-        gradient, result = gradients(self.model, self.rule, params, fast, batch, schedule)
-        return self._met(gradient, result.sums, result.stats, ())
-
-    def _learn_two_pass(
-        self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array
-    ) -> Learnt:
+    def _learn(self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array) -> Learnt:
         """Of one device's rows; see `_everywhere`. seen: sequences that a persistent memory has read."""
+        own = {} if self.streams else {"seen": seen * batch.tokens.shape[1] if self.persistent else None}
         fast = self._start(params, fast, batch)
-        # Fresh memories have written nothing: a read of their deltas would multiply zeros.
-        read_with = fast if self.persistent else {name: fast[name] for name in self.model.stream_memories()}
-        position = seen * batch.tokens.shape[1]
-        gradient, pending, read = read_pass(
-            self.model, self.rule, params, read_with, batch, schedule, position
-        )
-        fast, stats = self.model.write(
-            params,
-            {**fast, **read.fast},
-            *pending,
-            last=not self.persistent,
-            training=self.rule.training,
-        )
-        return self._met(gradient, read.sums, {**read.stats, **stats}, fast if self.persistent else ())
+        gradient, result = MODES[self.mode](self.model, self.rule, params, fast, batch, schedule, **own)
+        return self._met(gradient, result.sums, result.stats, result.fast if self.persistent else ())
 
     def _met(self, gradient: PyTree, sums: Sums, stats: PyTree, fast: PyTree) -> Learnt:
         """What the devices have learnt together. stats: leaves [L, B]. fast: shared, and so alike on all."""

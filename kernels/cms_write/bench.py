@@ -1,9 +1,9 @@
 """CMS writes of one level over a sequence, from its inputs and teach signal to its new state.
 
-Width 256, hidden 4 times that, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both bounds
-are on, statistics are not taken. `dense`: periods one after the other, each with its gradient matrices and a
-step of the inner optimizer. `gram`: the closed form. With gradients: of a scalar of the written state, by
-inputs, teach signals and starting state, through the writes.
+Width 256, hidden 4 times that, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both
+bounds are on, statistics are not taken. `dense`: periods one after the other, each with its gradient matrices
+and a step of the inner optimizer. `gram`: the closed form. With gradients: of a scalar of the written state,
+by inputs, teach signals and starting state, through the writes.
 
 Useful operations of a token: 4 products with a D x H matrix forward (pre-activation, pull-back through
 W_down, an outer product a matrix), twice that backward. Not counted: the split of a read into slow weights

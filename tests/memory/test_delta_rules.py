@@ -11,7 +11,7 @@ import pytest
 from hope_jax.memory import dgd, mlp_memory
 from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.inner_optim import delta_momentum
+from hope_jax.memory.rules import delta_momentum
 from hope_jax.memory.state import WriteSignal, own
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, drawn_gradient, fresh_state

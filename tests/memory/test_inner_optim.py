@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.inner_optim import VARIANTS, make_inner_optimizer
+from hope_jax.memory.rules import VARIANTS, make_inner_optimizer
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, fresh_state, inner_step
 

@@ -10,10 +10,10 @@ import pytest
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.inner_optim import VARIANTS, is_linear
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, PeriodWriter, WriteRules
+from hope_jax.memory.rules import VARIANTS, is_linear
 from hope_jax.memory.state import WriteSignal, own
 
 N, D, H = 12, 5, 8

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.inner_optim import VARIANTS
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.rules import VARIANTS
 from hope_jax.memory.state import WriteSignal, own
 
 N, D, H, CHUNKS = 4, 3, 4, 3

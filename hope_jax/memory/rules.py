@@ -1,12 +1,9 @@
-"""Inner ("deep") optimizers: how a memory turns a write's gradient into an update (SPEC §2.5).
+"""Inner ("deep") optimizers: how a memory turns a write's gradient into an update, as one table.
 
 Each is an `optax.GradientTransformationExtraArgs` over a level's fast weights (flax layout: matrices
 [in, out]); `update(grads, state, context=c)` takes the period's mean input c [D]. The caller applies -lr u.
-All but `sgd`, `dgd` and `delta_momentum` end in the exponential average v <- beta v + (1 - beta) u without
-bias correction. `dgd` needs the inputs of each token: `hope_jax.memory.dgd` has put its rule into the
-gradient before it arrives here, where it is `sgd`.
-
-Everything can be differentiated, at zero gradients and states too.
+Where `InnerRule.averages` says so it ends in the exponential average v <- beta v + (1 - beta) u without bias
+correction. Everything can be differentiated, at zero gradients and states too.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +16,32 @@ import optax
 from hope_jax import trees
 from hope_jax.kernels.cms_write import root
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.types import Array, PyTree
 
 CONTEXT_AXES: Mapping[str, int] = {"w_up": 0}
 """Leaves that `nl_l2_precond` projects, and the axis that lies in the context's space."""
 
 L2_OBJECTIVE_WEIGHT = 0.1
+
+
+class InnerRule(NamedTuple):
+    """What the rest of the memory floor asks of an inner optimizer.
+
+    transform: (level, context axes) -> what is done to the gradient before the average. averages: the average
+    follows, if beta > 0. linear: the update is a fixed linear function of the gradients and of the period's
+    context, so that many periods advance as coefficients; rows: what it then makes of the tokens' inputs,
+    (level, weight, rows [P, C, I], tokens seen [P]) -> [P, C, I].
+    at_outputs: (factors, lr, mask [n], biases) -> factors whose plain gradient steps are the rule's: it asks
+    for each token's inputs and outputs. gated: tokens have rates of their own (`titans_rule`).
+    """
+
+    transform: Callable[[LevelSpec, Mapping[str, int]], list[optax.GradientTransformation]] = lambda *_: []
+    averages: bool = True
+    linear: bool = False
+    rows: Callable[[LevelSpec, str, Array, Array], Array] = lambda _spec, _name, rows, _seen: rows
+    at_outputs: Callable[[WriteFactors, float, Array, bool], WriteFactors] | None = None
+    gated: bool = False
 
 
 def _stateless(
@@ -129,36 +146,84 @@ def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def _rule(spec: LevelSpec, context_axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
-    if spec.optimizer == "preconditioned":
-        return [scale_by_second_moment(spec.beta2, spec.eps)]
-    if spec.optimizer == "muon":
-        return [scale_by_second_moment(spec.beta2, spec.eps), tanh()]
-    if spec.optimizer == "dmgd":
-        return [tanh()]
-    if spec.optimizer == "l2_objective":
-        return [add_row_mean(L2_OBJECTIVE_WEIGHT)]
-    if spec.optimizer == "nl_l2_precond":
-        # A period of one token has a gradient along its own input only: projecting would erase the write.
-        return [project_out_context(spec.eps, context_axes)] if projects(spec) else []
-    if spec.optimizer == "delta_momentum":
-        return [delta_momentum(spec.beta)]
-    return []
+def delta_gradient_descent(plain: WriteFactors, lr: float, mask: Array, biases: bool) -> WriteFactors:
+    """Factors whose plain gradient steps of rate lr are those of delta gradient descent (Eqs. 56-57,
+    113-121): a write that also forgets along its own inputs.
+
+    For one token of a linear map y = W x (+ b), with g the gradient of the loss at y, the new weights are
+
+        argmin_V  1/2 |V x + g|^2 + 1/(2 eta) |V - W|_F^2,
+
+    so their own output is drawn to -g, where plain gradient descent only moves it along -g. Its condition is
+    V (I + eta x x^T) = W - eta g x^T; by Sherman-Morrison (I + eta x x^T)^-1 = I - eta' x x^T, and
+
+        V = W (I - eta' x x^T) - eta' g x^T = W - eta' (g + W x) x^T,   eta' = eta / (1 + eta |x|^2),
+
+    Eq. 57 for inputs of any norm: plain gradient descent of rate eta on another gradient at y,
+
+        g <- (g + W x) / (1 + eta |x|^2).
+
+    A bias is the column of W that meets a constant input 1: W x + b takes the place of W x, and |x|^2 + 1
+    that of |x|^2. One token's step is stable at every eta; the sum over a period is taken at the weights that
+    read it, and overshoots where the tokens' inputs agree: eta' |x|^2 summed over a direction should stay
+    below 2.
+
+    plain: of the loss's gradient, n tokens. mask: bool [n]; a token that is False there writes nothing and
+    forgets nothing. biases: the maps have them.
+    """
+    assert plain.h is not None and plain.o is not None
+
+    def at_output(x: Array, y: Array, g: Array) -> Array:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        size = jnp.square(x.astype(wide)).sum(-1, keepdims=True) + biases
+        drawn = (g.astype(wide) + y.astype(wide)) / (1 + lr * size)
+        return jnp.where(mask[:, None], drawn, 0).astype(g.dtype)
+
+    return plain._replace(
+        g_h=at_output(plain.z, plain.h, plain.g_h), g_o=at_output(plain.a, plain.o, plain.g_o)
+    )
 
 
-VARIANTS = (
-    "sgd",
-    "momentum",
-    "preconditioned",
-    "muon",
-    "l2_objective",
-    "dmgd",
-    "nl_l2_precond",
-    "delta_momentum",
-    "dgd",
-)
+def project_tokens(spec: LevelSpec, name: str, z_pcd: Array, seen_p: Array) -> Array:
+    """`project_out_context` on the factors of W_up's gradient: tokens [P, C, D] without their component along
+    the mean of the `seen` ones of their period (others are zero)."""
+    if name not in CONTEXT_AXES or spec.update_period == 1:
+        return z_pcd
+    context = z_pcd.sum(1, keepdims=True) / jnp.maximum(seen_p, 1)[:, None, None]
+    norm = root(jnp.square(context).sum(-1, keepdims=True))
+    unit = context / (norm + spec.eps)
+    return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
 
-_WITHOUT_AVERAGE = ("sgd", "dgd", "delta_momentum")
+
+def _with_mean(_spec: LevelSpec, _name: str, rows: Array, _seen: Array) -> Array:
+    """`add_row_mean` of each row's outer product, which has the row along its first axis."""
+    return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True)
+
+
+def _second_moment(spec: LevelSpec, _: Mapping[str, int]) -> list[optax.GradientTransformation]:
+    return [scale_by_second_moment(spec.beta2, spec.eps)]
+
+
+def _projection(spec: LevelSpec, axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
+    # A period of one token has a gradient along its own input only: projecting would erase the write.
+    return [project_out_context(spec.eps, axes)] if spec.update_period > 1 else []
+
+
+RULES: Mapping[str, InnerRule] = {
+    "sgd": InnerRule(averages=False, linear=True),
+    "momentum": InnerRule(linear=True),
+    "preconditioned": InnerRule(_second_moment),
+    "muon": InnerRule(lambda spec, axes: [*_second_moment(spec, axes), tanh()]),
+    "l2_objective": InnerRule(lambda *_: [add_row_mean(L2_OBJECTIVE_WEIGHT)], linear=True, rows=_with_mean),
+    "dmgd": InnerRule(lambda *_: [tanh()]),
+    "nl_l2_precond": InnerRule(_projection, linear=True, rows=project_tokens),
+    "delta_momentum": InnerRule(lambda spec, _: [delta_momentum(spec.beta)], averages=False),
+    "dgd": InnerRule(averages=False, linear=True, at_outputs=delta_gradient_descent),
+    "titans": InnerRule(gated=True),
+}
+
+VARIANTS = tuple(name for name, rule in RULES.items() if not rule.gated)
+"""The inner optimizers that every level may have; a gated one is the TITAN memory's alone."""
 
 
 def make_inner_optimizer(
@@ -171,23 +236,11 @@ def make_inner_optimizer(
     """
     if spec.optimizer not in VARIANTS:
         raise ValueError(f"{spec.name}.optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
-    parts = [optax.identity(), *_rule(spec, context_axes)]
-    if spec.optimizer not in _WITHOUT_AVERAGE and spec.beta > 0:
+    rule = RULES[spec.optimizer]
+    parts = [optax.identity(), *rule.transform(spec, context_axes)]
+    if rule.averages and spec.beta > 0:
         parts.append(optax.ema(spec.beta, debias=False))
     return optax.with_extra_args_support(optax.chain(*parts))
-
-
-def is_linear(spec: LevelSpec) -> bool:
-    """True if the update is a fixed linear function of the gradients (and of the period's context).
-
-    For `dgd` of the gradients that `hope_jax.memory.dgd` has made.
-    """
-    return spec.optimizer in ("sgd", "momentum", "l2_objective", "nl_l2_precond", "dgd")
-
-
-def projects(spec: LevelSpec) -> bool:
-    """True if W_up's gradient loses its component along the period's context."""
-    return spec.optimizer == "nl_l2_precond" and spec.update_period > 1
 
 
 def velocity(state: PyTree) -> PyTree | None:
