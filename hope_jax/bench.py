@@ -33,6 +33,7 @@ MODULES = {
     "causal_conv": "hope_jax.kernels.causal_conv.bench",
     "cms_write": "hope_jax.kernels.cms_write.bench",
     "compile": "hope_jax.benchmarks.compilation",
+    "gated_deltanet": "hope_jax.kernels.gated_deltanet.bench",
     "loader": "hope_jax.benchmarks.loader",
     "newton_schulz": "hope_jax.kernels.newton_schulz.bench",
     "self_mod": "hope_jax.kernels.self_mod.bench",

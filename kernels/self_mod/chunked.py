@@ -27,10 +27,7 @@ from hope_jax.kernels.self_mod.products import (
     outer,
     wide,
 )
-
-BLOCK = 8
-"""Width up to which a unit-triangular matrix is inverted by powers; wider ones by blocks, because those
-powers grow until float32 loses the result."""
+from hope_jax.kernels.triangular import exact, unit_lower_inverse
 
 
 class Tokens(NamedTuple):
@@ -169,31 +166,6 @@ def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Arra
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
-def _unit_lower_inverse(lower: jax.Array) -> jax.Array:
-    """(I + L)^{-1} of a strictly lower L [C, C].
-
-    Up to `BLOCK` by powers, L being nilpotent: (I - L)(I + L^2)(I + L^4). Above, by 2 x 2 blocks.
-    """
-    width = lower.shape[0]
-    eye = jnp.eye(width, dtype=lower.dtype)
-    if width > BLOCK:
-        half = (width + 1) // 2
-        a, d = _unit_lower_inverse(lower[:half, :half]), _unit_lower_inverse(lower[half:, half:])
-        corner = -_exact(_exact(d, lower[half:, :half]), a)
-        return jnp.block([[a, jnp.zeros((half, width - half), lower.dtype)], [corner, d]])
-    inverse, power, exact = eye - lower, lower, 2
-    while exact < width:
-        power = _exact(power, power)
-        inverse = _exact(inverse, eye + power)
-        exact *= 2
-    return inverse
-
-
-def _exact(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b without the reduced precision that accelerators default to; for the small C x C algebra."""
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) -> _Decays:
     size = eta.shape[0]
     after = jnp.cumsum(log_alpha)
@@ -213,10 +185,10 @@ def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) 
         log_total=after[-1],
         lower=lower,
         end=end,
-        lower_m=_exact(lower, carried) if beta else lower,
-        end_m=_exact(end, carried) if beta else end,
-        start_m=_exact(lower, first),
-        start_end=_exact(end, first),
+        lower_m=exact(lower, carried) if beta else lower,
+        end_m=exact(end, carried) if beta else end,
+        start_m=exact(lower, first),
+        start_end=exact(end, first),
         keep=carried[-1],
         keep_start=first[-1],
     )
@@ -272,11 +244,11 @@ def _projections(
     pre: [C, R], W_0 k_t. left, right: factors of the gradients, as in `factors_of_chunk`.
     """
     keys, repeats = wide(k), right.shape[0] // k.shape[0]
-    shared = jnp.tile(decays.lower_m, (1, repeats)) * _exact(keys, wide(right).T)
-    y = decays.before[:, None] * pre - _exact(shared, left)
+    shared = jnp.tile(decays.lower_m, (1, repeats)) * exact(keys, wide(right).T)
+    y = decays.before[:, None] * pre - exact(shared, left)
     if products.momentum:
         y = y - decays.start_m[:, None] * products.through(MOMENTUM_ROWS, k)
-    return _exact(_unit_lower_inverse(decays.lower * _exact(keys, keys.T)), y)
+    return exact(unit_lower_inverse(decays.lower * exact(keys, keys.T)), y)
 
 
 def factors_of_chunk(

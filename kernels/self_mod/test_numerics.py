@@ -1,7 +1,8 @@
 """Rounding errors stay near those of docs/numerics.md, where a wrong inverse or decay would blow them up."""
 
 import pytest
-from hope_jax.kernels.self_mod import chunked, numerics
+from hope_jax.kernels import triangular
+from hope_jax.kernels.self_mod import numerics
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ def test_correlated_keys_at_a_large_rate(dtype: numerics.Dtype, bound: float) ->
 
 def test_inverse_by_powers_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 are what keeps float32 exact; with powers up to 64 the error has no digit left."""
-    monkeypatch.setattr(chunked, "BLOCK", 64)
+    monkeypatch.setattr(triangular, "BLOCK", 64)
     numerics._chunk.cache_clear()
     forward, gradient = numerics.chunk_error(64, 1.0, "float32", "correlated", dim=16)
     numerics._chunk.cache_clear()

@@ -1,0 +1,182 @@
+"""Gated DeltaNet (arXiv 2412.06464): a state that the gated delta rule writes and reads at every token.
+
+Per head, alpha_t = exp(-exp(a_log) softplus(x w_alpha + dt_bias)) and beta_t = sigmoid(x w_beta); q, k, v are
+SiLU(convolution of x W_q, x W_k, x W_v), q and k of unit norm, q times K^-1/2. The state S [K, V] becomes
+alpha_t (I - beta_t k_t k_t^T) S + beta_t k_t v_t^T and is then read, o_t = S^T q_t; the layer's output is
+W_out (RMSNorm(o) * SiLU(x W_gate)). Everything is for one example and one layer; rows are tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from hope_jax import trees
+from hope_jax.kernels.causal_conv import causal_conv
+from hope_jax.kernels.gated_deltanet import gated_delta
+from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
+from hope_jax.types import Array, PyTree
+
+LEVEL = "state"
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet:
+    """The constants of Gated DeltaNet: a `StreamMemory` of `hope_jax.memory.state`.
+
+    dim: D. heads: H, a divisor of D; K = V = D / H. conv_window: w >= 1, taps of the convolution. chunk:
+    tokens that the kernel joins, which changes results by rounding only. eps: least norm of q and k that is
+    divided by, and what RMSNorm adds to the mean square.
+
+    Its state is S [H, K, V] in at least float32, its carry the last inputs [w - 1, 3 D] of the convolution.
+    """
+
+    dim: int
+    heads: int
+    conv_window: int = 4
+    chunk: int = 64
+    eps: float = 1e-6
+
+    def level_names(self) -> tuple[str, ...]:
+        """Names under which its writes are counted."""
+        return (LEVEL,)
+
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """None, but that the first token of a context finds nothing that could decay."""
+        return ("w_alpha", "a_log", "dt_bias") if tokens < 2 else ()
+
+    def init(self, params: PyTree) -> Array:
+        """The state of a context that has written nothing: zeros, for parameters of one layer."""
+        size = self.dim // self.heads
+        return jnp.zeros((self.heads, size, size), jnp.promote_types(params["w_k"].dtype, jnp.float32))
+
+    def init_carry(self, dtype: jnp.dtype) -> Array:
+        """The carry before the first token; dtype: that of the inputs."""
+        return jnp.zeros((self.conv_window - 1, 3 * self.dim), dtype)
+
+    def rebase(self, params: PyTree, fast: Array) -> Array:
+        """The same values, cut off from what wrote them; no meta parameter is the state's start."""
+        return jax.lax.stop_gradient(fast)
+
+    def move(self, old: PyTree, new: PyTree, fast: Array) -> Array:
+        """The same state: it lies on top of no parameters."""
+        return fast
+
+    def read(
+        self,
+        params: PyTree,
+        fast: Array | None,
+        carry: Array | None,
+        x_nd: Array,
+        *,
+        position: Array | int,
+        reduce: Reduce = own,
+        active_n: Array | None = None,
+        segments: Array | None = None,
+    ) -> tuple[Array, Array | None, Array | None, dict[str, WriteStats]]:
+        """Reads n tokens, any number, each after its own write.
+
+        x_nd: [n, D]; `position` of the first has no effect. fast None: start from zeros. carry None: x is a
+        whole sequence from position 0. reduce: sums over the examples that share `fast`; a shared state
+        becomes the mean of what each of them has made of it, at the end of the call.
+        active_n: bool [n], False: padding, which changes no state (beta 0, alpha 1); None: all True.
+        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
+        `causal_conv`; the state goes on through documents; None: all are of one.
+        Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics:
+        each active token is a period that was written. The sizes of writes are left at 0, as the kernel never
+        forms a write, and so is `delta_norm`: the state has no slow weights.
+        """
+        active = jnp.ones(len(x_nd), bool) if active_n is None else active_n
+        tokens, history = self._tokens(params, x_nd, carry, segments, active)
+        o_nhv, state = gated_delta(*tokens, self.init(params) if fast is None else fast, self.chunk)
+        if fast is not None and reduce is not own:
+            state = reduce(state) / reduce(1)
+        counted = ("periods", "chunk_tokens", "gate_hit", "updates_applied")
+        return (
+            self._output(params, x_nd, o_nhv),
+            None if fast is None else state.astype(fast.dtype),
+            None if carry is None else history.astype(carry.dtype),
+            {LEVEL: zero_stats()._replace(**dict.fromkeys(counted, active.sum().astype(float)))},
+        )
+
+    def _tokens(
+        self, params: PyTree, x_nd: Array, carry: Array | None, segments: Array | None, active_n: Array
+    ) -> tuple[tuple[Array, ...], Array]:
+        """q, k, v [n, H, K], log alpha and beta [n, H] in at least float32; the convolution's history."""
+        inputs = jnp.concatenate([_times(x_nd, params[name]) for name in ("w_q", "w_k", "w_v")], 1)
+        mixed, history = causal_conv(inputs, params["conv"], carry, segments)
+        streams = jax.nn.silu(mixed).reshape(len(x_nd), 3, self.heads, self.dim // self.heads)
+        q, k, v = streams[:, 0], streams[:, 1], streams[:, 2]
+        wide = jnp.promote_types(x_nd.dtype, jnp.float32)
+        step = jax.nn.softplus(_times(x_nd, params["w_alpha"], wide) + params["dt_bias"].astype(wide))
+        log_alpha = -jnp.exp(params["a_log"].astype(wide)) * step
+        beta = jax.nn.sigmoid(_times(x_nd, params["w_beta"], wide))
+        gates = (jnp.where(active_n[:, None], gate, 0) for gate in (log_alpha, beta))
+        return (self._unit(q, q.shape[-1] ** -0.5), self._unit(k, 1.0), v, *gates), history
+
+    def _unit(self, x: Array, scale: float) -> Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        norm = jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
+        return (scale * wide / norm).astype(x.dtype)
+
+    def _output(self, params: PyTree, x_nd: Array, o_nhv: Array) -> Array:
+        wide = o_nhv.astype(jnp.promote_types(x_nd.dtype, jnp.float32))
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        scaled = (normed * params["norm_scale"]).astype(x_nd.dtype).reshape(x_nd.shape)
+        return _times(scaled * jax.nn.silu(_times(x_nd, params["w_gate"])), params["w_out"])
+
+
+def _times(x: Array, w: Array, dtype: jnp.dtype | None = None) -> Array:
+    """x w, multiplied in x's dtype; dtype: of the result, if another."""
+    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+Init = Callable[..., Array]
+"""(key, shape, dtype) -> array."""
+
+
+class GatedDeltaNetParams(nn.Module):
+    """Owns the parameters of one layer.
+
+    matrix: initialiser of the matrices [in, out]. out: of W_out; None: as `matrix`. conv: of the taps; None:
+    uniform +-1/sqrt(w). exp(a_log) and softplus(dt_bias) start as in the paper's code.
+    """
+
+    memory: GatedDeltaNet
+    param_dtype: Any = jnp.float32
+    matrix: Init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    out: Init | None = None
+    conv: Init | None = None
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """The parameters that `GatedDeltaNet.read` takes."""
+        dim, heads, window = self.memory.dim, self.memory.heads, self.memory.conv_window
+        made: dict[str, tuple[Init, tuple[int, ...]]] = {
+            **dict.fromkeys(("w_q", "w_k", "w_v", "w_gate"), (self.matrix, (dim, dim))),
+            **dict.fromkeys(("w_alpha", "w_beta"), (self.matrix, (dim, heads))),
+            "w_out": (self.out or self.matrix, (dim, dim)),
+            "conv": (self.conv or _taps, (window, 3 * dim)),
+            "a_log": (_a_log, (heads,)),
+            "dt_bias": (_dt_bias, (heads,)),
+            "norm_scale": (nn.initializers.ones, (dim // heads,)),
+        }
+        return {name: self.param(name, init, shape, self.param_dtype) for name, (init, shape) in made.items()}
+
+
+def _taps(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * shape[0] ** -0.5
+
+
+def _a_log(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """exp of it is uniform in [1, 16]."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+
+
+def _dt_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """softplus of it is log-uniform in [0.001, 0.1]."""
+    step = 10.0 ** jax.random.uniform(key, shape, dtype, -3.0, -1.0)
+    return step + jnp.log(-jnp.expm1(-step))
