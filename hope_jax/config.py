@@ -17,7 +17,13 @@ from hope_jax.errors import ConfigError, instead
 
 Activation = Literal["gelu", "relu", "silu"]
 BlockVariant = Literal[
-    "transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan"
+    "transformer",
+    "transformer_pp",
+    "hope_attention",
+    "hope_selfmod",
+    "hope_hybrid",
+    "titan",
+    "gated_deltanet",
 ]
 
 

@@ -75,10 +75,8 @@ def fitting(model: HopeModel, rule: Rule) -> Rule | None:
 def whole_tokens(streamer: Streamer) -> int:
     """Tokens to a multiple of which texts are padded: padding ends the chunks of memories that write while
     they read, which a stream's end would leave unwritten."""
-    size, spec = streamer.rule.chunk_size, streamer.model.spec
-    if not streamer.model.stream_memories():
-        return size
-    return max(size, spec.self_mod.chunk_size, spec.self_mod.chunk_size_memory)
+    memories = streamer.model.stream_memories().values()
+    return max([streamer.rule.chunk_size, *(period for m in memories for period in m.periods().values())])
 
 
 def readings(model: HopeModel, rule: Rule) -> dict[str, int]:

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hope_jax.memory.self_mod import GENERATORS, MEMORY
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
 
@@ -45,9 +44,9 @@ def count_texts(
 
     lengths: tokens of each context. readings: by memory, how often a layer of it has read them.
     """
-    tokens, own = np.array(lengths, float), model.spec.self_mod
-    for name in model.stream_memories():
-        for level, chunk in ((GENERATORS, own.chunk_size), (MEMORY, own.chunk_size_memory)):
+    tokens = np.array(lengths, float)
+    for name, memory in model.stream_memories().items():
+        for level, chunk in memory.periods().items():
             counts = total[f"{name}/{level}"]
             counts["updates_applied"] = readings[name] * np.ceil(tokens / chunk)
             counts["chunk_tokens"] = readings[name] * tokens

@@ -10,6 +10,7 @@ import optax
 
 from hope_jax.kernels.newton_schulz import QUINTIC, iterate
 from hope_jax.learning.m3 import M3Rule, scale_by_m3
+from hope_jax.models import blocks
 from hope_jax.types import Array, PyTree
 
 NAMES = ("adamw", "muon_hybrid", "muon", "m3")
@@ -17,14 +18,8 @@ SCHEDULES = ("cosine", "constant")
 POLICIES = ("all", "memories_frozen", "backbone_frozen")
 MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
 
-MEMORIES = ("cms", "titan", "self_mod")
-"""Names below `blocks` whose parameters are memories; everything else is the backbone."""
-
 MUON_STEPS = 5
 """Newton-Schulz iterations of Muon."""
-
-OUT_IN = "self_mod"
-"""Below this name matrices lie as [out, in]; everywhere else as [in, out]."""
 
 
 class OptimRule(NamedTuple):
@@ -100,7 +95,7 @@ def muon_axes(params: PyTree) -> PyTree:
     """
 
     def axes(path: tuple[jax.tree_util.DictKey, ...], _: Array) -> optax.contrib.MuonDimensionNumbers:
-        out_in = any(part.key == OUT_IN for part in path)
+        out_in = any(part.key in blocks.OUT_IN for part in path)
         return optax.contrib.MuonDimensionNumbers(*((-1, -2) if out_in else (-2, -1)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
@@ -117,7 +112,7 @@ def _path(path: tuple[jax.tree_util.DictKey, ...]) -> str:
 def _is_frozen(policy: str, path: str) -> bool:
     if policy == "all":
         return False
-    is_memory = _is_under(path, [f"blocks/{name}" for name in MEMORIES])
+    is_memory = _is_under(path, [f"blocks/{name}" for name in blocks.MEMORIES])
     return is_memory == (policy == "memories_frozen")
 
 

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.memory import gate, initial, mlp_memory
-from hope_jax.memory.initial import Initial
+from hope_jax.memory import flops, gate, initial, mlp_memory
+from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.initial import ArrayKind, Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import Trace, WriteFactors
@@ -89,6 +90,12 @@ class Cms:
     def norms(self, params: PyTree) -> dict[str, tuple[Array, ...]]:
         """See `Memory.norms`."""
         return {spec.name: mlp_memory.group_norms(params[spec.name]) for spec in self.levels}
+
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """See `Memory.flops`: one stretch a level."""
+        del lengths
+        level = flops.mlp_memory(4.0 * self.dim * self.hidden, pull=not self.own_output)
+        return [level] * len(self.levels)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
@@ -238,3 +245,18 @@ class CmsParams(nn.Module):
         if isinstance(memory, IndependentCms):
             params[MIX] = self.param(MIX, nn.initializers.zeros, (len(memory.levels),), begin.dtype)
         return params
+
+
+ARRAYS = (
+    ArrayKind(
+        "blocks.cms.mix", ("level",), "weights before their softmax, of independently connected levels"
+    ),
+    ArrayKind(
+        "blocks.cms.LEVEL.ln_{scale,bias}", ("dim",), "of a CMS level's LayerNorm; no write changes it"
+    ),
+    ArrayKind("blocks.cms.LEVEL.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
+    ArrayKind("blocks.cms.LEVEL.b_up", ("hidden",), "its bias"),
+    ArrayKind("blocks.cms.LEVEL.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
+    ArrayKind("blocks.cms.LEVEL.b_down", ("dim",), "its bias"),
+)
+"""What a CMS is exported as."""

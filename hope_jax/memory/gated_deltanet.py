@@ -6,9 +6,7 @@ alpha_t (I - beta_t k_t k_t^T) S + beta_t k_t v_t^T and is then read, o_t = S^T 
 W_out (RMSNorm(o) * SiLU(x W_gate)). Everything is for one example and one layer; rows are tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,9 @@ from flax import linen as nn
 from hope_jax import trees
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
+from hope_jax.memory import flops
+from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.initial import ArrayKind, Init, Initial, bias
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
 from hope_jax.types import Array, PyTree
 
@@ -40,9 +41,15 @@ class GatedDeltaNet:
     chunk: int = 64
     eps: float = 1e-6
 
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted."""
-        return (LEVEL,)
+    def periods(self) -> dict[str, int]:
+        """See `StreamMemory.periods`: every token is a write."""
+        return {LEVEL: 1}
+
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """See `StreamMemory.flops`: five projections, two logits a head, three products with the state."""
+        del lengths
+        projections = 10.0 * self.dim * self.dim + 4.0 * self.dim * self.heads
+        return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """None, but that the first token of a context finds nothing that could decay."""
@@ -134,41 +141,29 @@ def _times(x: Array, w: Array, dtype: jnp.dtype | None = None) -> Array:
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
 
 
-Init = Callable[..., Array]
-"""(key, shape, dtype) -> array."""
-
-
 class GatedDeltaNetParams(nn.Module):
-    """Owns the parameters of one layer.
-
-    matrix: initialiser of the matrices [in, out]. out: of W_out; None: as `matrix`. conv: of the taps; None:
-    uniform +-1/sqrt(w). exp(a_log) and softplus(dt_bias) start as in the paper's code.
-    """
+    """Owns the parameters of one layer. exp(a_log) and softplus(dt_bias) start as in the paper's code."""
 
     memory: GatedDeltaNet
-    param_dtype: Any = jnp.float32
-    matrix: Init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    out: Init | None = None
-    conv: Init | None = None
+    begin: Initial
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         """The parameters that `GatedDeltaNet.read` takes."""
-        dim, heads, window = self.memory.dim, self.memory.heads, self.memory.conv_window
+        (dim, heads, window), begin = (
+            (self.memory.dim, self.memory.heads, self.memory.conv_window),
+            self.begin,
+        )
         made: dict[str, tuple[Init, tuple[int, ...]]] = {
-            **dict.fromkeys(("w_q", "w_k", "w_v", "w_gate"), (self.matrix, (dim, dim))),
-            **dict.fromkeys(("w_alpha", "w_beta"), (self.matrix, (dim, heads))),
-            "w_out": (self.out or self.matrix, (dim, dim)),
-            "conv": (self.conv or _taps, (window, 3 * dim)),
+            **dict.fromkeys(("w_q", "w_k", "w_v", "w_gate"), (begin.matrix(), (dim, dim))),
+            **dict.fromkeys(("w_alpha", "w_beta"), (begin.matrix(), (dim, heads))),
+            "w_out": (begin.matrix(residual=True), (dim, dim)),
+            "conv": (bias(window), (window, 3 * dim)),
             "a_log": (_a_log, (heads,)),
             "dt_bias": (_dt_bias, (heads,)),
             "norm_scale": (nn.initializers.ones, (dim // heads,)),
         }
-        return {name: self.param(name, init, shape, self.param_dtype) for name, (init, shape) in made.items()}
-
-
-def _taps(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * shape[0] ** -0.5
+        return {name: self.param(name, init, shape, begin.dtype) for name, (init, shape) in made.items()}
 
 
 def _a_log(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -180,3 +175,16 @@ def _dt_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """softplus of it is log-uniform in [0.001, 0.1]."""
     step = 10.0 ** jax.random.uniform(key, shape, dtype, -3.0, -1.0)
     return step + jnp.log(-jnp.expm1(-step))
+
+
+ARRAYS = (
+    ArrayKind("blocks.gated_deltanet_scale", ("dim",), "of the norm before Gated DeltaNet"),
+    ArrayKind("blocks.gated_deltanet_bias", ("dim",), "of that norm in the reference style"),
+    ArrayKind("blocks.gated_deltanet.w_{q,k,v,gate}", ("in", "out"), "x @ w; out is heads times head width"),
+    ArrayKind("blocks.gated_deltanet.w_out", ("in", "out"), "x @ w, from the heads to the residual stream"),
+    ArrayKind("blocks.gated_deltanet.w_{alpha,beta}", ("dim", "head"), "x @ w; logits of decay and write"),
+    ArrayKind("blocks.gated_deltanet.conv", ("window", "qkv"), "causal taps, as those of attention"),
+    ArrayKind("blocks.gated_deltanet.{a_log,dt_bias}", ("head",), "of the decay; no write changes them"),
+    ArrayKind("blocks.gated_deltanet.norm_scale", ("head_dim",), "of the outputs' RMSNorm; all heads alike"),
+)
+"""What Gated DeltaNet is exported as."""

@@ -1,4 +1,4 @@
-"""First values of parameters, in the two styles."""
+"""First values of parameters, in the two styles, and what exported parameters are."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -56,3 +56,15 @@ def transposed(init: Init) -> Init:
         return init(key, shape[::-1], dtype).T
 
     return turned
+
+
+class ArrayKind(NamedTuple):
+    """What the arrays of a name are.
+
+    name: dotted; LEVEL stands for a level's name, {a,b} for either. axes: of the array; those of `blocks.*`
+    come after the axis `layer`.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    what: str

@@ -20,7 +20,9 @@ from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
-from hope_jax.memory.initial import Initial, transposed
+from hope_jax.memory import flops
+from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.initial import ArrayKind, Initial, transposed
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 from hope_jax.types import Array, PyTree
 
@@ -94,9 +96,14 @@ class SelfMod:
     def _rule(self) -> kernel.Rule:
         return kernel.Rule(self.objective, self.stopgrad_vhat, self.rank1, self.momentum)
 
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted."""
-        return (GENERATORS, MEMORY)
+    def periods(self) -> dict[str, int]:
+        """See `StreamMemory.periods`."""
+        return {GENERATORS: self.chunk_size, MEMORY: self.chunk_size_memory}
+
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """See `StreamMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
+        del lengths
+        return [flops.matrices(72.0 * self.dim * self.dim)]
 
     def generator_names(self) -> tuple[str, ...]:
         """The memories that are written with `chunk_size`."""
@@ -438,3 +445,16 @@ class SelfModParams(nn.Module):
         if memory.use_alpha and self.alpha_near_one:
             params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), begin.dtype)
         return params
+
+
+ARRAYS = (
+    ArrayKind("blocks.self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
+    ArrayKind("blocks.self_mod.conv", ("window", "dim"), "as that of attention"),
+    ArrayKind("blocks.self_mod.w_q", ("in", "out"), "x @ w, queries"),
+    ArrayKind("blocks.self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
+    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
+    ArrayKind("blocks.self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ArrayKind("blocks.self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
+)
+"""What self-modifying Titans are exported as."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from hope_jax.memory.flops import Flops, Lengths
 from hope_jax.types import Array, PyTree
 
 Reduce = Callable[[PyTree], PyTree]
@@ -124,6 +125,10 @@ class Memory(Protocol):
         """Names of the parameters that no read of a context of `tokens` tokens learns from."""
         ...
 
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """Useful operations of a token, of each of its stretches in order."""
+        ...
+
     def init(self, params: PyTree) -> PyTree:
         """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
@@ -160,12 +165,16 @@ class Memory(Protocol):
 class StreamMemory(Protocol):
     """A memory that writes itself while it reads; implementations are frozen, hashable values."""
 
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted."""
+    def periods(self) -> dict[str, int]:
+        """Tokens between writes, by the name under which those are counted."""
         ...
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """Names of the parameters that no read of a context of `tokens` tokens learns from."""
+        ...
+
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """Useful operations of a token, of each of its stretches in order."""
         ...
 
     def init(self, params: PyTree) -> PyTree:
@@ -183,4 +192,25 @@ class StreamMemory(Protocol):
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:
         """What was written on top of the parameters `old`, on top of `new`."""
+        ...
+
+    def read(
+        self,
+        params: PyTree,
+        fast: PyTree | None,
+        carry: PyTree | None,
+        x_nd: Array,
+        *,
+        position: Array,
+        reduce: Reduce,
+        active_n: Array,
+        segments: Array | None,
+    ) -> tuple[Array, PyTree | None, PyTree | None, dict[str, WriteStats]]:
+        """Reads n tokens and writes the chunks that end among them: y [n, D], the new state and carry (None
+        where None was given), statistics by level.
+
+        x_nd: [n, D], the first at `position`. active_n: bool [n], False: padding, which changes nothing.
+        segments: int [w - 1 + n] document of each token of the convolution's history and of x; None: without
+        a convolution.
+        """
         ...

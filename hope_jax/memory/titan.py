@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax import trees
-from hope_jax.memory import gate, initial, mlp_memory, titans_rule
-from hope_jax.memory.initial import Initial
+from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
+from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.initial import ArrayKind, Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
@@ -83,6 +84,24 @@ class Titan:
     def norms(self, params: PyTree) -> tuple[Array, ...]:
         """See `Memory.norms`."""
         return mlp_memory.group_norms(params)
+
+    def flops(self, lengths: Lengths) -> list[Flops]:
+        """See `Memory.flops`. A write also reads the SelfModifier, and `online` differentiates through the
+        write to it: cotangents of both factors of the outer products, through the pull back, and of the
+        SelfModifier's matrices and hidden layers."""
+        memory = flops.mlp_memory(
+            4.0 * self.dim * self.hidden, pull=self.self_modifier or not self.own_output
+        )
+        if not self.self_modifier:
+            return [memory]
+        inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
+        learning = 1.5 * memory.forward + inputs + 2 * rest
+        read_again = not self.without_gradient(lengths.tokens)
+        return [
+            memory._replace(
+                write=memory.write + inputs + rest, write_backward=learning if read_again else 0.0
+            )
+        ]
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
@@ -225,3 +244,18 @@ class TitanParams(nn.Module):
         if memory.gated:
             params[GATES] = titans_rule.GateParams(memory.dim, dtype, name=GATES)()
         return params
+
+
+ARRAYS = (
+    ArrayKind("blocks.titan_scale", ("dim",), "of the norm before the TITAN memory"),
+    ArrayKind("blocks.titan.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
+    ArrayKind("blocks.titan.b_up", ("hidden",), "its bias"),
+    ArrayKind("blocks.titan.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
+    ArrayKind("blocks.titan.b_down", ("dim",), "its bias"),
+    ArrayKind("blocks.titan.ln_{scale,bias}", ("dim",), "of the LayerNorm at the TITAN memory's output"),
+    ArrayKind("blocks.titan.self_modifier.w_{1,2,3}", ("in", "out"), "x @ w; w_1 reads [key, value, delta]"),
+    ArrayKind("blocks.titan.self_modifier.b_{1,2,3}", ("out",), "their biases"),
+    ArrayKind("blocks.titan.gates.w_{alpha,eta,theta}", ("dim",), "Titans rule: decay, momentum, rate"),
+    ArrayKind("blocks.titan.gates.b_{alpha,eta,theta}", (), "their biases"),
+)
+"""What a TITAN memory is exported as."""

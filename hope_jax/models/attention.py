@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax.kernels.causal_conv import causal_conv
+from hope_jax.memory.flops import Flops, Lengths, matrices
 from hope_jax.models import layers
 from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
@@ -190,3 +191,24 @@ class Attention(nn.Module):
             query = layers.rotate(query, positions, spec.rope_theta)
             key = layers.rotate(key, positions, spec.rope_theta)
         return query, key, value
+
+
+def flops(spec: ModelSpec, lengths: Lengths) -> list[Flops]:
+    """Of four projections; scores and their weighted sum over the keys that a token sees on average. Keys and
+    values from before a cut have no cotangents, which is half of the backward products."""
+    tokens, cut, chunk = lengths
+    projections = matrices(8.0 * spec.dim * spec.dim)
+    seen = min(tokens / 2, spec.sliding_window or tokens)
+    scores = 4.0 * spec.dim * seen
+
+    def backward(length: int) -> float:
+        recent = min(length / 2, seen)
+        return 8.0 * spec.dim * recent + 4.0 * spec.dim * (seen - recent)
+
+    return [
+        Flops(
+            projections.forward + scores,
+            projections.signal + backward(chunk),
+            projections.backward + backward(cut),
+        )
+    ]

@@ -12,19 +12,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax import trees
+from hope_jax.memory import cms, gated_deltanet, self_mod, titan
 from hope_jax.memory.cms import Cms, CmsParams, IndependentCms
 from hope_jax.memory.cms_nested import NestedCms
+from hope_jax.memory.flops import Flops, Lengths, matrices
+from hope_jax.memory.gated_deltanet import GatedDeltaNet, GatedDeltaNetParams
+from hope_jax.memory.initial import ArrayKind
 from hope_jax.memory.self_mod import SelfModParams
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.memory.titan import Titan, TitanParams
-from hope_jax.models import documents, layers
+from hope_jax.models import attention, documents, layers
 from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
-ATTENTION, CMS, TITAN, SELF_MOD, MLP, SWIGLU, TITAN_NORM = (
-    "attn", "cms", "titan", "self_mod", "mlp", "swiglu", "norm"
-)  # fmt: skip
+ATTENTION, MLP, SWIGLU = "attn", "mlp", "swiglu"
+CMS, TITAN, TITAN_NORM, SELF_MOD, GATED_DELTANET = "cms", "titan", "titan_norm", "self_mod", "gated_deltanet"
 
 CONNECTIONS: Mapping[str, type[Cms]] = {"sequential": Cms, "independent": IndependentCms, "nested": NestedCms}
 """How the levels of a CMS are connected, by `ModelSpec.cms_connection`."""
@@ -56,12 +59,17 @@ class BlockRead(NamedTuple):
 class Part(NamedTuple):
     """A part of a block. read: (the block, x [B, n, D], call) -> what it leaves. memory, stream: the memory
     that it reads, one that teach signals write or one that writes while it reads; None where the spec asks
-    for none. carry: of (spec, B, capacity), what it carries before the first token."""
+    for none. carry: of (spec, B, capacity), what it carries before the first token. flops: useful
+    operations; a memory knows its own. out_in: its matrices lie as [out, in]; all others as [in, out].
+    arrays: what a memory's parameters are exported as."""
 
     read: Callable[["Block", Array, Call], BlockRead]
     memory: Callable[[ModelSpec, bool], Memory | None] | None = None
     stream: Callable[[ModelSpec], StreamMemory] | None = None
     carry: Callable[[ModelSpec, int, int], PyTree] | None = None
+    flops: Callable[[ModelSpec, Lengths], list[Flops]] | None = None
+    out_in: bool = False
+    arrays: tuple[ArrayKind, ...] = ()
 
 
 class Block(nn.Module):
@@ -100,13 +108,23 @@ def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[st
     return {name: make(spec, batch_size, capacity) for name, make in parts.items() if make}
 
 
+def flops(spec: ModelSpec, lengths: Lengths) -> list[Flops]:
+    """Useful operations of a token in a block, of each stretch in order."""
+    own: dict[str, Memory | StreamMemory] = {**memories(spec), **stream_memories(spec)}
+    found = []
+    for name in BLOCKS[spec.block_variant]:
+        count = PARTS[name].flops
+        found += count(spec, lengths) if count else own[name].flops(lengths) if name in own else []
+    return found
+
+
 def forget(examples_b: Array, cache: dict[str, PyTree]) -> dict[str, PyTree]:
     """What a layer carries, emptied for the examples where `examples_b` (bool [B]) is True; attention's keys
     and values stay."""
     empty = trees.zeros_like(cache)
     if ATTENTION in cache:
-        attention: Cache = cache[ATTENTION]
-        empty[ATTENTION] = attention._replace(conv=empty[ATTENTION].conv)
+        held: Cache = cache[ATTENTION]
+        empty[ATTENTION] = held._replace(conv=empty[ATTENTION].conv)
     return documents.select(examples_b, empty, cache)
 
 
@@ -199,48 +217,92 @@ def _titan(block: Block, x: Array, call: Call) -> BlockRead:
     return read._replace(x=x + read.x)
 
 
-def _self_mod_carry(spec: ModelSpec, batch_size: int, capacity: int) -> PyTree:
-    del capacity
-    one = spec.self_mod.init_carry(spec.dtype)
-    return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
+def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec, int, int], PyTree]:
+    """What a memory carries that writes while it reads, whatever the capacity."""
+
+    def carry(spec: ModelSpec, batch_size: int, _: int) -> PyTree:
+        one = make(spec).init_carry(spec.dtype)
+        return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
+
+    return carry
 
 
-def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
-    """The reference style has no residual around it: x reaches its output only through q."""
-    spec, memory, context = block.spec, block.spec.self_mod, call.context
-    # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
-    # the writes diverge within a few hundred tokens.
-    z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
-    params = SelfModParams(memory, spec.initial, spec.alpha_near_one, name=SELF_MOD)()
-    carry = None if call.cache is None else call.cache[SELF_MOD]
-    segments = context.segments_with(memory.conv_window - 1) if memory.conv_window else None
+def _streamed(
+    name: str, memory: StreamMemory, window: int, params: PyTree, spec: ModelSpec, z: Array, call: Call
+) -> BlockRead:
+    """What a memory reads that writes while it reads. window: taps of its convolution, 0: none."""
+    context = call.context
+    carry = None if call.cache is None else call.cache[name]
+    segments = context.segments_with(window - 1) if window else None
     position = context.position if context.clock is None else context.clock
 
-    def one(fast: Any, carry: Any, z: Array, position: Any, active: Array, segments: Any) -> Any:
+    def one(fast: Any, carry: Any, z: Array, position: Array, active: Array, segments: Any) -> Any:
         return memory.read(
             params, fast, carry, z, position=position, reduce=spec.reduce, active_n=active, segments=segments
         )
 
-    fast, axis = call.fast.get(SELF_MOD), spec.fast_axis
-    over = jax.vmap(
-        one, (axis, 0, 0, 0 if position.ndim else None, 0, 0), (0, axis, 0, 0), axis_name=EXAMPLES
+    axis, at = spec.fast_axis, 0 if position.ndim else None
+    over = jax.vmap(one, (axis, 0, 0, at, 0, 0), (0, axis, 0, 0), axis_name=EXAMPLES)
+    y, written, carry, stats = over(
+        call.fast.get(name), carry, z, position, context.segments_bn > 0, segments
     )
+    wrote = written is not None
+    return BlockRead(
+        y,
+        {} if carry is None else {name: carry},
+        {},
+        {name: written} if wrote else {},
+        {name: stats} if wrote else {},
+    )
+
+
+def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
+    """Self-modifying Titans. The reference style has no residual around them: x reaches their output only
+    through q."""
+    spec, memory = block.spec, block.spec.self_mod
+    # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
+    # the writes diverge within a few hundred tokens.
+    z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
+    params = SelfModParams(memory, spec.initial, spec.alpha_near_one, name=SELF_MOD)()
     with jax.named_scope(SELF_MOD):
-        o, written, carry, stats = over(fast, carry, z, position, context.segments_bn > 0, segments)
-    read = _only(x + o if spec.modern else o)
-    if carry is not None:
-        read = read._replace(cache={SELF_MOD: carry})
-    return read if written is None else read._replace(written={SELF_MOD: written}, stats={SELF_MOD: stats})
+        read = _streamed(SELF_MOD, memory, memory.conv_window, params, spec, z, call)
+    return read._replace(x=x + read.x if spec.modern else read.x)
+
+
+def _make_deltanet(spec: ModelSpec) -> GatedDeltaNet:
+    return GatedDeltaNet(spec.dim, spec.heads)
+
+
+def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
+    """x with what Gated DeltaNet reads of its norm added."""
+    spec, memory = block.spec, _make_deltanet(block.spec)
+    z = layers.norm(block, spec, x, prefix="gated_deltanet_")
+    params = GatedDeltaNetParams(memory, spec.initial, name=GATED_DELTANET)()
+    with jax.named_scope(GATED_DELTANET):
+        read = _streamed(GATED_DELTANET, memory, memory.conv_window, params, spec, z, call)
+    return read._replace(x=x + read.x)
 
 
 PARTS: Mapping[str, Part] = {
-    ATTENTION: Part(_attention, carry=init_cache),
-    MLP: Part(_mlp),
-    SWIGLU: Part(_swiglu),
-    CMS: Part(_cms, memory=_make_cms),
-    TITAN: Part(_titan, memory=_make_titan),
+    ATTENTION: Part(_attention, carry=init_cache, flops=attention.flops),
+    MLP: Part(_mlp, flops=lambda spec, _: [matrices(4.0 * spec.dim * spec.mlp_hidden)]),
+    SWIGLU: Part(_swiglu, flops=lambda spec, _: [matrices(6.0 * spec.dim * layers.swiglu_hidden(spec))]),
+    CMS: Part(_cms, memory=_make_cms, arrays=cms.ARRAYS),
+    TITAN: Part(_titan, memory=_make_titan, arrays=titan.ARRAYS),
     TITAN_NORM: Part(_titan_norm),
-    SELF_MOD: Part(_self_mod, stream=lambda spec: spec.self_mod, carry=_self_mod_carry),
+    SELF_MOD: Part(
+        _self_mod,
+        stream=lambda spec: spec.self_mod,
+        carry=_carry_of(lambda spec: spec.self_mod),
+        out_in=True,
+        arrays=self_mod.ARRAYS,
+    ),
+    GATED_DELTANET: Part(
+        _gated_deltanet,
+        stream=_make_deltanet,
+        carry=_carry_of(_make_deltanet),
+        arrays=gated_deltanet.ARRAYS,
+    ),
 }
 
 BLOCKS: Mapping[str, tuple[str, ...]] = {
@@ -250,7 +312,15 @@ BLOCKS: Mapping[str, tuple[str, ...]] = {
     "hope_selfmod": (SELF_MOD, CMS),
     "hope_hybrid": (ATTENTION, TITAN, CMS),
     "titan": (ATTENTION, TITAN, TITAN_NORM),
+    "gated_deltanet": (GATED_DELTANET, SWIGLU),
 }
 """What a block of each variant is made of, by the name that a configuration uses: the baselines without
 memories, plain and strong; the CMS in the MLP's place (HOPE-attention); self-modifying Titans, then CMS
-(HOPE); the published pilot's block; the TITAN baseline."""
+(HOPE); the published pilot's block; the TITAN baseline; Gated DeltaNet, the
+linear recurrent baseline."""
+
+MEMORIES = tuple(name for name, part in PARTS.items() if part.memory or part.stream)
+"""Names below "blocks" whose parameters are memories; everything else is the backbone."""
+
+OUT_IN = tuple(name for name, part in PARTS.items() if part.out_in)
+"""Names below which matrices lie as [out, in]."""

@@ -70,19 +70,20 @@ class FinalNorm(nn.Module):
         return norm(self, self.spec, x, prefix="")
 
 
-class SwiGlu(nn.Module):
-    """x + W_down (silu(W_gate z) * W_up z), z = norm(x), without biases. [..., D] -> [..., D].
+def swiglu_hidden(spec: ModelSpec) -> int:
+    """Width of SwiGLU's hidden layer: 2/3 of the MLP's, rounded up to a multiple of 8: as many parameters."""
+    return -(-2 * spec.mlp_hidden // 24) * 8
 
-    The hidden width is 2/3 of the MLP's, rounded up to a multiple of 8: as many parameters.
-    """
+
+class SwiGlu(nn.Module):
+    """x + W_down (silu(W_gate z) * W_up z), z = norm(x), without biases. [..., D] -> [..., D]."""
 
     spec: ModelSpec
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [..., D] -> [..., D]."""
-        spec = self.spec
-        hidden = -(-2 * spec.mlp_hidden // 24) * 8
+        spec, hidden = self.spec, swiglu_hidden(self.spec)
         z = norm(self, spec, x)
 
         def project(name: str, v: Array, columns: int, *, residual: bool = False) -> Array:

@@ -117,7 +117,11 @@ class HopeModel:
 
     def level_names(self) -> dict[str, tuple[str, ...]]:
         """The levels whose writes are counted, by memory."""
-        return {name: memory.level_names() for name, memory in self._all_memories().items()}
+        taught = {name: memory.level_names() for name, memory in self.memories().items()}
+        return {
+            **taught,
+            **{name: tuple(memory.periods()) for name, memory in self.stream_memories().items()},
+        }
 
     def _all_memories(self) -> dict[str, Memory | StreamMemory]:
         return {**self.memories(), **self.stream_memories()}

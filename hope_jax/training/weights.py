@@ -8,12 +8,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hope_jax.memory.initial import ArrayKind
+from hope_jax.models import blocks
 from hope_jax.training import arrays
 from hope_jax.training.manifest import BadFileError
 from hope_jax.types import PyTree
@@ -21,18 +23,6 @@ from hope_jax.types import PyTree
 FORMAT, VERSION = "hope_jax weights", 1
 _KEY = "hope_jax"
 """One entry alone: safetensors does not order them, so with several, equal weights were not equal files."""
-
-
-class ArrayKind(NamedTuple):
-    """What the arrays of a name are.
-
-    name: dotted; LEVEL stands for a level's name, {a,b} for either. axes: of the array; those of `blocks.*`
-    come after the axis `layer`.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    what: str
 
 
 ARRAYS = (
@@ -47,34 +37,7 @@ ARRAYS = (
     ArrayKind("blocks.mlp.norm_{scale,bias}", ("dim",), "of the MLP's norm"),
     ArrayKind("blocks.mlp.w_{up,gate}", ("dim", "hidden"), "x @ w; gate: SwiGLU's"),
     ArrayKind("blocks.mlp.w_down", ("hidden", "dim"), "x @ w"),
-    ArrayKind(
-        "blocks.cms.mix", ("level",), "weights before their softmax, of independently connected levels"
-    ),
-    ArrayKind(
-        "blocks.cms.LEVEL.ln_{scale,bias}", ("dim",), "of a CMS level's LayerNorm; no write changes it"
-    ),
-    ArrayKind("blocks.cms.LEVEL.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.cms.LEVEL.b_up", ("hidden",), "its bias"),
-    ArrayKind("blocks.cms.LEVEL.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.cms.LEVEL.b_down", ("dim",), "its bias"),
-    ArrayKind("blocks.titan_scale", ("dim",), "of the norm before the TITAN memory"),
-    ArrayKind("blocks.titan.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.titan.b_up", ("hidden",), "its bias"),
-    ArrayKind("blocks.titan.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.titan.b_down", ("dim",), "its bias"),
-    ArrayKind("blocks.titan.ln_{scale,bias}", ("dim",), "of the LayerNorm at the TITAN memory's output"),
-    ArrayKind("blocks.titan.self_modifier.w_{1,2,3}", ("in", "out"), "x @ w; w_1 reads [key, value, delta]"),
-    ArrayKind("blocks.titan.self_modifier.b_{1,2,3}", ("out",), "their biases"),
-    ArrayKind("blocks.titan.gates.w_{alpha,eta,theta}", ("dim",), "Titans rule: decay, momentum, rate"),
-    ArrayKind("blocks.titan.gates.b_{alpha,eta,theta}", (), "their biases"),
-    ArrayKind("blocks.self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
-    ArrayKind("blocks.self_mod.conv", ("window", "dim"), "as that of attention"),
-    ArrayKind("blocks.self_mod.w_q", ("in", "out"), "x @ w, queries"),
-    ArrayKind("blocks.self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
+    *(kind for part in blocks.PARTS.values() for kind in part.arrays),
 )
 """Everything that the variants have in both styles."""
 
