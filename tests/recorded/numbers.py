@@ -20,6 +20,13 @@ from tests.recorded.layout import Named
 TOLERANCE = 1e-12
 """Of an array's recorded norm, or absolute below norm 1."""
 
+FAST = {
+    **UNOPTIMIZED,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""Halves what `parity_tests.quick` takes; here compiling is all that takes time."""
+
 SPLIT = (5, 1, 0, 9)
 """Lengths of the first calls of a stream; the last brings the rest."""
 
@@ -44,7 +51,7 @@ def numbers_of(case: Case) -> Numbers:
     for name, array in parts:
         pair = fingerprint(name, array)
         if not np.isfinite(pair).all() or not np.array_equal(found.setdefault(name, pair), pair):
-            raise ValueError(f"{case.name}: {name}: {pair}, before {found[name]}")
+            raise ValueError(f"{case.name}: {name}: {pair}, before {found.get(name)}")
     return dict(sorted(found.items()))
 
 
@@ -86,12 +93,15 @@ def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def _unoptimized() -> Iterator[None]:
     """For what is compiled out of reach."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(function, compiler_options={**UNOPTIMIZED, "xla_cpu_use_fusion_emitters": False})
+    """`jax.jit` that compiles as fast as it can."""
+    return jax.jit(function, compiler_options=FAST)
 
 
 def _under(prefix: str, named: Named) -> Named:

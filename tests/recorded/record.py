@@ -1,4 +1,7 @@
-"""Writes numbers.npz: `python -m tests.recorded.record [FILE]`, of all cases, in two processes."""
+"""Writes numbers.npz: `python -m tests.recorded.record FILE [CASE ...]`, in two processes.
+
+Without names it records all cases; with names those, and keeps what the file has of others.
+"""
 
 import sys
 import time
@@ -39,18 +42,19 @@ def load(path: Path = FILE) -> dict[str, Numbers]:
 def _timed(name: str) -> tuple[str, Numbers, float]:
     jax.config.update("jax_enable_x64", True)
     began = time.perf_counter()
-    numbers = numbers_of(CASES[name])
-    jax.clear_caches()
-    return name, numbers, time.perf_counter() - began
+    return name, numbers_of(CASES[name]), time.perf_counter() - began
 
 
 def main() -> None:
-    path, recorded = Path(sys.argv[1]) if len(sys.argv) > 1 else FILE, {}
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
-        for name, numbers, seconds in pool.map(_timed, CASES):
+    """Saves after every case."""
+    path, names = Path(sys.argv[1]), sys.argv[2:]
+    recorded = load(path) if names and path.exists() else {}
+    # A fresh process now and then: compiled programs pile up.
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), max_tasks_per_child=16) as pool:
+        for name, numbers, seconds in pool.map(_timed, names or CASES):
             recorded[name] = numbers
             print(f"{name}: {len(numbers)} arrays, {seconds:.1f} s", flush=True)
-    save(path, recorded)
+            save(path, {case: recorded[case] for case in CASES if case in recorded})
 
 
 if __name__ == "__main__":
