@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from hope_jax import trees
 from hope_jax.memory import levels
 from hope_jax.memory.cms import Cms, LevelChunk
-from hope_jax.memory.level_write import LevelWriter, Pending, init_level
+from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import LevelState
 from hope_jax.memory.rules import RULES
@@ -54,7 +54,7 @@ class NestedState(NamedTuple):
 
     delta: PyTree
     opt: PyTree
-    pending: Pending | tuple[()]
+    pending: Gathered | tuple[()]
     init: LevelState
 
 

@@ -19,11 +19,12 @@ from hope_jax import trees
 from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
 from hope_jax.memory.flops import Flops, Lengths
 from hope_jax.memory.initial import ArrayKind, Initial
-from hope_jax.memory.level_write import LevelWriter, init_level
+from hope_jax.memory.level_write import LevelWriter
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
+from hope_jax.memory.period_write import Bounds, LevelState, Tokens, WriteRules
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
+from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
+from hope_jax.memory.titans_rule import TitansWriter
 from hope_jax.types import Array, PyTree
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
@@ -105,9 +106,12 @@ class Titan:
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
-        if self.gated:
-            return {self.level.name: titans_rule.init(self.level, params, self.chunk_size)}
-        return {self.level.name: init_level(self.level, params, self.chunk_size)}
+        return {self.level.name: self._writer(params, (), own).init()}
+
+    def _writer(self, params: PyTree, norms: tuple[Array, ...], reduce: Reduce) -> TitansWriter | LevelWriter:
+        rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
+        kind = TitansWriter if self.gated else LevelWriter
+        return kind(rules, self.level, params, norms, reduce)
 
     def read(
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
@@ -153,15 +157,13 @@ class Titan:
         factors = mlp_memory.write_factors(
             weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation
         )
-        rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
-        if self.gated:
-            gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
-            writer = titans_rule.TitansWriter(rules, self.level, params, norms, reduce)
-            tokens = titans_rule.Tokens(factors, gates, mask, signal.surprise_n, signal.counted_n)
-            new, stats = writer.write_chunk(state, tokens, position, last)
+        writer = self._writer(params, norms, reduce)
+        if isinstance(writer, LevelWriter):
+            new, stats = writer.write(state, factors, mask, signal, position, last)
         else:
-            plain = LevelWriter(rules, self.level, params, norms, reduce)
-            new, stats = plain.write(state, factors, mask, signal, position, last)
+            gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
+            tokens = Tokens(factors, mask, signal.surprise_n, signal.counted_n, gates)
+            new, stats = writer.write_chunk(state, tokens, position, last)
         return {name: new}, {name: stats}
 
 

@@ -19,10 +19,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax import trees
-from hope_jax.memory import levels, mlp_memory
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, count, no_tokens
+from hope_jax.memory import mlp_memory
+from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, Tokens
 from hope_jax.types import Array, PyTree
 
 GATE_BIASES = {"alpha": -7.0, "eta": 2.2, "theta": 0.5413}
@@ -84,21 +82,6 @@ def token_weights(gates: TokenGates, mask: Array) -> tuple[Array, Array, Array, 
     return a, b, e, w, v
 
 
-def init(spec: LevelSpec, params: PyTree, chunk_size: int) -> LevelState:
-    """The state of a memory that has written nothing: `opt` is S."""
-    weights = mlp_memory.fast_weights(params)
-    spans = levels.spans_chunks(spec.update_period, chunk_size)
-    pending = nothing(weights) if spans else ()
-    return LevelState(trees.zeros_like(weights), trees.zeros_like(weights), pending)
-
-
-def nothing(weights: PyTree) -> Period:
-    """The map of no token: the identity."""
-    zero = jnp.zeros((), jax.tree.leaves(weights)[0].dtype)
-    zeros = trees.zeros_like(weights)
-    return Period(zero + 1, zero, zero + 1, zeros, zeros, no_tokens(zero.dtype))
-
-
 def then(first: Period, second: Period) -> Period:
     """The map of `first` and then `second`."""
 
@@ -116,17 +99,7 @@ def then(first: Period, second: Period) -> Period:
     )
 
 
-class Tokens(NamedTuple):
-    """Consecutive tokens, leaves [n, ...]; see `LevelWriter.write`."""
-
-    factors: WriteFactors
-    gates: TokenGates
-    mask: Array
-    surprise_n: Array
-    counted_n: Array
-
-
-class TitansWriter(PeriodWriter[Period]):
+class TitansWriter(PeriodWriter):
     """The writes of one memory by this rule.
 
     Under a shared state every chunk's map is the mean of its examples' maps. The statistic `grad_norm` is
@@ -134,8 +107,13 @@ class TitansWriter(PeriodWriter[Period]):
     """
 
     def nothing(self) -> Period:
-        """See `PeriodWriter`."""
-        return nothing(self.weights)
+        """The map of no token: the identity."""
+        zero, zeros = jnp.zeros((), self.dtype), trees.zeros_like(self.weights)
+        return Period(zero + 1, zero, zero + 1, zeros, zeros, self.no_tokens())
+
+    def init_opt(self) -> PyTree:
+        """S."""
+        return trees.zeros_like(self.weights)
 
     def join(self, first: Period, second: Period) -> Period:
         """See `then`."""
@@ -143,7 +121,7 @@ class TitansWriter(PeriodWriter[Period]):
 
     def gather(self, tokens: Tokens) -> Period:
         """The map of consecutive tokens."""
-        dtype = self.norms[0].dtype
+        dtype = self.dtype
         a, b, e, w, v = token_weights(tokens.gates, tokens.mask)
 
         def weighted(weights_n: Array) -> PyTree:
@@ -151,11 +129,10 @@ class TitansWriter(PeriodWriter[Period]):
             scaled = factors._replace(g_h=factors.g_h * column, g_o=factors.g_o * column)
             return mlp_memory.write_gradient(scaled, self.weights)
 
-        ended = count(tokens.mask, tokens.surprise_n, tokens.counted_n, dtype)
-        total = self.reduce(Period(a, b, e, weighted(w), weighted(v), ended))
+        total = self.reduce(Period(a, b, e, weighted(w), weighted(v), self.count(tokens)))
         examples = self.reduce(1)
         mean = jax.tree.map(lambda t: (t / examples).astype(dtype), total)
-        return mean._replace(ended=self.shared(total.ended, tokens.mask.shape[0]))
+        return mean._replace(ended=self.shared(total.ended, len(tokens.mask)))
 
     def proposed(self, state: LevelState, period: Period) -> tuple[PyTree, PyTree, PyTree]:
         """The period's map of (M, S), M as the change from where it was."""
