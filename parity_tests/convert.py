@@ -7,7 +7,10 @@ the last tap on the current token; its fused qkv rows are the thirds q, k, v.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+
+from hope_jax import trees
 
 Weights = Mapping[str, np.ndarray]
 
@@ -110,13 +113,6 @@ def attention(weights: Weights) -> dict[str, np.ndarray]:
     return tree
 
 
-def stacked(layers: list[Any]) -> Any:
-    """Trees of single layers as one tree with a leading layer axis."""
-    if isinstance(layers[0], dict):
-        return {key: stacked([layer[key] for layer in layers]) for key in layers[0]}
-    return np.stack(layers)
-
-
 def block(weights: Weights, self_mod: Any = None) -> dict[str, Any]:
     """One block of any variant, by the submodules that it has.
 
@@ -146,7 +142,7 @@ def model(weights: Weights, layers: int, self_mod: Any = None) -> dict[str, Any]
     blocks = [block(under(weights, f"blocks.{i}"), self_mod) for i in range(layers)]
     return {
         "embed": weights["embed.weight"],
-        "blocks": stacked(blocks),
+        "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
         "final_norm": {"scale": weights["norm.weight"], "bias": weights["norm.bias"]},
     }
 
@@ -158,8 +154,8 @@ def torch_model(tree: Mapping[str, Any], layers: int) -> dict[str, np.ndarray]:
         "norm.weight": np.asarray(tree["final_norm"]["scale"]),
         "norm.bias": np.asarray(tree["final_norm"]["bias"]),
     }
-    for i in range(layers):
-        for part, values in torch_block(_layer(tree["blocks"], i)).items():
+    for i, layer in enumerate(trees.unstack(tree["blocks"], layers)):
+        for part, values in torch_block(layer).items():
             found.update({f"blocks.{i}.{part}.{name}": value for name, value in values.items()})
     return found
 
@@ -209,9 +205,3 @@ def torch_attention(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if "conv" in tree:
         found["local_conv.weight"] = np.asarray(tree["conv"]).T[:, None, :]
     return found
-
-
-def _layer(tree: Any, i: int) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _layer(value, i) for key, value in tree.items()}
-    return np.asarray(tree[i])

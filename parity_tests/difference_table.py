@@ -61,7 +61,7 @@ ODDITIES = (
         "inner averages start at zero without correction, as here",
         "DeepMomentum starts its averages at zero and corrects neither. The first `preconditioned` step "
         "is lr (1 - beta) / sqrt(1 - beta2) = 3.2 lr per element, whatever the gradient's size.",
-        "The same recurrences (`memory/inner_optim.py`), bounded by `memory.write_clip`: no write changes"
+        "The same recurrences (`memory/rules.py`), bounded by `memory.write_clip`: no write changes"
         " a matrix by more than 2 % of its norm.",
         "Not a difference: the names mean what they mean in the published code. |g| cancels: with s = (1 "
         "- beta2) g^2, u = g / sqrt(s) = sign(g) / sqrt(1 - beta2) and v = (1 - beta) u.",

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from hope_jax.learning.teach import clip_per_token
+from hope_jax.learning.teach import clip_factor
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.rules import VARIANTS
 from parity_tests.golden_file import Golden
@@ -46,4 +46,5 @@ def due(level: Mapping[str, Any], step: int, last: int) -> bool:
 
 def block_signal(config: Mapping[str, Any], teach: jax.Array) -> jax.Array:
     """The signal [..., D] of a block: scaled, then clipped per token."""
-    return clip_per_token(config.get("teach_scale", 1.0) * teach, config.get("teach_clip", 0.0))
+    scaled = config.get("teach_scale", 1.0) * teach
+    return scaled * clip_factor(scaled, config.get("teach_clip", 0.0))

@@ -11,8 +11,8 @@ import numpy as np
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import ACTIVATIONS
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from parity_tests import convert, replay_smt
 
@@ -130,8 +130,8 @@ def model_of(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> tu
       ValueError: no variant of ours has the recorded name.
     """
     variant = "titan" if config.get("type") == "titan" else config["block_variant"]
-    if variant not in VARIANTS:
-        raise ValueError(f"model.block_variant={variant!r}: want one of {', '.join(VARIANTS)}")
+    if variant not in BLOCKS:
+        raise ValueError(f"model.block_variant={variant!r}: want one of {', '.join(BLOCKS)}")
     shape = {"vocab_size": config["vocab_size"], "num_layers": config["num_layers"]}
     spec = block_spec(variant, config, convert.under(weights, "blocks.0"), **shape)
     tree = convert.model(weights, config["num_layers"], lambda w: replay_smt.params_of(spec.self_mod, w))

@@ -31,28 +31,30 @@ def replay_forward(g: Golden) -> None:
     levels = tuple(LevelSpec(c["name"], c["update_period"], 0.1) for c in g.config["cms_levels"])
     names = [level.name for level in levels]
     params = jax.tree.map(jnp.asarray, convert.cms(g.weights, names))
-    clip = g.config["grad_clip"] or None
+    clip, activation = g.config["grad_clip"] or None, activation_of(g.config)
+    hidden = max((level["w_up"].shape[1] for level in params.values()), default=0)
 
-    def read(params: Any, x: Any, output_clip: float | None) -> tuple[Any, Any]:
-        cms = Cms(levels, chunk_size=4, output_clip=output_clip, activation=activation_of(g.config))
-        return jax.vmap(lambda row: cms.read(params, None, row, {}))(x)
+    def read(params: Any, x: Any, clip: float | None) -> list[Any]:
+        """The outputs of no level, of the first, of the first two, and so on to y."""
+        sizes, how = (x.shape[-1], hidden), {"chunk_size": 4, "output_clip": clip, "activation": activation}
+        chains = [Cms(levels[:count], *sizes, **how) for count in range(len(levels) + 1)]
+        return [jax.vmap(lambda row, cms=cms: cms.read(params, None, row, {})[0])(x) for cms in chains]
 
     @quick_jit
     def results(params: Any, x: Any, cotangent: Any) -> Any:
         def paired(params: Any, x: Any) -> Any:
-            y, inputs = read(params, x, clip)
-            return jnp.sum(y * cotangent), (y, inputs)
+            outputs = read(params, x, clip)
+            return jnp.sum(outputs[-1] * cotangent), outputs
 
         grads, train = jax.grad(paired, argnums=(0, 1), has_aux=True)(params, x)
         return {"eval": read(params, x, None), "train": train}, grads
 
     modes, (by_level, by_x) = results(params, g.inputs["x"], g.inputs["train_grad_cotangent"])
-    for mode, (y, inputs) in modes.items():
-        g.compare(f"{mode}.y", y)
-        outputs = [*[inputs[name] for name in names[1:]], y][: len(names)]
-        for name, output in zip(names, outputs, strict=True):
-            g.compare(f"{mode}.level_in.{name}", inputs[name])
-            g.compare(f"{mode}.level_out.{name}", output)
+    for mode, outputs in modes.items():
+        g.compare(f"{mode}.y", outputs[-1])
+        for i, name in enumerate(names):
+            g.compare(f"{mode}.level_in.{name}", outputs[i])
+            g.compare(f"{mode}.level_out.{name}", outputs[i + 1])
     g.compare("train_grad.x", by_x)
     for name in names:
         for torch_name, value in convert.torch_level(by_level[name]).items():
@@ -66,8 +68,8 @@ def gradient(
     norm = {name: params[name] + delta[name] for name in LAYER_NORM if name in params}
     fast, at = mlp_memory.fast_weights(delta), {**params, **norm}
     how: Any = {"output_clip": clip, "activation": activation}
-    factors = mlp_memory.write_factors(at, fast, x, teach, **how)
-    _, pull_back = jax.vjp(lambda n: mlp_memory.read({**at, **n}, fast, x, **how), norm)
+    factors = mlp_memory.write_factors(at, fast, mlp_memory.normalise(at, x), teach, **how)
+    _, pull_back = jax.vjp(lambda n: mlp_memory.read({**at, **n}, fast, x, **how)[0], norm)
     return {**mlp_memory.write_gradient(factors, mlp_memory.fast_weights(params)), **pull_back(teach)[0]}
 
 

@@ -18,8 +18,7 @@ from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.models.attention import ReadContext
-from hope_jax.models.memory_layers import make_cms
-from hope_jax.models.registry import VARIANTS
+from hope_jax.models.blocks import Block, Call, memories
 from hope_jax.models.spec import ModelSpec
 from parity_tests import convert, replay_smt, replay_train_step
 from parity_tests.golden_file import Golden
@@ -63,8 +62,7 @@ class Calls:
 
     def __init__(self, g: Golden) -> None:
         self.g, config = g, g.config
-        self.variant = BLOCKS[config["kind"]]
-        self.spec: ModelSpec = block_spec(self.variant, config["block"], g.weights)
+        self.spec: ModelSpec = block_spec(BLOCKS[config["kind"]], config["block"], g.weights)
         self.training = bool(config.get("train_mode", False))
         self.weights: Mapping[str, np.ndarray] = g.weights
         self._read = quick_jit(self._plain)
@@ -90,19 +88,17 @@ class Calls:
         """The CMS alone."""
         if not self.spec.cms_levels:
             return o
-        cms = make_cms(self.spec, training=self.training)
+        cms = memories(self.spec, training=self.training)["cms"]
         params = self.params()["cms"]
         return jax.vmap(lambda row: cms.read(params, None, row, {})[0])(jnp.asarray(o))
 
     def _plain(self, params: Any, x: Any) -> Any:
-        module = VARIANTS[self.variant](self.spec, self.training)
-        context = ReadContext(jnp.int32(0), jnp.ones(x.shape[1], jnp.int32), None)
+        call = Call({}, None, {}, ReadContext(jnp.int32(0), jnp.ones(x.shape[:2], jnp.int32), None))
 
-        def row(row: Any) -> Any:
-            read = module.apply({"params": params}, row, {}, None, {}, context)
-            return read.x, read.trace["cms"][self.spec.cms_levels[0].name] if "cms" in read.trace else read.x
+        def read(spec: ModelSpec) -> Any:
+            return Block(spec, self.training).apply({"params": params}, x, call).x
 
-        return jax.vmap(row)(x)
+        return read(self.spec), read(self.spec._replace(cms_levels=()))
 
 
 def replay_block(g: Golden) -> None:
@@ -164,6 +160,8 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
         return None
     cms = Cms(
         tuple(_inner(g, level) for level in block["cms_levels"]),
+        calls.spec.dim,
+        calls.spec.cms_hidden,
         chunk_size=size,
         bounds=Bounds(0.0, 0.0),
         own_output=False,
@@ -172,13 +170,13 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
         flush_partial_at_end=block.get("cms_flush_partial_at_end", False),
     )
     params = block_params(calls.spec, g.weights)["cms"]
-    everywhere = jnp.ones(size, bool)
+    norms, everywhere = cms.norms(params), jnp.ones(size, bool)
 
     @partial(quick_jit, static_argnames="last")
     def piece(fast: Any, x: Any, teach: Any, position: Any, last: bool) -> Any:
         y, trace = cms.read(params, fast, x, {})
         signal = WriteSignal(2.0 * teach, {}, jnp.ones(size), everywhere, (teach != 0).any(-1))
-        return y, cms.write(params, fast, trace, signal, position=position, reduce=own, last=last)[0]
+        return y, cms.write(params, norms, fast, trace, signal, position=position, reduce=own, last=last)[0]
 
     fast, position, gap = cms.init(params), 0, 0.0
     for i, o in enumerate(inputs):

@@ -5,11 +5,13 @@ the signal; its loss is averaged over active tokens and its LayerNorm learns. So
 at the published target, and the pieces that make it and apply it are ours.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from hope_jax import trees
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.levels import LevelSpec
@@ -24,19 +26,6 @@ from parity_tests.quick import quick_jit
 from parity_tests.reference_style import TRAIN_CLIP, activation_of, model_of, offered
 
 
-def memory_of(level: LevelSpec, tokens: int, clip: float | None, activation: str) -> Titan:
-    """A memory without bounds or SelfModifier that writes `tokens` tokens at once."""
-    return Titan(
-        level=level._replace(update_period=tokens),
-        chunk_size=tokens,
-        bounds=Bounds(0.0, 0.0),
-        own_output=False,
-        output_clip=clip,
-        activation=activation,
-        self_modifier=False,
-    )
-
-
 def replay_memory(g: Golden) -> None:
     """Reads in both modes, the SelfModifier, and one plain step on either of two losses."""
     if not offered(g.config) or g.config.get("layers", 2) != 2:
@@ -46,10 +35,16 @@ def replay_memory(g: Golden) -> None:
     modifier = jax.tree.map(jnp.asarray, convert.self_modifier(convert.under(g.weights, "self_modifier")))
     x, value, error = (jnp.asarray(g.inputs[name]) for name in ("x", "value", "error_signal"))
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    level = LevelSpec("titan", 1, g.config["update_lr"], "sgd")
-    memory, training = (
-        memory_of(level, len(rows), clip, activation_of(g.config)) for clip in (None, TRAIN_CLIP)
+    memory = Titan(
+        LevelSpec("titan", len(rows), g.config["update_lr"], "sgd"),
+        *params["w_up"].shape,
+        chunk_size=len(rows),
+        bounds=Bounds(0.0, 0.0),
+        own_output=False,
+        activation=activation_of(g.config),
+        self_modifier=False,
     )
+    training = replace(memory, output_clip=TRAIN_CLIP)
 
     def read(memory: Titan) -> Any:
         return memory.read(params, None, rows, {})[0]
@@ -75,7 +70,9 @@ def _plain_write(memory: Titan, params: Any, x: Any, cotangent: Any) -> dict[str
 
     @quick_jit
     def write(fast: Any) -> Any:
-        return memory.write(params, fast, x, signal, position=jnp.int32(0), reduce=own)[0]
+        return memory.write(params, memory.norms(params), fast, x, signal, position=jnp.int32(0), reduce=own)[
+            0
+        ]
 
     delta = write(memory.init(params))[memory.level.name].delta
     return {name: params[name] + delta[name] for name in delta}
@@ -86,7 +83,9 @@ def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -
     norm = {name: params[name] + delta[name] for name in replay_cms.LAYER_NORM}
     fast, weights = mlp_memory.fast_weights(delta), mlp_memory.fast_weights(params)
     how: Any = {"output_clip": memory.output_clip, "activation": memory.activation}
-    branch = mlp_memory.branch(weights, fast, key, **how)
+    _, _, branch = mlp_memory.forward(weights, fast, key, memory.activation)
+    if memory.output_clip is not None:
+        branch = branch * mlp_memory.clip_factor(branch, memory.output_clip)
     pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]
     at_branch, by_norm = pull(cotangent)
     factors = mlp_memory.write_factors(weights, fast, key, at_branch, **how)
@@ -130,8 +129,8 @@ def replay_model(g: Golden) -> None:
     optimizers = config.get("optimizers") or {}
     recorded = optimizers.get(config["titan_level"].get("optimizer_key") or "default")
     spec = inner_level(g, recorded, config.get("self_mod_lr", 1e-3), 2)
-    clip, spec = TRAIN_CLIP if training else None, spec._replace(name=model.spec.titan_level.name)
-    memory = memory_of(spec, 2, clip, model.spec.activation)
+    made: Any = model.memories(training=training)["titan"]
+    memory = replace(made, level=spec)
     weights = {name: value for name, value in titan.items() if name != "self_modifier"}
     one_layer = jax.tree.map(lambda w: w[0], weights)
     optimizer = make_inner_optimizer(spec, context_axes(one_layer, config["dim"]))
@@ -152,7 +151,7 @@ def replay_model(g: Golden) -> None:
             signal = block_signal(config, jnp.asarray(g.inputs[f"teach_signal.{i}"])).reshape(
                 -1, config["dim"]
             )
-            keys = out.trace["titan"].reshape(len(out.trace["titan"]), -1, config["dim"])
+            keys = trees.stack(out.trace)["titan"].reshape(len(out.trace), -1, config["dim"])
             state = write(titan, state, keys, jnp.broadcast_to(signal, keys.shape))
         if gated:
             state = (recorded_deltas(g, f"call.{i}.titan_delta", config["num_layers"]), state[1])
@@ -171,11 +170,12 @@ def recorded_deltas(g: Golden, prefix: str, layers: int) -> Any:
 
 def _with_deltas(model: HopeModel, params: Any, deltas: Any, batch: int) -> tuple[Any, Any]:
     """Parameters and fast state that read with the deltas; LayerNorm's are added to its parameters."""
-    fast, name = model.init_fast_state(params, batch), model.spec.titan_level.name
-    level = fast["titan"][name]
+    name = model.spec.titan_level.name
+    level = trees.stack(model.init_fast_state(params, batch))["titan"][name]
     written = jax.tree.map(
         lambda at, d: jnp.broadcast_to(d[:, None], at.shape), level.delta, mlp_memory.fast_weights(deltas)
     )
     norm = {key: params["blocks"]["titan"][key] + deltas[key] for key in replay_cms.LAYER_NORM}
     blocks = {**params["blocks"], "titan": {**params["blocks"]["titan"], **norm}}
-    return {**params, "blocks": blocks}, {**fast, "titan": {name: level._replace(delta=written)}}
+    fast = {"titan": {name: level._replace(delta=written)}}
+    return {**params, "blocks": blocks}, trees.unstack(fast, model.spec.num_layers)

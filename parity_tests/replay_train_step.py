@@ -50,9 +50,9 @@ def one_pass(config: Mapping[str, Any], weights: Arrays, tokens: jax.Array, targ
         return losses.total / losses.supervised_bt.sum(), model.logits(params, out.hidden)
 
     both = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (value, logits), (grads, taps) = both(params, {"block": model.init_taps(*tokens.shape)["block"]})
+    (value, logits), (grads, taps) = both(params, model.init_taps(*tokens.shape))
     by_name = convert.torch_model(grads, config["num_layers"])
-    return Pass(float(value), by_name, np.asarray(taps["block"]), logits)
+    return Pass(float(value), by_name, np.stack([layer["block"] for layer in taps]), logits)
 
 
 def replay(g: Golden) -> None:

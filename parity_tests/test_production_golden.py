@@ -165,15 +165,21 @@ def test_cms_write_of_the_fast_weights(variant: str) -> None:
     """`Cms.write`, fed the doubled signal; LayerNorm, which is slow, takes its recorded deltas."""
     g = kept(f"cms_update_{variant}")
     spec = LevelSpec("level", 4, g.config["optimizer"]["lr"], variant)
-    cms = Cms((spec,), chunk_size=4, bounds=Bounds(0.0, 0.0), own_output=False)
     params = jax.tree.map(jnp.asarray, convert.level(g.weights))
+    cms = Cms((spec,), *params["w_up"].shape, chunk_size=4, bounds=Bounds(0.0, 0.0), own_output=False)
     fast = cms.init({"level": params})
-    write = jax.jit(lambda *args: cms.write(*args, position=jnp.int32(0), reduce=own))
+
+    @jax.jit
+    def write(level: Any, fast: Any, x: Any, signal: WriteSignal) -> Any:
+        params = {"level": level}
+        _, trace = cms.read(params, fast, x, {})
+        return cms.write(params, cms.norms(params), fast, trace, signal, position=jnp.int32(0), reduce=own)
+
     for i in range(g.config["n_updates"]):
         teach = 2.0 * jnp.asarray(g.inputs[f"teach.{i}"][0])
         everywhere = jnp.ones(len(teach), bool)
         signal = WriteSignal(teach, {}, jnp.ones(len(teach)), everywhere, everywhere)
-        fast, stats = write({"level": params}, fast, {"level": jnp.asarray(g.inputs[f"x.{i}"][0])}, signal)
+        fast, stats = write(params, fast, jnp.asarray(g.inputs[f"x.{i}"][0]), signal)
         assert isinstance(fast["level"], LevelState)
         step = f"sum.step.{i}"
         written = convert.torch_level(fast["level"].delta)

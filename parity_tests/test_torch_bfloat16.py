@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
 from parity_tests import torch_bridge as bridge
 from parity_tests.torch_cases import CHUNK, TOKENS, modern, published
 from parity_tests.torch_reference import model as reference
@@ -86,7 +86,7 @@ def production_results(arch: Arch, params: Any, rows: list[Example]) -> dict[str
         out = model.read(params, fast, None, batch.tokens, batch.segment_ids, training=True)
         logits = model.logits(params, out.hidden)
         rule = bridge.online_rule(RULES)
-        return logits, *online_gradients(model, rule, params, fast, batch, jnp.ones((), jnp.float32))
+        return logits, *modes.online(model, rule, params, fast, batch, jnp.ones((), jnp.float32))
 
     logits, gradient, result = run(params)
     assert logits.dtype == jnp.float32

@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
 from hope_jax.learning.stream import Streamer
-from hope_jax.learning.through_writes import through_writes_gradients
-from hope_jax.learning.two_pass import read_pass
 from parity_tests import torch_bridge as bridge
 from parity_tests.torch_cases import CASES, CHUNK, TOKENS, setup
 from parity_tests.torch_reference import model as reference
@@ -65,8 +63,8 @@ def test_streams_and_their_outer_gradients(name: str, mode: str) -> None:
     case, (model, params, rows, batch) = CASES[name], setup(name)
     rules = replace(case.rules, truncate=2 * CHUNK if mode == "online_2N" else CHUNK)
     through = mode == "through_writes"
-    gradients = through_writes_gradients if through else online_gradients
-    run = jit(partial(gradients, model, bridge.online_rule(rules)))
+    mode_of = modes.through_writes if through else modes.online
+    run = jit(partial(mode_of, model, bridge.online_rule(rules)))
     fast = model.init_fast_state(params, len(rows))
     gradient, result = run(params, fast, batch, jnp.asarray(rules.schedule))
 
@@ -114,19 +112,14 @@ def test_two_pass_gradient_and_writes(name: str) -> None:
     rows = [row.part(0, 16) for row in rows]
     whole = replace(case.rules, chunk=16, truncate=0)
     model, batch = bridge.hope_model(case.arch, whole, case.conv), bridge.batch_of(rows)
-    rule, schedule = bridge.online_rule(whole), jnp.asarray(whole.schedule)
-
-    def passes(params: Any, fast: Any) -> Any:
-        gradient, pending, read = read_pass(model, rule, params, fast, batch, schedule, jnp.int32(0))
-        written = model.write(params, read.fast, *pending, last=True, training=True)[0]
-        return gradient, read.sums.loss, written
-
-    gradient, loss, fast = jit(passes)(params, model.init_fast_state(params, len(rows)))
+    run = jit(partial(modes.two_pass, model, bridge.online_rule(whole)))
+    fast = model.init_fast_state(params, len(rows))
+    gradient, result = run(params, fast, batch, jnp.asarray(whole.schedule))
     wanted = [stream.outer_gradient(bridge.to_torch(params), case.arch, whole, row) for row in rows]
-    bridge.assert_close(loss, sum(out.loss.detach().numpy() for _, out in wanted), "loss")
+    bridge.assert_close(result.sums.loss, sum(out.loss.detach().numpy() for _, out in wanted), "loss")
     total = bridge.summed(lambda pair: bridge.to_numpy(pair[0]), wanted)
     bridge.assert_close(gradient, total, "outer gradient")
-    bridge.compare_fast(case.arch, fast, [out.fast for _, out in wanted])
+    bridge.compare_fast(case.arch, result.fast, [out.fast for _, out in wanted])
 
 
 @pytest.mark.parametrize(

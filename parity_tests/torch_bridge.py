@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
@@ -154,9 +154,9 @@ def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-9) -> N
         np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
 
 
-def example_of(fast: Any, layer: int, example: int) -> Any:
-    """One layer's and example's part of leaves [L, B, ...]."""
-    return jax.tree.map(lambda leaf: leaf[layer, example], fast)
+def example_of(tree: Any, *at: int) -> Any:
+    """One example's part of leaves [B, ...], or one layer's and example's of leaves [L, B, ...]."""
+    return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
 def moments(level: Level, state: Any) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def written(arch: Arch) -> list[tuple[str, str, Level]]:
 
 def production_fast(arch: Arch, fast: Any, layer: int, example: int) -> dict[str, Any]:
     """One layer's and example's fast state of production as plain dicts."""
-    state = example_of(fast, layer, example)
+    state = example_of(fast[layer], example)
     plain: dict[str, Any] = {}
     for memory, name, by in written(arch):
         owner = name.removesuffix(".init")
@@ -210,7 +210,7 @@ def reference_fast(arch: Arch, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_fast(arch: Arch, got: Any, wanted: list[reference.ByLayer], what: str = "fast") -> None:
-    """Production's fast state [L, B, ...] against the reference's, by example."""
+    """Production's fast state against the reference's, by example."""
     for b, by_layer in enumerate(wanted):
         for layer, state in enumerate(by_layer):
             here = production_fast(arch, got, layer, b)
