@@ -54,7 +54,7 @@ EQUATIONS = (
         "NL",
         "48-49",
         "delta momentum: m <- m (alpha I - g^T g) - eta g, W <- W + m",
-        (MEMORY + "inner_optim.py::delta_momentum",),
+        (MEMORY + "rules.py::delta_momentum",),
         (ORACLE + "inner.py::delta_momentum",),
         (TESTS + "memory/test_delta_rules.py::test_writes_match_naive_periods",),
     ),
@@ -73,7 +73,7 @@ EQUATIONS = (
         "NL",
         "56-57, 113-121",
         "delta gradient descent: W <- W (I - eta' x x^T) - eta' g x^T",
-        (MEMORY + "dgd.py::factors",),
+        (MEMORY + "rules.py::delta_gradient_descent",),
         (ORACLE + "inner.py::drawn_gradient",),
         (
             TESTS + "memory/test_delta_rules.py::test_one_token_of_norm_one_is_equation_57",
@@ -215,7 +215,7 @@ EQUATIONS = (
         "published",
         "inner optimizers",
         "`momentum`, `preconditioned`, `muon`, `dmgd`, `l2_objective`, `nl_l2_precond`",
-        (MEMORY + "inner_optim.py::make_inner_optimizer",),
+        (MEMORY + "rules.py::make_inner_optimizer",),
         (
             ORACLE + "inner.py::inner_step",
             ORACLE + "reference.py::update",
@@ -259,7 +259,7 @@ EQUATIONS = (
         "own",
         "online mode",
         "chunks read with what earlier chunks wrote; the outer gradient on the way",
-        (LEARNING + "outer_gradient.py::online_gradients",),
+        (LEARNING + "modes.py::online",),
         (ORACLE + "stream.py::online", "parity_tests/torch_reference/stream.py::outer_gradient"),
         (TESTS + "learning/test_online.py::test_online_matches_naive_stream", TORCH),
     ),
@@ -267,7 +267,7 @@ EQUATIONS = (
         "own",
         "two-pass mode",
         "the sequence is one chunk, written after the outer step",
-        (LEARNING + "two_pass.py::read_pass",),
+        (LEARNING + "modes.py::two_pass",),
         (ORACLE + "stream.py::two_pass", "parity_tests/torch_reference/stream.py::whole_sequence"),
         (
             TESTS
@@ -279,7 +279,7 @@ EQUATIONS = (
         "own",
         "through writes",
         "the outer gradient through every write and every teach signal",
-        (LEARNING + "through_writes.py::through_writes_gradients",),
+        (LEARNING + "modes.py::through_writes",),
         (TESTS + "learning/test_through_writes.py::looped_loss",),
         (
             TESTS

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import config
+from hope_jax import config, trees
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.models.lm import Carry, HopeModel
@@ -73,7 +73,7 @@ def stream(model: HopeModel, params: Any, fast: Any, tokens: jax.Array, summary:
     def call(crossing: tuple[Any, Carry], piece: jax.Array) -> tuple[tuple[Any, Carry], Any]:
         fast, carry = crossing
         read = model.read(params, fast, carry, piece, jnp.ones_like(piece))
-        return (read.fast, read.carry), summary(read.fast["self_mod"].weights)
+        return (read.fast, read.carry), summary(trees.stack(read.fast)["self_mod"].weights)
 
     batch, length = tokens.shape
     pieces = tokens.reshape(batch, length // CALL, CALL).swapaxes(0, 1)
@@ -112,7 +112,8 @@ def written_once(model: HopeModel, still: HopeModel, params: Any, tokens: jax.Ar
 
 def _after(model: HopeModel, params: Any, tokens: jax.Array) -> Any:
     fast = model.init_fast_state(params, 1)
-    return model.read(params, fast, None, tokens, jnp.ones_like(tokens)).fast["self_mod"].weights
+    after = model.read(params, fast, None, tokens, jnp.ones_like(tokens)).fast
+    return trees.stack(after)["self_mod"].weights
 
 
 def changes(weights: Any) -> jax.Array:
@@ -130,7 +131,8 @@ def left(model: HopeModel, still: HopeModel, params: Any, tokens: jax.Array) -> 
     weights = written_once(model, still, params, tokens)
     contexts = jax.tree.leaves(weights)[0].shape[1]
     fast = model.init_fast_state(params, contexts)
-    fast = {**fast, "self_mod": fast["self_mod"]._replace(weights=weights)}
+    by_layer = zip(fast, trees.unstack(weights, LAYERS), strict=True)
+    fast = tuple({**f, "self_mod": f["self_mod"]._replace(weights=w)} for f, w in by_layer)
     after = jnp.broadcast_to(tokens[CALL:], (contexts, len(tokens) - CALL))
 
     def summary(weights: Any) -> tuple[jax.Array, jax.Array]:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 
 CHUNK, TOKENS, VOCAB = 8, 27, 11
@@ -26,14 +26,14 @@ _EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "hope_hybrid")
 
 def variants(*every_push: str) -> list[Any]:
     """All variants, those that are not named nightly."""
-    return [pytest.param(v, marks=() if v in every_push else pytest.mark.nightly) for v in VARIANTS]
+    return [pytest.param(v, marks=() if v in every_push else pytest.mark.nightly) for v in BLOCKS]
 
 
 def cases() -> list[Any]:
     """(variant, style): nightly but for the variants that differ most, in the modern style."""
     return [
         pytest.param(v, s, marks=() if v in _EVERY_PUSH and s == "modern" else pytest.mark.nightly)
-        for v in VARIANTS
+        for v in BLOCKS
         for s in ("modern", "reference")
     ]
 

@@ -42,14 +42,15 @@ def _with_matrices(
     writer: type[LevelWriter], spec: LevelSpec, params: Any, state: Any, x: Any, teach: Any
 ) -> Any:
     """The state after one sequence [T, D]."""
+    norms = mlp_memory.group_norms(params)
 
     def step(state: LevelState, xs: Any) -> tuple[LevelState, None]:
         x, teach = xs
-        factors = mlp_memory.write_factors(params, state.delta, x, teach)
+        factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, x), teach)
         active = jnp.ones(CHUNK, bool)
         signal = WriteSignal(teach, {}, jnp.ones(CHUNK), active, active)
-        rules = WriteRules(CHUNK)
-        state, _ = writer(rules, spec, params, own).write(state, factors, active, signal, jnp.int32(0), False)
+        one = writer(WriteRules(CHUNK), spec, params, norms, own)
+        state, _ = one.write(state, factors, active, signal, jnp.int32(0), False)
         return state, None
 
     return jax.lax.scan(step, state, _chunks(x, teach))[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax import trees
 from hope_jax.evals.finetune import Tuner
 from hope_jax.evals.reader import Reader, packed
 from hope_jax.evals.scoring import token_log_probs
@@ -125,7 +126,7 @@ def test_fine_tuning_trains_memories_that_write_themselves_and_they_are_read_as_
     old, new = (p["blocks"]["self_mod"] for p in (params, tuned.params))
     for name in ("k", "v", "memory"):
         assert np.abs(new[name]["w_in"] - old[name]["w_in"]).max() > 1e-3, name
-    start = reader.start(tuned.params)["self_mod"].weights["memory"]["w_in"]
+    start = trees.stack(reader.start(tuned.params))["self_mod"].weights["memory"]["w_in"]
     np.testing.assert_array_equal(start[:, 0], new["memory"]["w_in"])
 
 
@@ -136,5 +137,5 @@ def test_the_end_of_a_stream_is_written_by_memories_that_write_themselves_too() 
     before = reader.start(params)
     after = reader.read_on(params, before, rows(10)).fast
     for name in ("k", "memory"):
-        moved = after["self_mod"].weights[name]["w_in"] - before["self_mod"].weights[name]["w_in"]
+        moved = np.subtract(*(trees.stack(t)["self_mod"].weights[name]["w_in"] for t in (after, before)))
         assert np.abs(moved).max() > 0, name

@@ -12,16 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import OnlineRule, StreamResult
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
+from hope_jax.learning.chunk import OnlineRule, StreamResult, begin, step
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
-from hope_jax.learning.through_writes import through_writes_gradients
-from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import NO_TARGET, Batch
 
@@ -48,7 +46,7 @@ def cases(daily: set[Any], *last: Any) -> list[Any]:
     """Variants, styles and windows, with each of `last`; nightly but for those in `daily`."""
     return [
         pytest.param(*case, *more, marks=() if (*case, *more) in daily else pytest.mark.nightly)
-        for case in [(v, s, w) for v in VARIANTS for s in ("modern", "reference") for w in (0, WINDOW)]
+        for case in [(v, s, w) for v in BLOCKS for s in ("modern", "reference") for w in (0, WINDOW)]
         for more in ([(one,) for one in last] or [()])
     ]
 
@@ -115,11 +113,10 @@ def test_a_document_is_read_and_taught_alone(variant: str, style: str, window: i
     @partial(jax.jit, compiler_options=QUICK)
     def whole(batch: Batch) -> Any:
         fast = model.init_fast_state(params, len(batch.tokens))
-        hidden = model.read(params, fast, None, batch.tokens, batch.segment_ids, training=True).hidden
-        gradient, pending, read = read_pass(model, rule, params, fast, batch, jnp.ones(()), jnp.int32(0))
-        written = model.write(params, read.fast, *pending, last=True)
-        signal = pending.signal
-        return (hidden, signal.block, signal.own, signal.surprise_n), (gradient, read.sums, written)
+        start, one = begin(model, fast, len(batch.tokens), None), jnp.ones(())
+        read = step(model, rule, model.unstacked(params), None, start, batch, one)
+        signals = [(layer.block, layer.own, layer.surprise_n) for layer in read.signal]
+        return (read.out.hidden, signals), modes.two_pass(model, rule, params, fast, batch, one)
 
     def run(segments: np.ndarray, seed: int) -> Any:
         seen, _ = whole(rows(seed, segments, taught=True))
@@ -133,7 +130,7 @@ def test_a_document_teaches_alone_in_chunks(variant: str, style: str, window: in
     """Outer gradient, loss, memories and their statistics."""
     model, params = setup(variant, style, window)
     rule = OnlineRule(CHUNK, MODES[mode], TeachRule(scale=1.0))
-    of_mode = through_writes_gradients if mode == "through_writes" else online_gradients
+    of_mode = modes.through_writes if mode == "through_writes" else modes.online
 
     def run(batch: Batch) -> tuple[Any, StreamResult]:
         fast = model.init_fast_state(params, len(batch.tokens))

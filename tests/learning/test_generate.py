@@ -101,6 +101,6 @@ def test_the_samplers_states_take_each_others_place_and_spare_the_given_memories
     first, again = (make_generate(streamer)(params, fast, prompt, 20, 0.7, 1) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     state = streamer.begin(params, 1, ROOM, jax.tree.map(jnp.copy, fast))
-    held = state.carry.cache["attn"].key
+    held = state.carry.cache[0]["attn"].key
     streamer.feed(params, state, np.arange(CHUNK + 1)[None] % VOCAB, in_place=True)
     assert held.is_deleted() and not jax.tree.leaves(fast)[0].is_deleted()

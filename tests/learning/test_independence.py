@@ -2,23 +2,23 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax import trees
-from hope_jax.learning.online import OnlineRule, StreamResult
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
+from hope_jax.learning.chunk import OnlineRule, StreamResult
 from hope_jax.learning.teach import TeachRule
-from hope_jax.learning.through_writes import through_writes_gradients
-from hope_jax.learning.two_pass import read_pass
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Batch, PyTree
+from tests.oracle import bridge
 
 QUICK = {"xla_backend_optimization_level": 0}
 DOUBLE = jnp.dtype("float64")
@@ -35,7 +35,7 @@ CASES = [
         if variant in ("transformer", "transformer_pp", "hope_attention") or (variant, mode) in DAILY
         else pytest.mark.nightly,
     )
-    for variant in VARIANTS
+    for variant in BLOCKS
     for mode in MODES
 ]
 
@@ -61,13 +61,7 @@ def train_pass(model: HopeModel, mode: str, params: PyTree, batch: Batch) -> tup
     """The outer gradient of a mode, and what the streams have written."""
     chunk, one = model.spec.chunk_size, jnp.ones(())
     rule, fast = OnlineRule(chunk, chunk, TeachRule()), model.init_fast_state(params, len(batch.tokens))
-    if mode == "online":
-        return online_gradients(model, rule, params, fast, batch, one)
-    if mode == "through_writes":
-        return through_writes_gradients(model, rule, params, fast, batch, one)
-    gradient, pending, read = read_pass(model, rule, params, fast, batch, one, jnp.int32(0))
-    written, stats = model.write(params, read.fast, *pending, last=True)
-    return gradient, StreamResult(written, {**read.stats, **stats}, read.sums)
+    return modes.MODES[mode](model, rule, params, fast, batch, one)
 
 
 @pytest.mark.parametrize(("variant", "mode"), CASES)
@@ -85,10 +79,10 @@ def test_an_example_does_not_see_the_others(variant: str, mode: str) -> None:
     mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), batch, other)
     (fast, logits), (fast_mixed, logits_mixed) = compiled(batch), compiled(mixed)
     np.testing.assert_allclose(logits_mixed[0], logits[0], rtol=0, atol=1e-12)
-    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(fast_mixed), strict=True):
-        np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=0, atol=1e-12)
+    first, first_mixed = (bridge.at(tree, 0) for tree in (fast, fast_mixed))
+    chex.assert_trees_all_close(first_mixed, first, rtol=0, atol=1e-12)
     if model.level_names():
-        moved = max(float(jnp.abs(a[:, 1] - b[:, 1]).max()) for a, b in both_floats(fast, fast_mixed))
+        moved = max(float(jnp.abs(a[1] - b[1]).max()) for a, b in both_floats(fast, fast_mixed))
         assert moved > 1e-6 and float(jnp.abs(logits_mixed[1] - logits[1]).max()) > 1e-9
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
 from hope_jax.memory.cms import LevelState
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
@@ -126,9 +126,7 @@ def test_online_matches_naive_stream(name: str) -> None:
     model = bridge.hope_model(case.arch, case.learning, case.conv, case.scope)
     rows = cases.examples(2, case.tokens)
     fast = model.init_fast_state(params, len(rows))
-    run = jax.jit(
-        partial(online_gradients, model, bridge.online_rule(case.learning)), compiler_options=COMPILE
-    )
+    run = jax.jit(partial(modes.online, model, bridge.online_rule(case.learning)), compiler_options=COMPILE)
     gradient, result = run(params, fast, bridge.batch_of(rows), jnp.asarray(case.learning.schedule))
     streams = oracle_streams(case)
     supervised = sum(target >= 0 for row in rows for target in row.targets)
@@ -154,9 +152,9 @@ def compare_gradients(gradient: object, streams: list[Stream], rows: list) -> No
 def compare_memories(case: Case, result: object, stream: Stream, b: int) -> None:
     for layer, by_level in enumerate(stream.memories):
         for level in case.learning.levels:
-            where = (layer,) if case.scope == "batch" else (layer, b)
+            where = () if case.scope == "batch" else (b,)
             what = f"layer {layer} example {b} {level.name}"
-            state: LevelState = bridge.at(result.fast["cms"][level.name], *where)  # type: ignore[attr-defined]
+            state: LevelState = bridge.at(result.fast[layer]["cms"][level.name], *where)  # type: ignore[attr-defined]
             bridge.assert_close(dict(state.delta), by_level[level.name].delta, f"{what} delta")
             bridge.assert_same_optimizer(level, state.opt, by_level[level.name].optimizer, what)
             stats = bridge.at(result.stats["cms"][level.name], layer, b)  # type: ignore[attr-defined]

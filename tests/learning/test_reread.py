@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.reread import Reread, reread
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.levels import LevelSpec

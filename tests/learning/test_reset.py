@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import OnlineRule, stream_loss
-from hope_jax.learning.outer_gradient import online_gradients
+from hope_jax.learning import modes
+from hope_jax.learning.chunk import OnlineRule, stream_loss
 from hope_jax.learning.reread import reread
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
-from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models import documents
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.registry import VARIANTS
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import NO_TARGET, Batch
 from tests.oracle import bridge
@@ -115,7 +114,7 @@ def assert_finite(tree: Any) -> None:
 def gradients(variant: str, mode: str, reset: bool, short: bool) -> Callable[[Batch], Any]:
     """Batch -> outer gradient, loss, supervised tokens."""
     model, rule = setup(variant, reset, CUTS[mode], short)
-    of_mode = through_writes_gradients if mode == "through_writes" else online_gradients
+    of_mode = modes.through_writes if mode == "through_writes" else modes.online
 
     def run(params: Any, batch: Batch) -> Any:
         fast = model.init_fast_state(params, len(batch.tokens))
@@ -143,7 +142,7 @@ def test_documents_packed_in_a_row_learn_as_in_rows_of_their_own(variant: str, m
 
 @NIGHTLY
 @pytest.mark.parametrize("mode", CUTS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BLOCKS)
 def test_documents_packed_in_a_row_learn_as_without_the_option_in_rows_of_their_own(
     variant: str, mode: str
 ) -> None:
@@ -153,7 +152,7 @@ def test_documents_packed_in_a_row_learn_as_without_the_option_in_rows_of_their_
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("variant", "option"),
-    [("hope_hybrid", True), *(pytest.param(variant, False, marks=NIGHTLY) for variant in VARIANTS)],
+    [("hope_hybrid", True), *(pytest.param(variant, False, marks=NIGHTLY) for variant in BLOCKS)],
 )
 def test_streams_predict_documents_as_if_each_began_them(variant: str, option: bool) -> None:
     """In one call and in pieces that end anywhere, against streams of one document, which are read with the

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import StreamResult, stream_loss
+from hope_jax.learning.chunk import StreamResult, stream_loss
 from hope_jax.learning.stream import _BLOCK, Stream
 from hope_jax.types import NO_TARGET, Batch
 from tests.streams import (

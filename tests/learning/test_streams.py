@@ -5,14 +5,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import StreamResult, stream_loss
-from hope_jax.learning.outer_gradient import online_gradients
-from hope_jax.learning.two_pass import read_pass
+from hope_jax.learning import modes
+from hope_jax.learning.chunk import StreamResult, stream_loss
 from hope_jax.types import Batch
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
@@ -46,24 +46,21 @@ def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], St
     batch = bridge.batch_of(cases.examples(2, TOKENS))
     both, swapped = whole(batch), whole(Batch(*(t[::-1] for t in batch)))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(both.fast))
-    for a, b in zip(jax.tree.leaves(both.fast), jax.tree.leaves(swapped.fast), strict=True):
-        np.testing.assert_allclose(a, b[:, ::-1], rtol=0, atol=1e-12)
+    back = jax.tree.map(lambda leaf: leaf[::-1], swapped.fast)
+    chex.assert_trees_all_close(both.fast, back, rtol=0, atol=1e-12)
 
 
 def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:
     learning = replace(LEARNING, chunk=16)
     model, rule, params, rows, batch = setup(learning, 16)
     fast = model.init_fast_state(params, 2)
-
-    def passes(params: Any, fast: Any, batch: Batch) -> Any:
-        gradient, pending, read = read_pass(model, rule, params, fast, batch, jnp.ones(()), jnp.int32(0))
-        fast, _ = model.write(params, read.fast, *pending, last=True, training=rule.training)
-        return gradient, read.sums, fast
-
-    gradient, sums, written = jax.jit(passes, compiler_options=QUICK)(params, fast, batch)
+    both = (
+        jax.jit(partial(mode, model, rule), compiler_options=QUICK) for mode in (modes.two_pass, modes.online)
+    )
+    (gradient, written), (one_chunk, result) = (run(params, fast, batch, jnp.ones(())) for run in both)
     streams = [two_pass(params, ARCH, learning, row) for row in rows]
     counts = [sum(t >= 0 for t in row.targets) for row in rows]
-    bridge.assert_close(sums.loss, sum(s.losses[0].sum() for s in streams), "loss")
+    bridge.assert_close(written.sums.loss, sum(s.losses[0].sum() for s in streams), "loss")
     wanted = jax.tree.map(
         lambda *g: sum(n * leaf for n, leaf in zip(counts, g, strict=True)),
         *[s.outer_gradient for s in streams],
@@ -72,9 +69,7 @@ def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:
     for b, stream in enumerate(streams):
         for layer, by_level in enumerate(stream.memories):
             for name, memory in by_level.items():
-                state = bridge.at(written["cms"][name], layer, b)
+                state = bridge.at(written.fast[layer]["cms"][name], b)
                 bridge.assert_close(dict(state.delta), memory.delta, f"{layer} {b} {name}")
-    run = jax.jit(partial(online_gradients, model, rule), compiler_options=QUICK)
-    one_chunk, result = run(params, fast, batch, jnp.ones(()))
-    bridge.assert_close(result.sums.loss, np.asarray(sums.loss), "one chunk", 1e-11)
+    bridge.assert_close(result.sums.loss, np.asarray(written.sums.loss), "one chunk", 1e-11)
     bridge.assert_close(one_chunk, jax.tree.map(np.asarray, gradient), "one chunk", 1e-11)

@@ -5,16 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning import teach
+from hope_jax.learning import modes, teach
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.loss import read_loss
-from hope_jax.learning.online import OnlineRule
-from hope_jax.learning.outer_gradient import online_gradients
-from hope_jax.learning.through_writes import through_writes_gradients
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Batch
 from tests.oracle import bridge, cases
@@ -60,7 +59,7 @@ CASES = {
 def looped_loss(model: HopeModel, rule: OnlineRule, params: Any, batch: Batch) -> jax.Array:
     """The stream as a loop over chunks, for plain automatic differentiation."""
     tokens = batch.tokens.shape[1]
-    fast = model.init_fast_state(params, len(batch.tokens))
+    fast, norms = model.init_fast_state(params, len(batch.tokens)), model.norms(params)
     carry, total = model.init_carry(len(batch.tokens), tokens), jnp.zeros(())
     for start in range(0, tokens, rule.chunk_size):
         chunk = jax.tree.map(lambda t, at=start: t[:, at : at + rule.chunk_size], batch)
@@ -76,7 +75,8 @@ def looped_loss(model: HopeModel, rule: OnlineRule, params: Any, batch: Batch) -
             model.init_taps(*chunk.tokens.shape)
         )
         signal = teach.process(rule.teach, raw, losses, jnp.ones(()))
-        fast, _ = model.write(params, out.fast, out.trace, signal, jnp.int32(start), training=rule.training)
+        at = jnp.int32(start)
+        fast, _ = model.write(params, norms, out.fast, out.trace, signal, at, training=rule.training)
         carry, total = out.carry, total + value
     return total
 
@@ -96,12 +96,12 @@ def test_gradient_is_that_of_the_plain_loop_and_the_stream_that_of_online(name: 
     batch = bridge.batch_of(cases.examples(2, tokens))
     fast, one = model.init_fast_state(params, 2), jnp.ones(())
     jit = partial(jax.jit, compiler_options=QUICK)
-    through_writes = jit(lambda p: through_writes_gradients(model, rule, p, fast, batch, one))
+    through_writes = jit(lambda p: modes.through_writes(model, rule, p, fast, batch, one))
     gradient, result = through_writes(params)
     wanted = jit(jax.grad(lambda p: looped_loss(model, rule, p, batch)))(params)
     bridge.assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
-    cut, online = jit(lambda p: online_gradients(model, rule, p, fast, batch, one))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), result, online)
+    cut, online = jit(lambda p: modes.online(model, rule, p, fast, batch, one))(params)
+    chex.assert_trees_all_close(result, online, rtol=0, atol=1e-9)
     if arch.levels:
         apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), gradient, cut)
         assert max(jax.tree.leaves(apart)) > 1e-3, "nothing flowed through a write"

@@ -11,10 +11,9 @@ import pytest
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.state import WriteSignal, own
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, fresh_state, level_gradient
-from tests.oracle.model import level_read, with_delta
+from tests.oracle.model import layer_norm, level_read, with_delta
 from tests.oracle.periods import Learning, Memory, Token, Write, accumulate, close_period
 
 N = 4
@@ -92,6 +91,8 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
     params = params_of(biases, norm="without_norm" not in name)
     cms = Cms(
         tuple(bridge.level_spec(level) for level in LEVELS),
+        cases.DIM,
+        cases.HIDDEN,
         N,
         GateRule(learning.metric, learning.threshold),
         Bounds(learning.write_clip, learning.delta_clip),
@@ -102,8 +103,8 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
     fast = cms.init(jax.tree.map(jnp.asarray, params))
     memories = {level.name: fresh(level, params[level.name]) for level in LEVELS}
     write = jax.jit(
-        lambda fast, chunk, position, last: cms.write(
-            params, fast, chunk["x"], signal_of(chunk), position=position, reduce=own, last=last
+        lambda fast, chunk, position, last: bridge.write_levels(
+            cms, params, fast, chunk, position, last=last
         ),
         static_argnums=3,
         compiler_options={"xla_backend_optimization_level": 0},
@@ -129,11 +130,6 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
     assert seen == ({True} if learning.threshold is None else {True, False})
 
 
-def signal_of(chunk: dict[str, Any]) -> WriteSignal:
-    active = (chunk["block"] != 0).any(-1)
-    return WriteSignal(chunk["block"], chunk["own"], chunk["surprise"], active, active)
-
-
 @pytest.mark.parametrize("act", mlp_memory.ACTIVATIONS)
 @pytest.mark.parametrize(("biases", "norm"), [(False, True), (True, True), (True, False)])
 def test_read_and_gradient_match_naive_level(biases: bool, norm: bool, act: str) -> None:
@@ -142,10 +138,10 @@ def test_read_and_gradient_match_naive_level(biases: bool, norm: bool, act: str)
     delta = {n: 0.1 * draw.rng.normal(size=w.shape) for n, w in p.items() if n in FAST}
     x, teach = draw.rng.normal(size=(2, 5, cases.DIM))
     how: Any = {"output_clip": clip or None, "activation": act}
-    y = mlp_memory.read(p, delta, jnp.asarray(x), **how)
+    y, trace = mlp_memory.read(p, delta, jnp.asarray(x), **how)
     weights = with_delta(p, delta)
     bridge.assert_close(y, np.asarray(level_read(weights, x, clip, act)), "y", 1e-12)
-    factors = mlp_memory.write_factors(p, delta, jnp.asarray(x), jnp.asarray(teach), **how)
+    factors = mlp_memory.write_factors(p, delta, trace.z, jnp.asarray(teach), **how)
     grads = mlp_memory.write_gradient(factors, mlp_memory.fast_weights(jax.tree.map(jnp.asarray, p)))
     wanted = level_gradient(weights, x, teach, np.ones(5), clip, act)
     bridge.assert_close(dict(grads), {n: g for n, g in wanted.items() if n in FAST}, "gradient", 1e-11)
@@ -153,7 +149,7 @@ def test_read_and_gradient_match_naive_level(biases: bool, norm: bool, act: str)
 
 def test_chain_reads_in_order_with_deltas() -> None:
     params, draw = params_of(False), cases.Draw(9)
-    cms = Cms(tuple(bridge.level_spec(level) for level in LEVELS), N)
+    cms = Cms(tuple(bridge.level_spec(level) for level in LEVELS), cases.DIM, cases.HIDDEN, N)
     fast = {
         name: state._replace(delta=jax.tree.map(lambda w: 0.1 * draw.rng.normal(size=w.shape), state.delta))
         for name, state in cms.init(jax.tree.map(jnp.asarray, params)).items()
@@ -161,6 +157,8 @@ def test_chain_reads_in_order_with_deltas() -> None:
     x = draw.rng.normal(size=(3, cases.DIM))
     y, trace = cms.read(params, fast, jnp.asarray(x), {})
     for level in LEVELS:
-        bridge.assert_close(trace[level.name], np.asarray(x), level.name, 1e-12)
-        x = level_read(with_delta(params[level.name], fast[level.name].delta), x)
+        p = params[level.name]
+        normed = layer_norm(x, p["ln_scale"], p["ln_bias"])
+        bridge.assert_close(trace[level.name].z, np.asarray(normed), level.name, 1e-12)
+        x = level_read(with_delta(p, fast[level.name].delta), x)
     bridge.assert_close(y, np.asarray(x), "y", 1e-12)

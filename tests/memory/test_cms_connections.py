@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.cms import Bounds, Cms, IndependentCms
 from hope_jax.memory.cms_nested import NestedCms, NestedState
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.state import WriteSignal, own
-from hope_jax.memory.tapped import Factors
+from hope_jax.memory.mlp_memory import Trace
+from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from tests.oracle import bridge, cases
@@ -59,6 +58,8 @@ CASES = {
 def make(learning: Learning, kind: type[Cms] = NestedCms, clip: float = 0.0) -> Cms:
     return kind(
         tuple(bridge.level_spec(level) for level in learning.levels),
+        cases.DIM,
+        cases.HIDDEN,
         N,
         GateRule(learning.metric, learning.threshold),
         Bounds(learning.write_clip, learning.delta_clip),
@@ -91,11 +92,6 @@ def stream(levels: tuple[Level, ...], lengths: tuple[int, ...], seed: int) -> li
             }
         )
     return chunks
-
-
-def signal_of(chunk: dict[str, Any]) -> WriteSignal:
-    active = (chunk["block"] != 0).any(-1)
-    return WriteSignal(chunk["block"], chunk["own"], chunk["surprise"], active, active)
 
 
 def naive_chunk(
@@ -143,8 +139,7 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
     @partial(jax.jit, static_argnums=3, compiler_options=QUICK)
     def write(fast: Any, chunks: Any, position: Any, last: bool) -> Any:
         def one(fast: Any, chunk: Any) -> Any:
-            signal = signal_of(chunk)
-            return cms.write(params, fast, chunk["x"], signal, position=position, reduce=own, last=last)
+            return bridge.write_levels(cms, params, fast, chunk, position, last=last)
 
         return jax.vmap(one)(fast, chunks)
 
@@ -190,14 +185,14 @@ def test_independent_reads_match_naive_average() -> None:
     arch = replace(arch, read_clip=clip)
     deltas = {name: state.delta for name, state in fast.items()}
     x, cotangent = draw.rng.normal(size=(2, 3, cases.DIM))
-    taps = {name: jnp.zeros((3, cases.DIM)) for name in arch.levels}
+    taps = {name: Taps(jnp.zeros((3, cases.DIM))) for name in arch.levels}
     (y, trace), pull = jax.vjp(lambda taps: model.read(params, fast, jnp.asarray(x), taps), taps)
     wanted, ins, _ = naive_cms(params, arch, jnp.asarray(x), deltas, {})
     bridge.assert_close(y, np.asarray(wanted), "y", 1e-12)
-    bridge.assert_close(trace, jax.tree.map(np.asarray, ins), "trace", 1e-12)
+    bridge.assert_close(trace, {name: Trace(np.asarray(x)) for name, x in ins.items()}, "trace", 1e-12)
     weights = np.exp(params["mix"]) / np.exp(params["mix"]).sum()
     (signals,) = pull((jnp.asarray(cotangent), jax.tree.map(jnp.zeros_like, trace)))
-    own_signals = {name: w * cotangent for name, w in zip(arch.levels, weights, strict=True)}
+    own_signals = {name: Taps(w * cotangent) for name, w in zip(arch.levels, weights, strict=True)}
     bridge.assert_close(signals, own_signals, "own signals", 1e-12)
 
 
@@ -208,7 +203,7 @@ def model_names() -> tuple[str, ...]:
 def tiny(kind: type[Cms]) -> tuple[Cms, Any, Any]:
     """Three levels and five chunks of inputs and signals; bounds that some writes reach."""
     levels = (LevelSpec("two", 2, 0.3), LevelSpec("four", 4, 0.2, "dmgd"), LevelSpec("eight", 8, 0.3))
-    model = kind(levels, N, bounds=Bounds(0.1, 0.2))
+    model = kind(levels, cases.DIM, cases.HIDDEN, N, bounds=Bounds(0.1, 0.2))
     params = params_of(tuple(Level(spec.name, spec.update_period) for spec in levels))
     rng = np.random.default_rng(1)
     shape = (5, N, cases.DIM)
@@ -222,13 +217,14 @@ def tiny(kind: type[Cms]) -> tuple[Cms, Any, Any]:
 
 def stream_value(model: Cms, params: Any, inputs: Any) -> jax.Array:
     """Reads and writes the chunks in order; the reads' inner product with fixed cotangents."""
-    ones = jnp.ones(N)
+    ones, norms = jnp.ones(N), model.norms(params)
 
     def body(carry: Any, chunk: Any) -> Any:
         fast, position, total = carry
         y, trace = model.read(params, fast, chunk["x"], {})
-        signal = WriteSignal(chunk["x"], chunk["own"], ones, ones > 0, ones > 0)
-        fast, _ = model.write(params, fast, trace, signal, position=position, reduce=own)
+        taught = {name: Taps(signal) for name, signal in chunk["own"].items()}
+        signal = WriteSignal(chunk["x"], taught, ones, ones > 0, ones > 0)
+        fast, _ = model.write(params, norms, fast, trace, signal, position=position, reduce=own)
         return (fast, position + N, total + (y * chunk["cotangent"]).sum()), None
 
     return jax.lax.scan(body, (model.init(params), jnp.int32(0), jnp.zeros(())), inputs)[0][2]
@@ -285,7 +281,7 @@ def test_any_split_of_a_nested_stream_gives_the_same_logits_and_state() -> None:
         for got, wanted in zip(*map(jax.tree.leaves, (run(split), whole)), strict=True):
             near = 1e-6 if got.dtype == np.float32 else 1e-12
             np.testing.assert_allclose(got, wanted, rtol=near, atol=near)
-    begun = whole[1].fast["cms"]
+    begun = whole[1].fast[0]["cms"]
     for name, restarted in (("mid", False), ("fast", True)):
         state = begun[name]
         assert max(float(jnp.abs(d).max()) for d in state.init.delta.values()) > 1e-4, name
@@ -297,15 +293,11 @@ def test_nested_periods_that_do_not_fit_are_named() -> None:
     for periods, message in (((4, 6), r"got 6 \(b\) over 4 \(a\)"), ((8, 8), r"got 8 \(a\) over 8 \(b\)")):
         levels = tuple(LevelSpec(name, c, 0.1) for name, c in zip("ab", periods, strict=True))
         with pytest.raises(ValueError, match=message):
-            NestedCms(levels, 4)
+            NestedCms(levels, cases.DIM, cases.HIDDEN, 4)
 
 
 @pytest.mark.parametrize(("kind", "read_again"), [(Cms, {"two"}), (NestedCms, {"one", "two"})])
 def test_delta_rules_get_the_outputs_that_they_ask_for(kind: type[Cms], read_again: set[str]) -> None:
     """A read's factors have none; a nested level's init is written with the next slower level's rule."""
-    memory, rows = make(replace(OPEN, levels=SHORT), kind), jnp.zeros((N, 3))
-    names = memory.level_names()[: len(SHORT)]
-    trace = dict.fromkeys(names, rows)
-    factors = dict.fromkeys(names, dict.fromkeys(("w_up", "w_down"), Factors(rows, rows)))
-    recorded = memory.recorded(trace, factors)
-    assert {name for name, kept in recorded.items() if not isinstance(kept, WriteFactors)} == read_again
+    taps = make(replace(OPEN, levels=SHORT), kind).taps()
+    assert {name for name, (_, hidden) in taps.items() if not hidden} == read_again

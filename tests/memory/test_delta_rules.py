@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory import dgd, mlp_memory
+from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.gate import GateRule
-from hope_jax.memory.rules import delta_momentum
-from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.rules import delta_gradient_descent, delta_momentum
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, drawn_gradient, fresh_state
 from tests.oracle.periods import Learning, Memory, Token, accumulate, close_period
@@ -76,6 +75,8 @@ def test_writes_match_naive_periods(name: str) -> None:
     params = {level.name: cases.level_params(draw, biases) for level in LEVELS}
     cms = Cms(
         tuple(bridge.level_spec(level) for level in LEVELS),
+        cases.DIM,
+        cases.HIDDEN,
         N,
         GateRule(learning.metric, learning.threshold),
         Bounds(learning.write_clip, learning.delta_clip),
@@ -83,9 +84,7 @@ def test_writes_match_naive_periods(name: str) -> None:
     )
 
     def write(fast: Any, chunk: Any, position: Any, last: bool) -> Any:
-        active = (chunk["block"] != 0).any(-1)
-        signal = WriteSignal(chunk["block"], chunk["own"], chunk["surprise"], active, active)
-        return cms.write(params, fast, chunk["x"], signal, position=position, reduce=own, last=last)[0]
+        return bridge.write_levels(cms, params, fast, chunk, position, last=last)[0]
 
     compiled = jax.jit(write, static_argnums=3, compiler_options={"xla_backend_optimization_level": 0})
     fast, start, written = cms.init(jax.tree.map(jnp.asarray, params)), 0, 0
@@ -115,7 +114,7 @@ def test_one_token_of_norm_one_is_equation_57() -> None:
     x /= np.linalg.norm(x)
     zero = jax.tree.map(np.zeros_like, p)
     plain = mlp_memory.write_factors(p, zero, jnp.asarray(x), jnp.asarray(teach))
-    drawn = dgd.factors(plain, lr, jnp.ones(1, bool), biases=False)
+    drawn = delta_gradient_descent(plain, lr, jnp.ones(1, bool), biases=False)
     step = mlp_memory.write_gradient(drawn, jax.tree.map(jnp.asarray, p))["w_up"]
     eta, w = lr / (1 + lr), p["w_up"].T
     wanted = w @ (np.eye(5) - eta * x.T @ x) - eta * np.asarray(plain.g_h).T @ x
@@ -131,9 +130,11 @@ def test_factors_match_the_linear_system_and_skip_masked_tokens(biases: bool) ->
     mask = np.array([True, False, True])
     clip = 1.0 if biases else 0.0
     masked = jnp.asarray(np.where(mask[:, None], teach, 0))
-    plain = mlp_memory.write_factors(p, delta, jnp.asarray(x), masked, output_clip=clip or None)
+    plain = mlp_memory.write_factors(
+        p, delta, mlp_memory.normalise(p, jnp.asarray(x)), masked, output_clip=clip or None
+    )
     slow = mlp_memory.fast_weights(jax.tree.map(jnp.asarray, p))
-    drawn = dgd.factors(plain, lr, jnp.asarray(mask), biases=biases)
+    drawn = delta_gradient_descent(plain, lr, jnp.asarray(mask), biases=biases)
     level, weights = Level("level", 1, lr, "dgd"), {n: w + delta.get(n, 0.0) for n, w in p.items()}
     tokens = [drawn_gradient(level, weights, x[t], teach[t], clip) for t in (0, 2)]
     wanted = {n: tokens[0][n] + tokens[1][n] for n in tokens[0]}
@@ -146,7 +147,7 @@ def test_dgd_draws_the_output_to_minus_the_gradient_at_any_rate() -> None:
     zero = jax.tree.map(np.zeros_like, p)
     plain = mlp_memory.write_factors(p, zero, jnp.asarray(rng.normal(size=(1, 5))), jnp.ones((1, 5)))
     lr = 1e8
-    drawn = dgd.factors(plain, lr, jnp.ones(1, bool), biases=False)
+    drawn = delta_gradient_descent(plain, lr, jnp.ones(1, bool), biases=False)
     new = p["w_down"] - lr * mlp_memory.write_gradient(drawn, p)["w_down"]
     np.testing.assert_allclose(plain.a @ new, -plain.g_o, rtol=0, atol=1e-5)
 

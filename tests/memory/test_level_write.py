@@ -13,11 +13,11 @@ from hope_jax.memory.gate import GateRule
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds, PeriodWriter, WriteRules
-from hope_jax.memory.rules import VARIANTS, is_linear
+from hope_jax.memory.rules import RULES, VARIANTS
 from hope_jax.memory.state import WriteSignal, own
 
 N, D, H = 12, 5, 8
-LINEAR = [v for v in VARIANTS if is_linear(LevelSpec("level", 2, 0.1, v))]
+LINEAR = [v for v in VARIANTS if RULES[v].linear]
 
 
 class OneByOne(LevelWriter):
@@ -50,7 +50,7 @@ def test_periods_at_once_are_periods_one_by_one(
         state = state._replace(delta=delta)
         factors = mlp_memory.write_factors(params, delta, x, jnp.where(mask[:, None], teach, 0))
         for _ in range(2):
-            state, stats = writer(rules, spec, params, own).write(
+            state, stats = writer(rules, spec, params, mlp_memory.group_norms(params), own).write(
                 state, factors, mask, signal, jnp.int32(0), last=False
             )
         return state, stats

@@ -12,7 +12,7 @@ from hope_jax.memory import titans_rule
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import Bounds
-from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.memory.titan import Titan, shorten
 from tests.oracle import bridge
 from tests.oracle import titan as oracle
@@ -61,6 +61,8 @@ def params_of(level: Level, self_modifier: bool, biases: bool) -> dict[str, Any]
 def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
     return Titan(
         LevelSpec("titan", level.period, level.lr, level.optimizer, level.beta),
+        DIM,
+        HIDDEN,
         rules.chunk,
         GateRule(rules.metric, rules.threshold),
         Bounds(rules.write_clip, rules.delta_clip),
@@ -85,7 +87,7 @@ def chunks() -> list[dict[str, np.ndarray]]:
 
 def signal_of(chunk: dict[str, Any]) -> WriteSignal:
     active = (chunk["teach"] != 0).any(-1)
-    return WriteSignal(0 * chunk["teach"], {"titan": chunk["teach"]}, chunk["surprise"], active, active)
+    return WriteSignal(0 * chunk["teach"], {"titan": Taps(chunk["teach"])}, chunk["surprise"], active, active)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,8 +99,9 @@ def test_stream_of_writes(name: str) -> None:
 
     def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
         y, keys = titan.read(params, fast, chunk["key"], {})
-        written = titan.write(params, fast, keys, signal_of(chunk), position=start, reduce=own, last=last)
-        return y, *written
+        return y, *titan.write(
+            params, titan.norms(params), fast, keys, signal_of(chunk), position=start, reduce=own, last=last
+        )
 
     step = jax.jit(step, static_argnums=3, compiler_options=QUICK)
     for i, chunk in enumerate(chunks()):
@@ -132,11 +135,11 @@ def test_gradients_through_writes_are_finite_differences(name: str) -> None:
     probe = np.random.default_rng(6).normal(size=(len(data[0]["key"]), DIM))
 
     def after_writes(params: Any, teach: Any) -> Any:
-        fast = titan.init(params)
+        fast, norms = titan.init(params), titan.norms(params)
         for i, chunk in enumerate(data[:2]):
             signal = signal_of({**chunk, "teach": chunk["teach"] * teach[i]})
             position = jnp.int32(N * i)
-            fast, _ = titan.write(params, fast, chunk["key"], signal, position=position, reduce=own)
+            fast, _ = titan.write(params, norms, fast, chunk["key"], signal, position=position, reduce=own)
         return jnp.sum(probe * titan.read(params, fast, data[2]["key"], {})[0])
 
     params, teach = jax.tree.map(jnp.asarray, params_of(level, self_modifier, biases)), jnp.ones((2, 4, DIM))
@@ -184,9 +187,9 @@ def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
     pair = [jax.tree.map(jnp.asarray, c) for c in chunks()[:2]]
 
     def write(chunk: Any, reduce: Any) -> Any:
-        fast = titan.init(params)
+        fast, signal = titan.init(params), signal_of(chunk)
         return titan.write(
-            params, fast, chunk["key"], signal_of(chunk), position=jnp.int32(0), reduce=reduce
+            params, titan.norms(params), fast, chunk["key"], signal, position=jnp.int32(0), reduce=reduce
         )[0]
 
     both = jax.tree.map(lambda *t: jnp.stack(t), *pair)

@@ -12,7 +12,7 @@ import pytest
 from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.rules import VARIANTS
-from hope_jax.memory.state import WriteSignal, own
+from tests.oracle import bridge
 
 N, D, H, CHUNKS = 4, 3, 4, 3
 PERIODS = {2: False, 8: True}
@@ -24,7 +24,7 @@ def compiled(period: int) -> Any:
     """(params, x, own signals by level) -> a linear form in each level's state after the last chunk: their
     sum, by level, and the sum's gradient."""
     specs = tuple(LevelSpec(v, period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in VARIANTS)
-    cms = Cms(specs, N, bounds=Bounds(0.5, 1.5))
+    cms = Cms(specs, D, H, N, bounds=Bounds(0.5, 1.5))
     rng = np.random.default_rng(8)
     block = rng.normal(size=(CHUNKS, N, D))
     block[:, 1] = 0.0
@@ -34,9 +34,8 @@ def compiled(period: int) -> Any:
 
         def step(carry: Any, xs: Any) -> Any:
             (fast, position), (x, teach, block) = carry, xs
-            active = (block != 0).any(-1)
-            signal = WriteSignal(block, teach, jnp.ones(N), active, active)
-            fast, _ = cms.write(params, fast, x, signal, position=position, reduce=own, last=False)
+            chunk = {"x": x, "own": teach, "block": block, "surprise": jnp.ones(N)}
+            fast, _ = bridge.write_levels(cms, params, fast, chunk, position)
             return (fast, position + N), None
 
         start = (cms.init(params), jnp.int32(0))

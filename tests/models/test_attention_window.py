@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.learning import modes
 from hope_jax.learning.generate import continue_stream
-from hope_jax.learning.outer_gradient import online_gradients
 from hope_jax.learning.stream import Streamer
 from hope_jax.models.attention import cached_positions
 from hope_jax.models.lm import HopeModel
@@ -31,9 +31,8 @@ def windowed(variant: str, window: int, **changes: Any) -> tuple[Streamer, Any]:
 class WholeModel(HopeModel):
     """Keeps all keys and values."""
 
-    def init_carry(self, batch_size: int, capacity: int, *, whole: bool = True) -> Any:
-        del whole
-        return super().init_carry(batch_size, capacity, whole=True)
+    def init_carry(self, batch_size: int, capacity: int) -> Any:
+        return HopeModel(self.spec._replace(sliding_window=0)).init_carry(batch_size, capacity)
 
 
 def whole(streamer: Streamer) -> Streamer:
@@ -70,7 +69,7 @@ def test_any_calls_read_what_the_whole_cache_reads(window: int) -> None:
             pieces.append(out.hidden)
         wanted = pieces[0] if wanted is None else wanted
         assert_same(jnp.concatenate(pieces, axis=1), wanted, 1e-9)
-    assert carry.cache["attn"].key.shape[2] == window and carry.segments.shape == (3, CAPACITY)
+    assert carry.cache[0]["attn"].key.shape[1] == window and carry.segments.shape == (3, CAPACITY)
 
 
 @pytest.mark.nightly
@@ -101,7 +100,7 @@ def test_training_gradients_are_those_of_the_whole_cache(cut: int, reset: bool) 
     def gradients(model: HopeModel) -> Any:
         def run(params: Any, batch: Batch) -> Any:
             fast = model.init_fast_state(params, 2)
-            return online_gradients(model, rule, params, fast, batch, jnp.ones(()))
+            return modes.online(model, rule, params, fast, batch, jnp.ones(()))
 
         return jax.jit(run)(params, batch)
 
@@ -121,7 +120,7 @@ def test_resets_saved_memories_and_drawn_tokens(tmp_path: Any) -> None:
             owner = owner_of(each, params)
             save_memory(tmp_path / "a", each, state, owner)
             state = load_memory(tmp_path / "a", each, params, owner)
-            assert state.carry.cache["attn"].key.shape[2] == 5
+            assert state.carry.cache[0]["attn"].key.shape[1] == 5
         drawn = list(continue_stream(each, params, state, max_tokens=20, temperature=1.0, seed=3))
         ends.append(([d.token for d in drawn], drawn[-1].logits, drawn[-1].state.fast))
     assert_same(ends[0], ends[1], 1e-9)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level
-from tests.oracle.model import Arch, cross_entropy, forward
+from tests.oracle.model import Arch, cross_entropy, forward, layer_norm
 from tests.oracle.periods import Learning
 
 TOKENS = 12
@@ -46,16 +46,12 @@ def deltas(params: dict, examples: int) -> list:
     ]
 
 
-def with_deltas(fast: dict, by_example: list) -> dict:
+def with_deltas(fast: tuple, by_example: list) -> tuple:
     """Production's fast state holding the given deltas."""
-    for name, state in fast.get("cms", {}).items():
-        delta = {
-            n: jnp.stack(
-                [jnp.stack([d[layer][name][n] for d in by_example]) for layer in range(cases.LAYERS)]
-            )
-            for n in state.delta
-        }
-        fast["cms"][name] = state._replace(delta=delta)
+    for layer, memories in enumerate(fast):
+        for name, state in memories.get("cms", {}).items():
+            delta = {n: jnp.stack([d[layer][name][n] for d in by_example]) for n in state.delta}
+            memories["cms"][name] = state._replace(delta=delta)
     return fast
 
 
@@ -74,12 +70,13 @@ def test_reads_match_naive_forward_whole_and_in_pieces(name: str) -> None:
     for b, row in enumerate(rows):
         wanted = naive(params, arch, jnp.array(row.tokens), row.segments, by_example[b])
         bridge.assert_close(logits[b], np.asarray(wanted.logits), "logits")
-        bridge.assert_close(out.block_out[-1, b], np.asarray(wanted.pre_norm), "pre_norm")
+        bridge.assert_close(out.block_out[-1][b], np.asarray(wanted.pre_norm), "pre_norm")
         for layer in range(cases.LAYERS):
-            bridge.assert_close(out.block_out[layer, b], np.asarray(wanted.block_out[layer]), "block_out")
+            bridge.assert_close(out.block_out[layer][b], np.asarray(wanted.block_out[layer]), "block_out")
             for level in arch.levels:
-                recorded = out.trace["cms"][level][layer, b]
-                bridge.assert_close(recorded, np.asarray(wanted.level_in[layer][level]), level)
+                level_in, p = wanted.level_in[layer][level], bridge.at(params["blocks"]["cms"][level], layer)
+                normed = layer_norm(level_in, p["ln_scale"], p["ln_bias"]) if arch.cms_norm else level_in
+                bridge.assert_close(out.trace[layer]["cms"][level].z[b], np.asarray(normed), level)
     carry, pieces = model.init_carry(len(rows), TOKENS), []
     for start in range(0, TOKENS, 4):
         at = slice(start, start + 4)

@@ -38,8 +38,8 @@ def test_it_has_no_parameters_and_no_memory(variant: str) -> None:
     assert "cms" not in params["blocks"]
     assert model.level_names() == MEMORIES[variant]
     fast = jax.eval_shape(lambda p: model.init_fast_state(p, 2), params)
-    assert set(fast) == set(MEMORIES[variant])
-    assert set(model.init_taps(1, 4)) == {"block", *model.memories()}
+    assert all(set(layer) == set(MEMORIES[variant]) for layer in fast)
+    assert all(set(layer) == {"block", *model.memories()} for layer in model.init_taps(1, 4))
 
 
 def test_the_hybrid_is_then_the_titan_baseline() -> None:

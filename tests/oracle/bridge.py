@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.learning.online import OnlineRule
+from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.cms import Bounds
+from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.mlp_memory import Trace, normalise
+from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Batch
@@ -86,6 +88,18 @@ def batch_of(rows: list[Example]) -> Batch:
             for field in ("tokens", "targets", "segments")
         )
     )
+
+
+def write_levels(
+    cms: Cms, params: Any, fast: Any, chunk: dict[str, Any], position: Any, *, last: bool = False
+) -> Any:
+    """`Cms.write` of a chunk: inputs `x` and signals `own` by level, `block` [n, D], `surprise` [n]."""
+    trace = {name: Trace(normalise(params[name], x)) for name, x in chunk["x"].items()}
+    active = (chunk["block"] != 0).any(-1)
+    taught = {name: Taps(signal) for name, signal in chunk["own"].items()}
+    signal = WriteSignal(chunk["block"], taught, chunk["surprise"], active, active)
+    norms = cms.norms(params)
+    return cms.write(params, norms, fast, trace, signal, position=position, reduce=own, last=last)
 
 
 def moments(opt_state: Any) -> dict[str, Any]:

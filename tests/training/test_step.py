@@ -111,7 +111,7 @@ def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> Non
         written.append(float(metrics["writes"]["slow"]["updates_applied"][0]))
     # A period of 32 tokens over sequences of 16: every second step.
     assert written == [0, 1, 0, 1]
-    assert float(jnp.abs(state.fast["cms"]["slow"].delta["w_up"]).max()) > 0
+    assert float(jnp.abs(state.fast[0]["cms"]["slow"].delta["w_up"]).max()) > 0
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
