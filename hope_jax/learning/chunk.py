@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -154,6 +155,9 @@ def step(
         losses = read_loss(model, params, out, chunk.targets)
         return losses.total, (at, out, losses)
 
+    chex.assert_rank(list(chunk), 2)
+    chex.assert_equal_shape(list(chunk))
+    chex.assert_type(list(chunk), int)
     taps = model.init_taps(*chunk.tokens.shape)
     over = jax.value_and_grad(loss, argnums=(0, 1) if learn else 1, has_aux=True)
     (_, (at, out, losses)), found = over(params, taps)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -198,6 +199,9 @@ class HopeModel:
           ValueError: the tokens do not fit into the carry. Inside `jit` the position is not known, and
             only a call that is longer than the whole cache is found.
         """
+        chex.assert_rank([tokens, segment_ids], 2)
+        chex.assert_equal_shape([tokens, segment_ids])
+        chex.assert_type([tokens, segment_ids], int)
         spec = self.spec
         states: Fast = fast if isinstance(fast, tuple) and fast else ({},) * spec.num_layers
         context = self._context(carry, segment_ids)
@@ -289,6 +293,8 @@ class HopeModel:
         the stream ends here. Returns the new fast state and, by memory and level, statistics with leaves [L,
         B].
         """
+        chex.assert_rank(position, {0, 1})
+        chex.assert_equal_shape_prefix([layer.block for layer in signal], 3)
         axis, at = self.spec.fast_axis, 0 if position.ndim else None
         written, stats = [], []
         for layer in zip(self._layers(params), norms, fast, trace, signal, strict=True):

@@ -5,6 +5,7 @@ width 512, window 4, one and six sequences of 32 to 2,048 tokens of one document
 causal_conv`). No GPU or TPU has run it.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +24,7 @@ def causal_conv(
     Returns y [T, D] in x's dtype and the history [W - 1, D] for the tokens that follow.
     """
     window, tokens = taps_wd.shape[0], x_td.shape[0]
+    chex.assert_shape([x_td, taps_wd], [(tokens, x_td.shape[1]), (window, x_td.shape[1])])
     if history_hd is None:
         history_hd = jnp.zeros((window - 1, x_td.shape[1]), x_td.dtype)
     padded = jnp.concatenate([history_hd.astype(x_td.dtype), x_td])

@@ -12,6 +12,7 @@ row of a matrix that meets a constant input 1.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, Rates, coefficients
@@ -64,6 +65,8 @@ def write_periods(
     maps: alike in what they have (velocity, bounds); each with n = P * C tokens. applied_p: bool [P]; a
     period that is not applied leaves delta and velocity as they were.
     """
+    chex.assert_rank([one.delta.matrix for one in maps], 2)
+    chex.assert_type(applied_p, bool)
     maps = tuple(_in_dtype(one) for one in maps)
     first, periods = maps[0], applied_p.shape[0]
     rates = Rates(None if first.velocity is None else beta, lr)

@@ -17,6 +17,7 @@ ratios g_t / g_i at most 1 appear: no decay overflows. Rows are tokens; one exam
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.triangular import unit_lower_inverse
@@ -56,6 +57,9 @@ def gated_delta(
     with 0 and 0, as padding has, changes no state. state: [heads, K, V]. chunk: C, tokens of a chunk.
     Products with q, k, v and the state are in q's dtype, sums and the C x C algebra in at least float32.
     """
+    chex.assert_rank([q, k, v, state], 3)
+    chex.assert_equal_shape_prefix([q, k, v, log_alpha, beta], 2)
+    chex.assert_shape(state, (q.shape[1], k.shape[2], v.shape[2]))
     n, dtype = len(q), jnp.promote_types(jnp.promote_types(q.dtype, state.dtype), jnp.float32)
     size = max(1, min(chunk, n))
 
