@@ -5,7 +5,6 @@ have the shape of one layer's parameter.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 from unittest import mock
 
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.config import ExperimentConfig
+from hope_jax.learning.chunk import stream_loss
+from hope_jax.learning.modes import MODES
 from hope_jax.learning.stream import Streamer
 from hope_jax.memory.self_mod import SelfModState
-from hope_jax.models.lm import HopeModel
 from hope_jax.training import assemble
 from hope_jax.training import step as step_module
 from hope_jax.training.program import TrainState
@@ -28,10 +28,8 @@ SECTIONS = ("embed", "blocks", "final_norm")
 
 
 def make_step(config: ExperimentConfig) -> Step:
-    """The step whose fast states are plain matrices."""
-    step = Step(config)
-    step.model = HopeModel(step.model.spec._replace(context_tokens=0))
-    return step
+    """The step of a configuration."""
+    return Step(config)
 
 
 def make_streamer(config: ExperimentConfig) -> Streamer:
@@ -60,44 +58,30 @@ def start(step: Step, draw: Callable[[str, tuple[int, ...]], np.ndarray]) -> Tra
 
 
 def train(step: Step, state: TrainState, batch: Batch) -> tuple[TrainState, Any, tuple[Any, ...]]:
-    """`Step.train`, and what its mode's learning function has found: (gradient, sums, stats, fast after the
-    last write)."""
-    names = ("online_gradients", "through_writes_gradients", "read_pass")
-    owners = {**dict.fromkeys(names, step_module), **({} if step.streams else {"write": HopeModel})}
-    with _caught(owners) as found:
+    """`Step.train`, and what its mode has found: (gradient, sums, stats, fast after the last write)."""
+    found = []
+
+    def catching(*arguments: Any, **named: Any) -> Any:
+        found.append(MODES[step.mode](*arguments, **named))
+        return found[-1]
+
+    with mock.patch.object(step_module, "MODES", {step.mode: catching}):
         state, metrics = step.train(state, batch)
-    if "read_pass" in found:
-        gradient, _, read = found["read_pass"]
-        fast, stats = found["write"]
-        return state, metrics, (gradient, read.sums, {**read.stats, **stats}, fast)
-    ((gradient, result),) = found.values()
+    ((gradient, result),) = found
     return state, metrics, (gradient, result.sums, result.stats, result.fast)
 
 
 def evaluate(step: Step, state: TrainState, batch: Batch) -> tuple[Any, tuple[Any, ...] | None]:
     """`Step.evaluate`, and what `stream_loss` has found: (sums, stats, fast); None where it is not called."""
-    with _caught({"stream_loss": step_module}) as found:
+    found = []
+
+    def catching(*arguments: Any) -> Any:
+        found.append(stream_loss(*arguments))
+        return found[-1]
+
+    with mock.patch.object(step_module, "stream_loss", catching):
         sums = step.evaluate(state, batch)
-    result = found.get("stream_loss")
-    return sums, result and (result.sums, result.stats, result.fast)
-
-
-@contextmanager
-def _caught(owners: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the named functions of their owners return while they are called: one program gives it all."""
-    found: dict[str, Any] = {}
-
-    def catching(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            found[name] = function(*arguments, **named)
-            return found[name]
-
-        return wrapped
-
-    with ExitStack() as patches:
-        for name, owner in owners.items():
-            patches.enter_context(mock.patch.object(owner, name, catching(name, getattr(owner, name))))
-        yield found
+    return sums, (found[0].sums, found[0].stats, found[0].fast) if found else None
 
 
 def of_params(params: Any) -> Named:
@@ -119,10 +103,10 @@ def of_optimizer(opt_state: Any) -> Named:
 
 def of_fast(fast: Any, shared: bool) -> Named:
     """Fast states, MEMORY/LEVEL/PART/LAYER/EXAMPLE; EXAMPLE is `all` where the batch shares them."""
-    for memory, state in fast.items():
-        for name, leaf in _of_memory(state):
-            for layer, of_layer in enumerate(np.asarray(leaf)):
-                for example, array in [("all", of_layer)] if shared else enumerate(of_layer):
+    for layer, memories in enumerate(fast):
+        for memory, state in memories.items():
+            for name, leaf in _of_memory(state):
+                for example, array in [("all", leaf)] if shared else enumerate(np.asarray(leaf)):
                     yield f"{memory}/{name}/{layer}/{example}", array
 
 
@@ -154,7 +138,7 @@ def _of_param(path: Any, leaf: Any) -> Named:
 
 
 def _of_memory(state: Any) -> Named:
-    """Arrays of all layers together."""
+    """Arrays of one layer."""
     if isinstance(state, SelfModState):
         yield from of_tree(state._asdict())
         return
