@@ -228,10 +228,10 @@ def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec,
 
 
 def _streamed(
-    name: str, memory: StreamMemory, window: int, params: PyTree, spec: ModelSpec, z: Array, call: Call
+    name: str, memory: StreamMemory, params: PyTree, spec: ModelSpec, z: Array, call: Call
 ) -> BlockRead:
-    """What a memory reads that writes while it reads. window: taps of its convolution, 0: none."""
-    context = call.context
+    """What a memory reads that writes while it reads."""
+    context, window = call.context, memory.conv_window
     carry = None if call.cache is None else call.cache[name]
     segments = context.segments_with(window - 1) if window else None
     position = context.position if context.clock is None else context.clock
@@ -265,7 +265,7 @@ def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
     z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
     params = SelfModParams(memory, spec.initial, spec.alpha_near_one, name=SELF_MOD)()
     with jax.named_scope(SELF_MOD):
-        read = _streamed(SELF_MOD, memory, memory.conv_window, params, spec, z, call)
+        read = _streamed(SELF_MOD, memory, params, spec, z, call)
     return read._replace(x=x + read.x if spec.modern else read.x)
 
 
@@ -279,7 +279,7 @@ def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
     z = layers.norm(block, spec, x, prefix="gated_deltanet_")
     params = GatedDeltaNetParams(memory, spec.initial, name=GATED_DELTANET)()
     with jax.named_scope(GATED_DELTANET):
-        read = _streamed(GATED_DELTANET, memory, memory.conv_window, params, spec, z, call)
+        read = _streamed(GATED_DELTANET, memory, params, spec, z, call)
     return read._replace(x=x + read.x)
 
 
