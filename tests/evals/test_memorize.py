@@ -1,7 +1,6 @@
 """Memorization: what is written, where, by which texts."""
 
-from functools import partial
-
+import chex
 import jax
 import numpy as np
 import pytest
@@ -144,4 +143,4 @@ def test_padding_forgets_nothing_where_documents_reset_memories():
     got, want = (trees.stack(Memorizer(one, Rule())(texts).fast) for one in (resets, model))
     got, want = (fast["cms"]["fast"].delta for fast in (got, want))
     assert all(np.abs(a[:, 1]).max() > 0 for a in jax.tree.leaves(got))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-7)

@@ -1,8 +1,8 @@
 """What an example computes and writes does not depend on the other examples of the batch."""
 
-from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +80,7 @@ def test_an_example_does_not_see_the_others(variant: str, mode: str) -> None:
     (fast, logits), (fast_mixed, logits_mixed) = compiled(batch), compiled(mixed)
     np.testing.assert_allclose(logits_mixed[0], logits[0], rtol=0, atol=1e-12)
     first, first_mixed = (bridge.at(tree, 0) for tree in (fast, fast_mixed))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), first_mixed, first)
+    chex.assert_trees_all_close(first_mixed, first, rtol=0, atol=1e-12)
     if model.level_names():
         moved = max(float(jnp.abs(a[1] - b[1]).max()) for a, b in both_floats(fast, fast_mixed))
         assert moved > 1e-6 and float(jnp.abs(logits_mixed[1] - logits[1]).max()) > 1e-9

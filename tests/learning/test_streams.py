@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], St
     both, swapped = whole(batch), whole(Batch(*(t[::-1] for t in batch)))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(both.fast))
     back = jax.tree.map(lambda leaf: leaf[::-1], swapped.fast)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-12), both.fast, back)
+    chex.assert_trees_all_close(both.fast, back, rtol=0, atol=1e-12)
 
 
 def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,7 @@ def test_gradient_is_that_of_the_plain_loop_and_the_stream_that_of_online(name: 
     wanted = jit(jax.grad(lambda p: looped_loss(model, rule, p, batch)))(params)
     bridge.assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
     cut, online = jit(lambda p: modes.online(model, rule, p, fast, batch, one))(params)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-9), result, online)
+    chex.assert_trees_all_close(result, online, rtol=0, atol=1e-9)
     if arch.levels:
         apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), gradient, cut)
         assert max(jax.tree.leaves(apart)) > 1e-3, "nothing flowed through a write"
