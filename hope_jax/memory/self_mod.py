@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import constant
 
 from hope_jax import trees
 from hope_jax.kernels import self_mod as kernel
@@ -21,8 +21,8 @@ from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
 from hope_jax.memory import flops
-from hope_jax.memory.flops import Flops, Lengths
-from hope_jax.memory.initial import ArrayKind, Initial, transposed
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import ArrayKinds, Entries, Initial, transposed
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 from hope_jax.types import Array, PyTree
 
@@ -73,6 +73,7 @@ class SelfMod:
     others always stays). objective: inner loss. stopgrad_vhat: no inner gradient through the target.
     momentum: beta of the writes. conv_window: w, taps of the convolution; 0: none. eps: least norm that
     `qk_norm` divides by. value_norm: norm that values are scaled to; 0: none.
+    alpha_near_one: the retention gate has a bias outside the decayed weights.
     """
 
     dim: int
@@ -91,6 +92,23 @@ class SelfMod:
     conv_window: int = 0
     eps: float = 1e-6
     value_norm: float = 0.0
+    alpha_near_one: bool = True
+
+    def entries(self, begin: Initial) -> Entries:
+        """See `AnyMemory.entries`; matrices (out, in)."""
+        dim, entries = self.dim, dict[str, Any]()
+        init, residual = transposed(begin.matrix()), transposed(begin.matrix(residual=True))
+        if self.conv_window:
+            entries["conv"] = (begin.conv(self.conv_window), (self.conv_window, dim))
+        if not self.adaptive_q:
+            entries["w_q"] = (init, (dim, dim))
+        for name in (*self.generator_names(), "memory"):
+            out = 1 if name in ("eta", "alpha") else dim
+            skip = {"w_skip": (init, (out, dim))} if self.projection_skip and out != dim else {}
+            entries[name] = {"w_in": (init, (dim, dim)), "w_out": (residual, (out, dim)), **skip}
+        if self.use_alpha and self.alpha_near_one:
+            entries["b_alpha"] = (constant(ALPHA_BIAS), ())
+        return entries
 
     @property
     def _rule(self) -> kernel.Rule:
@@ -100,9 +118,9 @@ class SelfMod:
         """See `StreamMemory.periods`."""
         return {GENERATORS: self.chunk_size, MEMORY: self.chunk_size_memory}
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
+    def flops(self, tokens: int) -> list[Flops]:
         """See `StreamMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
-        del lengths
+        del tokens
         return [flops.matrices(72.0 * self.dim * self.dim)]
 
     def generator_names(self) -> tuple[str, ...]:
@@ -398,63 +416,14 @@ def _norms(matrices: list[Array]) -> Array:
     return jax.lax.stop_gradient(jnp.stack([trees.safe_norm(m.astype(float)) for m in matrices]))
 
 
-class _MlpParams(nn.Module):
-    """Owns the first weights of one memory, matrices (out, in)."""
-
-    dim: int
-    out: int
-    skip: bool
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """Its weights."""
-        dim, begin = self.dim, self.begin
-        init, residual = transposed(begin.matrix()), transposed(begin.matrix(residual=True))
-        params = {
-            "w_in": self.param("w_in", init, (dim, dim), begin.dtype),
-            "w_out": self.param("w_out", residual, (self.out, dim), begin.dtype),
-        }
-        if self.skip:
-            params["w_skip"] = self.param("w_skip", init, (self.out, dim), begin.dtype)
-        return params
-
-
-class SelfModParams(nn.Module):
-    """Owns the parameters of self-modifying Titans. alpha_near_one: the retention gate has a bias outside the
-    decayed weights."""
-
-    memory: SelfMod
-    begin: Initial
-    alpha_near_one: bool
-
-    @nn.compact
-    def __call__(self) -> PyTree:
-        """The parameters of one layer."""
-        memory, begin, dim = self.memory, self.begin, self.memory.dim
-        params: PyTree = {}
-        if memory.conv_window:
-            shape = (memory.conv_window, dim)
-            params["conv"] = self.param("conv", begin.conv(memory.conv_window), shape, begin.dtype)
-        if not memory.adaptive_q:
-            params["w_q"] = self.param("w_q", transposed(begin.matrix()), (dim, dim), begin.dtype)
-        for name in (*memory.generator_names(), "memory"):
-            out = 1 if name in ("eta", "alpha") else dim
-            skip = memory.projection_skip and out != dim
-            params[name] = _MlpParams(dim, out, skip, begin, name=name)()
-        if memory.use_alpha and self.alpha_near_one:
-            params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), begin.dtype)
-        return params
-
-
-ARRAYS = (
-    ArrayKind("blocks.self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
-    ArrayKind("blocks.self_mod.conv", ("window", "dim"), "as that of attention"),
-    ArrayKind("blocks.self_mod.w_q", ("in", "out"), "x @ w, queries"),
-    ArrayKind("blocks.self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
+ARRAYS: ArrayKinds = (
+    ("self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
+    ("self_mod.conv", ("window", "dim"), "as that of attention"),
+    ("self_mod.w_q", ("in", "out"), "x @ w, queries"),
+    ("self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
+    ("self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ("self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
+    ("self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ("self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
 )
 """What self-modifying Titans are exported as."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import Entries, Initial
 from hope_jax.types import Array, PyTree
 
 Reduce = Callable[[PyTree], PyTree]
@@ -107,12 +108,16 @@ def relative(size: Array, norm: Array) -> Array:
 class AnyMemory(Protocol):
     """What both kinds of memory know of themselves; implementations are frozen, hashable values."""
 
+    def entries(self, begin: Initial) -> Entries:
+        """The parameters of one layer, as `initial.Params` takes them."""
+        ...
+
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """Names of the parameters that no read of a context of `tokens` tokens learns from."""
         ...
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
-        """Useful operations of a token, of each of its stretches in order."""
+    def flops(self, tokens: int) -> list[Flops]:
+        """Useful operations of a token in rows of `tokens`, of each of its stretches in order."""
         ...
 
     def init(self, params: PyTree) -> PyTree:

@@ -20,14 +20,15 @@ from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.kernels.xent_teach import logits_of
-from hope_jax.memory.state import Memory, StreamMemory, Taps, WriteSignal, WriteStats
+from hope_jax.memory.initial import Params
+from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, Taps, WriteSignal, WriteStats
 from hope_jax.models import blocks, documents, layers
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.blocks import Block, Call
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
-EMBED = "embed"
+EMBED, FINAL_NORM = "embed", "final_norm"
 
 Fast = tuple[dict[str, PyTree], ...]
 """Fast states: of each layer, by memory name; leaves [B, ...], or without B under scope "batch"."""
@@ -78,7 +79,7 @@ class Lm(nn.Module):
             read, variable_axes={"params": 0}, split_rngs={"params": True}, length=spec.num_layers
         )
         x, _ = over_layers(Block(spec, name="blocks"), embed[tokens_bn].astype(spec.dtype), None)
-        return layers.FinalNorm(spec, name="final_norm")(x)
+        return layers.normed(**Params(layers.norm_entries(spec), spec.param_dtype, name=FINAL_NORM)(), x=x)
 
 
 def check_capacity(carry: Carry, tokens: int) -> None:
@@ -124,7 +125,7 @@ class HopeModel:
             **{name: tuple(memory.periods()) for name, memory in self.stream_memories().items()},
         }
 
-    def _all_memories(self) -> dict[str, Memory | StreamMemory]:
+    def _all_memories(self) -> dict[str, AnyMemory]:
         return {**self.memories(), **self.stream_memories()}
 
     def init_params(self, key: Array) -> PyTree:
@@ -211,7 +212,7 @@ class HopeModel:
             read: Any = module.apply({"params": layer}, x, call)
             x = read.x + taps[i]["block"].astype(read.x.dtype) if taps else read.x
             reads.append(read._replace(x=x))
-        hidden: Any = layers.FinalNorm(spec).apply({"params": params["final_norm"]}, x)
+        hidden = layers.normed(**params[FINAL_NORM], x=x)
         if carry is not None:
             assert context.seen_segments is not None
             cache = tuple(read.cache for read in reads)
