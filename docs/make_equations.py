@@ -120,7 +120,7 @@ EQUATIONS = (
         "71",
         "the same for all periods of a chunk at once, under linear inner optimizers",
         (KERNELS + "cms_write/gram.py::write_periods",),
-        (KERNELS + "cms_write/naive.py::write_periods",),
+        (ORACLE + "kernels/cms_write.py::write_periods",),
         (KERNELS + "cms_write/test_cms_write.py::test_matches_naive",),
     ),
     Equation(
@@ -162,7 +162,7 @@ EQUATIONS = (
         "83-93",
         "the write of a chunk, M <- M (alpha_t I - eta_t k_t k_t^T) - eta_t grad_t, in closed form",
         (KERNELS + "self_mod/chunked.py::write_chunk",),
-        (KERNELS + "self_mod/naive.py::write_chunk",),
+        (ORACLE + "kernels/self_mod.py::write_chunk",),
         (
             KERNELS + "self_mod/test_self_mod.py::test_chunked_matches_naive",
             KERNELS + "self_mod/test_self_mod.py::test_gradients_match_naive_with_tokens_left_out",

@@ -143,29 +143,21 @@ def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] 
     without_gradient = dict.fromkeys(untrained, 0)
     groups = jax.tree.leaves(update_groups(rule, params, untrained))
     for (path, leaf), group in zip(jax.tree.leaves_with_path(params), groups, strict=True):
-        size = int(np.prod(leaf.shape))
         name = next((name for name in untrained if _is_under(_path(path), [name])), None)
-        if name is None:
-            counts[group] += size
-        else:
-            without_gradient[name] += size
-    line = f"optimizer: {_shares(rule.name, counts[MATRIX], counts[OTHER])}"
+        into = counts if name is None else without_gradient
+        into[name or group] += int(np.prod(leaf.shape))
+    matrices, others = counts[MATRIX], counts[OTHER]
+    tables, rest = (" and the embedding", "") if rule.name == "muon" else ("", "embedding, ")
+    line = f"optimizer: adamw updates {matrices + others:,} parameters"
+    if rule.name != "adamw":
+        named = rule.name.removesuffix("_hybrid")
+        line = f"optimizer: {named} updates {matrices:,} parameters (matrices of the blocks{tables}), adamw "
+        line += f"{others:,} ({rest}norms, biases, filters)"
     if rule.param_policy != "all":
         line += f"; train.param_policy={rule.param_policy} leaves {counts[FROZEN]:,} as they are"
     for name, size in without_gradient.items():
         line += f"; {name} ({size:,}) receives no gradient in this mode and is left out"
     return line
-
-
-def _shares(name: str, matrices: int, others: int) -> str:
-    if name == "adamw":
-        return f"adamw updates {matrices + others:,} parameters"
-    if name == "muon":
-        what, rest = "matrices of the blocks and the embedding", "norms, biases, filters"
-    else:
-        what, rest = "matrices of the blocks", "embedding, norms, biases, filters"
-    named = name.removesuffix("_hybrid")
-    return f"{named} updates {matrices:,} parameters ({what}), adamw {others:,} ({rest})"
 
 
 def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.GradientTransformation:

@@ -102,16 +102,16 @@ class LevelWriter(PeriodWriter):
             )
         ]
         written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
-        found = [one.found for one in written]
+        deltas, velocities, found = zip(*written, strict=True)
         stats = self.statistics(
             ended,
             self._gradient_norms(tokens.factors),
             [(c.write_sizes, c.write_hits) for c in found],
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
-        opt, delta = state.opt, _by_name([w.delta for w in written])
+        opt, delta = state.opt, _by_name(deltas)
         if before is not None:
-            opt = with_velocity(opt, _by_name([w.velocity for w in written]), applied.sum())
+            opt = with_velocity(opt, _by_name(velocities), applied.sum())
         return state._replace(delta=delta, opt=opt), stats
 
     def _rows(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
@@ -156,6 +156,6 @@ def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:
     return Affine(weights[group[0]], weights.get(group[1]))
 
 
-def _by_name(maps: list[Affine]) -> mlp_memory.Weights:
+def _by_name(maps: tuple[Affine, ...]) -> mlp_memory.Weights:
     pairs = zip(mlp_memory.GROUPS, maps, strict=True)
     return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}

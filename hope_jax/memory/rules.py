@@ -144,23 +144,14 @@ def delta_gradient_descent(plain: WriteFactors, lr: float, mask: Array, biases: 
     """Factors whose plain gradient steps of rate lr are those of delta gradient descent (Eqs. 56-57,
     113-121): a write that also forgets along its own inputs.
 
-    For one token of a linear map y = W x (+ b), with g the gradient of the loss at y, the new weights are
+    For one token of y = W x (+ b), with g the gradient of the loss at y, the new weights are
 
-        argmin_V  1/2 |V x + g|^2 + 1/(2 eta) |V - W|_F^2,
+        argmin_V  1/2 |V x + g|^2 + 1/(2 eta) |V - W|_F^2 = W - eta' (g + W x) x^T
 
-    so their own output is drawn to -g, where plain gradient descent only moves it along -g. Its condition is
-    V (I + eta x x^T) = W - eta g x^T; by Sherman-Morrison (I + eta x x^T)^-1 = I - eta' x x^T, and
-
-        V = W (I - eta' x x^T) - eta' g x^T = W - eta' (g + W x) x^T,   eta' = eta / (1 + eta |x|^2),
-
-    Eq. 57 for inputs of any norm: plain gradient descent of rate eta on another gradient at y,
-
-        g <- (g + W x) / (1 + eta |x|^2).
-
-    A bias is the column of W that meets a constant input 1: W x + b takes the place of W x, and |x|^2 + 1
-    that of |x|^2. One token's step is stable at every eta; the sum over a period is taken at the weights that
-    read it, and overshoots where the tokens' inputs agree: eta' |x|^2 summed over a direction should stay
-    below 2.
+    with eta' = eta / (1 + eta |x|^2) (Sherman-Morrison), so their own output is drawn to -g: plain gradient
+    descent of rate eta on another gradient at y, (g + W x) / (1 + eta |x|^2). A bias is the column of W that
+    meets a constant input 1. One token's step is stable at every eta; the sum over a period overshoots where
+    the tokens' inputs agree: eta' |x|^2 summed over a direction should stay below 2.
 
     plain: of the loss's gradient, n tokens. mask: bool [n]; a token that is False there writes nothing and
     forgets nothing. biases: the maps have them.

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.causal_conv import bench, causal_conv, naive
+from hope_jax.kernels.causal_conv import bench, causal_conv
+
+from tests.oracle.kernels import causal_conv as naive
 
 SHAPES = [(1, 4), (3, 4), (17, 4), (9, 1), (12, 7)]
 

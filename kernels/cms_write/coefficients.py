@@ -9,22 +9,14 @@ from the inner products of these P + 2. The v_p and w_p do not depend on the bou
 what runs from period to period is a few scalars: |D|^2, and <D, s_q w_q> of the writes to come.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-
-class Inner(NamedTuple):
-    """Inner products of one map's D_0 (d), v_0 (v) and gradients G_1 .. G_P (g), leaves [...]; without a
-    velocity those with v are zero."""
-
-    dd: jax.Array
-    dv: jax.Array
-    vv: jax.Array
-    dg_p: jax.Array
-    vg_p: jax.Array
-    gg_pp: jax.Array
+Inner: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""Inner products of one map's D_0 (d), v_0 (v) and gradients G_1 .. G_P (g): dd, dv, vv, dg_p, vg_p, gg_pp;
+without a velocity those with v are zero."""
 
 
 class Coefficients(NamedTuple):
@@ -82,19 +74,20 @@ def coefficients(
     dtype: jnp.dtype,
 ) -> Coefficients:
     """Of one map. max_write, max_delta: [] bounds, or None: off."""
+    dd, dv, vv, dg_p, vg_p, gg_pp = inner
     v_pb = velocities(beta, applied_p, dtype)
     writes_pb = jnp.where(applied_p[:, None], -lr * v_pb, 0)
     write_hits = jnp.zeros(applied_p.shape, bool)
-    vg = jnp.concatenate([inner.vv[None], inner.vg_p])
-    gram_bb = jnp.concatenate([vg[None], jnp.concatenate([inner.vg_p[:, None], inner.gg_pp], axis=1)], axis=0)
+    vg = jnp.concatenate([vv[None], vg_p])
+    gram_bb = jnp.concatenate([vg[None], jnp.concatenate([vg_p[:, None], gg_pp], axis=1)], axis=0)
     gram_pp = _outer(writes_pb, gram_bb)
     write_sizes = root(jnp.diagonal(gram_pp))
     if max_write is not None:
         factor, write_hits = shrink(write_sizes, max_write)
         writes_pb, write_sizes = writes_pb * factor[:, None], write_sizes * factor
         gram_pp = gram_pp * factor[:, None] * factor
-    along_p = _times(writes_pb, jnp.concatenate([inner.dv[None], inner.dg_p]))
-    keep_p, delta_hits, delta_sizes = _kept(inner.dd, along_p, gram_pp, applied_p, max_delta)
+    along_p = _times(writes_pb, jnp.concatenate([dv[None], dg_p]))
+    keep_p, delta_hits, delta_sizes = _kept(dd, along_p, gram_pp, applied_p, max_delta)
     # What is left at the end of the write of period q: the product of the factors from q on.
     left_p = jnp.cumprod(keep_p[::-1])[::-1]
     change_b = _times(writes_pb.T, left_p)

@@ -10,7 +10,7 @@ The cost is O(n I O) in a few products instead of P passes over I x O matrices. 
 row of a matrix that meets a constant input 1.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -47,13 +47,9 @@ class Map(NamedTuple):
     max_delta: jax.Array | None
 
 
-class Written(NamedTuple):
-    """delta, velocity: after the chunk (velocity None if there was none). found: of the coefficients, for
-    their hits and sizes."""
-
-    delta: Affine
-    velocity: Affine | None
-    found: Coefficients
+Written: TypeAlias = tuple[Affine, Affine | None, Coefficients]
+"""delta, velocity after the chunk (None if there was none), and the coefficients, for their hits and
+sizes."""
 
 
 def write_periods(
@@ -120,8 +116,8 @@ def inner_products(one: Map, periods: int) -> Inner:
 
     d, v = one.delta, one.velocity
     if v is None:
-        return Inner(inner(d, d), zero, zero, along(d), jnp.zeros(periods, g.dtype), gg_pp)
-    return Inner(inner(d, d), inner(d, v), inner(v, v), along(d), along(v), gg_pp)
+        return inner(d, d), zero, zero, along(d), jnp.zeros(periods, g.dtype), gg_pp
+    return inner(d, d), inner(d, v), inner(v, v), along(d), along(v), gg_pp
 
 
 def _combine(one: Map, c: Coefficients) -> Written:
@@ -135,7 +131,7 @@ def _combine(one: Map, c: Coefficients) -> Written:
     biases = [None if b is None else w @ b for w in by_token]
     if velocity is None:
         new = jax.tree.map(lambda d, s: c.d * d + s, delta, Affine(sums[0], biases[0]))
-        return Written(new, None, c)
+        return new, None, c
     new = jax.tree.map(lambda d, v, s: c.d * d + c.v * v + s, delta, velocity, Affine(sums[0], biases[0]))
     ema = jax.tree.map(lambda v, s: c.velocity_v * v + s, velocity, Affine(sums[1], biases[1]))
-    return Written(new, ema, c)
+    return new, ema, c

@@ -40,8 +40,8 @@ def _values(chunk: int) -> Any:
 def _written(tokens: Any, start: Any, beta: jax.Array, limits: Any) -> Any:
     rows = Rows(*tokens, None)
     one = Map(rows, Affine(start[0], None), Affine(start[1], None), *limits)
-    (written,) = write_periods((one,), jnp.ones(len(tokens[0]), bool), beta=beta, lr=LR)
-    return written.delta.matrix, written.velocity.matrix, written.found.delta_hits
+    ((delta, velocity, found),) = write_periods((one,), jnp.ones(len(tokens[0]), bool), beta=beta, lr=LR)
+    return delta.matrix, velocity.matrix, found.delta_hits
 
 
 @jax.jit

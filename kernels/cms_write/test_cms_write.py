@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.cms_write import Affine, Map, Rows, naive, write_periods
+from hope_jax.kernels.cms_write import Affine, Map, Rows, write_periods
+
+from tests.oracle.kernels import cms_write as naive
 
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -67,8 +69,8 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
 
     def fast(maps: Any) -> Any:
         return [
-            (w.delta, w.velocity, w.found.write_sizes, w.found.delta_sizes)
-            for w in write_periods(maps, jnp.asarray(applied), **RATES)
+            (delta, velocity, found.write_sizes, found.delta_sizes)
+            for delta, velocity, found in write_periods(maps, jnp.asarray(applied), **RATES)
         ]
 
     def slow(maps: Any) -> Any:
@@ -83,7 +85,7 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
 def test_counts_the_bounds_that_act(bounds: Any) -> None:
     maps = maps_of(8, bounds, velocity=True, biases=True)
     applied = jnp.arange(8) % 3 != 1
-    for one in (written.found for written in write_periods(maps, applied, **RATES)):
+    for _, _, one in write_periods(maps, applied, **RATES):
         assert bool(one.write_hits.any()) == (bounds[0] == 0.5)
         assert bool(one.delta_hits.any()) == (bounds[1] == 1.0)
         assert not (one.write_hits & ~applied).any()

@@ -11,7 +11,7 @@ import pytest
 from hope_jax.kernels.gated_deltanet import bench, gated_delta
 
 from tests.oracle.bridge import assert_close
-from tests.oracle.gated_deltanet import recurrence, value
+from tests.oracle.kernels.gated_deltanet import recurrence, value
 
 HEADS, KEYS, VALUES = 2, 4, 5
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

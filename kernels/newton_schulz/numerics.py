@@ -12,7 +12,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, Coefficients, iterate, naive
+from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, Coefficients, iterate
 
 SHAPES = ((384, 512), (640, 768))
 SMALLEST = (1.0, 1e-2, 1e-4, 1e-6, 0.0)
@@ -25,7 +25,7 @@ def error(dtype: str, rule: tuple[Coefficients, int], smallest: float, shape: tu
     values = np.geomspace(1, smallest, shape[0]) if smallest else np.eye(shape[0])[0]
     x64 = (left * values) @ right
     x = jnp.asarray(x64 / np.linalg.norm(x64), dtype)
-    wanted = np.asarray(naive.orthogonalize(x.astype(jnp.float64), *rule, 0.0))
+    wanted = np.asarray(iterate(x.astype(jnp.float64) / jnp.linalg.norm(x.astype(jnp.float64)), *rule))
     scale = jnp.linalg.norm(x.astype(jnp.float64)).astype(dtype)
     got = np.asarray(jax.jit(iterate, static_argnums=(1, 2))(x / scale, *rule), np.float64)
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))

@@ -11,11 +11,12 @@ from hope_jax.kernels.newton_schulz import (
     QUINTIC,
     Coefficients,
     iterate,
-    naive,
     numerics,
     orthogonalize,
 )
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from tests.oracle.kernels import newton_schulz as naive
 
 SHAPES = [(4, 4), (3, 17), (17, 3), (1, 5), (12, 20)]
 RULES = [(QUINTIC, 5), (QUINTIC, 1), (CUBIC, 3), (CUBIC, 0), (CUBIC, 7)]

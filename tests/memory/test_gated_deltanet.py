@@ -12,7 +12,7 @@ import pytest
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
 from hope_jax.memory.initial import Initial, Params
 from tests.oracle.bridge import assert_close
-from tests.oracle.gated_deltanet import layer, value
+from tests.oracle.kernels.gated_deltanet import layer, value
 
 DIM, HEADS, TOKENS = 6, 2, 19
 MEMORY = GatedDeltaNet(DIM, HEADS, conv_window=4, chunk=8)

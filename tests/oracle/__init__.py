@@ -10,5 +10,6 @@ purpose; a test of production code compares with it on small cases.
 * `periods`: what a level gathers over a period, the gate, the write at its end.
 * `cms_connections`: what nested CMS levels do at the end of a period.
 * `stream`: the online chunk loop, with the outer gradient; `two_pass` reads as its one-chunk case.
+* `kernels`: each kernel's sum, one term at a time.
 * `reference`: the published code's own rules where they differ (for its golden files only).
 """
