@@ -32,7 +32,6 @@ def spec_of(variant: str, dim: int, heads: int, levels: tuple[LevelSpec, ...] = 
         "mlp_hidden": 4 * dim,
         "cms_hidden": 4 * dim,
         "chunk_size": 4,
-        "alpha_near_one": False,
         **rest,
     }
     return ModelSpec(
@@ -56,6 +55,7 @@ def self_mod_of(config: Mapping[str, Any]) -> SelfMod:
         return config.get(prefix + name, default)
 
     return SelfMod(
+        alpha_near_one=False,
         dim=config["dim"],
         online_chunk=1,
         chunk_size=option("chunk_size", 1),

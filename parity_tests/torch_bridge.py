@@ -164,7 +164,7 @@ def moments(level: Level, state: Any) -> dict[str, Any]:
     if level.optimizer == "titans":
         return {"v": dict(state)}
     found = {}
-    names = {"ema": "v", "momentum": "v", "nu": "s"}
+    names = {"ema": "v", "trace": "v", "nu": "s"}
     for part in jax.tree.leaves(state, is_leaf=lambda t: any(hasattr(t, name) for name in names)):
         found |= {kind: dict(getattr(part, name)) for name, kind in names.items() if hasattr(part, name)}
     return found

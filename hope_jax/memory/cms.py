@@ -11,47 +11,38 @@ layer; rows are tokens. The slow weights theta never change here: a write change
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import ones, zeros
 
 from hope_jax.memory import flops, gate, initial, mlp_memory
-from hope_jax.memory.flops import Flops, Lengths
-from hope_jax.memory.initial import ArrayKind, Initial
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import Trace, WriteFactors
-from hope_jax.memory.period_write import Bounds, LevelState, WriteRules
+from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
 from hope_jax.types import Array, PyTree
 
-__all__ = ["Bounds", "Cms", "IndependentCms", "LevelState"]
+__all__ = ["Bounds", "Cms", "LevelState"]
 
 MIX = "mix"
 """Name of the parameter w of the independent connection, among the names of the levels."""
 
 
-class LevelChunk(NamedTuple):
-    """One chunk of n tokens as a level's write sees it: factors of its gradient, zero where mask
-    (bool [n]) is False, and the layer's signal."""
-
-    factors: WriteFactors
-    mask: Array
-    signal: WriteSignal
-
-
 @dataclass(frozen=True)
 class Cms:
-    """The constants of a sequential CMS: a memory of the protocol in `hope_jax.memory.state`.
+    """The constants of a sequential or independent CMS: a memory of the protocol in `hope_jax.memory.state`.
 
     levels: in chain order. dim, hidden: D and H of every level. chunk_size: tokens of an online chunk (N).
     own_output: levels take their own teach signal rather than the block's. output_clip: bound on each level's
     residual branch while training (reference style). activation: of the levels' hidden layers, a name of
-    `mlp_memory.ACTIVATIONS`. layer_norm: each level norms its input. flush_partial_at_end: write unfinished
-    periods when a stream ends.
+    `mlp_memory.ACTIVATIONS`. layer_norm: each level norms its input. mixed: the
+    levels are independent: their outputs are averaged with learned weights. flush_partial_at_end: write
+    unfinished periods when a stream ends.
     """
 
     levels: tuple[LevelSpec, ...]
@@ -64,7 +55,26 @@ class Cms:
     output_clip: float | None = None
     activation: str = "gelu"
     layer_norm: bool = True
+    mixed: bool = False
     flush_partial_at_end: bool = False
+
+    def entries(self, begin: Initial) -> Entries:
+        """See `AnyMemory.entries`: by level."""
+        up, down = (self.dim, self.hidden), (self.hidden, self.dim)
+        norm = {"ln_scale": (ones, up[:1]), "ln_bias": (zeros, up[:1])}
+        biases = {"b_up": (initial.bias(up[0]), up[1:]), "b_down": (initial.bias(down[0]), down[1:])}
+        level = {
+            **(norm if self.layer_norm else {}),
+            "w_up": (begin.matrix(), up),
+            "w_down": (begin.matrix(residual=True), down),
+            **({} if begin.modern else biases),
+        }
+        mix = {MIX: (zeros, (len(self.levels),))} if self.mixed else {}
+        return {**dict.fromkeys(self.level_specs(), level), **mix}
+
+    def level_specs(self) -> tuple[str, ...]:
+        """Names of the levels, in chain order."""
+        return tuple(spec.name for spec in self.levels)
 
     @property
     def write_only(self) -> tuple[str, ...]:
@@ -72,8 +82,8 @@ class Cms:
         return ()
 
     def level_names(self) -> tuple[str, ...]:
-        """Names of the levels, in chain order."""
-        return tuple(spec.name for spec in self.levels)
+        """See `Memory.level_names`."""
+        return self.level_specs()
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """None: reads use every parameter."""
@@ -91,9 +101,9 @@ class Cms:
         """See `Memory.norms`."""
         return {spec.name: mlp_memory.group_norms(params[spec.name]) for spec in self.levels}
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
+    def flops(self, tokens: int) -> list[Flops]:
         """See `Memory.flops`: one stretch a level."""
-        del lengths
+        del tokens
         level = flops.mlp_memory(4.0 * self.dim * self.hidden, pull=not self.own_output)
         return [level] * len(self.levels)
 
@@ -104,11 +114,19 @@ class Cms:
     def read(
         self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, dict[str, Trace]]:
-        """x [n, D] -> y [n, D], and each level's trace; see `Memory.read`."""
-        trace = {}
-        for spec in self.levels:
-            x, trace[spec.name] = self._read_level(spec.name, params, fast, x, taps)
-        return x, trace
+        """x [n, D] -> y [n, D], and each level's trace; see `Memory.read`. A tap of a mixed level stands
+        before the average, so the level's own signal has its weight in it."""
+        y, trace, outputs = x, {}, []
+        for name in self.level_specs():
+            y, trace[name] = self._read_level(name, params, fast, x if self.mixed else y, taps)
+            outputs.append(y)
+        if not self.mixed:
+            return y, trace
+        # In bfloat16 the rounded weights would not sum to 1 and scale the residual stream.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        weights = jax.nn.softmax(params[MIX].astype(wide))
+        parts = (w * y.astype(wide) for w, y in zip(weights, outputs, strict=True))
+        return sum(parts, jnp.zeros((), wide)).astype(x.dtype), trace
 
     def _read_level(
         self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
@@ -145,9 +163,9 @@ class Cms:
         for spec in self.levels:
             name = spec.name
             factors = self._factors(params[name], fast[name].delta, trace[name], signal, mask, name)
-            chunk = LevelChunk(factors, mask, signal._replace(own={}))
+            tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n)
             level = self._write_level(
-                spec, params[name], norms[name], fast[name], chunk, position, reduce, last=last
+                spec, params[name], norms[name], fast[name], tokens, position, reduce, last=last
             )
             new_fast[name], written = level
             stats |= written
@@ -178,7 +196,7 @@ class Cms:
         params: PyTree,
         norms: tuple[Array, ...],
         state: PyTree,
-        chunk: LevelChunk,
+        tokens: LevelTokens,
         position: Array,
         reduce: Reduce,
         *,
@@ -186,77 +204,16 @@ class Cms:
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """One level's new state, and statistics under the names of `level_names`."""
         writer = LevelWriter(self._rules(), spec, params, norms, reduce)
-        state, stats = writer.write(state, *chunk, position, last)
+        state, stats = writer.write(state, tokens, position, last)
         return state, {spec.name: stats}
 
 
-@dataclass(frozen=True)
-class IndependentCms(Cms):
-    """The constants of an independent CMS (Eq. 74): every level reads the CMS's input, and the outputs are
-    averaged with the weights softmax(w). `params["mix"]`: w [levels], slow."""
-
-    def read(
-        self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
-    ) -> tuple[Array, dict[str, Trace]]:
-        """As `Cms.read`. A tap stands before the average, so a level's own signal has its weight in it."""
-        read = {spec.name: self._read_level(spec.name, params, fast, x, taps) for spec in self.levels}
-        # In bfloat16 the rounded weights would not sum to 1 and scale the residual stream.
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        weights = jax.nn.softmax(params[MIX].astype(wide))
-        parts = (w * y.astype(wide) for w, (y, _) in zip(weights, read.values(), strict=True))
-        y = sum(parts, jnp.zeros((), wide))
-        return y.astype(x.dtype), {name: trace for name, (_, trace) in read.items()}
-
-
-class _LevelParams(nn.Module):
-    """Owns the parameters of one level."""
-
-    memory: Cms
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> mlp_memory.Weights:
-        """The level's parameters."""
-        memory, begin, dtype = self.memory, self.begin, self.begin.dtype
-        up, down = (memory.dim, memory.hidden), (memory.hidden, memory.dim)
-        params = {}
-        if memory.layer_norm:
-            params["ln_scale"] = self.param("ln_scale", nn.initializers.ones, up[:1], dtype)
-            params["ln_bias"] = self.param("ln_bias", nn.initializers.zeros, up[:1], dtype)
-        params["w_up"] = self.param("w_up", begin.matrix(), up, dtype)
-        params["w_down"] = self.param("w_down", begin.matrix(residual=True), down, dtype)
-        if not begin.modern:
-            params["b_up"] = self.param("b_up", initial.bias(up[0]), up[1:], dtype)
-            params["b_down"] = self.param("b_down", initial.bias(down[0]), down[1:], dtype)
-        return params
-
-
-class CmsParams(nn.Module):
-    """Owns the parameters of a CMS, by level."""
-
-    memory: Cms
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> PyTree:
-        """The parameters of one layer."""
-        memory, begin = self.memory, self.begin
-        params: PyTree = {s.name: _LevelParams(memory, begin, name=s.name)() for s in memory.levels}
-        if isinstance(memory, IndependentCms):
-            params[MIX] = self.param(MIX, nn.initializers.zeros, (len(memory.levels),), begin.dtype)
-        return params
-
-
-ARRAYS = (
-    ArrayKind(
-        "blocks.cms.mix", ("level",), "weights before their softmax, of independently connected levels"
-    ),
-    ArrayKind(
-        "blocks.cms.LEVEL.ln_{scale,bias}", ("dim",), "of a CMS level's LayerNorm; no write changes it"
-    ),
-    ArrayKind("blocks.cms.LEVEL.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.cms.LEVEL.b_up", ("hidden",), "its bias"),
-    ArrayKind("blocks.cms.LEVEL.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.cms.LEVEL.b_down", ("dim",), "its bias"),
+ARRAYS: ArrayKinds = (
+    ("cms.mix", ("level",), "weights before their softmax, of independently connected levels"),
+    ("cms.LEVEL.ln_{scale,bias}", ("dim",), "of a CMS level's LayerNorm; no write changes it"),
+    ("cms.LEVEL.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
+    ("cms.LEVEL.b_up", ("hidden",), "its bias"),
+    ("cms.LEVEL.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
+    ("cms.LEVEL.b_down", ("dim",), "its bias"),
 )
 """What a CMS is exported as."""

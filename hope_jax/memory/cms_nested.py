@@ -29,19 +29,19 @@ What the appendix leaves open is decided so.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.memory import levels
-from hope_jax.memory.cms import Cms, LevelChunk
+from hope_jax.memory.cms import Cms
 from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import LevelState
+from hope_jax.memory.period_write import LevelState, LevelTokens
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats
+from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
 from hope_jax.types import Array, PyTree
 
 
@@ -103,7 +103,7 @@ class NestedCms(Cms):
         params: PyTree,
         norms: tuple[Array, ...],
         state: PyTree,
-        chunk: LevelChunk,
+        tokens: LevelTokens,
         position: Array,
         reduce: Reduce,
         *,
@@ -112,75 +112,61 @@ class NestedCms(Cms):
         slower, rules = self.slower(spec), self._rules()
         weights = LevelWriter(rules, spec, params, norms, reduce)
         if not slower:
-            state, stats = weights.write(state, *chunk, position, last)
+            state, stats = weights.write(state, tokens, position, last)
             return state, {spec.name: stats}
-        writer = _NestedWriter(
-            weights, LevelWriter(rules, slower[0], params, norms, reduce), slower, self._fresh(spec, params)
-        )
-        state, (stats, moved) = writer.write(state, chunk, position, last)
-        return state, {spec.name: stats, _init_name(spec): moved}
+        moves = LevelWriter(rules, slower[0], params, norms, reduce)
+        until = partial(_until_restart, weights, moves, slower, self._fresh(spec, params))
+        # Pieces that hold no restart but, perhaps, at their end.
+        period = slower[0].update_period
+        whole, rest = (0, 1) if period > self.chunk_size else divmod(len(tokens.mask), period)
+        total: Stats = zero_stats(), zero_stats()
+        if whole:
+            pieces = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
+            starts = position + period * jnp.arange(whole, dtype=jnp.int32)
+            state, stacked = jax.lax.scan(
+                lambda state, xs: until(state, *xs, last=False), state, (pieces, starts)
+            )
+            total = total_stats(stacked[0]), total_stats(stacked[1])
+        if rest:
+            tail = jax.tree.map(lambda t: t[whole * period :], tokens)
+            state, more = until(state, tail, position + whole * period, last=last)
+            total = add_stats(total[0], more[0]), add_stats(total[1], more[1])
+        return state, {spec.name: total[0], _init_name(spec): total[1]}
 
 
 Stats = tuple[WriteStats, WriteStats]
 """Of the writes of a level's weights, and of the moves of its init."""
 
 
-@dataclass(frozen=True)
-class _NestedWriter:
-    """The writes of one level that starts from an init.
+def _until_restart(
+    weights: LevelWriter,
+    moves: LevelWriter,
+    slower: tuple[LevelSpec, ...],
+    fresh: NestedState,
+    state: NestedState,
+    tokens: LevelTokens,
+    position: Array,
+    *,
+    last: bool,
+) -> tuple[NestedState, Stats]:
+    """Writes tokens that hold no restart but, perhaps, at their end.
 
-    weights: writes with the level's own optimizer. init: with that of the next slower level, which sees the
+    weights: writes with the level's own optimizer. moves: with that of the next slower level, which sees the
     init as a level of its own period. slower: the slower levels, the next one first. fresh: the state at
     theta.
     """
-
-    weights: LevelWriter
-    init: LevelWriter
-    slower: tuple[LevelSpec, ...]
-    fresh: NestedState
-
-    def write(
-        self, state: NestedState, chunk: LevelChunk, position: Array, last: bool
-    ) -> tuple[NestedState, Stats]:
-        """Writes one chunk, whose first token stands at `position`, restart by restart."""
-        period = self.slower[0].update_period
-        if levels.spans_chunks(period, self.weights.rules.chunk_size):
-            return self._until_restart(state, chunk, position, last)
-        whole, rest = levels.split_chunk(chunk.mask.shape[0], period)
-
-        def step(state: NestedState, xs: tuple[LevelChunk, Array]) -> tuple[NestedState, Stats]:
-            return self._until_restart(state, *xs, last=False)
-
-        pieces = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), chunk)
-        starts = position + period * jnp.arange(whole, dtype=jnp.int32)
-        state, stacked = jax.lax.scan(step, state, (pieces, starts))
-        stats: Stats = total_stats(stacked[0]), total_stats(stacked[1])
-        if rest:
-            tail = jax.tree.map(lambda t: t[whole * period :], chunk)
-            state, more = self._until_restart(state, tail, position + whole * period, last)
-            stats = add_stats(stats[0], more[0]), add_stats(stats[1], more[1])
-        return state, stats
-
-    def _until_restart(
-        self, state: NestedState, chunk: LevelChunk, position: Array, last: bool
-    ) -> tuple[NestedState, Stats]:
-        """Writes tokens that hold no restart but, perhaps, at their end."""
-        level = LevelState(state.delta, state.opt, state.pending)
-        level, stats = self.weights.write(level, *chunk, position, last)
-        init, moved = self.init.write(state.init, *chunk, position, last)
-        end = position + chunk.mask.shape[0]
-        if len(self.slower) > 1:
-            cleared = _is_due(end, self.slower[1])
-            init = trees.select(cleared, self.fresh.init, init)
-            moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
-        start, due = LevelState(init.delta, self.fresh.opt, self.fresh.pending), _is_due(end, self.slower[0])
-        delta, opt, pending = trees.select(due, start, level)
-        stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
-        return NestedState(delta, opt, pending, init), (stats, moved)
-
-
-def _is_due(tokens_seen: Array, spec: LevelSpec) -> Array:
-    return jnp.asarray(levels.is_due(tokens_seen, spec.update_period))
+    level = LevelState(state.delta, state.opt, state.pending)
+    level, stats = weights.write(level, tokens, position, last)
+    init, moved = moves.write(state.init, tokens, position, last)
+    end = position + len(tokens.mask)
+    if len(slower) > 1:
+        cleared = end % slower[1].update_period == 0
+        init = trees.select(cleared, fresh.init, init)
+        moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
+    start, due = LevelState(init.delta, fresh.opt, fresh.pending), end % slower[0].update_period == 0
+    delta, opt, pending = trees.select(due, start, level)
+    stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
+    return NestedState(delta, opt, pending, init), (stats, moved)
 
 
 def _init_name(spec: LevelSpec) -> str:

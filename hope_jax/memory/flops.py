@@ -21,14 +21,6 @@ class Flops(NamedTuple):
     tapped: bool = False
 
 
-class Lengths(NamedTuple):
-    """Tokens of a row; between cuts of the outer gradient; of an online chunk."""
-
-    tokens: int
-    cut: int
-    chunk: int
-
-
 def matrices(forward: float) -> Flops:
     """Products with trained matrices: as many for the input's cotangent, and for the matrices'."""
     return Flops(forward, signal=forward, backward=2 * forward)

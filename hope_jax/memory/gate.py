@@ -16,16 +16,6 @@ class GateRule(NamedTuple):
     threshold: float | None = None
 
 
-class Surprise(NamedTuple):
-    """Sums over the tokens of a period, from which its mean surprise follows.
-
-    total: [] sum of the surprise of the counted tokens; tokens: [] their number.
-    """
-
-    total: Array
-    tokens: Array
-
-
 def token_mask(rule: GateRule, surprise_n: Array, active_n: Array) -> Array:
     """bool [n]: tokens that take part in a write. Under `l2`, unsurprising tokens are masked too."""
     if rule.threshold is None or rule.metric != "l2":
@@ -33,19 +23,8 @@ def token_mask(rule: GateRule, surprise_n: Array, active_n: Array) -> Array:
     return active_n & (surprise_n >= rule.threshold)
 
 
-def measure(surprise_n: Array, counted_n: Array) -> Surprise:
-    """Surprise sums over the last axis; tokens that are not counted leave the mean as it is."""
-    counted = counted_n.astype(surprise_n.dtype)
-    return Surprise(total=(surprise_n * counted).sum(-1), tokens=counted.sum(-1))
-
-
-def mean_surprise(surprise: Surprise) -> Array:
-    """[]: mean surprise per counted token, 0 for a period without any."""
-    return surprise.total / jnp.maximum(surprise.tokens, 1)
-
-
-def is_open(rule: GateRule, surprise: Surprise) -> Array:
-    """bool []: whether the period may be written."""
+def is_open(rule: GateRule, mean_surprise: Array) -> Array:
+    """bool: whether a period of this mean surprise may be written."""
     if rule.threshold is None:
         return jnp.ones((), bool)
-    return mean_surprise(surprise) >= rule.threshold
+    return mean_surprise >= rule.threshold

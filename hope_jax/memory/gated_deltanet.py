@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import ones
 
 from hope_jax import trees
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import flops
-from hope_jax.memory.flops import Flops, Lengths
-from hope_jax.memory.initial import ArrayKind, Init, Initial, bias
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import ArrayKinds, Entries, Initial, bias
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
 from hope_jax.types import Array, PyTree
 
@@ -41,13 +41,26 @@ class GatedDeltaNet:
     chunk: int = 64
     eps: float = 1e-6
 
+    def entries(self, begin: Initial) -> Entries:
+        """See `AnyMemory.entries`. exp(a_log) and softplus(dt_bias) start as in the paper's code."""
+        dim, heads, window = self.dim, self.heads, self.conv_window
+        return {
+            **dict.fromkeys(("w_q", "w_k", "w_v", "w_gate"), (begin.matrix(), (dim, dim))),
+            **dict.fromkeys(("w_alpha", "w_beta"), (begin.matrix(), (dim, heads))),
+            "w_out": (begin.matrix(residual=True), (dim, dim)),
+            "conv": (bias(window), (window, 3 * dim)),
+            "a_log": (_a_log, (heads,)),
+            "dt_bias": (_dt_bias, (heads,)),
+            "norm_scale": (ones, (dim // heads,)),
+        }
+
     def periods(self) -> dict[str, int]:
         """See `StreamMemory.periods`: every token is a write."""
         return {LEVEL: 1}
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
+    def flops(self, tokens: int) -> list[Flops]:
         """See `StreamMemory.flops`: five projections, two logits a head, three products with the state."""
-        del lengths
+        del tokens
         projections = 10.0 * self.dim * self.dim + 4.0 * self.dim * self.heads
         return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
 
@@ -141,31 +154,6 @@ def _times(x: Array, w: Array, dtype: jnp.dtype | None = None) -> Array:
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
 
 
-class GatedDeltaNetParams(nn.Module):
-    """Owns the parameters of one layer. exp(a_log) and softplus(dt_bias) start as in the paper's code."""
-
-    memory: GatedDeltaNet
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """The parameters that `GatedDeltaNet.read` takes."""
-        (dim, heads, window), begin = (
-            (self.memory.dim, self.memory.heads, self.memory.conv_window),
-            self.begin,
-        )
-        made: dict[str, tuple[Init, tuple[int, ...]]] = {
-            **dict.fromkeys(("w_q", "w_k", "w_v", "w_gate"), (begin.matrix(), (dim, dim))),
-            **dict.fromkeys(("w_alpha", "w_beta"), (begin.matrix(), (dim, heads))),
-            "w_out": (begin.matrix(residual=True), (dim, dim)),
-            "conv": (bias(window), (window, 3 * dim)),
-            "a_log": (_a_log, (heads,)),
-            "dt_bias": (_dt_bias, (heads,)),
-            "norm_scale": (nn.initializers.ones, (dim // heads,)),
-        }
-        return {name: self.param(name, init, shape, begin.dtype) for name, (init, shape) in made.items()}
-
-
 def _a_log(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """exp of it is uniform in [1, 16]."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
@@ -177,14 +165,14 @@ def _dt_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
     return step + jnp.log(-jnp.expm1(-step))
 
 
-ARRAYS = (
-    ArrayKind("blocks.gated_deltanet_scale", ("dim",), "of the norm before Gated DeltaNet"),
-    ArrayKind("blocks.gated_deltanet_bias", ("dim",), "of that norm in the reference style"),
-    ArrayKind("blocks.gated_deltanet.w_{q,k,v,gate}", ("in", "out"), "x @ w; out is heads times head width"),
-    ArrayKind("blocks.gated_deltanet.w_out", ("in", "out"), "x @ w, from the heads to the residual stream"),
-    ArrayKind("blocks.gated_deltanet.w_{alpha,beta}", ("dim", "head"), "x @ w; logits of decay and write"),
-    ArrayKind("blocks.gated_deltanet.conv", ("window", "qkv"), "causal taps, as those of attention"),
-    ArrayKind("blocks.gated_deltanet.{a_log,dt_bias}", ("head",), "of the decay; no write changes them"),
-    ArrayKind("blocks.gated_deltanet.norm_scale", ("head_dim",), "of the outputs' RMSNorm; all heads alike"),
+ARRAYS: ArrayKinds = (
+    ("gated_deltanet_scale", ("dim",), "of the norm before Gated DeltaNet"),
+    ("gated_deltanet_bias", ("dim",), "of that norm in the reference style"),
+    ("gated_deltanet.w_{q,k,v,gate}", ("in", "out"), "x @ w; out is heads times head width"),
+    ("gated_deltanet.w_out", ("in", "out"), "x @ w, from the heads to the residual stream"),
+    ("gated_deltanet.w_{alpha,beta}", ("dim", "head"), "x @ w; logits of decay and write"),
+    ("gated_deltanet.conv", ("window", "qkv"), "causal taps, as those of attention"),
+    ("gated_deltanet.{a_log,dt_bias}", ("head",), "of the decay; no write changes them"),
+    ("gated_deltanet.norm_scale", ("head_dim",), "of the outputs' RMSNorm; all heads alike"),
 )
 """What Gated DeltaNet is exported as."""

@@ -1,15 +1,23 @@
-"""First values of parameters, in the two styles, and what exported parameters are."""
+"""Parameters: their first values in the two styles, and what they are exported as."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from hope_jax.types import Array
+from hope_jax.types import Array, PyTree
 
 Init = Callable[..., Array]
 """(key, shape, dtype) -> array."""
+
+Entries: TypeAlias = Mapping[str, Any]
+"""Name -> (first value, shape), or names below it. The order decides what a seed draws."""
+
+ArrayKinds: TypeAlias = tuple[tuple[str, tuple[str, ...], str], ...]
+"""What exported parameters are: dotted names below "blocks", axes after that of the layers, and a sentence.
+LEVEL stands for a level's name, {a,b} for either."""
 
 
 class Initial(NamedTuple):
@@ -58,13 +66,18 @@ def transposed(init: Init) -> Init:
     return turned
 
 
-class ArrayKind(NamedTuple):
-    """What the arrays of a name are.
+class Params(nn.Module):
+    """Owns the parameters of a nested dict of (first value, shape); called, it gives them."""
 
-    name: dotted; LEVEL stands for a level's name, {a,b} for either. axes: of the array; those of `blocks.*`
-    come after the axis `layer`.
-    """
+    entries: Entries
+    dtype: jnp.dtype
 
-    name: str
-    axes: tuple[str, ...]
-    what: str
+    @nn.compact
+    def __call__(self) -> PyTree:
+        """The parameters, a tree like `entries`."""
+        return {
+            name: Params(entry, self.dtype, name=name)()
+            if isinstance(entry, Mapping)
+            else self.param(name, *entry, self.dtype)
+            for name, entry in self.entries.items()
+        }

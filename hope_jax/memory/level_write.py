@@ -14,9 +14,9 @@ from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, Tokens, WriteRules
+from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
-from hope_jax.memory.state import Reduce, WriteSignal, WriteStats, own
+from hope_jax.memory.state import Reduce, WriteStats, own
 from hope_jax.types import Array, PyTree
 
 
@@ -45,23 +45,14 @@ class LevelWriter(PeriodWriter):
         return self.optimizer.init(self.weights)
 
     def write(
-        self,
-        state: LevelState,
-        factors: WriteFactors,
-        mask: Array,
-        signal: WriteSignal,
-        position: Array,
-        last: bool,
+        self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
     ) -> tuple[LevelState, WriteStats]:
-        """Writes one chunk of n tokens, whose first stands at `position`.
-
-        factors: of the gradient at the weights that read the chunk, zero where mask (bool [n]) is False.
-        last: the stream ends here.
-        """
+        """See `PeriodWriter`."""
         if self.rule.at_outputs is not None:
-            factors = self.rule.at_outputs(factors, self.spec.lr, mask, "b_up" in self.weights)
-        tokens = Tokens(factors, mask, signal.surprise_n, signal.counted_n)
-        return self.write_chunk(state, tokens, position, last)
+            biases = "b_up" in self.weights
+            factors = self.rule.at_outputs(tokens.factors, self.spec.lr, tokens.mask, biases)
+            tokens = tokens._replace(factors=factors)
+        return super().write(state, tokens, position, last)
 
     def nothing(self) -> Gathered:
         """See `PeriodWriter`."""
@@ -73,7 +64,7 @@ class LevelWriter(PeriodWriter):
         """Sums."""
         return trees.add(first, second)
 
-    def gather(self, tokens: Tokens) -> Gathered:
+    def gather(self, tokens: LevelTokens) -> Gathered:
         """The sums of a period's (or its part's) gradient, and its counts."""
         grad = mlp_memory.write_gradient(tokens.factors, self.weights)
         context = tokens.factors.z.astype(self.dtype).sum(0)
@@ -86,14 +77,14 @@ class LevelWriter(PeriodWriter):
         update, opt = self.optimizer.update(period.grad, state.opt, context=context)
         return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
-    def write_periods(self, state: LevelState, by_period: Tokens) -> tuple[LevelState, WriteStats]:
+    def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """One step per period. All at once where that is possible: steps are linear, and the state is one
         example's; else one after the other."""
         if len(by_period.mask) > 1 and self.rule.linear and self.reduce is own:
             return self._write_linear(state, by_period)
         return super().write_periods(state, by_period)
 
-    def _write_linear(self, state: LevelState, tokens: Tokens) -> tuple[LevelState, WriteStats]:
+    def _write_linear(self, state: LevelState, tokens: LevelTokens) -> tuple[LevelState, WriteStats]:
         """All whole periods of a chunk at once (`hope_jax.kernels.cms_write`); leaves [P, C, ...]."""
         spec, bounds, before = self.spec, self.rules.bounds, velocity(state.opt)
         ended = self.count(tokens)

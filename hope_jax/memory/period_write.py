@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hope_jax import trees
 from hope_jax.kernels.cms_write import root, shrink
-from hope_jax.memory import gate, levels, mlp_memory
+from hope_jax.memory import gate, mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
@@ -55,17 +55,22 @@ class WriteRules(NamedTuple):
 class Ended(NamedTuple):
     """What every period knows when its write is decided, of all examples that share the fast state.
 
-    tokens: unmasked tokens. seen: tokens. surprise: sums over counted tokens. Leaves [] or, of P periods,
+    tokens: unmasked tokens. seen: tokens. surprise: summed over `counted` tokens. Leaves [] or, of P periods,
     [P].
     """
 
     tokens: Array
     seen: Array
-    surprise: gate.Surprise
+    surprise: Array
+    counted: Array
+
+    def mean_surprise(self) -> Array:
+        """Surprise per counted token, 0 for a period without any."""
+        return self.surprise / jnp.maximum(self.counted, 1)
 
 
-class Tokens(NamedTuple):
-    """Consecutive tokens of a level, leaves [n, ...] or, of P periods, [P, C, ...]; see `LevelWriter.write`.
+class LevelTokens(NamedTuple):
+    """Consecutive tokens of a level, leaves [n, ...] or, of P periods, [P, C, ...]; see `PeriodWriter.write`.
     gates: of a rule whose tokens have rates of their own, else ()."""
 
     factors: WriteFactors
@@ -91,7 +96,7 @@ class PeriodWriter(ABC):
         self.dtype = self.weights["w_up"].dtype
 
     @abstractmethod
-    def gather(self, tokens: Tokens) -> Any:
+    def gather(self, tokens: LevelTokens) -> Any:
         """What consecutive tokens add, over all examples that share the state."""
 
     @abstractmethod
@@ -112,33 +117,42 @@ class PeriodWriter(ABC):
 
     def init(self) -> LevelState:
         """The state of a level that has written nothing."""
-        spans = levels.spans_chunks(self.spec.update_period, self.rules.chunk_size)
-        return LevelState(trees.zeros_like(self.weights), self.init_opt(), self.nothing() if spans else ())
+        pending = self.nothing() if self._spans_chunks() else ()
+        return LevelState(trees.zeros_like(self.weights), self.init_opt(), pending)
+
+    def _spans_chunks(self) -> bool:
+        """Whether the level gathers several chunks before it writes."""
+        return self.spec.update_period > self.rules.chunk_size
 
     def no_tokens(self) -> Ended:
         """Of a period that has not begun."""
         zero = jnp.zeros((), self.dtype)
-        return Ended(zero, zero, gate.Surprise(zero, zero))
+        return Ended(zero, zero, zero, zero)
 
-    def count(self, tokens: Tokens) -> Ended:
+    def count(self, tokens: LevelTokens) -> Ended:
         """Of one example's tokens, over the last axis."""
-        surprise = gate.measure(tokens.surprise_n.astype(self.dtype), tokens.counted_n)
-        unmasked = tokens.mask.astype(self.dtype).sum(-1)
-        return Ended(unmasked, jnp.full_like(unmasked, tokens.mask.shape[-1]), surprise)
+        unmasked, counted = (m.astype(self.dtype) for m in (tokens.mask, tokens.counted_n))
+        surprise = (tokens.surprise_n.astype(self.dtype) * counted).sum(-1)
+        seen = jnp.full_like(surprise, tokens.mask.shape[-1])
+        return Ended(unmasked.sum(-1), seen, surprise, counted.sum(-1))
 
     def shared(self, ended: Ended, tokens: int) -> Ended:
         """A sum over the examples that share the state, each with `tokens` tokens: nobody needs to ask for
         their number."""
         return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
 
-    def write_chunk(
-        self, state: LevelState, tokens: Tokens, position: Array, last: bool
+    def write(
+        self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
     ) -> tuple[LevelState, WriteStats]:
-        """Writes one chunk of n tokens, whose first stands at `position`. last: the stream ends here."""
-        if levels.spans_chunks(self.spec.update_period, self.rules.chunk_size):
+        """Writes one chunk of n tokens, whose first stands at `position`.
+
+        tokens: with the factors of the gradient at the weights that read the chunk, zero where `mask` is
+        False. last: the stream ends here.
+        """
+        if self._spans_chunks():
             return self._part_of_a_period(state, tokens, position, last)
         period = self.spec.update_period
-        whole, rest = levels.split_chunk(len(tokens.mask), period)
+        whole, rest = divmod(len(tokens.mask), period)
         by_period = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
         state, stacked = self.write_periods(state, by_period)
         stats = total_stats(stacked)
@@ -148,12 +162,12 @@ class PeriodWriter(ABC):
             stats = add_stats(stats, flushed(tail_stats))
         return state, stats
 
-    def write_periods(self, state: LevelState, by_period: Tokens) -> tuple[LevelState, WriteStats]:
+    def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """One write per period, in token order; leaves [P, C, ...]. Statistics are stacked, [P]."""
         return jax.lax.scan(lambda state, tokens: self.apply(state, self.gather(tokens)), state, by_period)
 
     def _part_of_a_period(
-        self, state: LevelState, tokens: Tokens, position: Array, last: bool
+        self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
     ) -> tuple[LevelState, WriteStats]:
         """Adds the chunk to the partial period, and writes it if it ends here; C > N."""
         pending, empty = self.join(state.pending, self.gather(tokens)), self.nothing()
@@ -166,7 +180,7 @@ class PeriodWriter(ABC):
             waiting = zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
             return state._replace(pending=pending), waiting
 
-        due = levels.is_due(position + len(tokens.mask), self.spec.update_period)
+        due = (position + len(tokens.mask)) % self.spec.update_period == 0
         new_state, stats = jax.lax.cond(due, apply, wait)
         if not last:
             return new_state, stats
@@ -178,7 +192,9 @@ class PeriodWriter(ABC):
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
         """bool: whether the gate is open, and whether the period is written: then, if a token is left."""
-        is_open = jnp.broadcast_to(gate.is_open(self.rules.gate_rule, ended.surprise), ended.tokens.shape)
+        is_open = jnp.broadcast_to(
+            gate.is_open(self.rules.gate_rule, ended.mean_surprise()), ended.tokens.shape
+        )
         return is_open, is_open & (ended.tokens > 0)
 
     def apply(self, state: LevelState, period: Any) -> tuple[LevelState, WriteStats]:
@@ -223,7 +239,7 @@ class PeriodWriter(ABC):
             updates_applied=on,
             tokens_flushed=jnp.zeros_like(on),
             pending_tokens=jnp.zeros_like(on),
-            surprise_value=gate.mean_surprise(ended.surprise).astype(float),
+            surprise_value=ended.mean_surprise().astype(float),
             write_clip_hits=total([hit for _, hit in writes]),
             delta_clip_hits=total([hit for _, hit in deltas]),
             write_norm=jnp.where(applied, largest(writes), 0),

@@ -109,12 +109,6 @@ def project_out_context(
     return _stateless(function)
 
 
-class DeltaMomentumState(NamedTuple):
-    """momentum: n, a tree like the weights."""
-
-    momentum: PyTree
-
-
 def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
     """Momentum that forgets along the gradient of the moment (Eqs. 48-49 with P = I); the update is n.
 
@@ -135,14 +129,14 @@ def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
         return alpha * n - along.reshape(n.shape) + gradient
 
     def update(
-        updates: PyTree, state: DeltaMomentumState, params: PyTree = None, **extra: object
-    ) -> tuple[PyTree, DeltaMomentumState]:
+        updates: PyTree, state: optax.TraceState, params: PyTree = None, **extra: object
+    ) -> tuple[PyTree, optax.TraceState]:
         del params, extra
-        momentum = jax.tree.map(step, state.momentum, updates)
-        return momentum, DeltaMomentumState(momentum)
+        momentum = jax.tree.map(step, state.trace, updates)
+        return momentum, optax.TraceState(momentum)
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: DeltaMomentumState(trees.zeros_like(params)), update
+        lambda params: optax.TraceState(trees.zeros_like(params)), update
     )
 
 

@@ -9,20 +9,19 @@ Everything is for one example and one layer; rows are tokens.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import constant
 
 from hope_jax import trees
 from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
-from hope_jax.kernels.self_mod import Group, Inputs, Layout, Products
 from hope_jax.kernels.self_mod import Tokens as Streams
 from hope_jax.memory import flops
-from hope_jax.memory.flops import Flops, Lengths
-from hope_jax.memory.initial import ArrayKind, Initial, transposed
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import ArrayKinds, Entries, Initial, transposed
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 from hope_jax.types import Array, PyTree
 
@@ -56,11 +55,6 @@ class SelfModCarry(NamedTuple):
     memory: Streams
 
 
-def _recall(dtype: jnp.dtype, _: PyTree, reads: dict[str, Array], tokens: Streams) -> tuple[Array, Streams]:
-    """What M_memory reads, and the streams that it is written with."""
-    return reads["memory"].astype(dtype), tokens
-
-
 @dataclass(frozen=True)
 class SelfMod:
     """The constants of self-modifying Titans: a `StreamMemory` of `hope_jax.memory.state`.
@@ -73,6 +67,7 @@ class SelfMod:
     others always stays). objective: inner loss. stopgrad_vhat: no inner gradient through the target.
     momentum: beta of the writes. conv_window: w, taps of the convolution; 0: none. eps: least norm that
     `qk_norm` divides by. value_norm: norm that values are scaled to; 0: none.
+    alpha_near_one: the retention gate has a bias outside the decayed weights.
     """
 
     dim: int
@@ -91,18 +86,31 @@ class SelfMod:
     conv_window: int = 0
     eps: float = 1e-6
     value_norm: float = 0.0
+    alpha_near_one: bool = True
 
-    @property
-    def _rule(self) -> kernel.Rule:
-        return kernel.Rule(self.objective, self.stopgrad_vhat, self.rank1, self.momentum)
+    def entries(self, begin: Initial) -> Entries:
+        """See `AnyMemory.entries`; matrices (out, in)."""
+        dim, entries = self.dim, dict[str, Any]()
+        init, residual = transposed(begin.matrix()), transposed(begin.matrix(residual=True))
+        if self.conv_window:
+            entries["conv"] = (begin.conv(self.conv_window), (self.conv_window, dim))
+        if not self.adaptive_q:
+            entries["w_q"] = (init, (dim, dim))
+        for name in (*self.generator_names(), "memory"):
+            out = 1 if name in ("eta", "alpha") else dim
+            skip = {"w_skip": (init, (out, dim))} if self.projection_skip and out != dim else {}
+            entries[name] = {"w_in": (init, (dim, dim)), "w_out": (residual, (out, dim)), **skip}
+        if self.use_alpha and self.alpha_near_one:
+            entries["b_alpha"] = (constant(ALPHA_BIAS), ())
+        return entries
 
     def periods(self) -> dict[str, int]:
         """See `StreamMemory.periods`."""
         return {GENERATORS: self.chunk_size, MEMORY: self.chunk_size_memory}
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
+    def flops(self, tokens: int) -> list[Flops]:
         """See `StreamMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
-        del lengths
+        del tokens
         return [flops.matrices(72.0 * self.dim * self.dim)]
 
     def generator_names(self) -> tuple[str, ...]:
@@ -147,11 +155,8 @@ class SelfMod:
 
     def move(self, old: PyTree, new: PyTree, fast: SelfModState) -> SelfModState:
         """The state with its weights moved by new - old; momentum stays."""
-        weights = {
-            name: jax.tree.map(lambda w, a, b: w + (b - a), value, old[name], new[name])
-            for name, value in fast.weights.items()
-        }
-        return fast._replace(weights=weights)
+        old, new = ({name: tree[name] for name in fast.weights} for tree in (old, new))
+        return fast._replace(weights=jax.tree.map(lambda w, a, b: w + (b - a), fast.weights, old, new))
 
     def read(
         self,
@@ -181,49 +186,58 @@ class SelfMod:
         history = None if carry is None else carry.conv
         if "conv" in params:
             x_nd, history = causal_conv(x_nd, params["conv"], history, segments)
-        state = self.init(params) if fast is None else fast
-        pending = None if carry is None or fast is None else carry
-        generators, first, (q, tokens), g_stats = self._generate(
-            params, state, pending, x_nd, position, reduce, fast, active_n
-        )
-        call = _Call(self, self.chunk_size_memory, ("memory",), params, position, reduce, fast is not None)
-        recall = partial(_recall, x_nd.dtype)
-        memory, second, o, m_stats = call.run(recall, (), state, pending and pending.memory, q, tokens)
-        stats = {GENERATORS: g_stats, MEMORY: m_stats}
+        state, dtype = self.init(params) if fast is None else fast, x_nd.dtype
+        level = partial(self._level, params, state, fast is not None, position, reduce)
+        bias = {name: params[name] for name in ("b_alpha",) if name in params}
+        active = () if active_n is None else active_n.astype(jnp.promote_types(dtype, jnp.float32))
+        generate = partial(self._streams, dtype), bias, (x_nd, active), carry and carry.generators
+        written, first, (q, tokens), g_stats = level(self.generator_names(), self.chunk_size, *generate)
+        if not self.adaptive_q:
+            q = self._unit(x_nd @ params["w_q"].astype(dtype)).astype(dtype)
+        recall = (lambda _, reads, kept: (reads["memory"].astype(dtype), kept)), (), (q, tokens)
+        last = carry and carry.memory
+        memory, second, o, m_stats = level(("memory",), self.chunk_size_memory, *recall, last)
         if carry is not None:
-            kept = carry.conv if history is None else history.astype(carry.conv.dtype)
-            carry = carry._replace(conv=kept)
-            if fast is not None:
-                carry = SelfModCarry(kept, first, second)
+            conv = carry.conv if history is None else history.astype(carry.conv.dtype)
+            carry = SelfModCarry(conv, first, second)
+        stats = {GENERATORS: g_stats, MEMORY: m_stats}
         if fast is None:
-            return o, None, carry, {name: zero_stats() for name in stats}
-        momentum = {**generators.momentum, **memory.momentum} if self.momentum else ()
-        return o, SelfModState({**generators.weights, **memory.weights}, momentum), carry, stats
+            return o, None, carry, stats
+        momentum = {**written.momentum, **memory.momentum} if self.momentum else ()
+        return o, SelfModState({**written.weights, **memory.weights}, momentum), carry, stats
 
-    def _generate(
+    def _level(
         self,
         params: PyTree,
         state: SelfModState,
-        carry: SelfModCarry | None,
-        x: Array,
+        writes: bool,
         position: Array | int,
         reduce: Reduce,
-        fast: SelfModState | None,
-        active_n: Array | None,
-    ) -> tuple[SelfModState, Streams, tuple[Array, Streams], WriteStats]:
-        """The pass over the generators: their state, pending streams, (queries, streams) of all tokens."""
-        names = self.generator_names()
-        call = _Call(self, self.chunk_size, names, params, position, reduce, fast is not None)
-        theta = {name: params[name] for name in ("b_alpha",) if name in params}
-        make = partial(self._make_streams, x.dtype)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        active = () if active_n is None else active_n.astype(wide)
-        new, pending, (q, tokens), stats = call.run(make, theta, state, carry and carry.generators, x, active)
-        if not self.adaptive_q:
-            q = self._unit(x @ params["w_q"].astype(x.dtype)).astype(x.dtype)
-        return new, pending, (q, tokens), stats
+        names: tuple[str, ...],
+        chunk: int,
+        make: kernel.Make,
+        theta: PyTree,
+        inputs: PyTree,
+        pending: Streams | None,
+    ) -> tuple[SelfModState, Streams | None, Any, WriteStats]:
+        """Reads n tokens with the memories `names`, and writes them; make, theta, inputs: of `kernel.sweep`.
+        pending: of the carry. Returns the new state and `pending`, what `make` has made, and statistics."""
+        slow = {name: params[name] for name in names}
+        weights, buffers = ({name: part[name] for name in names} if part else None for part in state)
+        rule = kernel.Rule(self.objective, self.stopgrad_vhat, self.rank1, self.momentum)
+        mean = None if reduce is own else partial(_mean, reduce)
+        constants = kernel.Pass(make, kernel.layout_of(slow), rule, chunk, mean)
+        call = constants, kernel.stack(weights, buffers), theta, inputs
+        if not writes:
+            return SelfModState(weights, ()), pending, kernel.read_chunk(*call)[0], zero_stats()
+        if pending is not None and len(pending.eta):
+            group, pending, outs, stats = _gather(call, slow, pending, jnp.asarray(position) % chunk)
+        else:
+            group, outs, stats = _whole(call, slow)
+        new, buffers = kernel.unstack(group, constants.layout)
+        return SelfModState(new, buffers or ()), pending, outs, stats
 
-    def _make_streams(
+    def _streams(
         self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], active: Any
     ) -> tuple[tuple[Any, Streams], Streams]:
         """Queries (() where they are not the memories') and streams from what the generators read; active:
@@ -231,230 +245,99 @@ class SelfMod:
         rate = reads["eta"][:, 0]
         log_alpha = jnp.zeros_like(rate)
         if self.use_alpha:
-            log_alpha = jax.nn.log_sigmoid(reads["alpha"][:, 0] + theta.get("b_alpha", 0.0)).astype(
-                rate.dtype
-            )
+            bias = theta.get("b_alpha", 0.0)
+            log_alpha = jax.nn.log_sigmoid(reads["alpha"][:, 0] + bias).astype(rate.dtype)
         eta = self.eta_scale * jax.nn.softplus(rate)
         if not isinstance(active, tuple):
             eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
-        keys, values = self._unit(reads["k"]), self._scaled(reads["v"])
+        keys, values = self._unit(reads["k"]), reads["v"]
+        if self.value_norm:
+            values = self.value_norm * self._normed(values)
         tokens = Streams(keys.astype(dtype), values.astype(dtype), eta, log_alpha)
         return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:
         return self._normed(x) if self.qk_norm else x
 
-    def _scaled(self, v: Array) -> Array:
-        return self.value_norm * self._normed(v) if self.value_norm else v
-
     def _normed(self, x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
 
 
-class _Call:
-    """One call's reads and writes of one group of memories."""
-
-    def __init__(
-        self,
-        memory: SelfMod,
-        chunk: int,
-        names: tuple[str, ...],
-        params: PyTree,
-        position: Array | int,
-        reduce: Reduce,
-        writes: bool,
-    ) -> None:
-        self.memory, self.chunk, self.names = memory, chunk, names
-        self.position, self.reduce, self.writes = position, reduce, writes
-        self.slow = {name: params[name] for name in names}
-
-    def layout(self, state: SelfModState) -> Layout:
-        return kernel.layout_of({name: state.weights[name] for name in self.names})
-
-    def run(
-        self,
-        make: kernel.Make,
-        theta: PyTree,
-        state: SelfModState,
-        pending: Streams | None,
-        x: Array,
-        other: PyTree,
-    ) -> tuple[SelfModState, Streams | None, Any, WriteStats]:
-        """Reads x [n, D] chunk by chunk; make, theta, other: of `hope_jax.kernels.self_mod.sweep`."""
-        layout, momentum = self.layout(state), self.memory.momentum
-        weights = {name: state.weights[name] for name in self.names}
-        buffers = {name: state.momentum[name] for name in self.names} if momentum else None
-        group = Group(kernel.stack(weights), None if buffers is None else kernel.stack(buffers))
-        constants = kernel.Pass(make, layout, self.memory._rule, self.chunk)
-        inputs = Inputs(x, other)
-        if not self.writes:
-            return SelfModState(weights, ()), pending, _read(constants, group, theta, inputs)[0], zero_stats()
-        if pending is not None and len(pending.eta):
-            group, pending, outs, stats = self._gather(constants, group, theta, inputs, pending)
-        else:
-            group, outs, stats = self._whole(constants, group, theta, inputs)
-        after = () if group.momentum is None else kernel.unstack(group.momentum, layout)
-        return SelfModState(kernel.unstack(group.weights, layout), after), pending, outs, stats
-
-    def _whole(
-        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
-    ) -> tuple[Group, Any, WriteStats]:
-        """Chunks that begin and end in the call, then the tokens left over, which are read only."""
-        whole, rest = divmod(inputs.x.shape[0], self.chunk)
-        parts, norms, end = [], None, whole * self.chunk
-        if whole:
-            first = jax.tree.map(lambda t: t[:end], inputs)
-            over = kernel.sweep if self.reduce is own else self._together
-            group, outs, norms = over(constants, group, theta, first)
-            parts.append(outs)
-        if rest or not parts:
-            last = jax.tree.map(lambda t: t[end:], inputs)
-            parts.append(_read(constants, group, theta, last)[0])
-        joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
-        stats = zero_stats() if norms is None else self._stats(constants.layout, norms, group)
-        return group, joined, stats._replace(pending_tokens=jnp.asarray(rest, float))
-
-    def _together(
-        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs
-    ) -> tuple[Group, Any, Array]:
-        """`sweep` for examples that share the group: after every chunk it becomes their mean."""
-
-        def step(group: Group, inputs: Inputs) -> tuple[Group, tuple[Any, Array]]:
-            outs, tokens = _read(constants, group, theta, inputs)
-            new = self._write(constants, group, tokens)
-            return new, (outs, _change(constants.layout, new, group))
-
-        chunks = jax.tree.map(lambda t: t.reshape(-1, self.chunk, *t.shape[1:]), inputs)
-        group, (outs, norms) = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), group, chunks)
-        return group, jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), outs), norms
-
-    def _gather(
-        self, constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs, pending: Streams
-    ) -> tuple[Group, Streams, Any, WriteStats]:
-        """A call inside a longer chunk: its streams are entered, and written if the chunk ends with it."""
-        outs, tokens = _read(constants, group, theta, inputs)
-        at = jnp.asarray(self.position) % self.chunk
-        pending = jax.tree.map(
-            lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), at, 0),
-            pending,
-            tokens,
-        )
-        left = (at + tokens.eta.shape[0]) % self.chunk
-
-        def write(group: Group) -> tuple[Group, WriteStats]:
-            new = self._write(constants, group, pending)
-            return new, self._stats(constants.layout, _change(constants.layout, new, group)[None], new)
-
-        group, stats = jax.lax.cond(left == 0, write, lambda group: (group, zero_stats()), group)
-        return group, pending, outs, stats._replace(pending_tokens=left.astype(float))
-
-    def _write(self, constants: kernel.Pass, group: Group, tokens: Streams) -> Group:
-        new = Group(*kernel.write_chunk(*group, constants.layout, tokens, constants.rule))
-        if self.reduce is own:
-            return new
-        examples = self.reduce(1)
-        return jax.tree.map(lambda total: total / examples, self.reduce(new))
-
-    def _stats(self, layout: Layout, norms_pm: Array, group: Group) -> WriteStats:
-        """Of P written chunks. norms_pm: by matrix, of what each has changed. group: after the last."""
-        slow = _matrices(self.slow)
-        slow_m, periods = _norms(slow), jnp.asarray(norms_pm.shape[0], float)
-        added = jax.tree.map(jnp.subtract, _matrices(kernel.unstack(group.weights, layout)), slow)
-        return zero_stats()._replace(
-            grad_norm=norms_pm.sum(),
-            periods=periods,
-            chunk_tokens=periods * self.chunk,
-            gate_hit=periods,
-            updates_applied=periods,
-            write_norm=relative(norms_pm, slow_m).max(1).sum(),
-            delta_norm=relative(_norms(added), slow_m).max(),
-        )
+def _mean(reduce: Reduce, group: kernel.Group) -> kernel.Group:
+    """A shared state becomes the mean of what each example has made of it."""
+    return tuple(total / reduce(1) for total in reduce(group))
 
 
-def _read(constants: kernel.Pass, group: Group, theta: PyTree, inputs: Inputs) -> tuple[Any, Streams]:
-    """Outputs and streams of tokens that are read with the group as it stands."""
-    reads = kernel.read(Products(group), constants.layout, inputs.x)
-    return constants.make(theta, reads, inputs.other)
+_Call: TypeAlias = tuple[kernel.Pass, kernel.Group, PyTree, PyTree]
+"""Arguments of `kernel.sweep` and `kernel.read_chunk`: constants, group, theta, inputs."""
 
 
-def _change(layout: Layout, new: Group, old: Group) -> Array:
-    """Frobenius norm [M] of what a write has changed in each matrix."""
-    difference = jax.tree.map(jnp.subtract, *trees.stop_gradient((new.weights, old.weights)))
-    return _norms(_matrices(kernel.unstack(difference, layout)))
+def _whole(call: _Call, slow: PyTree) -> tuple[kernel.Group, Any, WriteStats]:
+    """Chunks that begin and end in the call, then the tokens left over, which are read only."""
+    constants, group, theta, inputs = call
+    tokens = inputs[0].shape[0]
+    end = tokens // constants.chunk * constants.chunk
+    parts, stats = [], zero_stats()
+    if end:
+        whole = jax.tree.map(lambda t: t[:end], inputs)
+        group, outs, changes = kernel.sweep(constants, group, theta, whole)
+        parts.append(outs)
+        stats = _stats(constants, slow, group, changes)
+    if end < tokens or not tokens:
+        rest = jax.tree.map(lambda t: t[end:], inputs)
+        parts.append(kernel.read_chunk(constants, group, theta, rest)[0])
+    joined = jax.tree.map(lambda *t: jnp.concatenate(t), *parts)
+    return group, joined, stats._replace(pending_tokens=jnp.asarray(tokens - end, float))
 
 
-def _matrices(memories: PyTree) -> list[Array]:
-    """In the order of the norms of `hope_jax.kernels.self_mod.sweep`."""
-    parts = [memories[name] for name in sorted(memories)]
-    return [
-        *(part["w_out"] for part in parts),
-        *(part[name] for part in parts for name in ("w_in", "w_skip") if name in part),
-    ]
+def _gather(call: _Call, slow: PyTree, pending: Streams, at: Array) -> tuple[Any, Streams, Any, WriteStats]:
+    """A call inside a longer chunk, from its token `at`: its streams are entered, and written if the chunk
+    ends with it."""
+    constants, group, *_ = call
+    outs, tokens = kernel.read_chunk(*call)
+    enter = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
+    pending = jax.tree.map(lambda kept, new: enter(kept, new.astype(kept.dtype)), pending, tokens)
+    left = (at + tokens.eta.shape[0]) % constants.chunk
+
+    def write(group: kernel.Group) -> tuple[kernel.Group, WriteStats]:
+        new = kernel.write_chunk(group, constants.layout, pending, constants.rule)
+        new = constants.mean(new) if constants.mean else new
+        changes = jax.tree.map(lambda t: t[None], kernel.change(constants.layout, new, group))
+        return new, _stats(constants, slow, new, changes)
+
+    group, stats = jax.lax.cond(left == 0, write, lambda group: (group, zero_stats()), group)
+    return group, pending, outs, stats._replace(pending_tokens=left.astype(float))
 
 
-def _norms(matrices: list[Array]) -> Array:
-    """Frobenius norms [M] in JAX's default float, without gradient."""
-    return jax.lax.stop_gradient(jnp.stack([trees.safe_norm(m.astype(float)) for m in matrices]))
+def _stats(constants: kernel.Pass, slow: PyTree, group: kernel.Group, changes: PyTree) -> WriteStats:
+    """Of P written chunks. slow: the parameters. group: after the last. changes: [P] by matrix."""
+    added = jax.tree.map(jnp.subtract, kernel.unstack(group, constants.layout)[0], slow)
+    slow_m, added_m = (
+        jnp.stack([trees.safe_norm(m.astype(float)) for m in jax.tree.leaves(trees.stop_gradient(tree))])
+        for tree in (slow, added)
+    )
+    changes_mp = jnp.stack(jax.tree.leaves(changes))
+    periods = jnp.asarray(changes_mp.shape[1], float)
+    return zero_stats()._replace(
+        grad_norm=changes_mp.sum(),
+        periods=periods,
+        chunk_tokens=periods * constants.chunk,
+        gate_hit=periods,
+        updates_applied=periods,
+        write_norm=relative(changes_mp, slow_m[:, None]).max(0).sum(),
+        delta_norm=relative(added_m, slow_m).max(),
+    )
 
 
-class _MlpParams(nn.Module):
-    """Owns the first weights of one memory, matrices (out, in)."""
-
-    dim: int
-    out: int
-    skip: bool
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """Its weights."""
-        dim, begin = self.dim, self.begin
-        init, residual = transposed(begin.matrix()), transposed(begin.matrix(residual=True))
-        params = {
-            "w_in": self.param("w_in", init, (dim, dim), begin.dtype),
-            "w_out": self.param("w_out", residual, (self.out, dim), begin.dtype),
-        }
-        if self.skip:
-            params["w_skip"] = self.param("w_skip", init, (self.out, dim), begin.dtype)
-        return params
-
-
-class SelfModParams(nn.Module):
-    """Owns the parameters of self-modifying Titans. alpha_near_one: the retention gate has a bias outside the
-    decayed weights."""
-
-    memory: SelfMod
-    begin: Initial
-    alpha_near_one: bool
-
-    @nn.compact
-    def __call__(self) -> PyTree:
-        """The parameters of one layer."""
-        memory, begin, dim = self.memory, self.begin, self.memory.dim
-        params: PyTree = {}
-        if memory.conv_window:
-            shape = (memory.conv_window, dim)
-            params["conv"] = self.param("conv", begin.conv(memory.conv_window), shape, begin.dtype)
-        if not memory.adaptive_q:
-            params["w_q"] = self.param("w_q", transposed(begin.matrix()), (dim, dim), begin.dtype)
-        for name in (*memory.generator_names(), "memory"):
-            out = 1 if name in ("eta", "alpha") else dim
-            skip = memory.projection_skip and out != dim
-            params[name] = _MlpParams(dim, out, skip, begin, name=name)()
-        if memory.use_alpha and self.alpha_near_one:
-            params["b_alpha"] = self.param("b_alpha", nn.initializers.constant(ALPHA_BIAS), (), begin.dtype)
-        return params
-
-
-ARRAYS = (
-    ArrayKind("blocks.self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
-    ArrayKind("blocks.self_mod.conv", ("window", "dim"), "as that of attention"),
-    ArrayKind("blocks.self_mod.w_q", ("in", "out"), "x @ w, queries"),
-    ArrayKind("blocks.self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
-    ArrayKind("blocks.self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
+ARRAYS: ArrayKinds = (
+    ("self_mod_scale", ("dim",), "of the norm before self-modifying Titans"),
+    ("self_mod.conv", ("window", "dim"), "as that of attention"),
+    ("self_mod.w_q", ("in", "out"), "x @ w, queries"),
+    ("self_mod.b_alpha", (), "bias of the retention gate's logit; no write changes it"),
+    ("self_mod.{k,v,q,memory}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ("self_mod.{k,v,q,memory}.w_out", ("dim", "hidden"), "w @ x; what writes start from"),
+    ("self_mod.{eta,alpha}.w_in", ("hidden", "dim"), "w @ x; what writes start from"),
+    ("self_mod.{eta,alpha}.w_{out,skip}", ("one", "in"), "w @ x; what writes start from"),
 )
 """What self-modifying Titans are exported as."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import Entries, Initial
 from hope_jax.types import Array, PyTree
 
 Reduce = Callable[[PyTree], PyTree]
@@ -104,8 +105,28 @@ def relative(size: Array, norm: Array) -> Array:
     return size / jnp.maximum(norm, jnp.sqrt(jnp.finfo(norm.dtype).tiny))
 
 
-class Memory(Protocol):
-    """A memory that teach signals write; implementations are frozen, hashable values."""
+class AnyMemory(Protocol):
+    """What both kinds of memory know of themselves; implementations are frozen, hashable values."""
+
+    def entries(self, begin: Initial) -> Entries:
+        """The parameters of one layer, as `initial.Params` takes them."""
+        ...
+
+    def without_gradient(self, tokens: int) -> tuple[str, ...]:
+        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
+        ...
+
+    def flops(self, tokens: int) -> list[Flops]:
+        """Useful operations of a token in rows of `tokens`, of each of its stretches in order."""
+        ...
+
+    def init(self, params: PyTree) -> PyTree:
+        """The fast state of a context that has written nothing, for parameters of one layer."""
+        ...
+
+
+class Memory(AnyMemory, Protocol):
+    """A memory that teach signals write."""
 
     @property
     def write_only(self) -> tuple[str, ...]:
@@ -119,18 +140,6 @@ class Memory(Protocol):
     def taps(self) -> dict[str, tuple[int, int]]:
         """Widths of the taps that this memory learns from, by level: of the output, and of the hidden layer
         (0: no tap there)."""
-        ...
-
-    def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
-        ...
-
-    def flops(self, lengths: Lengths) -> list[Flops]:
-        """Useful operations of a token, of each of its stretches in order."""
-        ...
-
-    def init(self, params: PyTree) -> PyTree:
-        """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
 
     def norms(self, params: PyTree) -> PyTree:
@@ -162,23 +171,16 @@ class Memory(Protocol):
         ...
 
 
-class StreamMemory(Protocol):
-    """A memory that writes itself while it reads; implementations are frozen, hashable values."""
+class StreamMemory(AnyMemory, Protocol):
+    """A memory that writes itself while it reads."""
+
+    @property
+    def conv_window(self) -> int:
+        """Taps of its convolution; 0: none."""
+        ...
 
     def periods(self) -> dict[str, int]:
         """Tokens between writes, by the name under which those are counted."""
-        ...
-
-    def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
-        ...
-
-    def flops(self, lengths: Lengths) -> list[Flops]:
-        """Useful operations of a token, of each of its stretches in order."""
-        ...
-
-    def init(self, params: PyTree) -> PyTree:
-        """The fast state of a context that has written nothing, for parameters of one layer."""
         ...
 
     def init_carry(self, dtype: jnp.dtype) -> PyTree:
@@ -206,11 +208,11 @@ class StreamMemory(Protocol):
         active_n: Array,
         segments: Array | None,
     ) -> tuple[Array, PyTree | None, PyTree | None, dict[str, WriteStats]]:
-        """Reads n tokens and writes the chunks that end among them: y [n, D], the new state and carry (None
-        where None was given), statistics by level.
+        """Reads n tokens [n, D], the first at `position`, and writes the chunks that end among them.
 
-        x_nd: [n, D], the first at `position`. active_n: bool [n], False: padding, which changes nothing.
-        segments: int [w - 1 + n] document of each token of the convolution's history and of x; None: without
-        a convolution.
+        Returns y [n, D], the new state and carry (None where None was given), and statistics by level.
+
+        active_n: bool [n], False: padding, which changes nothing. segments: int [w - 1 + n] document of each
+        token of the convolution's history and of x; None: without a convolution.
         """
         ...

@@ -10,18 +10,19 @@ are tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import constant, zeros
 
 from hope_jax import trees
 from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
-from hope_jax.memory.flops import Flops, Lengths
-from hope_jax.memory.initial import ArrayKind, Initial
+from hope_jax.memory.flops import Flops
+from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, LevelState, Tokens, WriteRules
+from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
 from hope_jax.memory.titans_rule import TitansWriter
@@ -59,6 +60,37 @@ class Titan:
     self_modifier: bool = True
     correction_clip: float = 0.0
 
+    def entries(self, begin: Initial) -> Entries:
+        """See `AnyMemory.entries`."""
+        up, down = (self.dim, self.hidden), (self.hidden, self.dim)
+        # Its output is normed, so the size of a residual branch is set by the norm's scale.
+        scale = (2 * begin.num_layers) ** -0.5 if begin.modern else 1.0
+        biases = {"b_up": (initial.bias(up[0]), up[1:]), "b_down": (initial.bias(down[0]), down[1:])}
+        return {
+            "w_up": (begin.matrix(), up),
+            "w_down": (begin.matrix(), down),
+            "ln_scale": (constant(scale), up[:1]),
+            "ln_bias": (zeros, up[:1]),
+            **({} if begin.modern else biases),
+            **({SELF_MODIFIER: self._modifier_entries(begin)} if self.self_modifier else {}),
+            **({GATES: titans_rule.gate_entries(self.dim)} if self.gated else {}),
+        }
+
+    def _modifier_entries(self, begin: Initial) -> Entries:
+        """Of the SelfModifier, see `self_modifier_read`."""
+        widths = (3 * self.dim, self.hidden, self.hidden, self.dim)
+
+        def small(*arguments: Any) -> Array:
+            return SELF_MODIFIER_SCALE * begin.matrix()(*arguments)
+
+        entries: dict[str, Any] = {}
+        for i in (1, 2, 3):
+            shape = widths[i - 1 : i + 1]
+            entries[f"w_{i}"] = (small if i == 3 else begin.matrix(), shape)
+            if not begin.modern:
+                entries[f"b_{i}"] = (zeros if i == 3 else initial.bias(shape[0]), shape[1:])
+        return entries
+
     @property
     def gated(self) -> bool:
         """Whether its tokens have rates of their own."""
@@ -86,7 +118,7 @@ class Titan:
         """See `Memory.norms`."""
         return mlp_memory.group_norms(params)
 
-    def flops(self, lengths: Lengths) -> list[Flops]:
+    def flops(self, tokens: int) -> list[Flops]:
         """See `Memory.flops`. A write also reads the SelfModifier, and `online` differentiates through the
         write to it: cotangents of both factors of the outer products, through the pull back, and of the
         SelfModifier's matrices and hidden layers."""
@@ -97,7 +129,7 @@ class Titan:
             return [memory]
         inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
         learning = 1.5 * memory.forward + inputs + 2 * rest
-        read_again = not self.without_gradient(lengths.tokens)
+        read_again = not self.without_gradient(tokens)
         return [
             memory._replace(
                 write=memory.write + inputs + rest, write_backward=learning if read_again else 0.0
@@ -157,13 +189,9 @@ class Titan:
         factors = mlp_memory.write_factors(
             weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation
         )
-        writer = self._writer(params, norms, reduce)
-        if isinstance(writer, LevelWriter):
-            new, stats = writer.write(state, factors, mask, signal, position, last)
-        else:
-            gates = titans_rule.token_gates(params[GATES], key, self.level.lr)
-            tokens = Tokens(factors, mask, signal.surprise_n, signal.counted_n, gates)
-            new, stats = writer.write_chunk(state, tokens, position, last)
+        gates = titans_rule.token_gates(params[GATES], key, self.level.lr) if self.gated else ()
+        tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n, gates)
+        new, stats = self._writer(params, norms, reduce).write(state, tokens, position, last)
         return {name: new}, {name: stats}
 
 
@@ -194,70 +222,16 @@ def self_modifier_read(params: dict[str, Array], key: Array, value: Array, teach
     return h
 
 
-class _SelfModifierParams(nn.Module):
-    """Owns the parameters of a SelfModifier."""
-
-    memory: Titan
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """See `self_modifier_read`."""
-        begin, hidden, init = self.begin, self.memory.hidden, self.begin.matrix()
-
-        def small(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-            return SELF_MODIFIER_SCALE * init(key, shape, dtype)
-
-        widths = (3 * self.memory.dim, hidden, hidden, self.memory.dim)
-        params = {}
-        for i in (1, 2, 3):
-            shape = widths[i - 1 : i + 1]
-            params[f"w_{i}"] = self.param(f"w_{i}", small if i == 3 else init, shape, begin.dtype)
-            if not begin.modern:
-                bias = nn.initializers.zeros if i == 3 else initial.bias(shape[0])
-                params[f"b_{i}"] = self.param(f"b_{i}", bias, shape[1:], begin.dtype)
-        return params
-
-
-class TitanParams(nn.Module):
-    """Owns the parameters of a TITAN memory."""
-
-    memory: Titan
-    begin: Initial
-
-    @nn.compact
-    def __call__(self) -> PyTree:
-        """The parameters of one layer."""
-        memory, begin, dtype = self.memory, self.begin, self.begin.dtype
-        up, down = (memory.dim, memory.hidden), (memory.hidden, memory.dim)
-        # Its output is normed, so the size of a residual branch is set by the norm's scale.
-        scale = (2 * begin.num_layers) ** -0.5 if begin.modern else 1.0
-        params: PyTree = {
-            "w_up": self.param("w_up", begin.matrix(), up, dtype),
-            "w_down": self.param("w_down", begin.matrix(), down, dtype),
-            "ln_scale": self.param("ln_scale", nn.initializers.constant(scale), up[:1], dtype),
-            "ln_bias": self.param("ln_bias", nn.initializers.zeros, up[:1], dtype),
-        }
-        if not begin.modern:
-            params["b_up"] = self.param("b_up", initial.bias(up[0]), up[1:], dtype)
-            params["b_down"] = self.param("b_down", initial.bias(down[0]), down[1:], dtype)
-        if memory.self_modifier:
-            params[SELF_MODIFIER] = _SelfModifierParams(memory, begin, name=SELF_MODIFIER)()
-        if memory.gated:
-            params[GATES] = titans_rule.GateParams(memory.dim, dtype, name=GATES)()
-        return params
-
-
-ARRAYS = (
-    ArrayKind("blocks.titan_scale", ("dim",), "of the norm before the TITAN memory"),
-    ArrayKind("blocks.titan.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.titan.b_up", ("hidden",), "its bias"),
-    ArrayKind("blocks.titan.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
-    ArrayKind("blocks.titan.b_down", ("dim",), "its bias"),
-    ArrayKind("blocks.titan.ln_{scale,bias}", ("dim",), "of the LayerNorm at the TITAN memory's output"),
-    ArrayKind("blocks.titan.self_modifier.w_{1,2,3}", ("in", "out"), "x @ w; w_1 reads [key, value, delta]"),
-    ArrayKind("blocks.titan.self_modifier.b_{1,2,3}", ("out",), "their biases"),
-    ArrayKind("blocks.titan.gates.w_{alpha,eta,theta}", ("dim",), "Titans rule: decay, momentum, rate"),
-    ArrayKind("blocks.titan.gates.b_{alpha,eta,theta}", (), "their biases"),
+ARRAYS: ArrayKinds = (
+    ("titan_scale", ("dim",), "of the norm before the TITAN memory"),
+    ("titan.w_up", ("dim", "hidden"), "x @ w; what a context's writes start from"),
+    ("titan.b_up", ("hidden",), "its bias"),
+    ("titan.w_down", ("hidden", "dim"), "x @ w; what a context's writes start from"),
+    ("titan.b_down", ("dim",), "its bias"),
+    ("titan.ln_{scale,bias}", ("dim",), "of the LayerNorm at the TITAN memory's output"),
+    ("titan.self_modifier.w_{1,2,3}", ("in", "out"), "x @ w; w_1 reads [key, value, delta]"),
+    ("titan.self_modifier.b_{1,2,3}", ("out",), "their biases"),
+    ("titan.gates.w_{alpha,eta,theta}", ("dim",), "Titans rule: decay, momentum, rate"),
+    ("titan.gates.b_{alpha,eta,theta}", (), "their biases"),
 )
 """What a TITAN memory is exported as."""

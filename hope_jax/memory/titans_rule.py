@@ -16,23 +16,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import constant, zeros
 
 from hope_jax import trees
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.period_write import Ended, LevelState, PeriodWriter, Tokens
+from hope_jax.memory.initial import Entries
+from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter
 from hope_jax.types import Array, PyTree
 
 GATE_BIASES = {"alpha": -7.0, "eta": 2.2, "theta": 0.5413}
 """First biases of the gates: decay 0.0009, momentum 0.9, the level's own rate."""
 
 
-class TokenGates(NamedTuple):
-    """[n] each: decay alpha, momentum eta, rate theta."""
-
-    alpha: Array
-    eta: Array
-    theta: Array
+TokenGates = tuple[Array, Array, Array]
+"""[n] each: decay alpha, momentum eta, rate theta."""
 
 
 class Period(NamedTuple):
@@ -59,11 +56,8 @@ def token_gates(params: dict[str, Array], key_nd: Array, lr: float) -> TokenGate
     def gate_of(name: str) -> Array:
         return key @ params[f"w_{name}"] + params[f"b_{name}"]
 
-    return TokenGates(
-        alpha=jax.nn.sigmoid(gate_of("alpha")),
-        eta=jax.nn.sigmoid(gate_of("eta")),
-        theta=lr * jax.nn.softplus(gate_of("theta")),
-    )
+    decay, momentum = jax.nn.sigmoid(gate_of("alpha")), jax.nn.sigmoid(gate_of("eta"))
+    return decay, momentum, lr * jax.nn.softplus(gate_of("theta"))
 
 
 def token_weights(gates: TokenGates, mask: Array) -> tuple[Array, Array, Array, Array, Array]:
@@ -77,7 +71,7 @@ def token_weights(gates: TokenGates, mask: Array) -> tuple[Array, Array, Array, 
         weights = jnp.where(on, (a + b) * theta, 0), jnp.where(on, e * theta, 0)
         return trees.select(on, before, carry), weights
 
-    one = jnp.ones((), gates.alpha.dtype)
+    one = jnp.ones((), gates[0].dtype)
     (a, b, e), (w, v) = jax.lax.scan(back, (one, 0 * one, one), (gates, mask), reverse=True)
     return a, b, e, w, v
 
@@ -119,7 +113,7 @@ class TitansWriter(PeriodWriter):
         """See `then`."""
         return then(first, second)
 
-    def gather(self, tokens: Tokens) -> Period:
+    def gather(self, tokens: LevelTokens) -> Period:
         """The map of consecutive tokens."""
         dtype = self.dtype
         a, b, e, w, v = token_weights(tokens.gates, tokens.mask)
@@ -147,17 +141,9 @@ class TitansWriter(PeriodWriter):
         return write, momentum, period.grad_m
 
 
-class GateParams(nn.Module):
-    """Owns the parameters of the gates, which start without dependence on the data."""
-
-    dim: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        """See `token_gates`."""
-        params = {}
-        for name, start in GATE_BIASES.items():
-            params[f"w_{name}"] = self.param(f"w_{name}", nn.initializers.zeros, (self.dim,), self.dtype)
-            params[f"b_{name}"] = self.param(f"b_{name}", nn.initializers.constant(start), (), self.dtype)
-        return params
+def gate_entries(dim: int) -> Entries:
+    """The parameters of the gates of keys [n, dim], which start without dependence on the data."""
+    entries: dict[str, Any] = {}
+    for name, start in GATE_BIASES.items():
+        entries |= {f"w_{name}": (zeros, (dim,)), f"b_{name}": (constant(start), ())}
+    return entries

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax.kernels.causal_conv import causal_conv
-from hope_jax.memory.flops import Flops, Lengths, matrices
+from hope_jax.memory.flops import Flops, matrices
 from hope_jax.models import layers
 from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
@@ -193,10 +193,10 @@ class Attention(nn.Module):
         return query, key, value
 
 
-def flops(spec: ModelSpec, lengths: Lengths) -> list[Flops]:
-    """Of four projections; scores and their weighted sum over the keys that a token sees on average. Keys and
-    values from before a cut have no cotangents, which is half of the backward products."""
-    tokens, cut, chunk = lengths
+def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
+    """Of rows of `tokens` tokens that are cut every `cut` and read in chunks: four projections; scores and
+    their weighted sum over the keys that a token sees on average. Keys and values from before a cut have no
+    cotangents, which is half of the backward products."""
     projections = matrices(8.0 * spec.dim * spec.dim)
     seen = min(tokens / 2, spec.sliding_window or tokens)
     scores = 4.0 * spec.dim * seen

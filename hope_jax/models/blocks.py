@@ -5,6 +5,7 @@ called with the batch; a memory's mathematics is written for one example, and ma
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +14,13 @@ from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.memory import cms, gated_deltanet, self_mod, titan
-from hope_jax.memory.cms import Cms, CmsParams, IndependentCms
+from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms
-from hope_jax.memory.flops import Flops, Lengths, matrices
-from hope_jax.memory.gated_deltanet import GatedDeltaNet, GatedDeltaNetParams
-from hope_jax.memory.initial import ArrayKind
-from hope_jax.memory.self_mod import SelfModParams
-from hope_jax.memory.state import Memory, StreamMemory, WriteStats
-from hope_jax.memory.titan import Titan, TitanParams
+from hope_jax.memory.flops import Flops, matrices
+from hope_jax.memory.gated_deltanet import GatedDeltaNet
+from hope_jax.memory.initial import ArrayKinds, Params
+from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, WriteStats
+from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
 from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
 from hope_jax.models.spec import EXAMPLES, ModelSpec
@@ -29,7 +29,11 @@ from hope_jax.types import Array, PyTree
 ATTENTION, MLP, SWIGLU = "attn", "mlp", "swiglu"
 CMS, TITAN, TITAN_NORM, SELF_MOD, GATED_DELTANET = "cms", "titan", "titan_norm", "self_mod", "gated_deltanet"
 
-CONNECTIONS: Mapping[str, type[Cms]] = {"sequential": Cms, "independent": IndependentCms, "nested": NestedCms}
+CONNECTIONS: Mapping[str, Callable[..., Cms]] = {
+    "sequential": Cms,
+    "independent": partial(Cms, mixed=True),
+    "nested": NestedCms,
+}
 """How the levels of a CMS are connected, by `ModelSpec.cms_connection`."""
 
 
@@ -56,7 +60,7 @@ class BlockRead(NamedTuple):
     stats: dict[str, dict[str, WriteStats]]
 
 
-class Part(NamedTuple):
+class BlockPart(NamedTuple):
     """A part of a block. read: (the block, x [B, n, D], call) -> what it leaves. memory, stream: the memory
     that it reads, one that teach signals write or one that writes while it reads; None where the spec asks
     for none. carry: of (spec, B, capacity), what it carries before the first token. flops: useful
@@ -67,9 +71,9 @@ class Part(NamedTuple):
     memory: Callable[[ModelSpec, bool], Memory | None] | None = None
     stream: Callable[[ModelSpec], StreamMemory] | None = None
     carry: Callable[[ModelSpec, int, int], PyTree] | None = None
-    flops: Callable[[ModelSpec, Lengths], list[Flops]] | None = None
+    flops: Callable[[ModelSpec, int, int, int], list[Flops]] | None = None
     out_in: bool = False
-    arrays: tuple[ArrayKind, ...] = ()
+    arrays: ArrayKinds = ()
 
 
 class Block(nn.Module):
@@ -108,13 +112,13 @@ def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[st
     return {name: make(spec, batch_size, capacity) for name, make in parts.items() if make}
 
 
-def flops(spec: ModelSpec, lengths: Lengths) -> list[Flops]:
-    """Useful operations of a token in a block, of each stretch in order."""
+def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
+    """Useful operations of a token in a block, of each stretch in order; lengths as of `attention.flops`."""
     own: dict[str, Memory | StreamMemory] = {**memories(spec), **stream_memories(spec)}
     found = []
     for name in BLOCKS[spec.block_variant]:
         count = PARTS[name].flops
-        found += count(spec, lengths) if count else own[name].flops(lengths) if name in own else []
+        found += count(spec, tokens, cut, chunk) if count else own[name].flops(tokens) if name in own else []
     return found
 
 
@@ -155,6 +159,11 @@ def _titan_norm(block: Block, x: Array, call: Call) -> BlockRead:
     return _only(x if block.spec.modern else layers.norm(block, block.spec, x))
 
 
+def _params(name: str, memory: AnyMemory, spec: ModelSpec) -> PyTree:
+    """A memory's parameters, declared in the scope of the block that calls."""
+    return Params(memory.entries(spec.initial), spec.param_dtype, name=name)()
+
+
 def _taught(name: str, memory: Memory, params: PyTree, spec: ModelSpec, x: Array, call: Call) -> BlockRead:
     """What a memory reads that teach signals write."""
     over = jax.vmap(memory.read, (None, spec.fast_axis, 0, 0), axis_name=EXAMPLES)
@@ -185,7 +194,7 @@ def _cms(block: Block, x: Array, call: Call) -> BlockRead:
     spec, memory = block.spec, _make_cms(block.spec, block.training)
     if memory is None:
         return _only(x)
-    params = CmsParams(memory, spec.initial, name=CMS)()
+    params = _params(CMS, memory, spec)
     with jax.named_scope(CMS):
         return _taught(CMS, memory, params, spec, x, call)
 
@@ -211,7 +220,7 @@ def _titan(block: Block, x: Array, call: Call) -> BlockRead:
     """x with the memory's output added. The modern style reads the norm of x, the reference x itself."""
     spec, memory = block.spec, _make_titan(block.spec, block.training)
     key = layers.norm(block, spec, x, prefix="titan_") if spec.modern else x
-    params = TitanParams(memory, spec.initial, name=TITAN)()
+    params = _params(TITAN, memory, spec)
     with jax.named_scope(TITAN):
         read = _taught(TITAN, memory, params, spec, key, call)
     return read._replace(x=x + read.x)
@@ -228,10 +237,10 @@ def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec,
 
 
 def _streamed(
-    name: str, memory: StreamMemory, window: int, params: PyTree, spec: ModelSpec, z: Array, call: Call
+    name: str, memory: StreamMemory, params: PyTree, spec: ModelSpec, z: Array, call: Call
 ) -> BlockRead:
-    """What a memory reads that writes while it reads. window: taps of its convolution, 0: none."""
-    context = call.context
+    """What a memory reads that writes while it reads."""
+    context, window = call.context, memory.conv_window
     carry = None if call.cache is None else call.cache[name]
     segments = context.segments_with(window - 1) if window else None
     position = context.position if context.clock is None else context.clock
@@ -263,9 +272,9 @@ def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
     # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
     # the writes diverge within a few hundred tokens.
     z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
-    params = SelfModParams(memory, spec.initial, spec.alpha_near_one, name=SELF_MOD)()
+    params = _params(SELF_MOD, memory, spec)
     with jax.named_scope(SELF_MOD):
-        read = _streamed(SELF_MOD, memory, memory.conv_window, params, spec, z, call)
+        read = _streamed(SELF_MOD, memory, params, spec, z, call)
     return read._replace(x=x + read.x if spec.modern else read.x)
 
 
@@ -277,27 +286,29 @@ def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
     """x with what Gated DeltaNet reads of its norm added."""
     spec, memory = block.spec, _make_deltanet(block.spec)
     z = layers.norm(block, spec, x, prefix="gated_deltanet_")
-    params = GatedDeltaNetParams(memory, spec.initial, name=GATED_DELTANET)()
+    params = _params(GATED_DELTANET, memory, spec)
     with jax.named_scope(GATED_DELTANET):
-        read = _streamed(GATED_DELTANET, memory, memory.conv_window, params, spec, z, call)
+        read = _streamed(GATED_DELTANET, memory, params, spec, z, call)
     return read._replace(x=x + read.x)
 
 
-PARTS: Mapping[str, Part] = {
-    ATTENTION: Part(_attention, carry=init_cache, flops=attention.flops),
-    MLP: Part(_mlp, flops=lambda spec, _: [matrices(4.0 * spec.dim * spec.mlp_hidden)]),
-    SWIGLU: Part(_swiglu, flops=lambda spec, _: [matrices(6.0 * spec.dim * layers.swiglu_hidden(spec))]),
-    CMS: Part(_cms, memory=_make_cms, arrays=cms.ARRAYS),
-    TITAN: Part(_titan, memory=_make_titan, arrays=titan.ARRAYS),
-    TITAN_NORM: Part(_titan_norm),
-    SELF_MOD: Part(
+PARTS: Mapping[str, BlockPart] = {
+    ATTENTION: BlockPart(_attention, carry=init_cache, flops=attention.flops),
+    MLP: BlockPart(_mlp, flops=lambda spec, *_: [matrices(4.0 * spec.dim * spec.mlp_hidden)]),
+    SWIGLU: BlockPart(
+        _swiglu, flops=lambda spec, *_: [matrices(6.0 * spec.dim * layers.swiglu_hidden(spec))]
+    ),
+    CMS: BlockPart(_cms, memory=_make_cms, arrays=cms.ARRAYS),
+    TITAN: BlockPart(_titan, memory=_make_titan, arrays=titan.ARRAYS),
+    TITAN_NORM: BlockPart(_titan_norm),
+    SELF_MOD: BlockPart(
         _self_mod,
         stream=lambda spec: spec.self_mod,
         carry=_carry_of(lambda spec: spec.self_mod),
         out_in=True,
         arrays=self_mod.ARRAYS,
     ),
-    GATED_DELTANET: Part(
+    GATED_DELTANET: BlockPart(
         _gated_deltanet,
         stream=_make_deltanet,
         carry=_carry_of(_make_deltanet),

@@ -3,7 +3,7 @@
 What counts is said in `hope_jax.memory.flops`; embedding rows do not. docs/speed.md has the table of terms.
 """
 
-from hope_jax.memory.flops import Flops, Lengths
+from hope_jax.memory.flops import Flops
 from hope_jax.models import blocks
 from hope_jax.models.spec import ModelSpec
 
@@ -17,7 +17,7 @@ def train_flops_per_token(
     """
     streams = mode != "two_pass"
     cut = min(truncate, tokens) if mode == "online" else tokens
-    parts = blocks.flops(spec, Lengths(tokens, cut, min(spec.chunk_size, tokens) if streams else tokens))
+    parts = blocks.flops(spec, tokens, cut, min(spec.chunk_size, tokens) if streams else tokens)
     head, layers = 2.0 * spec.dim * spec.vocab_size, spec.num_layers
     forward = head + layers * sum(part.forward for part in parts)
     write = layers * sum(part.write for part in parts)

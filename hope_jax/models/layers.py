@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hope_jax.memory.initial import Entries
 from hope_jax.memory.mlp_memory import ACTIVATIONS, layer_norm
 from hope_jax.models.spec import ModelSpec
 from hope_jax.types import Array
@@ -52,22 +53,19 @@ def norm(module: nn.Module, spec: ModelSpec, x: Array, prefix: str = "norm_", *,
 
     start: first value of the scale.
     """
-    scale = module.param(f"{prefix}scale", nn.initializers.constant(start), (spec.dim,), spec.param_dtype)
-    if spec.modern:
-        return rms_norm(x, scale)
-    bias = module.param(f"{prefix}bias", nn.initializers.zeros, (spec.dim,), spec.param_dtype)
-    return layer_norm(x, scale, bias)
+    entries = {f"{prefix}{name}": entry for name, entry in norm_entries(spec, start).items()}
+    return normed(*(module.param(name, *entry, spec.param_dtype) for name, entry in entries.items()), x=x)
 
 
-class FinalNorm(nn.Module):
-    """The norm before the head."""
+def norm_entries(spec: ModelSpec, start: float = 1.0) -> Entries:
+    """The parameters of the style's norm."""
+    scale = {"scale": (nn.initializers.constant(start), (spec.dim,))}
+    return scale if spec.modern else {**scale, "bias": (nn.initializers.zeros, (spec.dim,))}
 
-    spec: ModelSpec
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """The style's norm of [..., D]."""
-        return norm(self, self.spec, x, prefix="")
+def normed(scale: Array, bias: Array | None = None, *, x: Array) -> Array:
+    """RMSNorm of x [..., D], or with a bias LayerNorm."""
+    return rms_norm(x, scale) if bias is None else layer_norm(x, scale, bias)
 
 
 def swiglu_hidden(spec: ModelSpec) -> int:

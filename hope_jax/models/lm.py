@@ -20,14 +20,15 @@ from flax import linen as nn
 
 from hope_jax import trees
 from hope_jax.kernels.xent_teach import logits_of
-from hope_jax.memory.state import Memory, StreamMemory, Taps, WriteSignal, WriteStats
+from hope_jax.memory.initial import Params
+from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, Taps, WriteSignal, WriteStats
 from hope_jax.models import blocks, documents, layers
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.blocks import Block, Call
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 from hope_jax.types import Array, PyTree
 
-EMBED = "embed"
+EMBED, FINAL_NORM = "embed", "final_norm"
 
 Fast = tuple[dict[str, PyTree], ...]
 """Fast states: of each layer, by memory name; leaves [B, ...], or without B under scope "batch"."""
@@ -78,7 +79,7 @@ class Lm(nn.Module):
             read, variable_axes={"params": 0}, split_rngs={"params": True}, length=spec.num_layers
         )
         x, _ = over_layers(Block(spec, name="blocks"), embed[tokens_bn].astype(spec.dtype), None)
-        return layers.FinalNorm(spec, name="final_norm")(x)
+        return layers.normed(**Params(layers.norm_entries(spec), spec.param_dtype, name=FINAL_NORM)(), x=x)
 
 
 def check_capacity(carry: Carry, tokens: int) -> None:
@@ -124,7 +125,7 @@ class HopeModel:
             **{name: tuple(memory.periods()) for name, memory in self.stream_memories().items()},
         }
 
-    def _all_memories(self) -> dict[str, Memory | StreamMemory]:
+    def _all_memories(self) -> dict[str, AnyMemory]:
         return {**self.memories(), **self.stream_memories()}
 
     def init_params(self, key: Array) -> PyTree:
@@ -145,16 +146,13 @@ class HopeModel:
     def init_fast_state(self, params: PyTree, batch_size: int) -> Fast:
         """Fast state of contexts that have written nothing."""
 
-        def of(memory: Memory | StreamMemory, params: PyTree) -> PyTree:
-            state = memory.init(params)
+        def layer(params: PyTree) -> dict[str, PyTree]:
+            state = {name: m.init(params[name]) for name, m in self._all_memories().items()}
             if self.spec.scope == "batch":
                 return state
             return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), state)
 
-        every = self._all_memories()
-        return tuple(
-            {name: of(m, layer[name]) for name, m in every.items()} for layer in self._layers(params)
-        )
+        return tuple(map(layer, self._layers(params)))
 
     def init_carry(self, batch_size: int, capacity: int) -> Carry:
         """An empty carry for `capacity` tokens of each context."""
@@ -214,7 +212,7 @@ class HopeModel:
             read: Any = module.apply({"params": layer}, x, call)
             x = read.x + taps[i]["block"].astype(read.x.dtype) if taps else read.x
             reads.append(read._replace(x=x))
-        hidden: Any = layers.FinalNorm(spec).apply({"params": params["final_norm"]}, x)
+        hidden = layers.normed(**params[FINAL_NORM], x=x)
         if carry is not None:
             assert context.seen_segments is not None
             cache = tuple(read.cache for read in reads)
@@ -259,20 +257,17 @@ class HopeModel:
         if not self.spec.reset_at_document:
             return fast, carry
         begins_b = (self.clock(carry, segment_ids) == 0) & (carry.position > 0)
-        empty = self.init_fast_state(params, len(segment_ids))
-        fresh = tuple(
-            {name: documents.select(begins_b, new[name], state) for name, state in old.items()}
-            for new, old in zip(empty, fast, strict=True)
-        )
-        histories = tuple(blocks.forget(begins_b, cache) for cache in carry.cache)
-        return fresh, carry._replace(cache=histories)
+
+        def layer(empty: dict[str, PyTree], state: dict[str, PyTree]) -> dict[str, PyTree]:
+            return documents.select(begins_b, {name: empty[name] for name in state}, state)
+
+        fresh = tuple(map(layer, self.init_fast_state(params, len(segment_ids)), fast))
+        return fresh, carry._replace(cache=tuple(blocks.forget(begins_b, cache) for cache in carry.cache))
 
     def norms(self, params: PyTree) -> tuple[dict[str, PyTree], ...]:
         """Norms of the slow weights, which every write needs: of each layer, by memory name."""
-        every = self.memories()
-        return tuple(
-            {name: m.norms(layer[name]) for name, m in every.items()} for layer in self._layers(params)
-        )
+        every = self.memories().items()
+        return tuple({name: m.norms(layer[name]) for name, m in every} for layer in self._layers(params))
 
     def write(
         self,
@@ -322,35 +317,34 @@ class HopeModel:
     def held_for_write(self, params: PyTree) -> PyTree:
         """The parameters, unstacked, as constants but for those that act through writes alone: writes are
         cut, yet SelfModifier and gates learn through them, to first order."""
-        held, own = trees.stop_gradient(params), {name: m.write_only for name, m in self.memories().items()}
-        layers = tuple(
-            {**h, **{name: {**h[name], **{k: p[name][k] for k in own[name]}} for name in own}}
-            for h, p in zip(held["blocks"], params["blocks"], strict=True)
-        )
-        return {**held, "blocks": layers}
+
+        def layer(params: PyTree) -> PyTree:
+            held = trees.stop_gradient(params)
+            for name, memory in self.memories().items():
+                held[name] = {**held[name], **{key: params[name][key] for key in memory.write_only}}
+            return held
+
+        return {**trees.stop_gradient(params), "blocks": tuple(map(layer, params["blocks"]))}
 
     def rebase(self, params: PyTree, fast: Fast) -> Fast:
         """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas
         are held (reads add them to the parameters), whole weights see `StreamMemory.rebase`."""
-        every, axis = self.stream_memories(), self.spec.fast_axis
-        return tuple(
-            {
-                **trees.stop_gradient(state),
-                **{
-                    name: jax.vmap(partial(memory.rebase, layer[name]))(state[name])
-                    if axis == 0
-                    else memory.rebase(layer[name], state[name])
-                    for name, memory in every.items()
-                },
-            }
-            for layer, state in zip(self._layers(params), fast, strict=True)
-        )
+
+        def layer(params: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
+            held = trees.stop_gradient(state)
+            for name, memory in self.stream_memories().items():
+                own = partial(memory.rebase, params[name])
+                held[name] = (own if self.spec.scope == "batch" else jax.vmap(own))(state[name])
+            return held
+
+        return tuple(map(layer, self._layers(params), fast))
 
     def move(self, old: PyTree, new: PyTree, fast: Fast) -> Fast:
         """The fast state after a step of the meta parameters, under scope "batch": what it has written is now
         added to `new`. Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
-        every = self.stream_memories()
-        return tuple(
-            {**state, **{name: m.move(a[name], b[name], state[name]) for name, m in every.items()}}
-            for a, b, state in zip(self._layers(old), self._layers(new), fast, strict=True)
-        )
+
+        def layer(old: PyTree, new: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
+            every = self.stream_memories().items()
+            return {**state, **{name: m.move(old[name], new[name], state[name]) for name, m in every}}
+
+        return tuple(map(layer, self._layers(old), self._layers(new), fast))

@@ -37,7 +37,6 @@ class ModelSpec(NamedTuple):
     SelfModifier's. self_modifier: False: its writes are steps along the teach signal alone. correction_clip:
     see `Titan`.
     self_mod: self-modifying Titans, of the variants that have them.
-    alpha_near_one: their retention gate has a bias outside the decayed weights.
     dtype: of activations and matmuls. param_dtype: of parameters and fast state.
     """
 
@@ -67,7 +66,6 @@ class ModelSpec(NamedTuple):
     self_modifier: bool = True
     correction_clip: float = 0.0
     self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
-    alpha_near_one: bool = True
     scope: str = "example"
     across: tuple[str, ...] = ()
     reset_at_document: bool = False

@@ -59,8 +59,6 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         self_modifier=model.self_mod.enabled,
         correction_clip=model.self_mod.clip,
         self_mod=_self_mod(config),
-        alpha_near_one=model.self_modifying.alpha_init == "near_one"
-        or (model.self_modifying.alpha_init == "style" and not reference),
         dtype=dtype,
         param_dtype=jnp.promote_types(dtype, jnp.float32),
     )
@@ -83,6 +81,8 @@ def _self_mod(config: ExperimentConfig) -> SelfMod:
         momentum=own.momentum,
         value_norm=own.value_norm,
         conv_window=own.local_conv_window,
+        alpha_near_one=own.alpha_init == "near_one"
+        or (own.alpha_init == "style" and model.style == "modern"),
     )
 
 

@@ -8,13 +8,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hope_jax.memory.initial import ArrayKind
 from hope_jax.models import blocks
 from hope_jax.training import arrays
 from hope_jax.training.manifest import BadFileError
@@ -23,6 +22,18 @@ from hope_jax.types import PyTree
 FORMAT, VERSION = "hope_jax weights", 1
 _KEY = "hope_jax"
 """One entry alone: safetensors does not order them, so with several, equal weights were not equal files."""
+
+
+class ArrayKind(NamedTuple):
+    """What the arrays of a name are.
+
+    name: dotted; LEVEL stands for a level's name, {a,b} for either. axes: of the array; those of `blocks.*`
+    come after the axis `layer`.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    what: str
 
 
 ARRAYS = (
@@ -37,7 +48,11 @@ ARRAYS = (
     ArrayKind("blocks.mlp.norm_{scale,bias}", ("dim",), "of the MLP's norm"),
     ArrayKind("blocks.mlp.w_{up,gate}", ("dim", "hidden"), "x @ w; gate: SwiGLU's"),
     ArrayKind("blocks.mlp.w_down", ("hidden", "dim"), "x @ w"),
-    *(kind for part in blocks.PARTS.values() for kind in part.arrays),
+    *(
+        ArrayKind(f"blocks.{name}", axes, what)
+        for part in blocks.PARTS.values()
+        for name, axes, what in part.arrays
+    ),
 )
 """Everything that the variants have in both styles."""
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import LevelState, PeriodWriter, WriteRules
-from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
+from hope_jax.memory.state import own
 from hope_jax.timing import Case, Comparison, Goal, compiled
 
 CHUNK, TOKENS, PRODUCTS = 32, 256, 4
@@ -48,9 +48,9 @@ def _with_matrices(
         x, teach = xs
         factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, x), teach)
         active = jnp.ones(CHUNK, bool)
-        signal = WriteSignal(teach, {}, jnp.ones(CHUNK), active, active)
         one = writer(WriteRules(CHUNK), spec, params, norms, own)
-        state, _ = one.write(state, factors, active, signal, jnp.int32(0), False)
+        tokens = LevelTokens(factors, active, jnp.ones(CHUNK), active)
+        state, _ = one.write(state, tokens, jnp.int32(0), False)
         return state, None
 
     return jax.lax.scan(step, state, _chunks(x, teach))[0]

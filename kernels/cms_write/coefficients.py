@@ -44,13 +44,6 @@ class Coefficients(NamedTuple):
     delta_sizes: jax.Array
 
 
-class Rates(NamedTuple):
-    """Constants of the inner optimizer; beta None: no velocity, v_p = G_p."""
-
-    beta: float | jax.Array | None
-    lr: float
-
-
 def root(square: jax.Array) -> jax.Array:
     """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
     positive = square > 0
@@ -64,31 +57,33 @@ def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
 
 
-def velocities(rates: Rates, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Coefficients [P, 1 + P] of v_p after each period, over (v_0, G_1 .. G_P)."""
+def velocities(beta: float | jax.Array | None, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Coefficients [P, 1 + P] of v_p after each period, over (v_0, G_1 .. G_P). beta None: there is no
+    velocity, v_p = G_p."""
     periods = applied_p.shape[0]
-    if rates.beta is None:
+    if beta is None:
         return jnp.concatenate([jnp.zeros((periods, 1), dtype), jnp.eye(periods, dtype=dtype)], axis=1)
     steps = jnp.cumsum(applied_p)
     since = steps[:, None] - steps
     own = applied_p & jnp.tri(periods, dtype=bool)
     # A power's exponent is masked before it is taken: later periods would have negative ones.
-    gradients = jnp.where(own, (1 - rates.beta) * rates.beta ** jnp.where(own, since, 0).astype(dtype), 0)
-    first = rates.beta ** steps.astype(dtype)
+    gradients = jnp.where(own, (1 - beta) * beta ** jnp.where(own, since, 0).astype(dtype), 0)
+    first = beta ** steps.astype(dtype)
     return jnp.concatenate([first[:, None], gradients], axis=1).astype(dtype)
 
 
 def coefficients(
     inner: Inner,
     applied_p: jax.Array,
-    rates: Rates,
+    beta: float | jax.Array | None,
+    lr: float,
     max_write: jax.Array | None,
     max_delta: jax.Array | None,
     dtype: jnp.dtype,
 ) -> Coefficients:
     """Of one map. max_write, max_delta: [] bounds, or None: off."""
-    v_pb = velocities(rates, applied_p, dtype)
-    writes_pb = jnp.where(applied_p[:, None], -rates.lr * v_pb, 0)
+    v_pb = velocities(beta, applied_p, dtype)
+    writes_pb = jnp.where(applied_p[:, None], -lr * v_pb, 0)
     write_hits = jnp.zeros(applied_p.shape, bool)
     vg = jnp.concatenate([inner.vv[None], inner.vg_p])
     gram_bb = jnp.concatenate([vg[None], jnp.concatenate([inner.vg_p[:, None], inner.gg_pp], axis=1)], axis=0)

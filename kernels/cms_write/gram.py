@@ -15,8 +15,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, Rates, coefficients
-from hope_jax.kernels.cms_write.products import times_transposed
+from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
 
 
 class Affine(NamedTuple):
@@ -69,13 +68,13 @@ def write_periods(
     chex.assert_type(applied_p, bool)
     maps = tuple(_in_dtype(one) for one in maps)
     first, periods = maps[0], applied_p.shape[0]
-    rates = Rates(None if first.velocity is None else beta, lr)
+    rate = None if first.velocity is None else beta
     bounds = jax.tree.map(lambda *b: jnp.stack(b), *((one.max_write, one.max_delta) for one in maps))
     inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
     dtype = first.delta.matrix.dtype
 
     def of_map(inner: Inner, max_write: jax.Array | None, max_delta: jax.Array | None) -> Coefficients:
-        return coefficients(inner, applied_p, rates, max_write, max_delta, dtype)
+        return coefficients(inner, applied_p, rate, lr, max_write, max_delta, dtype)
 
     found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
     return tuple(_combine(one, jax.tree.map(lambda c, i=i: c[i], found)) for i, one in enumerate(maps))
@@ -84,6 +83,11 @@ def write_periods(
 def _in_dtype(one: Map) -> Map:
     dtype = one.delta.matrix.dtype
     return one._replace(rows=jax.tree.map(lambda t: t.astype(dtype), one.rows))
+
+
+def times_transposed(x_ni: jax.Array, m_si: jax.Array) -> jax.Array:
+    """x m^T [n, S] as one product over the last axis of both, which XLA runs without a transposed copy."""
+    return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())))
 
 
 def token_products(rows: Rows, other: Rows) -> jax.Array:

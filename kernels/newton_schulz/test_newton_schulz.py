@@ -1,4 +1,4 @@
-"""Both production forms against the oracle, and the iteration that Muon and optax mean by the name."""
+"""The production form against the oracle, and the iteration that Muon and optax mean by the name."""
 
 from functools import partial
 
@@ -10,7 +10,6 @@ from hope_jax.kernels.newton_schulz import (
     CUBIC,
     QUINTIC,
     Coefficients,
-    batched,
     iterate,
     naive,
     numerics,
@@ -26,19 +25,9 @@ def drawn(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
 
 
-@pytest.fixture(params=["by_gram", "direct"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both forms at every shape, symmetric products in ragged strips of 5 rows."""
-    monkeypatch.setattr(batched, "STRIP", 5)
-    monkeypatch.setattr(
-        batched, "operations", lambda *_, by_gram: float(by_gram != (request.param == "by_gram"))
-    )
-    return str(request.param)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("coefficients", "steps"), RULES)
-def test_matches_naive(form: str, shape: tuple[int, int], coefficients: Coefficients, steps: int) -> None:
+def test_matches_naive(shape: tuple[int, int], coefficients: Coefficients, steps: int) -> None:
     x, eps, towards = drawn(*shape), 1e-3, drawn(*shape, 1)[..., 0]
 
     def both(f: object) -> tuple[jax.Array, jax.Array]:
@@ -49,13 +38,13 @@ def test_matches_naive(form: str, shape: tuple[int, int], coefficients: Coeffici
         np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_a_stack_is_its_matrices_one_by_one(form: str) -> None:
+def test_a_stack_is_its_matrices_one_by_one() -> None:
     stack = drawn(2, 3, 6, 9)
     wanted = [[naive.orthogonalize(x, QUINTIC, 5, 1e-8) for x in row] for row in stack]
     np.testing.assert_allclose(orthogonalize(stack, QUINTIC, 5, 1e-8), wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_a_matrix_of_zeros_stays_and_has_a_gradient(form: str) -> None:
+def test_a_matrix_of_zeros_stays_and_has_a_gradient() -> None:
     x = jnp.stack([jnp.zeros((3, 5)), drawn(3, 5)])
     got = orthogonalize(x, QUINTIC, 5, 1e-2)
     assert not got[0].any() and got[1].any()
@@ -66,7 +55,7 @@ def test_a_matrix_of_zeros_stays_and_has_a_gradient(form: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
-def test_shorter_types(form: str, dtype: str, near: float, shape: tuple[int, int]) -> None:
+def test_shorter_types(dtype: str, near: float, shape: tuple[int, int]) -> None:
     x = drawn(*shape)
     got = orthogonalize(x.astype(dtype), QUINTIC, 5, 1e-8)
     assert got.dtype == dtype
@@ -75,10 +64,10 @@ def test_shorter_types(form: str, dtype: str, near: float, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("smallest", [0.0, 1e-4])
-def test_singular_values_that_float32_does_not_see_stay_bounded(form: str, smallest: float) -> None:
+def test_singular_values_that_float32_does_not_see_stay_bounded(smallest: float) -> None:
     """Where A is singular up to rounding, rounding makes it indefinite."""
     rules = {"Muon": 5e-4, "M3": 5e-6}
-    errors = [numerics.error(form, "float32", numerics.RULES[name], smallest, (40, 90)) for name in rules]
+    errors = [numerics.error("float32", numerics.RULES[name], smallest, (40, 90)) for name in rules]
     assert all(0 < error < most for error, most in zip(errors, rules.values(), strict=True)), errors
 
 
@@ -96,17 +85,6 @@ def test_it_is_what_optax_takes_for_muon() -> None:
 
     ours = jax.tree.map(lambda t: iterate(t, QUINTIC, 5), update(0))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), ours, update(5))
-
-
-def test_the_form_with_fewer_operations_is_taken_and_only_where_float32_is_float32() -> None:
-    count = partial(batched.operations, coefficients=QUINTIC, steps=5)
-    assert count(512, 2048, by_gram=False) > 1.7 * count(512, 2048, by_gram=True)
-    assert count(512, 512, by_gram=False) < count(512, 512, by_gram=True)
-    assert count(2048, 2048, by_gram=False) > 1.2 * count(2048, 2048, by_gram=True)
-    exported = jax.export.export(jax.jit(lambda x: iterate(x, QUINTIC, 5)), platforms=["cuda"])(
-        jax.ShapeDtypeStruct((8, 64), jnp.float32)
-    )
-    assert exported.mlir_module().count("stablehlo.dot_general") == 15
 
 
 def test_the_coefficients_are_those_of_optax() -> None:

@@ -14,19 +14,11 @@ follow from those at the start by one unit-triangular C x C system, which is com
 Rows are tokens. Everything is for one example; the batch is a vmap.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.self_mod.group import Layout, Stacked, hidden_units, of_matrices
-from hope_jax.kernels.self_mod.products import (
-    MOMENTUM_ROWS,
-    ROWS,
-    Group,
-    Products,
-    outer,
-    wide,
-)
+from hope_jax.kernels.self_mod.group import Group, Layout, Products, outer, wide
 from hope_jax.kernels.triangular import exact, unit_lower_inverse
 
 
@@ -56,104 +48,17 @@ class Rule(NamedTuple):
     momentum: float = 0.0
 
 
-class _Inside(NamedTuple):
-    """What a group's read of n rows computes before the W_out's. pre: [n, R] products with `rows`; units:
-    [n, hidden units], those of the W_in's; below: see `_normal_below`; activations: [n, hidden units]."""
-
-    pre: jax.Array
-    units: jax.Array
-    below: jax.Array
-    activations: jax.Array
-
-
 class Factors(NamedTuple):
     """A chunk's write: W <- exp(log_total) W - start m - left^T right, m <- keep m + given^T right.
 
-    left, right: of each of `Stacked.matrices`, [n, O] and [n, I]. start, keep: []; given: as left; these
-    three are None without momentum.
+    log_total: []. left, right: of each matrix, [n, O] and [n, I]. buffers: (start, keep, given), [], [] and
+    as left; None without momentum, where there is no m.
     """
 
     log_total: jax.Array
     left: tuple[jax.Array, ...]
     right: tuple[jax.Array, ...]
-    start: jax.Array | None
-    keep: jax.Array | None
-    given: tuple[jax.Array, ...] | None
-
-
-Across: TypeAlias = tuple[jax.Array, ...]
-"""Of each matrix, sum over tokens of left * (right W^T), W at the chunk's start: of `rows` by row, [R]; of a
-W_out, []. What `change` needs."""
-
-
-class _Decays(NamedTuple):
-    """What decay, step size and momentum leave of a token, of the first weights W_0, of the first buffer m_0.
-
-    before, log_total: [C], [] share of W_0 just before token t, log of that after the chunk. lower: [C, C]
-    share of what token s < t wrote, just before t, times eta_s; end: [C] the same after the chunk. lower_m,
-    end_m: as `lower` and `end` for a gradient, which momentum repeats at later tokens. start_m, start_end:
-    [C], [] the same for m_0. keep, keep_start: [C], [] share of a gradient, of m_0, in the last buffer.
-    """
-
-    before: jax.Array
-    log_total: jax.Array
-    lower: jax.Array
-    end: jax.Array
-    lower_m: jax.Array
-    end_m: jax.Array
-    start_m: jax.Array
-    start_end: jax.Array
-    keep: jax.Array
-    keep_start: jax.Array
-
-
-def _normal_below(z: jax.Array) -> jax.Array:
-    """The normal distribution's share below z: the exact GELU is z times it. Fenced, or XLA computes it once
-    more in everything that reads it."""
-    return jax.lax.optimization_barrier(0.5 * (1 + jax.lax.erf(z * 0.5**0.5)))
-
-
-def _gelu_slope(z: jax.Array, below: jax.Array) -> jax.Array:
-    """Derivative of the exact GELU. below: of `_normal_below`."""
-    return below + z * jnp.exp(-0.5 * z * z) * (0.5 / jnp.pi) ** 0.5
-
-
-# Parts are split off: the derivative of slices would fill up each of them to the whole, and add.
-def _columns(x_nr: jax.Array, widths: list[int]) -> list[jax.Array]:
-    return list(jax.lax.split(x_nr, widths, axis=1))
-
-
-def _inside(products: Products, layout: Layout, sets: list[jax.Array]) -> list[_Inside]:
-    """The first half of the read of several sets of rows, with one product for all of them."""
-    joined = products.through(ROWS, jnp.concatenate(sets))
-    pres = jax.lax.split(joined, [len(rows) for rows in sets], axis=0)
-    units = [_columns(pre, _widths(layout))[0] for pre in pres]
-    below = [_normal_below(one) for one in units]
-    return [_Inside(pre, z, share, z * share) for pre, z, share in zip(pres, units, below, strict=True)]
-
-
-def _widths(layout: Layout) -> list[int]:
-    """Of the parts of a product with `rows`: all hidden units, and each W_skip."""
-    return [hidden_units(layout), *(part.out for part in layout if part.skip)]
-
-
-def _outputs(
-    products: Products, layout: Layout, hidden: tuple[jax.Array, ...], pre: jax.Array, x: jax.Array
-) -> tuple[jax.Array, ...]:
-    """W_out hidden + skip, by memory: linear in `hidden`, `pre` and `x` together."""
-    skips, outs = _columns(pre, _widths(layout))[1:], []
-    for i, (part, units) in enumerate(zip(layout, hidden, strict=True)):
-        out = products.through(("weights", i + 1), units)
-        if part.skip:
-            out = out + skips.pop(0)
-        elif part.out == x.shape[1]:
-            out = out + x
-        outs.append(out)
-    return tuple(outs)
-
-
-def _by_memory(layout: Layout, activations: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    return tuple(_columns(activations.astype(dtype), [part.hidden for part in layout]))
+    buffers: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]] | None = None
 
 
 def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Array]:
@@ -161,99 +66,40 @@ def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Arra
 
     The skip of a memory is W_skip, where it has one, else x where widths allow, else nothing.
     """
-    (seen,) = _inside(products, layout, [x])
-    outs = _outputs(products, layout, _by_memory(layout, seen.activations, x.dtype), seen.pre, x)
+    outs = _forward(products, layout, x)[-1]
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
-def _decays(eta: jax.Array, log_alpha: jax.Array, live: jax.Array, beta: float) -> _Decays:
-    size = eta.shape[0]
-    after = jnp.cumsum(log_alpha)
-    before = jnp.concatenate([jnp.zeros_like(after[:1]), after[:-1]])
-    strict = jnp.tril(jnp.ones((size, size), bool), -1)
-    # Exponents are masked first: above the diagonal they would overflow, and poison the gradient.
-    between = jnp.exp(jnp.where(strict, before[:, None] - after, 0))
-    lower = jnp.where(strict, eta * between, 0)
-    end = eta * jnp.exp(after[-1] - after)
-    # The buffer at s holds beta^(live tokens after r, up to s) of the gradient of r <= s.
-    steps = jnp.cumsum(live.astype(eta.dtype))
-    until = strict | jnp.eye(size, dtype=bool)
-    carried = jnp.where(until, beta ** jnp.where(until, steps[:, None] - steps, 0), 0)
-    first = beta**steps
-    return _Decays(
-        before=jnp.exp(before),
-        log_total=after[-1],
-        lower=lower,
-        end=end,
-        lower_m=exact(lower, carried) if beta else lower,
-        end_m=exact(end, carried) if beta else end,
-        start_m=exact(lower, first),
-        start_end=exact(end, first),
-        keep=carried[-1],
-        keep_start=first[-1],
-    )
+def write_chunk(
+    group: Group, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
+) -> Group:
+    """The group after one chunk's writes, in its own dtype; see `factors_of_chunk`.
 
-
-class _Errors(NamedTuple):
-    """Of every memory, (signals_t)^T right_t is token t's gradient of W_out; [n, out] and [n, hidden].
-    n: C, or 2 C where that of M(v) is of rank one more."""
-
-    signals: tuple[jax.Array, ...]
-    right: tuple[jax.Array, ...]
-
-
-def _errors(
-    products: Products,
-    layout: Layout,
-    k: jax.Array,
-    v: jax.Array,
-    seen: list[_Inside],
-    live: jax.Array,
-    rule: Rule,
-) -> _Errors:
-    """The inner loss's derivative by M(k) and, if it is in the inner gradient, by M(v).
-
-    Under l2 these are D = 2 (M(k) - M(v)) and -D: one product with the difference of the activations gives
-    D, and the gradient of W_out is D^T (h(k) - h(v)).
+    It has buffers if `rule.momentum` is not 0.
     """
-    dtype = k.dtype
-    at_k, at_v = seen
-    apart = _by_memory(layout, at_k.activations - at_v.activations, dtype)
-    hidden_k = _by_memory(layout, at_k.activations, dtype)
-    if rule.objective == "l2":
-        errors = _outputs(products, layout, apart, at_k.pre - at_v.pre, wide(k) - wide(v))
-        signals = tuple(jnp.where(live[:, None], 2 * error, 0) for error in errors)
-        return _Errors(signals, hidden_k if rule.stopgrad_vhat else apart)
-    hidden_v = _by_memory(layout, at_v.activations, dtype)
-    hidden = tuple(jnp.concatenate(both) for both in zip(hidden_k, hidden_v, strict=True))
-    outs = _outputs(products, layout, hidden, jnp.concatenate([at_k.pre, at_v.pre]), jnp.concatenate([k, v]))
-    preds, targets = zip(*(jnp.split(out, 2) for out in outs), strict=True)
-    by_pred = [jnp.where(live[:, None], -target, 0) for target in targets]
-    if rule.stopgrad_vhat:
-        return _Errors(tuple(by_pred), hidden_k)
-    by_target = [jnp.where(live[:, None], -pred, 0) for pred in preds]
-    signals = tuple(jnp.concatenate(both) for both in zip(by_pred, by_target, strict=True))
-    return _Errors(signals, hidden)
+    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live))
 
 
-def _projections(
-    products: Products, k: jax.Array, pre: jax.Array, left: jax.Array, right: jax.Array, decays: _Decays
-) -> jax.Array:
-    """y_t = W_{t-1} k_t of the stacked rows W, [C, R]: the rank-one factor removes eta_t y_t k_t^T.
-
-    pre: [C, R], W_0 k_t. left, right: factors of the gradients, as in `factors_of_chunk`.
-    """
-    keys, repeats = wide(k), right.shape[0] // k.shape[0]
-    shared = jnp.tile(decays.lower_m, (1, repeats)) * exact(keys, wide(right).T)
-    y = decays.before[:, None] * pre - exact(shared, left)
-    if products.momentum:
-        y = y - decays.start_m[:, None] * products.through(MOMENTUM_ROWS, k)
-    return exact(unit_lower_inverse(decays.lower * exact(keys, keys.T)), y)
+def advance(group: Group, factors: Factors) -> Group:
+    """The group after the write, in its own dtype."""
+    log_total, left, right, momentum = jax.lax.optimization_barrier(factors)
+    total, count = jnp.exp(log_total), len(left)
+    weights = [
+        total.astype(w.dtype) * w - outer(a, b, w.dtype)
+        for w, a, b in zip(group[:count], left, right, strict=True)
+    ]
+    if momentum is None:
+        return tuple(weights)
+    start, keep, given = momentum
+    buffers = group[count:]
+    weights = [w - start.astype(w.dtype) * m for w, m in zip(weights, buffers, strict=True)]
+    three = zip(buffers, given, right, strict=True)
+    return (*weights, *(keep.astype(m.dtype) * m + outer(a, b, m.dtype) for m, a, b in three))
 
 
 def factors_of_chunk(
     products: Products, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
-) -> tuple[Factors, Across]:
+) -> Factors:
     """What one chunk writes.
 
     products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
@@ -261,87 +107,89 @@ def factors_of_chunk(
     exact identity, whatever it holds, and gets no gradient. None: all are live, but with momentum those with
     eta = 0 and log_alpha = 0, which without it write nothing anyway.
     """
+    size = tokens.k.shape[0]
     if live is None:
-        live = jnp.ones(tokens.k.shape[0], bool)
-        if rule.momentum:
-            live = (tokens.eta != 0) | (tokens.log_alpha != 0)
-    k, v = (jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v))
+        live = (tokens.eta != 0) | (tokens.log_alpha != 0) if rule.momentum else jnp.ones(size, bool)
+    both = jnp.concatenate([jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v)])
     eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
-    decays = _decays(eta, log_alpha, live, rule.momentum)
-    seen = _inside(products, layout, [k, v])
-    signals, hidden = _errors(products, layout, k, v, seen, live, rule)
-    pulled = [products.back(("weights", i + 1), d, k.dtype) for i, d in enumerate(signals)]
+    pre, slopes, hidden, outs = _forward(products, layout, both)
+    signals = [_signals(rule, live, *jnp.split(out, 2)) for out in outs]
     # Token t's gradients are left_t^T right_t (and those of v_t below them, if they count).
-    left, right = _row_gradients(layout, seen, signals, pulled, rule), k
-    if not rule.stopgrad_vhat:
-        right = jnp.concatenate([k, v])
-
-    def shared(rows: jax.Array, share: jax.Array) -> jax.Array:
-        return jnp.tile(share, len(rows) // len(k))[:, None] * rows
-
-    row_share = shared(left, decays.end_m)
-    if rule.rank1:
-        y = _projections(products, k, seen[0].pre, left, right, decays)
-        row_share = row_share.at[: k.shape[0]].add(decays.end[:, None] * y)
-    lefts, rights = (row_share, *(shared(d, decays.end_m) for d in signals)), (right, *hidden)
-    pres = seen[0].pre if rule.stopgrad_vhat else jnp.concatenate([one.pre for one in seen])
-    across = (
-        jnp.sum(row_share * pres, 0),
-        *(jnp.sum(shared(d, decays.end_m) * h) for d, h in zip(pulled, hidden, strict=True)),
-    )
-    if not products.momentum:
-        return Factors(decays.log_total, lefts, rights, None, None, None), across
-    given = (shared(left, decays.keep), *(shared(d, decays.keep) for d in signals))
-    return Factors(decays.log_total, lefts, rights, decays.start_end, decays.keep_start, given), across
-
-
-def advance(group: Group, factors: Factors) -> Group:
-    """The group after the write, in its own dtype."""
-
-    def written(w: jax.Array, m: jax.Array | None, left: jax.Array, right: jax.Array) -> jax.Array:
-        new = jnp.exp(factors.log_total).astype(w.dtype) * w - outer(left, right, w.dtype)
-        return new if m is None else new - jnp.asarray(factors.start).astype(w.dtype) * m
-
-    weights, momentum = group
-    factors = jax.lax.optimization_barrier(factors)
-    if momentum is None or factors.given is None or factors.keep is None:
-        pairs = zip(weights.matrices(), factors.left, factors.right, strict=True)
-        return Group(of_matrices(tuple(written(w, None, left, right) for w, left, right in pairs)), None)
-    keep = factors.keep
-    four = zip(weights.matrices(), momentum.matrices(), factors.left, factors.right, strict=True)
-    new = tuple(written(*matrix) for matrix in four)
-    three = zip(momentum.matrices(), factors.given, factors.right, strict=True)
-    buffers = tuple(keep.astype(m.dtype) * m + outer(given, right, m.dtype) for m, given, right in three)
-    return Group(of_matrices(new), of_matrices(buffers))
-
-
-def write_chunk(
-    weights: Stacked,
-    momentum: Stacked | None,
-    layout: Layout,
-    tokens: Tokens,
-    rule: Rule,
-    live: jax.Array | None = None,
-) -> tuple[Stacked, Stacked | None]:
-    """The group after one chunk's writes, and its momentum buffers; see `factors_of_chunk`.
-
-    weights: at the chunk's start; their dtype is the result's. momentum: buffers; None if `rule.momentum`
-    is 0.
-    """
-    group = Group(weights, momentum)
-    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live)[0])
-
-
-def _row_gradients(
-    layout: Layout, seen: list[_Inside], signals: tuple[jax.Array, ...], pulled: list[jax.Array], rule: Rule
-) -> jax.Array:
-    """d loss / d (products with the stacked rows) [n, R] from d loss / d outputs, [n, out] each, and what the
-    W_out's make of them, [n, hidden] each. n: C, 2 C with the rows of v."""
-    slopes = [_gelu_slope(one.units, one.below) for one in seen]
+    count = signals[0].shape[0]
+    right, *hidden = (rows[:count] for rows in (both, *hidden))
+    pulled = [products("back", i + 1, d.astype(both.dtype)) for i, d in enumerate(signals)]
     skips = [d for part, d in zip(layout, signals, strict=True) if part.skip]
-    hidden = jnp.concatenate(pulled, 1)
-    if rule.stopgrad_vhat:
-        return jnp.concatenate([hidden * slopes[0], *skips], 1)
-    if rule.objective == "l2":
-        hidden, *skips = (jnp.concatenate([d, -d]) for d in (hidden, *skips))
-    return jnp.concatenate([hidden * jnp.concatenate(slopes), *skips], 1)
+    rows = jnp.concatenate([jnp.concatenate(pulled, 1) * slopes[:count], *skips], 1)
+
+    def shared(share: jax.Array) -> list[jax.Array]:
+        by_row = jnp.tile(share, count // size)[:, None]
+        return [by_row * gradient for gradient in (rows, *signals)]
+
+    after, shares = decays(eta, log_alpha)
+    given, start = shares, None
+    if rule.momentum:
+        carried, first = _carried(live.astype(eta.dtype), rule.momentum)
+        given, start = exact(shares, carried), exact(shares, first)
+    left, *others = shared(given[-1])
+    if rule.rank1:
+        # y_t = W_{t-1} k_t: the factor removes eta_t y_t k_t^T.
+        keys = wide(both[:size])
+        y = jnp.exp(after[:-1, None]) * pre[:size]
+        y -= exact(jnp.tile(given[:-1], (1, count // size)) * exact(keys, wide(right).T), rows)
+        if start is not None:
+            y -= start[:-1, None] * products("through", len(layout) + 1, both[:size])
+        y = exact(unit_lower_inverse(shares[:-1] * exact(keys, keys.T)), y)
+        left = left.at[:size].add(shares[-1][:, None] * y)
+    buffers = None if start is None else (start[-1], first[-1], tuple(shared(carried[-1])))
+    return Factors(after[-1], (left, *others), (right, *hidden), buffers)
+
+
+def _forward(
+    products: Products, layout: Layout, x: jax.Array
+) -> tuple[jax.Array, jax.Array, list[jax.Array], list[jax.Array]]:
+    """At rows x [n, D]: the products with the stacked rows [n, R], the slopes of all hidden units [n, hidden
+    units], and each memory's activations and outputs."""
+    pre = products("through", 0, x)
+    # Parts are split off: the derivative of slices would fill up each of them to the whole, and add.
+    widths = [sum(part.hidden for part in layout), *(part.out for part in layout if part.skip)]
+    units, *skips = jax.lax.split(pre, widths, axis=1)
+    # The normal distribution's share below, fenced, or XLA makes it once more in everything that reads it.
+    below = jax.lax.optimization_barrier(0.5 * (1 + jax.lax.erf(units * 0.5**0.5)))
+    slopes = below + units * jnp.exp(-0.5 * units * units) * (0.5 / jnp.pi) ** 0.5
+    hidden = jax.lax.split((units * below).astype(x.dtype), [part.hidden for part in layout], axis=1)
+    outs = []
+    for i, part in enumerate(layout):
+        out = products("through", i + 1, hidden[i])
+        if part.skip:
+            out = out + skips.pop(0)
+        elif part.out == x.shape[1]:
+            out = out + x
+        outs.append(out)
+    return pre, slopes, list(hidden), outs
+
+
+def _signals(rule: Rule, live: jax.Array, pred: jax.Array, target: jax.Array) -> jax.Array:
+    """The inner loss's derivative by M(k) [C, out] and, if it is in the inner gradient, by M(v) below."""
+    pair = (2 * (pred - target), 2 * (target - pred)) if rule.objective == "l2" else (-target, -pred)
+    wanted = pair[:1] if rule.stopgrad_vhat else pair
+    return jnp.concatenate([jnp.where(live[:, None], d, 0) for d in wanted])
+
+
+def decays(eta: jax.Array, log_alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Just before each token, and after the last: log of the share of the first weights, [C + 1]; eta_s times
+    the share of what token s wrote, [C + 1, C]."""
+    size = eta.shape[0]
+    after = jnp.concatenate([jnp.zeros(1, eta.dtype), jnp.cumsum(log_alpha)])
+    earlier = jnp.tril(jnp.ones((size + 1, size), bool), -1)
+    # Exponents are masked first: above the diagonal they would overflow, and poison the gradient.
+    between = jnp.exp(jnp.where(earlier, after[:, None] - after[1:], 0))
+    return after, jnp.where(earlier, eta * between, 0)
+
+
+def _carried(live: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
+    """In the buffer at s: the share of the gradient of r, [C, C], and of the first buffer, [C]. live: [C] of
+    0 and 1."""
+    steps = jnp.cumsum(live)
+    until = steps[:, None] - steps
+    earlier = jnp.tril(jnp.ones(until.shape, bool))
+    return jnp.where(earlier, beta ** jnp.where(earlier, until, 0), 0), beta**steps

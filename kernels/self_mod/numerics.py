@@ -89,7 +89,7 @@ def _chunk(size: int) -> Callable[..., tuple[Any, Any]]:
     del size
 
     def write(group: Any, tokens: Tokens) -> Any:
-        return write_chunk(stack(group), None, layout_of(group), tokens, Rule())[0]
+        return write_chunk(stack(group), layout_of(group), tokens, Rule())
 
     return _with_gradient(write, seed=2)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.self_mod import Rule, Tokens, chunked, layout_of, naive, stack, unstack
+from hope_jax.kernels.self_mod import Rule, Tokens, layout_of, naive, stack, unstack, write_chunk
 
 DIM, HIDDEN = 5, 7
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -36,9 +36,8 @@ def make_tokens(count: int, alpha: float, seed: int = 1) -> Tokens:
 
 def closed_form(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:
     layout = layout_of(group)
-    momentum = stack(buffers) if rule.momentum else None
-    written, after = chunked.write_chunk(stack(group), momentum, layout, tokens, rule, live)
-    return unstack(written, layout), unstack(after, layout) if after is not None else None
+    stacked = stack(group, buffers if rule.momentum else None)
+    return unstack(write_chunk(stacked, layout, tokens, rule, live), layout)
 
 
 def recursion(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
@@ -53,7 +54,6 @@ def cross_entropy(
     head_vd: jax.Array,
     targets_bt: jax.Array,
     block_logits: int = BLOCK_LOGITS,
-    errors_btv: jax.Array | None = None,
 ) -> CrossEntropy:
     """Cross-entropy of each position's target under softmax(hidden @ head^T).
 
@@ -61,39 +61,31 @@ def cross_entropy(
     and accumulation in float32 at least; products take their operands in the compute dtype. Can be
     differentiated (in reverse) any number of times with respect to hidden and head; all but the first
     derivative makes each block's logits again instead of keeping them. block_logits: as `BLOCK_LOGITS`.
-    errors: zeros [B, T, V] in hidden's dtype, which are not read; the first derivative with respect to them
-    is p - onehot, for who takes the head's gradient of many calls at once.
     """
+    chex.assert_rank([hidden_btd, head_vd, targets_bt], [3, 2, 2])
+    chex.assert_equal_shape_prefix([hidden_btd, targets_bt], 2)
     batch, tokens = targets_bt.shape
     longest = max(1, block_logits // (head_vd.shape[0] * batch))
     blocks = -(-tokens // longest)
-    size = -(-tokens // blocks)
-    found = _cross_entropy(size, hidden_btd, head_vd, targets_bt, errors_btv)
+    found = _cross_entropy(-(-tokens // blocks), hidden_btd, head_vd, targets_bt)
     return CrossEntropy(*found, targets_bt >= 0)
 
 
 class _Block(NamedTuple):
     """total: [] summed loss. by_head: d total / d head [V, D], or None. loss, entropy: [B, C]. signal:
-    d total / d hidden [B, C, D], or None. errors: d total / d logits [B, C, V], or None."""
+    d total / d hidden [B, C, D], or None."""
 
     total: jax.Array
     by_head: jax.Array | None
     loss: jax.Array
     entropy: jax.Array
     signal: jax.Array | None
-    errors: jax.Array | None
 
 
-class _Wanted(NamedTuple):
-    """Which cotangents."""
-
-    signal: bool = False
-    by_head: bool = False
-    errors: bool = False
-
-
-def _block(wanted: _Wanted, hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array) -> _Block:
-    """One block from its logits; signal and by_head are float32 at least."""
+def _block(
+    signal: bool, by_head: bool, hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array
+) -> _Block:
+    """One block from its logits, with the cotangents that are asked for, in float32 at least."""
     rows, targets_r = hidden_bcd.reshape(-1, hidden_bcd.shape[-1]), targets_bc.reshape(-1)
     supervised_r = targets_r >= 0
     logits_rv = logits_of(rows, head_vd)
@@ -106,17 +98,12 @@ def _block(wanted: _Wanted, hidden_bcd: jax.Array, head_vd: jax.Array, targets_b
     error_rv = (jnp.exp(logits_rv - bound_r[:, None]) - hit_rv).astype(rows.dtype)
     log_p_rv = logits_rv - normaliser_r[:, None]
     entropy_r = -(jnp.exp(log_p_rv) * log_p_rv).sum(-1)
-
-    def shaped(t: jax.Array) -> jax.Array:
-        return t.reshape(*targets_bc.shape, *t.shape[1:])
-
     return _Block(
         total=loss_r.sum(),
-        by_head=_product("rv,rd->vd", error_rv, rows) if wanted.by_head else None,
-        loss=shaped(jax.lax.stop_gradient(loss_r)),
-        entropy=shaped(jax.lax.stop_gradient(entropy_r)),
-        signal=shaped(_product("rv,vd->rd", error_rv, head_vd)) if wanted.signal else None,
-        errors=shaped(error_rv) if wanted.errors else None,
+        by_head=_product("rv,rd->vd", error_rv, rows) if by_head else None,
+        loss=jax.lax.stop_gradient(loss_r).reshape(targets_bc.shape),
+        entropy=jax.lax.stop_gradient(entropy_r).reshape(targets_bc.shape),
+        signal=_product("rv,vd->rd", error_rv, head_vd).reshape(hidden_bcd.shape) if signal else None,
     )
 
 
@@ -130,16 +117,15 @@ def _pass(
     hidden_btd: jax.Array,
     head_vd: jax.Array,
     targets_bt: jax.Array,
-    wanted: _Wanted,
+    *,
+    signal: bool = False,
+    by_head: bool = False,
 ) -> _Block:
     """All blocks, in order; by_head and signal in the dtypes of head and hidden."""
     weights = head_vd.astype(hidden_btd.dtype)
-    block = jax.checkpoint(partial(_block, wanted))
-    tokens = targets_bt.shape[1]
-    if size == tokens:
-        found = block(hidden_btd, weights, targets_bt)
-    else:
-        found = _over_blocks(block, size, hidden_btd, weights, targets_bt)
+    block = jax.checkpoint(partial(_block, signal, by_head))
+    over = block if size == targets_bt.shape[1] else partial(_over_blocks, block, size)
+    found = over(hidden_btd, weights, targets_bt)
     return found._replace(
         by_head=None if found.by_head is None else found.by_head.astype(head_vd.dtype),
         signal=None if found.signal is None else found.signal.astype(hidden_btd.dtype),
@@ -164,7 +150,7 @@ def _over_blocks(
     def body(sums: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
         found = block(part[0], head_vd, part[1])
         sums = jax.tree.map(jnp.add, sums, (found.total, found.by_head))
-        return sums, (found.loss, found.entropy, found.signal, found.errors)
+        return sums, (found.loss, found.entropy, found.signal)
 
     hidden, targets = cut(hidden_btd, 0), cut(targets_bt, -1)
     like = jax.eval_shape(block, hidden[0], head_vd, targets[0])
@@ -177,32 +163,25 @@ _Found = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(
-    size: int,
-    hidden_btd: jax.Array,
-    head_vd: jax.Array,
-    targets_bt: jax.Array,
-    errors_btv: jax.Array | None,
-) -> _Found:
+def _cross_entropy(size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> _Found:
     """(total, loss_bt, entropy_bt), in blocks of `size` tokens of every example."""
-    del errors_btv
-    found = _pass(size, hidden_btd, head_vd, targets_bt, _Wanted())
+    found = _pass(size, hidden_btd, head_vd, targets_bt)
     return found.total, found.loss, found.entropy
 
 
-def _forward(size: int, hidden: Any, head: Any, targets: Any, errors: Any) -> tuple[_Found, Any]:
+def _forward(size: int, hidden: Any, head: Any, targets: Any) -> tuple[_Found, Any]:
     """The pass with the cotangents of what is differentiated; arguments with their `perturbed`."""
-    wanted = _Wanted(hidden.perturbed, head.perturbed, errors is not None and errors.perturbed)
-    found = _pass(size, hidden.value, head.value, targets.value, wanted)
-    return (found.total, found.loss, found.entropy), (found.signal, found.by_head, found.errors)
+    wanted = {"signal": hidden.perturbed, "by_head": head.perturbed}
+    found = _pass(size, hidden.value, head.value, targets.value, **wanted)
+    return (found.total, found.loss, found.entropy), (found.signal, found.by_head)
 
 
-def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None, Any]:
+def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None]:
     by_total = cotangents[0]
     if isinstance(by_total, SymbolicZero):
-        return None, None, None, None
-    signal, by_head, errors = jax.tree.map(lambda t: (t * by_total).astype(t.dtype), kept)
-    return signal, by_head, None, errors
+        return None, None, None
+    signal, by_head = jax.tree.map(lambda t: (t * by_total).astype(t.dtype), kept)
+    return signal, by_head, None
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

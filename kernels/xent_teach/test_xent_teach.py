@@ -72,20 +72,6 @@ def test_second_derivatives_match_naive(blocks: str, wanted: Any) -> None:
     assert_close(second_order(blocks_total(BLOCKS[blocks]))(*case(1.0)), wanted[2])
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
-def test_errors_are_the_derivative_by_logits_and_make_the_heads_gradient(blocks: str, wanted: Any) -> None:
-    hidden, head = case()
-
-    def total(errors: jax.Array) -> jax.Array:
-        return cross_entropy(hidden, head, jnp.asarray(TARGETS), BLOCKS[blocks], errors).total
-
-    errors = quick(jax.grad(total))(jnp.zeros((BATCH, TOKENS, VOCAB)))
-    targets = np.asarray(TARGETS)[..., None]
-    by_logits = jax.nn.softmax(hidden @ head.T) - (targets == np.arange(VOCAB))
-    assert_close(errors, jnp.where(targets >= 0, by_logits, 0))
-    assert_close(jnp.einsum("btv,btd->vd", errors, hidden), wanted[1][1])
-
-
 def test_scaled_loss_scales_its_gradient_and_gates_are_constants(wanted: Any) -> None:
     def loss(hidden: jax.Array, head: jax.Array) -> jax.Array:
         found = cross_entropy(hidden, head, jnp.asarray(TARGETS))

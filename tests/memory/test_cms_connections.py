@@ -12,7 +12,7 @@ import pytest
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.cms import Bounds, Cms, IndependentCms
+from hope_jax.memory.cms import Bounds, Cms
 from hope_jax.memory.cms_nested import NestedCms, NestedState
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.levels import LevelSpec
@@ -36,6 +36,7 @@ from tests.oracle.model import cms as naive_cms
 from tests.oracle.periods import Learning, Token, Write
 
 N, STREAMS = 4, 2
+INDEPENDENT = partial(Cms, mixed=True)
 NIGHTLY = pytest.mark.nightly
 QUICK = {"xla_backend_optimization_level": 0}
 CHAIN = (
@@ -55,7 +56,7 @@ CASES = {
 }
 
 
-def make(learning: Learning, kind: type[Cms] = NestedCms, clip: float = 0.0) -> Cms:
+def make(learning: Learning, kind: Any = NestedCms, clip: float = 0.0) -> Cms:
     return kind(
         tuple(bridge.level_spec(level) for level in learning.levels),
         cases.DIM,
@@ -176,7 +177,7 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
 
 def test_independent_reads_match_naive_average() -> None:
     params, draw, clip = params_of(CHAIN, biases=True, norm=False), cases.Draw(9), 1.0
-    model = make(replace(OPEN, act="silu"), IndependentCms, clip)
+    model = make(replace(OPEN, act="silu"), INDEPENDENT, clip)
     arch = Arch(1, levels=model_names(), connection="independent", act="silu")
     fast = {
         name: state._replace(delta=jax.tree.map(lambda w: 0.1 * draw.rng.normal(size=w.shape), state.delta))
@@ -200,7 +201,7 @@ def model_names() -> tuple[str, ...]:
     return tuple(level.name for level in CHAIN)
 
 
-def tiny(kind: type[Cms]) -> tuple[Cms, Any, Any]:
+def tiny(kind: Any) -> tuple[Cms, Any, Any]:
     """Three levels and five chunks of inputs and signals; bounds that some writes reach."""
     levels = (LevelSpec("two", 2, 0.3), LevelSpec("four", 4, 0.2, "dmgd"), LevelSpec("eight", 8, 0.3))
     model = kind(levels, cases.DIM, cases.HIDDEN, N, bounds=Bounds(0.1, 0.2))
@@ -230,8 +231,8 @@ def stream_value(model: Cms, params: Any, inputs: Any) -> jax.Array:
     return jax.lax.scan(body, (model.init(params), jnp.int32(0), jnp.zeros(())), inputs)[0][2]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(IndependentCms, marks=NIGHTLY), NestedCms])
-def test_gradients_of_reads_and_writes_agree_with_finite_differences(kind: type[Cms]) -> None:
+@pytest.mark.parametrize("kind", [pytest.param(INDEPENDENT, marks=NIGHTLY), NestedCms])
+def test_gradients_of_reads_and_writes_agree_with_finite_differences(kind: Any) -> None:
     model, params, inputs = tiny(kind)
     at = {"params": params, "own": inputs.pop("own"), "x": inputs.pop("x")}
 
@@ -297,7 +298,7 @@ def test_nested_periods_that_do_not_fit_are_named() -> None:
 
 
 @pytest.mark.parametrize(("kind", "read_again"), [(Cms, {"two"}), (NestedCms, {"one", "two"})])
-def test_delta_rules_get_the_outputs_that_they_ask_for(kind: type[Cms], read_again: set[str]) -> None:
+def test_delta_rules_get_the_outputs_that_they_ask_for(kind: Any, read_again: set[str]) -> None:
     """A read's factors have none; a nested level's init is written with the next slower level's rule."""
     taps = make(replace(OPEN, levels=SHORT), kind).taps()
     assert {name for name, (_, hidden) in taps.items() if not hidden} == read_again

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.gated_deltanet import GatedDeltaNet, GatedDeltaNetParams
+from hope_jax.memory.gated_deltanet import GatedDeltaNet
+from hope_jax.memory.initial import Initial, Params
 from tests.oracle.bridge import assert_close
 from tests.oracle.gated_deltanet import layer, value
 
@@ -20,10 +21,16 @@ DOCUMENTS = np.repeat([1, 2, 3, 1], [8, 2, 1, 8])
 """Some shorter than the window; a number comes again."""
 
 
+def first(memory: GatedDeltaNet, seed: int, dtype: Any = jnp.float32) -> Any:
+    """The modern style's parameters of a model of two layers."""
+    begin = Initial(modern=True, num_layers=2, dtype=jnp.dtype(dtype))
+    return Params(memory.entries(begin), dtype).init(jax.random.key(seed))["params"]
+
+
 @cache
 def make_params() -> dict[str, jax.Array]:
     """As at the start, with decays that let something live and scales that differ."""
-    params = GatedDeltaNetParams(MEMORY, jnp.float64).init(jax.random.key(0))["params"]
+    params = first(MEMORY, 0, jnp.float64)
     scale = jnp.linspace(0.5, 2, DIM // HEADS)
     return {**params, "dt_bias": params["dt_bias"] + 1, "norm_scale": scale, "conv": 2 * params["conv"]}
 
@@ -157,7 +164,7 @@ def test_what_a_context_of_one_token_does_not_learn_from() -> None:
 
 def test_a_state_is_cut_off_and_moves_with_no_parameters() -> None:
     params = make_params()
-    assert MEMORY.level_names() == ("state",)
+    assert MEMORY.periods() == {"state": 1}
     assert MEMORY.move(params, {}, start()).tolist() == start().tolist()
     slope = jax.grad(lambda s: jnp.sum(s * MEMORY.rebase(params, s)))(start())
     np.testing.assert_array_equal(slope, start())
@@ -165,25 +172,22 @@ def test_a_state_is_cut_off_and_moves_with_no_parameters() -> None:
 
 def test_parameters_at_the_start() -> None:
     memory = GatedDeltaNet(64, 32)
-    ones = jax.nn.initializers.ones
-    module = GatedDeltaNetParams(memory, out=jax.nn.initializers.zeros, conv=ones)
-    params = module.init(jax.random.key(3))["params"]
+    params = first(memory, 3)
     assert {t.dtype for t in params.values()} == {jnp.dtype("float32")}
     rates, steps = np.exp(params["a_log"]), np.log10(jax.nn.softplus(params["dt_bias"]))
     assert 1 <= rates.min() < 4 and 13 < rates.max() <= 16
     assert -3 - 1e-4 <= steps.min() < -2.7 and -1.3 < steps.max() <= -1 + 1e-4
     assert float(params["w_q"].std()) == pytest.approx(1 / 8, rel=0.05)
-    assert not params["w_out"].any() and (params["conv"] == 1).all()
-    plain = GatedDeltaNetParams(memory).init(jax.random.key(3))["params"]
-    assert 0.49 < np.abs(plain["conv"]).max() <= 0.5 and plain["w_out"].any()
-    y, *_ = memory.read(plain, None, None, jnp.ones((5, 64), jnp.float32), position=0)
+    assert 0.49 < np.abs(params["conv"]).max() <= 0.5
+    assert float(params["w_out"].std()) == pytest.approx(1 / 16, rel=0.05)
+    y, *_ = memory.read(params, None, None, jnp.ones((5, 64), jnp.float32), position=0)
     assert y.dtype == jnp.float32 and np.isfinite(y).all()
 
 
 def test_bfloat16_stays_near() -> None:
     """Error over the norm against float64 of the same values, over 150 tokens."""
     memory = GatedDeltaNet(32, 4)
-    params = GatedDeltaNetParams(memory).init(jax.random.key(4))["params"]
+    params = first(memory, 4)
     x = jax.random.normal(jax.random.key(5), (150, 32), jnp.bfloat16)
 
     def run(params: Any, x: jax.Array) -> Any:

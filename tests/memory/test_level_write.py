@@ -12,9 +12,9 @@ from hope_jax.memory import mlp_memory
 from hope_jax.memory.gate import GateRule
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, PeriodWriter, WriteRules
+from hope_jax.memory.period_write import Bounds, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.rules import RULES, VARIANTS
-from hope_jax.memory.state import WriteSignal, own
+from hope_jax.memory.state import own
 
 N, D, H = 12, 5, 8
 LINEAR = [v for v in VARIANTS if RULES[v].linear]
@@ -42,7 +42,6 @@ def test_periods_at_once_are_periods_one_by_one(
     mask = jnp.asarray(rng.random(N) < 0.7)
     surprise = jnp.asarray(rng.random(N))
     x, teach = jnp.asarray(rng.normal(size=(2, N, D)))
-    signal = WriteSignal(teach, {}, surprise, mask, mask)
 
     def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> Any:
         state = init_level(spec, params, N)
@@ -50,9 +49,8 @@ def test_periods_at_once_are_periods_one_by_one(
         state = state._replace(delta=delta)
         factors = mlp_memory.write_factors(params, delta, x, jnp.where(mask[:, None], teach, 0))
         for _ in range(2):
-            state, stats = writer(rules, spec, params, mlp_memory.group_norms(params), own).write(
-                state, factors, mask, signal, jnp.int32(0), last=False
-            )
+            one = writer(rules, spec, params, mlp_memory.group_norms(params), own)
+            state, stats = one.write(state, LevelTokens(factors, mask, surprise, mask), jnp.int32(0), False)
         return state, stats
 
     def value(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> jax.Array:

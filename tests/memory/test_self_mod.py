@@ -235,7 +235,7 @@ def test_second_derivatives_match_those_that_jax_takes(
     """Of a batch, along one direction: a teach signal is a gradient, and `through_writes` differentiates it.
     Blocks of two chunks, whose backward pass makes the second one's matrices again; a `reduce` has a pass
     without a backward of its own."""
-    for name, size in (("WIDE", wide), ("BLOCK_TOKENS", 4), ("WRITE_TOKENS", 4)):
+    for name, size in (("WIDE", wide), ("BLOCK_TOKENS", 4)):
         monkeypatch.setattr(f"hope_jax.kernels.self_mod.chunk_pass.{name}", size)
     memory, _ = make(**options)
     given, rng = (make_params(memory), inputs(16).reshape(2, 8, DIM)), np.random.default_rng(3)
@@ -303,12 +303,11 @@ def test_without_a_fast_state_the_initial_weights_are_read_and_nothing_is_writte
 def test_gradients_do_not_depend_on_blocks_calls_or_the_order_of_examples(
     momentum: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eleven chunks in one call (blocks of two, or one of eight and three; matrices written every two, and
-    for one left over) of a batch, one example after the other as wide memories go, against each example alone
-    in calls of two chunks."""
+    """Twelve chunks in one call (blocks of two, or of six) of a batch, one example after the other as wide
+    memories go, against each example alone in calls of two chunks."""
     memory, _ = make(momentum=momentum, stopgrad_vhat=False)
     params = make_params(memory)
-    batch = jnp.stack([inputs(), inputs()[::-1]])
+    batch = jnp.stack([inputs(24), inputs(24)[::-1]])
 
     def total(way: Any, params: Any, x: jax.Array) -> jax.Array:
         return value(partial(way, memory), (params, x))
@@ -317,7 +316,6 @@ def test_gradients_do_not_depend_on_blocks_calls_or_the_order_of_examples(
     wanted = [one_by_one(params, x) for x in batch]
     monkeypatch.setattr("hope_jax.kernels.self_mod.chunk_pass.WIDE", 1)
     monkeypatch.setattr("hope_jax.kernels.self_mod.chunk_pass.BLOCK_TOKENS", block)
-    monkeypatch.setattr("hope_jax.kernels.self_mod.chunk_pass.WRITE_TOKENS", 4)
     together = jax.vmap(jax.grad(partial(total, in_one), argnums=(0, 1)), (None, 0))
     got = jax.jit(together, compiler_options=QUICK)(params, batch)
     for i, one in enumerate(wanted):

@@ -205,7 +205,7 @@ def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
 
 def test_maps_of_periods_compose() -> None:
     rng = np.random.default_rng(8)
-    gates = titans_rule.TokenGates(*(jnp.asarray(rng.uniform(0.1, 0.9, 6)) for _ in range(3)))
+    gates = tuple(jnp.asarray(rng.uniform(0.1, 0.9, 6)) for _ in range(3))
     mask = jnp.asarray([True, True, False, True, True, True])
     whole = titans_rule.token_weights(gates, mask)
     first, second = (

@@ -104,7 +104,7 @@ def write_levels(
 
 def moments(opt_state: Any) -> dict[str, Any]:
     """First (`v`) and second (`s`) moments in an inner optimizer's state."""
-    names = {"ema": "v", "momentum": "v", "nu": "s"}
+    names = {"ema": "v", "trace": "v", "nu": "s"}
     parts = jax.tree.leaves(opt_state, is_leaf=lambda t: any(hasattr(t, name) for name in names))
     return {
         slot: getattr(part, name) for part in parts for name, slot in names.items() if hasattr(part, name)

@@ -162,7 +162,7 @@ def _of_moments(opt: Any) -> Named:
         yield from _under("velocity", opt)
         return
     for part in opt:
-        for field, name in {"ema": "velocity", "nu": "second_moment", "momentum": "momentum"}.items():
+        for field, name in {"ema": "velocity", "nu": "second_moment", "trace": "momentum"}.items():
             if hasattr(part, field):
                 yield from _under(name, getattr(part, field))
 
