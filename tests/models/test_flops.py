@@ -1,6 +1,7 @@
 """Useful FLOPs of a train step, term by term against products written out by hand."""
 
 from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.spec import ModelSpec
 
@@ -23,6 +24,7 @@ def spec(variant: str, **values: object) -> ModelSpec:
         "cms_levels": LEVELS,
         "chunk_size": N,
         "titan_level": LevelSpec("titan", 8, 0.1),
+        "self_mod": SelfMod(dim=D, online_chunk=N),
     }
     return ModelSpec(block_variant=variant, **{**fields, **values})  # type: ignore[arg-type]
 
