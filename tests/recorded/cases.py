@@ -189,7 +189,6 @@ def _contexts() -> list[Case]:
         case(hybrid, "two_pass", "persistent", PERSISTENT, LONG),
         case(selfmod, "two_pass", "persistent", PERSISTENT, LONG),
         case(titan, "two_pass", "persistent-titans", PERSISTENT, TITANS),
-        case(attention, "writes", "conv", {"model.local_conv_window": 3}),
         case("transformer", "cut", "conv", {"model.local_conv_window": 3}),
         case(attention, "cut", "window", {"model.sliding_window": 5}, streams=True),
         case(attention, "writes", "window", {"model.sliding_window": 5}),
@@ -205,13 +204,10 @@ def _levels() -> list[Case]:
         case(attention, "cut", "nested-batch", NESTED, BATCH),
         case(attention, "writes", "nested", NESTED),
         case(attention, "online", "independent", INDEPENDENT),
-        case(attention, "cut", "independent-batch", INDEPENDENT, BATCH),
         case(attention, "writes", "independent", INDEPENDENT),
         case(hybrid, "online", "unbounded", UNBOUNDED),
-        case(attention, "writes", "unbounded", UNBOUNDED),
         case(hybrid, "online", "tight", TIGHT),
         case(attention, "writes", "tight", TIGHT),
-        case(attention, "cut", "tight-batch", TIGHT, BATCH),
         case(attention, "writes", "gate-l2", _gate("l2", GATES["l2"])),
         case(attention, "online", "gate-loss-batch", _gate("loss", GATES["loss"]), BATCH),
         case(hybrid, "online", "global", {"teach.source": "global"}),
@@ -221,7 +217,6 @@ def _levels() -> list[Case]:
         case(attention, "online", "schedule", {"model.teach_schedule": {"warmup_steps": 2}}),
         case(attention, "online", "no-norm", {"cms.norm": "none"}),
         case(attention, "online", "no-levels", {"model.cms_levels": {}}),
-        case("hope_selfmod", "cut", "no-levels", {"model.cms_levels": {}}),
         case(hybrid, "online", "relu", {"model.activation": "relu"}),
         case(attention, "writes", "silu", {"model.activation": "silu"}),
         case(titan, "online", "unmodified", {"model.self_mod.enabled": False}),
@@ -253,12 +248,11 @@ def _dgd(levels: Mapping[str, Any]) -> dict[str, Any]:
 def _styles() -> list[Case]:
     """The reference style, self-modifying options and outer optimizers."""
     found = [
-        *(case("hope_attention", mode, "reference", REFERENCE) for mode in ("online", "cut", "writes")),
+        *(case("hope_attention", mode, "reference", REFERENCE) for mode in ("online", "writes")),
         case("hope_hybrid", "online", "reference", REFERENCE, streams=True),
         case("hope_selfmod", "cut", "reference", REFERENCE),
         case("titan", "writes", "reference", REFERENCE),
         case("transformer", "online", "qk-l2", {"model.qk_norm": "l2"}),
-        case("hope_selfmod", "writes", "momentum", {OWN + "momentum": 0.5}),
         case("hope_hybrid", "online", "muon_hybrid", {"optim.name": "muon_hybrid"}),
         case("hope_selfmod", "online", "muon", {"optim.name": "muon"}),
         case(
@@ -267,7 +261,7 @@ def _styles() -> list[Case]:
     ]  # fmt: skip
     options = {
         "momentum": 0.5, "adaptive_q": True, "objective": "dot", "stopgrad_vhat": False,
-        "rank1_precondition": False, "use_alpha": False, "projection_skip": False, "value_norm": 1.0,
+        "rank1_precondition": False, "use_alpha": False, "value_norm": 1.0,
         "local_conv_window": 0,
     }  # fmt: skip
     return found + [

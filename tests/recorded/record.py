@@ -6,7 +6,6 @@ Without names it records all cases; with names those, and keeps what the file ha
 import sys
 import time
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -50,8 +49,8 @@ def main() -> None:
     path, names = Path(sys.argv[1]), sys.argv[2:]
     recorded = load(path) if names and path.exists() else {}
     # A fresh process now and then: compiled programs pile up.
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), max_tasks_per_child=16) as pool:
-        for name, numbers, seconds in pool.map(_timed, names or CASES):
+    with get_context("spawn").Pool(PROCESSES, maxtasksperchild=16) as pool:
+        for name, numbers, seconds in pool.imap(_timed, names or CASES):
             recorded[name] = numbers
             print(f"{name}: {len(numbers)} arrays, {seconds:.1f} s", flush=True)
             save(path, {case: recorded[case] for case in CASES if case in recorded})
