@@ -84,15 +84,9 @@ class Streamer:
         capacity: tokens that the attention cache has room for, rounded up to whole chunks; it grows by
         doubling when they are exceeded, which compiles anew. fast: memories to start from; None: fresh.
         """
-        shape = (batch_size, self.rule.chunk_size)
-        chunk = Unfinished(
-            tokens=np.zeros(shape, np.int32),
-            segment_ids=np.zeros(shape, np.int32),
-            target_mask=np.zeros(shape, bool),
-            start=np.zeros((), np.int32),
-            filled=np.zeros((), np.int32),
-        )
+        row, none = np.zeros((batch_size, self.rule.chunk_size), np.int32), np.zeros((), np.int32)
         room = self._whole_chunks(capacity)
+        chunk = Unfinished(row, row.copy(), row.astype(bool), start=none, filled=none.copy())
         return _stream(self._fresh(params, fast, batch_size, room), chunk)
 
     def feed(
@@ -140,14 +134,8 @@ class Streamer:
             at += chunks
         rest = size * written
         tokens_bn, segments_bn, mask_bn = (_padded(t[:, rest:], size) for t in row[:3])
-        chunk = Unfinished(
-            tokens_bn,
-            segments_bn,
-            mask_bn,
-            start=np.asarray(state.chunk.start + rest, np.int32),
-            filled=np.asarray(length - rest, np.int32),
-        )
-        state = state._replace(chunk=chunk)
+        start, filled = (np.asarray(n, np.int32) for n in (state.chunk.start + rest, length - rest))
+        state = state._replace(chunk=Unfinished(tokens_bn, segments_bn, mask_bn, start, filled))
         skip = max(known - rest, 0)
         logits.append(_slice(self._read(params, state), skip, length - rest - skip))
         return jnp.concatenate(logits, axis=1) if len(logits) > 1 else logits[0], state

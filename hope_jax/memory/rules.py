@@ -44,18 +44,6 @@ class InnerRule(NamedTuple):
     gated: bool = False
 
 
-def _stateless(
-    function: Callable[[PyTree, Array | None], PyTree],
-) -> optax.GradientTransformationExtraArgs:
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree = None, *, context: Array | None = None
-    ) -> tuple[PyTree, PyTree]:
-        del params
-        return function(updates, context), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
 def scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransformation:
     """g / (sqrt(s) + eps) with s <- beta2 s + (1 - beta2) g^2, s from zero, no bias correction.
 
@@ -75,16 +63,6 @@ def scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransforma
     )
 
 
-def tanh() -> optax.GradientTransformationExtraArgs:
-    """Elementwise tanh (the reference's `dmgd`, and the last step of its `muon`)."""
-    return _stateless(lambda grads, _: jax.tree.map(jnp.tanh, grads))
-
-
-def add_row_mean(weight: float) -> optax.GradientTransformationExtraArgs:
-    """g + weight * mean of g over the input axis (the reference's `l2_objective`)."""
-    return _stateless(lambda grads, _: jax.tree.map(lambda g: g + weight * g.mean(0, keepdims=True), grads))
-
-
 def project_out_context(
     eps: float, context_axes: Mapping[str, int] = CONTEXT_AXES
 ) -> optax.GradientTransformationExtraArgs:
@@ -98,15 +76,16 @@ def project_out_context(
         shape = [-1 if i == axis else 1 for i in range(g.ndim)]
         return jnp.where(norm > 0, g - along * unit.reshape(shape), g)
 
-    def function(grads: PyTree, context: Array | None) -> PyTree:
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree = None, *, context: Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        del params
         if context is None:
             raise ValueError("context: nl_l2_precond needs the period's mean input; got None")
-        return {
-            name: project(g, context_axes[name], context) if name in context_axes else g
-            for name, g in grads.items()
-        }
+        axes = context_axes.items()
+        return {**grads, **{k: project(grads[k], axis, context) for k, axis in axes if k in grads}}, state
 
-    return _stateless(function)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
@@ -180,8 +159,13 @@ def project_tokens(spec: LevelSpec, name: str, z_pcd: Array, seen_p: Array) -> A
     return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
 
 
-def _with_mean(_spec: LevelSpec, _name: str, rows: Array, _seen: Array) -> Array:
-    """`add_row_mean` of each row's outer product, which has the row along its first axis."""
+_TANH = optax.stateless_with_tree_map(lambda g, _: jnp.tanh(g))
+_MEAN = optax.stateless_with_tree_map(lambda g, _: g + L2_OBJECTIVE_WEIGHT * g.mean(0, keepdims=True))
+"""g + weight * mean of g over the input axis."""
+
+
+def _rows_with_mean(_spec: LevelSpec, _name: str, rows: Array, _seen: Array) -> Array:
+    """`_MEAN` of each row's outer product, which has the row along its first axis."""
     return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True)
 
 
@@ -198,9 +182,9 @@ RULES: Mapping[str, InnerRule] = {
     "sgd": InnerRule(averages=False, linear=True),
     "momentum": InnerRule(linear=True),
     "preconditioned": InnerRule(_second_moment),
-    "muon": InnerRule(lambda spec, axes: [*_second_moment(spec, axes), tanh()]),
-    "l2_objective": InnerRule(lambda *_: [add_row_mean(L2_OBJECTIVE_WEIGHT)], linear=True, rows=_with_mean),
-    "dmgd": InnerRule(lambda *_: [tanh()]),
+    "muon": InnerRule(lambda spec, axes: [*_second_moment(spec, axes), _TANH]),
+    "l2_objective": InnerRule(lambda *_: [_MEAN], linear=True, rows=_rows_with_mean),
+    "dmgd": InnerRule(lambda *_: [_TANH]),
     "nl_l2_precond": InnerRule(_projection, linear=True, rows=project_tokens),
     "delta_momentum": InnerRule(lambda spec, _: [delta_momentum(spec.beta)], averages=False),
     "dgd": InnerRule(averages=False, linear=True, at_outputs=delta_gradient_descent),

@@ -150,7 +150,9 @@ def _of_memory(state: Any) -> Named:
 def _of_level(state: Any) -> Named:
     yield from _under("delta", state.delta)
     yield from _of_moments(state.opt)
-    yield from _under("pending", state.pending)
+    renamed = {"ended/surprise": "ended/surprise/total", "ended/counted": "ended/surprise/tokens"}
+    for name, leaf in of_tree(state.pending):
+        yield f"pending/{renamed.get(name, name)}", leaf
     if hasattr(state, "init"):
         for name, leaf in _of_level(state.init):
             yield f"init/{name}", leaf
