@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import NO_TARGET
 from parity_tests.golden_file import Golden
@@ -35,7 +35,7 @@ def replay(g: Golden) -> None:
         g.compare(f"{mode}.pre_norm", out.block_out[-1])
         for i in range(config["num_layers"]):
             g.compare(f"{mode}.block_out.{i}", out.block_out[i])
-        losses = read_loss(model, params, out, next_tokens(tokens))
+        losses = read_loss(params, out, next_tokens(tokens))
         g.compare(f"{mode}.loss", losses.total / losses.supervised_bt.sum())
     if "cached_equals_full" in g.outputs:
         logits = in_pieces(model, params, tokens, -(-tokens.shape[1] // 2))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import read_loss
 from parity_tests import convert, replay_optim
 from parity_tests.golden_file import Golden
 from parity_tests.quick import quick_jit
@@ -46,7 +46,7 @@ def one_pass(config: Mapping[str, Any], weights: Arrays, tokens: jax.Array, targ
 
     def loss(params: Any, taps: Any) -> tuple[Any, Any]:
         out = model.read(params, {}, None, tokens, jnp.ones_like(tokens), taps, training=True)
-        losses = read_loss(model, params, out, targets)
+        losses = read_loss(params, out, targets)
         return losses.total / losses.supervised_bt.sum(), model.logits(params, out.hidden)
 
     both = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))

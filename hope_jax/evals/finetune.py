@@ -12,7 +12,7 @@ import optax
 
 from hope_jax.errors import ConfigError
 from hope_jax.evals.reader import Reader, packed, start_of
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import NO_TARGET, Array, Batch, PyTree
 
@@ -95,7 +95,7 @@ def _step(
     def mean_loss(params: PyTree) -> tuple[Array, Array]:
         # Memories held as whole weights begin at the parameters, which so are trained through them.
         out = model.read(params, start_of(model, params, *left), None, batch.tokens, batch.segment_ids)
-        losses = read_loss(model, params, out, batch.targets)
+        losses = read_loss(params, out, batch.targets)
         return losses.total / jnp.maximum(losses.supervised_bt.sum(), 1), losses.loss_bt
 
     gradient, loss = jax.grad(mean_loss, has_aux=True)(params)

@@ -17,7 +17,7 @@ from hope_jax.evals import updates
 from hope_jax.evals.memorize import Rule, readings, whole_tokens, writing_streamer
 from hope_jax.evals.subject import Subject
 from hope_jax.evals.updates import Updates
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.types import NO_TARGET, Array, PyTree
 
@@ -269,4 +269,4 @@ def _losses(
         carry = Carry(carry.position, seen, jax.tree.map(spread, carry.cache))
     out = model.read(params, fast, carry, tokens, segments)
     hidden = jnp.take_along_axis(out.hidden, at[..., None], axis=1)
-    return read_loss(model, params, out._replace(hidden=hidden), targets).loss_bt
+    return read_loss(params, out._replace(hidden=hidden), targets).loss_bt

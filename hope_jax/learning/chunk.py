@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax import trees
-from hope_jax.kernels.xent_teach import CrossEntropy
+from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
 from hope_jax.learning import teach
-from hope_jax.learning.loss import read_loss
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
-from hope_jax.models.lm import Carry, Fast, HopeModel, ReadOutput
+from hope_jax.models.lm import EMBED, Carry, Fast, HopeModel, ReadOutput
 from hope_jax.types import Array, Batch, PyTree
 
 
@@ -100,6 +99,12 @@ def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
     }
 
 
+@jax.named_scope("head")
+def read_loss(params: PyTree, out: ReadOutput, targets: Array) -> CrossEntropy:
+    """Cross-entropy of each position's target, int [B, n]; its `total` is what is differentiated."""
+    return cross_entropy(out.hidden, params[EMBED], targets)
+
+
 @jax.named_scope("write")
 def write(
     model: HopeModel,
@@ -152,7 +157,7 @@ def step(
         if carry is not None:
             fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)
         out = model.read(params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training)
-        losses = read_loss(model, params, out, chunk.targets)
+        losses = read_loss(params, out, chunk.targets)
         return losses.total, (at, out, losses)
 
     chex.assert_rank(list(chunk), 2)
@@ -181,6 +186,12 @@ def finish(
     return StreamResult(state.fast, state.stats, state.sums)
 
 
+def whole_chunks(batch: Batch, size: int) -> Batch:
+    """[B, T] as chunks [m, B, size], without a shorter last one."""
+    count = batch.tokens.shape[1] // size
+    return jax.tree.map(lambda t: t[:, : count * size].reshape(t.shape[0], count, size).swapaxes(0, 1), batch)
+
+
 Carried = TypeVar("Carried")
 
 
@@ -192,9 +203,7 @@ def over_chunks(
     first: nothing is unwritten before the first chunk, which therefore stands before the loop.
     """
     count, rest = divmod(batch.tokens.shape[1], size)
-    chunks = jax.tree.map(
-        lambda t: t[:, : count * size].reshape(t.shape[0], count, size).swapaxes(0, 1), batch
-    )
+    chunks = whole_chunks(batch, size)
     done = int(first and count > 0)
     if done:
         carried = body(carried, jax.tree.map(lambda t: t[0], chunks))

@@ -5,7 +5,7 @@ is saved, loaded and continued draws what it would have drawn in one go.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,15 +100,8 @@ def make_generate(streamer: Streamer) -> Generate:
         own = jax.tree.map(jnp.copy, fast)
         state = streamer.begin(params, 1, roomy(streamer, len(prompt) + max_tokens), own)
         _, state = streamer.feed(params, state, np.asarray(prompt, np.int32)[None])
-        steps = continue_stream(
-            streamer,
-            params,
-            state,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            in_place=True,
-        )
+        rule: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        steps = continue_stream(streamer, params, state, **rule, in_place=True)
         return np.array([drawn.token for drawn in steps], np.int32)
 
     return generate

@@ -52,20 +52,16 @@ class M3State(NamedTuple):
 
 
 def newton_schulz(x: Array, steps: int, eps: float) -> Array:
-    """The cubic iteration X <- X (3 I - X^T X) / 2 from X = x / (|x|_F + eps), towards the nearest
-    semi-orthogonal matrix.
-
-    x: [..., rows, columns]: leading axes are a batch of matrices, each iterated by itself. Anything with
-    fewer than two axes is returned as it is.
-    """
+    """The cubic iteration X <- X (3 I - X^T X) / 2 from X = x / (|x|_F + eps), of each of the matrices
+    [..., rows, columns], towards the nearest semi-orthogonal one; x itself if it has fewer than two axes."""
     return x if x.ndim < 2 else orthogonalize(x, CUBIC, steps, eps)
 
 
 def scale_by_m3(rule: M3Rule) -> optax.GradientTransformation:
     """Gradients to the descent direction (O1 + alpha O2) / (sqrt(V) + eps) of M3.
 
-    Leaves of three and more axes are stacks [..., rows, columns] of matrices; leaves with one axis, vectors.
-    State in the parameters' dtypes: five times their size.
+    Leaves of two and more axes are (stacks of) matrices. State in the parameters' dtypes: five times their
+    size.
 
     Raises:
       ValueError: slow_chunk is below 1, or ns_steps below 0.

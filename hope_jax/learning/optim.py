@@ -89,10 +89,8 @@ def parameter_groups(params: PyTree, *, tables: bool = False) -> PyTree:
 
 
 def muon_axes(params: PyTree) -> PyTree:
-    """Muon's input (reduction) and output axis of each matrix or table; other axes are a batch.
-
-    Newton-Schulz does not care which is which, the step's scale sqrt(max(1, out / in)) does.
-    """
+    """Muon's input (reduction) and output axis of each matrix or table; other axes are a batch. Newton-Schulz
+    does not care which is which, the step's scale sqrt(max(1, out / in)) does."""
 
     def axes(path: tuple[jax.tree_util.DictKey, ...], _: Array) -> optax.contrib.MuonDimensionNumbers:
         out_in = any(part.key in blocks.OUT_IN for part in path)
@@ -185,18 +183,15 @@ def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.Gr
     def frozen(params: PyTree) -> PyTree:
         return jax.tree.map(lambda group: group == FROZEN, groups(params))
 
+    other_lr = rule.lr if rule.name == "adamw" else rule.adam_lr
     parts = {
         MATRIX: _named_optimizer(rule),
-        OTHER: optax.adamw(_rate(rule, _other_lr(rule)), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
+        OTHER: optax.adamw(_rate(rule, other_lr), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
         FROZEN: optax.set_to_zero(),
     }
     drop = optax.masked(optax.set_to_zero(), frozen)
     clip = optax.clip_by_global_norm(rule.grad_clip) if rule.grad_clip else optax.identity()
     return optax.chain(drop, clip, optax.partition(parts, groups))
-
-
-def _other_lr(rule: OptimRule) -> float:
-    return rule.lr if rule.name == "adamw" else rule.adam_lr
 
 
 def _rate(rule: OptimRule, peak: float) -> Callable[[Array], Array]:

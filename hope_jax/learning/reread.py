@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax.learning.chunk import OnlineRule, State, begin, step, write
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import OnlineRule, State, begin, read_loss, step, whole_chunks, write
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Array, Batch, PyTree
 
@@ -39,7 +38,7 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
         assert state.carry is not None
         _, carry = model.restarted(params, written.fast, state.carry, chunk.segment_ids)
         again = model.read(params, written.fast, carry, chunk.tokens, chunk.segment_ids)
-        after = read_loss(model, params, again, chunk.targets)
+        after = read_loss(params, again, chunk.targets)
         added = {
             name: (level.updates_applied - old.updates_applied).sum(0) > 0
             for memory in model.memories()
@@ -51,10 +50,6 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
         found = Reread(before.losses.loss_bt.sum(-1), after.loss_bt.sum(-1), added, jnp.stack(surprise))
         return written, found
 
-    def cut(t: Array) -> Array:
-        whole = t.shape[1] // rule.chunk_size * rule.chunk_size
-        return t[:, :whole].reshape(size, -1, rule.chunk_size).swapaxes(0, 1)
-
     carry = model.init_carry(size, batch.tokens.shape[1])
     start = begin(model, model.init_fast_state(params, size), size, carry)
-    return jax.lax.scan(body, start, jax.tree.map(cut, batch))[1]
+    return jax.lax.scan(body, start, whole_chunks(batch, rule.chunk_size))[1]

@@ -221,17 +221,14 @@ class Streamer:
 
     def _write_chunks(self, params: PyTree, state: Stream, batch: Batch) -> tuple[Array, Stream]:
         """Reads and writes whole chunks [B, m N]; their logits [B, m N, V]."""
-        size, params = self.rule.chunk_size, self.model.unstacked(params)
+        params = self.model.unstacked(params)
         norms = self.model.norms(params)
-
-        def cut(t: Array) -> Array:
-            return t.reshape(t.shape[0], -1, size).swapaxes(0, 1)
 
         def body(state: State, chunk: Batch) -> tuple[State, Array]:
             read = chunks.step(self.model, self.rule, params, norms, state, chunk, jnp.ones(()))
             return chunks.write(self.model, self.rule, params, norms, read.state), read.out.hidden
 
-        end, hidden = jax.lax.scan(body, _state(state), jax.tree.map(cut, batch))
+        end, hidden = jax.lax.scan(body, _state(state), chunks.whole_chunks(batch, self.rule.chunk_size))
         logits = self.model.logits(params, hidden.swapaxes(0, 1))
         return logits.reshape(*batch.tokens.shape, -1), _stream(end, state.chunk)
 

@@ -1,4 +1,4 @@
-"""The nested connection of the CMS: slower levels learn where faster ones start (Eq. 72, SPEC appendix).
+"""The nested connection of the CMS: slower levels learn where faster ones start (Eq. 72).
 
 Reads are those of the sequential CMS. For writes the levels s = 1 .. k are ordered by falling period C_s,
 whatever their order in the chain; C_{s+1} divides C_s. With g_{s,t} the gradient of token t with respect to
@@ -13,19 +13,7 @@ w_s are the weights that read; both w_s and init_s start from theta_s. First ord
 where the tokens were read and are not pulled back through the writes of level s+1. The slowest level has no
 init and is written as in the sequential CMS.
 
-What the appendix leaves open is decided so.
-
-- Where several periods end at one token, faster events come before slower ones. What a restart overwrites
-  there (the write of a period that ends with it) was made and counted, and no read sees it.
-- opt_s keeps a state of its own for init_{s+1}, cleared where level s restarts. Where it is `dgd`, its rule
-  is put into the gradients of level s+1 that it sums.
-- The sum over C_s takes every token that the mask leaves, whether or not the gate blocked the period of
-  level s+1 that it lay in. The move has a gate of its own, the mean surprise over its C_s tokens, and is
-  bounded as a write, by its own size and by |init - theta|.
-- Restarts follow the clock, not the gate: a blocked move leaves init as it was, and level s+1 restarts there.
-- At a stream's end an unfinished move is flushed or dropped like an unfinished period, without a restart.
-- Visibility is that of all writes: in an online chunk of N tokens every read is at the chunk's first weights,
-  so with C_s <= N level s+1 is read as its init alone, and with C_{s-1} <= N as theta_{s+1}.
+docs/memory.md says how what the equation leaves open is decided ("The nested connection").
 """
 
 from dataclasses import dataclass

@@ -91,15 +91,11 @@ def project_out_context(
 def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
     """Momentum that forgets along the gradient of the moment (Eqs. 48-49 with P = I); the update is n.
 
-    For weights [out, in] and g = grad L the equations are m <- m (alpha I - g^T g) - eta g, W <- W + m.
-    With G = g^T [in, out] and m^T = -eta n this is
-
-        n <- alpha n - G G^T n + G,   W <- W - eta n.
-
-    A bias [out] is a map from a constant input 1, so G G^T is |G|^2. The equation is not homogeneous: the
-    scale of the loss matters beside eta. Where G stays, n has the factor alpha - |G|^2 along it, so n grows
-    without bound if the spectral norm has |G|^2 > 1 + alpha. A bound on the writes then bounds the weights,
-    but not n, which overflows in the end: the loss (the teach signal) has to be scaled down.
+    For weights [out, in] and g = grad L they are m <- m (alpha I - g^T g) - eta g, W <- W + m; with G = g^T
+    [in, out] and m^T = -eta n that is n <- alpha n - G G^T n + G, W <- W - eta n. A bias [out] is a map from
+    a constant input 1, so G G^T is |G|^2. The scale of the loss matters beside eta: where G stays, n has the
+    factor alpha - |G|^2 along it, and grows without bound if the spectral norm has |G|^2 > 1 + alpha. A bound
+    on the writes then bounds the weights, but not n: the loss (the teach signal) has to be scaled down.
     """
 
     def step(n: Array, gradient: Array) -> Array:

@@ -130,11 +130,8 @@ class Titan:
         inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
         learning = 1.5 * memory.forward + inputs + 2 * rest
         read_again = not self.without_gradient(tokens)
-        return [
-            memory._replace(
-                write=memory.write + inputs + rest, write_backward=learning if read_again else 0.0
-            )
-        ]
+        backward = learning if read_again else 0.0
+        return [memory._replace(write=memory.write + inputs + rest, write_backward=backward)]
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""

@@ -197,18 +197,10 @@ def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
     """Of rows of `tokens` tokens that are cut every `cut` and read in chunks: four projections; scores and
     their weighted sum over the keys that a token sees on average. Keys and values from before a cut have no
     cotangents, which is half of the backward products."""
-    projections = matrices(8.0 * spec.dim * spec.dim)
-    seen = min(tokens / 2, spec.sliding_window or tokens)
-    scores = 4.0 * spec.dim * seen
+    projections, seen = matrices(8.0 * spec.dim * spec.dim), min(tokens / 2, spec.sliding_window or tokens)
 
     def backward(length: int) -> float:
-        recent = min(length / 2, seen)
-        return 8.0 * spec.dim * recent + 4.0 * spec.dim * (seen - recent)
+        return 4.0 * spec.dim * (min(length / 2, seen) + seen)
 
-    return [
-        Flops(
-            projections.forward + scores,
-            projections.signal + backward(chunk),
-            projections.backward + backward(cut),
-        )
-    ]
+    forward, signal, both = projections.forward, projections.signal, projections.backward
+    return [Flops(forward + 4.0 * spec.dim * seen, signal + backward(chunk), both + backward(cut))]

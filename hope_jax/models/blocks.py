@@ -143,14 +143,9 @@ def _attention(block: Block, x: Array, call: Call) -> BlockRead:
     return _only(y)._replace(cache={} if cache is None else {ATTENTION: cache})
 
 
-def _mlp(block: Block, x: Array, call: Call) -> BlockRead:
-    del call
-    return _only(layers.Mlp(block.spec, name=MLP)(x))
-
-
-def _swiglu(block: Block, x: Array, call: Call) -> BlockRead:
-    del call
-    return _only(layers.SwiGlu(block.spec, name=MLP)(x))
+def _plain(layer: Callable[..., nn.Module]) -> Callable[[Block, Array, Call], BlockRead]:
+    """A layer without memory."""
+    return lambda block, x, call: _only(layer(block.spec, name=MLP)(x))
 
 
 def _titan_norm(block: Block, x: Array, call: Call) -> BlockRead:
@@ -294,9 +289,9 @@ def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
 
 PARTS: Mapping[str, BlockPart] = {
     ATTENTION: BlockPart(_attention, carry=init_cache, flops=attention.flops),
-    MLP: BlockPart(_mlp, flops=lambda spec, *_: [matrices(4.0 * spec.dim * spec.mlp_hidden)]),
+    MLP: BlockPart(_plain(layers.Mlp), flops=lambda s, *_: [matrices(4.0 * s.dim * s.mlp_hidden)]),
     SWIGLU: BlockPart(
-        _swiglu, flops=lambda spec, *_: [matrices(6.0 * spec.dim * layers.swiglu_hidden(spec))]
+        _plain(layers.SwiGlu), flops=lambda s, *_: [matrices(6.0 * s.dim * layers.swiglu_hidden(s))]
     ),
     CMS: BlockPart(_cms, memory=_make_cms, arrays=cms.ARRAYS),
     TITAN: BlockPart(_titan, memory=_make_titan, arrays=titan.ARRAYS),

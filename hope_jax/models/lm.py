@@ -82,16 +82,6 @@ class Lm(nn.Module):
         return layers.normed(**Params(layers.norm_entries(spec), spec.param_dtype, name=FINAL_NORM)(), x=x)
 
 
-def check_capacity(carry: Carry, tokens: int) -> None:
-    """Raises ValueError if `tokens` more do not fit into the carry, as far as its position is known."""
-    capacity = carry.segments.shape[1]
-    seen = 0 if isinstance(carry.position, jax.core.Tracer) else int(carry.position)
-    if seen + tokens > capacity:
-        raise ValueError(
-            f"carry: want room for {seen + tokens} tokens, got {capacity}; make it with a larger capacity"
-        )
-
-
 @dataclass(frozen=True)
 class HopeModel:
     """Reads and writes of one architecture over a batch; pure functions of parameters and states.
@@ -227,17 +217,22 @@ class HopeModel:
         )
 
     def _context(self, carry: Carry | None, segment_ids: Array) -> ReadContext:
-        """Where the next tokens, of documents `segment_ids` int32 [B, n], stand."""
+        """Where the next tokens, of documents `segment_ids` int32 [B, n], stand. Raises: see `read`."""
         if carry is None:
             return ReadContext(jnp.zeros((), jnp.int32), segment_ids, None)
-        check_capacity(carry, segment_ids.shape[1])
+        seen_tokens = 0 if isinstance(carry.position, jax.core.Tracer) else int(carry.position)
+        wanted, capacity = seen_tokens + segment_ids.shape[1], carry.segments.shape[1]
+        if wanted > capacity:
+            raise ValueError(
+                f"carry: want room for {wanted} tokens, got {capacity}; make it with a larger capacity"
+            )
         clock = self.clock(carry, segment_ids) if self.spec.reset_at_document else None
         seen = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, carry.position, axis=1)
         return ReadContext(carry.position, segment_ids, seen, clock)
 
     def logits(self, params: PyTree, hidden: Array) -> Array:
         """Logits [..., V], float32 at least, of `ReadOutput.hidden` [..., D], by the embedding. A loss needs
-        none of them (`learning.loss`)."""
+        none of them (`learning.chunk`)."""
         return logits_of(hidden, params[EMBED])
 
     def clock(self, carry: Carry, segment_ids: Array) -> Array:

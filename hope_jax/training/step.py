@@ -13,9 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from hope_jax.config import ExperimentConfig
 from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
-from hope_jax.learning.chunk import OnlineRule, Sums, stream_loss
+from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
 from hope_jax.learning.generate import make_generate
-from hope_jax.learning.loss import read_loss
 from hope_jax.learning.modes import MODES
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
@@ -218,7 +217,7 @@ class Step:
 
     def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
-        return read_loss(self.model, params, out, batch.targets).total, out.stats
+        return read_loss(params, out, batch.targets).total, out.stats
 
 
 def token_loss_count(batch: Batch) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hope_jax.learning import teach
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import read_loss
 from hope_jax.learning.teach import TeachRule, TeachSchedule
 from tests.oracle import bridge, cases
 from tests.oracle import teach as naive
@@ -28,7 +28,7 @@ def passes() -> dict:
 
     def loss(taps: dict) -> tuple:
         out = model.read(params, {}, None, batch.tokens, batch.segment_ids, taps)
-        losses = read_loss(model, params, out, batch.targets)
+        losses = read_loss(params, out, batch.targets)
         return losses.total, losses
 
     raw, losses = jax.jit(jax.grad(loss, has_aux=True))(model.init_taps(2, 12))

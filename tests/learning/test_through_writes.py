@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from hope_jax.learning import modes, teach
-from hope_jax.learning.chunk import OnlineRule
-from hope_jax.learning.loss import read_loss
+from hope_jax.learning.chunk import OnlineRule, read_loss
 from hope_jax.models.lm import HopeModel
 from hope_jax.types import Batch
 from tests.oracle import bridge, cases
@@ -68,7 +67,7 @@ def looped_loss(model: HopeModel, rule: OnlineRule, params: Any, batch: Batch) -
             out = model.read(
                 params, fast, carry, chunk.tokens, chunk.segment_ids, taps, training=rule.training
             )
-            losses = read_loss(model, params, out, chunk.targets)
+            losses = read_loss(params, out, chunk.targets)
             return losses.total, (out, losses)
 
         (value, (out, losses)), raw = jax.value_and_grad(loss, has_aux=True)(
