@@ -3,9 +3,14 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from hope_jax.memory import rules
+from hope_jax.models import blocks
+
+Node = TypeVar("Node", bound=ast.AST)
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "kernels": 1,
@@ -133,6 +138,55 @@ def test_middle_floors_touch_neither_files_nor_flags(module: str) -> None:
         n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
     ]
     assert "open" not in {n.func.id for n in opened if isinstance(n.func, ast.Name)}
+
+
+CORE_ROOMS = ("kernels", "memory", "models", "learning")
+LINES, CLASSES, FILE_LINES, FUNCTION_LINES = 6300, 75, 350, 60
+"""Limits of the core: what a person reads in an afternoon."""
+
+
+def core() -> dict[str, Path]:
+    """The core's modules, but for benchmarks and tables of rounding errors."""
+    own = {name: path for name, path in MODULES.items() if name.split(".")[0] in CORE_ROOMS}
+    return {name: path for name, path in own.items() if not name.endswith((".bench", ".numerics"))}
+
+
+def nodes(kind: type[Node]) -> Iterator[tuple[str, Node]]:
+    """All nodes of a kind in the core, with the module that they stand in."""
+    for module, path in core().items():
+        yield from (
+            (module, node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kind)
+        )
+
+
+def test_the_core_is_read_in_an_afternoon() -> None:
+    lines = {module: len(path.read_text().splitlines()) for module, path in core().items()}
+    assert sum(lines.values()) <= LINES
+    assert not {module: count for module, count in lines.items() if count > FILE_LINES}
+    long = [
+        (module, node.name)
+        for module, node in nodes(ast.FunctionDef)
+        if (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_the_core_has_few_classes_and_none_twice() -> None:
+    names = [node.name for _, node in nodes(ast.ClassDef)]
+    assert len(names) <= CLASSES
+    assert len(set(names)) == len(names)
+
+
+def test_inner_rules_and_blocks_are_asked_for_in_their_tables_alone() -> None:
+    named = {*rules.RULES, *blocks.BLOCKS}
+
+    def compared(node: ast.Compare) -> set[str]:
+        strings = (part for side in (node.left, *node.comparators) for part in ast.walk(side))
+        return {s.value for s in strings if isinstance(s, ast.Constant) and s.value in named}
+
+    # The outer optimizer's names are its own.
+    found = [(module, compared(node)) for module, node in nodes(ast.Compare) if module != "learning.optim"]
+    assert not [each for each in found if each[1]]
 
 
 def test_every_floor_is_seen() -> None:

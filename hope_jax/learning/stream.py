@@ -133,7 +133,9 @@ class Streamer:
             logits.append(read[:, skip:] if skip else read)
             at += chunks
         rest = size * written
-        tokens_bn, segments_bn, mask_bn = (_padded(t[:, rest:], size) for t in row[:3])
+        tokens_bn, segments_bn, mask_bn = (
+            np.pad(t[:, rest:], ((0, 0), (0, rest + size - length))) for t in row[:3]
+        )
         start, filled = (np.asarray(n, np.int32) for n in (state.chunk.start + rest, length - rest))
         state = state._replace(chunk=Unfinished(tokens_bn, segments_bn, mask_bn, start, filled))
         skip = max(known - rest, 0)
@@ -274,10 +276,6 @@ def _check_documents(row: Unfinished, size: int) -> None:
             f"{int(row.start) + at}, in an online chunk of {size} tokens that begins with another; fill the "
             "chunk before a new document up with padding (segment 0), or set memory.reset_at_document=False"
         )
-
-
-def _padded(t: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(t, ((0, 0), (0, size - t.shape[1])))
 
 
 def _fit(other: Array, old: Array) -> Array:
