@@ -154,9 +154,10 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
             f"model.dim={model.dim} over model.heads={model.heads} is {model.dim // model.heads}: RoPE turns "
             "pairs, so the width of a head must be even"
         )
-    if model.block_variant == "transformer_pp" and model.activation != ModelConfig().activation:
+    variant = model.block_variant
+    if variant in ("transformer_pp", "gated_deltanet") and model.activation != ModelConfig().activation:
         yield (
-            f"model.activation={model.activation} has no place in block_variant=transformer_pp: its SwiGLU "
+            f"model.activation={model.activation} has no place in block_variant={variant}: its SwiGLU "
             "has silu by definition; leave the key out, or use block_variant=transformer"
         )
     for name in RESERVED_LEVELS:

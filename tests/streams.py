@@ -21,7 +21,7 @@ CHUNK, TOKENS, VOCAB = 8, 27, 11
 CAPACITY = 256
 """Of every stream here unless its growth is tested: another capacity compiles everything again."""
 
-_EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "hope_hybrid")
+_EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "hope_hybrid", "gated_deltanet")
 
 
 def variants(*every_push: str) -> list[Any]:

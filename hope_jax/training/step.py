@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from hope_jax.config import ExperimentConfig
+from hope_jax.config_chunks import has_memories
 from hope_jax.errors import ConfigError
 from hope_jax.learning import optim
 from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
@@ -198,7 +199,8 @@ class Step:
         plain, _ = self._read_loss(params, {}, batch)
         sums: Metrics = {"loss_sum": plain, "tokens": token_loss_count(batch), "writes": {}}
         written = self.streams or self.persistent or bool(self.model.stream_memories())
-        if self.model.level_names() and written:
+        # Gated DeltaNet mixes tokens by what it writes: there is no reading without.
+        if has_memories(self.config) and written:
             loss, stats = self._loss_with_writes(params, fast, batch)
             writes = {level: of_level for levels in stats.values() for level, of_level in levels.items()}
             sums |= {"loss_sum": loss, "loss_sum_no_writes": plain}

@@ -36,6 +36,7 @@ CUTS = {"online_n": CHUNK, "online_k": 4 * CHUNK, "through_writes": CHUNK}
 DAILY = (
     ("hope_hybrid", "online_n"),
     ("hope_selfmod", "online_n"),
+    ("gated_deltanet", "online_n"),
     ("transformer", "online_k"),
     ("hope_attention", "through_writes"),
 )

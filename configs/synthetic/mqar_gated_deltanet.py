@@ -1,0 +1,18 @@
+"""Multi-query associative recall by Gated DeltaNet, the linear recurrent baseline (docs/evals/synthetic.md).
+
+Command:  python -m hope_jax.launch --config=configs/synthetic/mqar_gated_deltanet.py
+Hardware: 1 CPU core
+Time:     TIME
+Expect:   EXPECT
+"""
+
+from hope_jax.config import OrderedConfig
+from hope_jax.presets import synthetic_config
+
+
+def get_config() -> OrderedConfig:
+    config = synthetic_config("mqar", seq_len=32, vocab_size=17)
+    config.data.task_options = {"vocab": 16, "pairs": 4, "length": 32}
+    config.model.block_variant = "gated_deltanet"
+    config.optim.lr = 2e-3
+    return config
