@@ -71,11 +71,12 @@ def write_rest(memory: SelfMod, state: SelfModState, carry: SelfModCarry, tokens
             continue
         group = {name: weights[name] for name in names}
         layout, tail = kernel.layout_of(group), jax.tree.map(lambda t, n=rest: t[:n], pending)
-        buffers = kernel.stack({name: momentum[name] for name in names}) if momentum else None
+        buffers = {name: momentum[name] for name in names} if momentum else None
         rule = kernel.Rule(memory.objective, memory.stopgrad_vhat, memory.rank1, memory.momentum)
-        new, m = kernel.write_chunk(kernel.stack(group), buffers, layout, tail, rule)
-        weights.update(kernel.unstack(new, layout))
-        momentum.update({} if m is None else kernel.unstack(m, layout))
+        new = kernel.write_chunk(kernel.stack(group, buffers), layout, tail, rule)
+        written, kept = kernel.unstack(new, layout)
+        weights.update(written)
+        momentum.update(kept or {})
     return SelfModState(weights, momentum or ())
 
 
