@@ -22,13 +22,13 @@ PARTS: tuple[tuple[str, frozenset[str]], ...] = (
     ("TITAN write", frozenset({"titan_write"})),
     ("writes: states in and out", frozenset({"write"})),
     ("self-modifying Titans", frozenset({"self_mod"})),
-    ("attention", frozenset({"attn", "enter"})),
+    ("Gated DeltaNet", frozenset({"gated_deltanet"})),
+    ("attention", frozenset({"attn"})),
     ("MLP", frozenset({"mlp"})),
     ("CMS read", frozenset({"cms"})),
-    ("TITAN read", frozenset({"titan", "add_titan"})),
+    ("TITAN read", frozenset({"titan"})),
     ("head and loss", frozenset({"head", "final_norm"})),
     ("teach signal", frozenset({"teach"})),
-    ("layers: slices and stacks", frozenset({"Lm"})),
 )
 """Part -> names that it is recognised by; the first match wins."""
 

@@ -3,8 +3,8 @@
 `step/MODE/VARIANT` compares `transformer` with a variant in one mode: state donated, memories, teach signals,
 writes, outer gradient and outer step as training runs them. Width 512, 8 heads, vocabulary 32000, the pilot's
 CMS levels, TITAN memory, inner optimizer and online chunk of 32 tokens; 2 layers, one row of 256 tokens,
-float32, AdamW. The goal is a share of the peak of at least three quarters of the transformer's: per useful
-operation (docs/speed.md), memories cost as little as attention and MLPs.
+float32, AdamW. `step/MODE-TOKENS/VARIANT` is the same in longer rows: the pilot's own of 2,048, and of 512
+through the writes.
 """
 
 from collections.abc import Iterator
@@ -12,25 +12,31 @@ from functools import partial
 
 from hope_jax.benchmarks.runs import step_case, timed_step
 from hope_jax.config import ExperimentConfig
-from hope_jax.timing import Case, Comparison, Goal
+from hope_jax.timing import Case, Comparison
 
 BASE = "transformer"
-VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
+VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
 MODES = ("online", "two_pass", "through_writes")
 
 
-def config(variant: str, mode: str) -> ExperimentConfig:
+LONGER = (("online", 2048), ("through_writes", 512))
+TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
+
+
+def config(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
     """One row a step, of a variant in a mode."""
-    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1)
+    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1, data__seq_len=tokens)
 
 
-def _cases(variant: str, mode: str) -> tuple[Case, ...]:
-    goal = (Goal("share_ratio", 0.75),)
-    return step_case(BASE, config(BASE, mode)), step_case(variant, config(variant, mode), goal)
+def _cases(variant: str, mode: str, tokens: int = 256) -> tuple[Case, ...]:
+    return tuple(step_case(each, config(each, mode, tokens)) for each in (BASE, variant))
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Every mode and variant."""
+    """Every mode and variant, then longer rows."""
     for mode in MODES:
         for variant in VARIANTS:
             yield Comparison(f"step/{mode}/{variant}", partial(_cases, variant, mode))
+    for mode, tokens in LONGER:
+        for variant in TEACH_DRIVEN:
+            yield Comparison(f"step/{mode}-{tokens}/{variant}", partial(_cases, variant, mode, tokens))
