@@ -237,7 +237,6 @@ def _rules() -> list[Case]:
         case("hope_attention", "online", "dgd-nested", NESTED, {"model.cms_levels": _dgd(THREE)}),
         case("titan", "online", "titans", TITANS),
         case("titan", "writes", "titans", TITANS),
-        case("titan", "online", "titans-batch", TITANS, BATCH),
     ]
 
 
@@ -248,22 +247,11 @@ def _dgd(levels: Mapping[str, Any]) -> dict[str, Any]:
 def _styles() -> list[Case]:
     """The reference style, self-modifying options and outer optimizers."""
     found = [
-        *(case("hope_attention", mode, "reference", REFERENCE) for mode in ("online", "writes")),
+        case("hope_attention", "online", "reference", REFERENCE),
         case("hope_hybrid", "online", "reference", REFERENCE, streams=True),
-        case("hope_selfmod", "cut", "reference", REFERENCE),
-        case("titan", "writes", "reference", REFERENCE),
-        case("transformer", "online", "qk-l2", {"model.qk_norm": "l2"}),
         case("hope_hybrid", "online", "muon_hybrid", {"optim.name": "muon_hybrid"}),
-        case("hope_selfmod", "online", "muon", {"optim.name": "muon"}),
-        case(
-            "hope_attention", "writes", "m3", {"optim.name": "m3", "optim.m3": {"slow_chunk": 2, "eps": 1e-3}}
-        ),
     ]  # fmt: skip
-    options = {
-        "momentum": 0.5, "adaptive_q": True, "objective": "dot", "stopgrad_vhat": False,
-        "rank1_precondition": False, "use_alpha": False, "value_norm": 1.0,
-        "local_conv_window": 0,
-    }  # fmt: skip
+    options = {"momentum": 0.5, "adaptive_q": True}
     return found + [
         case("hope_selfmod", "cut", key, {OWN + key: value, "model.cms_levels": {}})
         for key, value in options.items()
