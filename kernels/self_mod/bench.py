@@ -4,7 +4,7 @@ Useful operations of a token: 72 D^2 forward (as in `hope_jax.models.flops`), tw
 recomputation is not counted.
 
 The backward's memory grows with T by what a block of `chunk_pass.BLOCK_TOKENS` saves: its first weights (all
-memories together 8 D^2 and a little) and the results of the products of its tokens (about 26 D a token).
+memories together 8 D^2 and a little) and the results of the products of its tokens (about 29 D a token).
 """
 
 from collections.abc import Callable, Iterator

@@ -27,7 +27,7 @@ def temporaries(tokens: int) -> int:
 def test_longer_passes_save_a_blocks_weights_and_its_tokens_products_and_nothing_else() -> None:
     short, long = temporaries(512), temporaries(2048)
     weights = 8 * DIM**2 + 4 * DIM  # of all memories, at a block's start
-    rows = 40 * DIM * BLOCK_TOKENS  # products' results (26 D), inputs and what is made of them
+    rows = 40 * DIM * BLOCK_TOKENS  # products' results (29 D), inputs and what is made of them
     block = WORD * (weights + rows)
     blocks = (2048 - 512) // BLOCK_TOKENS
     print(f"{short / 2**20:.1f} MiB at 512, {long / 2**20:.1f} at 2048; blocks: {blocks * block / 2**20:.1f}")
