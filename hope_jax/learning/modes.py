@@ -6,6 +6,9 @@
 - `through_writes`: one cut, in which the writes are differentiated too, teach signals included: second order;
 - `two_pass`: the sequence is one chunk, written after it has been read.
 
+All take (model, rule, parameters, memories to start from, batch [B, T], schedule: [] multiplier on the teach
+signal) and give the outer gradient, and what the streams wrote.
+
 Under `online` gradients through teach-driven writes are cut at every write, but for parameters that act
 through writes alone; those through the attention cache, convolution histories and memories that write while
 they read are cut every K tokens. All functions take and return stacked parameters and give the outer gradient
@@ -23,10 +26,6 @@ from hope_jax.learning.chunk import OnlineRule, State, StreamResult, begin, fini
 from hope_jax.models import documents
 from hope_jax.models.lm import Fast, HopeModel
 from hope_jax.types import Array, Batch, PyTree
-
-Learn = Callable[[HopeModel, OnlineRule, PyTree, Fast, Batch, Array], tuple[PyTree, StreamResult]]
-"""(model, rule, parameters, memories to start from, batch [B, T], schedule: [] multiplier on the teach
-signal) -> outer gradient, and what the streams wrote."""
 
 _add = jax.named_scope("gradient_sum")(trees.add)
 
@@ -114,8 +113,9 @@ def _together(
     *,
     cut: bool,
 ) -> tuple[State, PyTree]:
-    """The state after chunks that are differentiated together, and the gradient of their loss. cut: writes
-    and teach signals are constants. Backward, every chunk is read again from the state before it."""
+    """The state after chunks that are differentiated together, and the gradient of their loss. cut: teach
+    signals are constants, and writes but for parameters that act through them alone. Backward, every chunk is
+    read again from the state before it."""
 
     def loss(params: PyTree) -> tuple[Array, State]:
         own_norms = norms if cut else model.norms(params)

@@ -34,7 +34,7 @@ class LevelState(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Per matrix and example: |eta u|_F <= write |theta|_F and |delta|_F <= delta |theta|_F; 0: off."""
+    """Of each affine map: |eta u|_F <= write |theta|_F and |delta|_F <= delta |theta|_F; 0: off."""
 
     write: float = 0.02
     delta: float = 0.5
@@ -137,8 +137,7 @@ class PeriodWriter(ABC):
         return Ended(unmasked.sum(-1), seen, surprise, counted.sum(-1))
 
     def shared(self, ended: Ended, tokens: int) -> Ended:
-        """A sum over the examples that share the state, each with `tokens` tokens: nobody needs to ask for
-        their number."""
+        """A sum over the examples that share the state, each with `tokens` tokens, whose number is known."""
         return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
 
     def write(
@@ -202,7 +201,7 @@ class PeriodWriter(ABC):
         _, applied = self.decided(period.ended)
         write, opt, grad = self.proposed(state, period)
         write, writes = self._bounded(write, self.rules.bounds.write)
-        # Without a write that is not applied, the delta that is measured is the one that stays.
+        # Where nothing is written, the delta that is measured is the one that stays.
         write = trees.select(applied, write, trees.zeros_like(write))
         delta, deltas = self._bounded(trees.add(state.delta, write), self.rules.bounds.delta)
         norms = [root(jnp.square(g).sum()) for g in jax.tree.leaves(grad)]

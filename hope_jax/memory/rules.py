@@ -146,7 +146,7 @@ def delta_gradient_descent(plain: WriteFactors, lr: float, mask: Array, biases: 
 
 def project_tokens(spec: LevelSpec, name: str, z_pcd: Array, seen_p: Array) -> Array:
     """`project_out_context` on the factors of W_up's gradient: tokens [P, C, D] without their component along
-    the mean of the `seen` ones of their period (others are zero)."""
+    the mean of the `seen` ones of their period."""
     if name not in CONTEXT_AXES or spec.update_period == 1:
         return z_pcd
     context = z_pcd.sum(1, keepdims=True) / jnp.maximum(seen_p, 1)[:, None, None]

@@ -106,9 +106,11 @@ class Titan:
         return (self.level.name,)
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """What acts through writes alone, if none of them is read again or they are steps of size 0."""
-        read_again = max(self.level.update_period, self.chunk_size) < tokens
-        return () if read_again and self.level.lr else self.write_only
+        """What acts through writes alone, if none of them is read again; the SelfModifier, if they are steps
+        of size 0 (the gates still decay)."""
+        if max(self.level.update_period, self.chunk_size) >= tokens:
+            return self.write_only
+        return () if self.level.lr else tuple(name for name in self.write_only if name != GATES)
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Its own output, if it learns from that; a write has another cotangent than the read."""

@@ -319,7 +319,7 @@ class HopeModel:
                 held[name] = {**held[name], **{key: params[name][key] for key in memory.write_only}}
             return held
 
-        return {**trees.stop_gradient(params), "blocks": tuple(map(layer, params["blocks"]))}
+        return {**trees.stop_gradient(params), "blocks": tuple(map(layer, self._layers(params)))}
 
     def rebase(self, params: PyTree, fast: Fast) -> Fast:
         """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas

@@ -26,7 +26,7 @@ class ModelSpec(NamedTuple):
     qk_norm: none | l2 | rms. sliding_window, local_conv_window: tokens; 0: off.
     cms_levels: in chain order; none: the CMS is the identity. chunk_size: tokens of an online chunk (N).
     cms_connection: sequential | independent | nested.
-    own_output: CMS levels learn from their own output's cotangent, not the block's.
+    own_output: CMS levels and the TITAN memory learn from their own output's cotangent, not the block's.
     scope: whose memory a fast state is: `example` or `batch`.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
     scope="batch".

@@ -162,4 +162,4 @@ def test_a_self_modifier_is_trained_where_its_writes_are_read_again() -> None:
     assert hybrid("online", teach_scale=0.0) == left_out
     assert hybrid("online", titan_level=c.LevelConfig(update_period=16)) == left_out
     titans = c.LevelConfig(update_period=8, lr=0.0, optimizer="titans")
-    assert hybrid("online", titan_level=titans) == (*left_out, "blocks/titan/gates")
+    assert hybrid("online", titan_level=titans) == left_out, "the gates still decay"
