@@ -118,8 +118,8 @@ def write(
 ) -> State:
     """The state with its unwritten chunk written.
 
-    params: unstacked, those that read the chunk. norms: `HopeModel.norms` of them. cut: the write is a constant
-    of the outer gradient, but for parameters that act through writes alone. last: the stream ends here.
+    params: unstacked, those that read the chunk. norms: `HopeModel.norms` of them. cut: the write is constant
+    for the outer gradient, but for parameters that act through writes alone. last: the stream ends here.
     """
     if state.unwritten is None:
         return state
