@@ -68,7 +68,7 @@ def test_round_trip_is_exact(variant: str, scope: str, dtype: str, tmp_path: Pat
     assert save_memory(tmp_path / "b", streamer, loaded, owner) == digest
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     if variant == "transformer" and dtype == "bfloat16":
-        assert loaded.carry.cache["attn"].key.dtype == dtype
+        assert loaded.carry.cache[0]["attn"].key.dtype == dtype
 
 
 @pytest.mark.parametrize("variant", variants("hope_attention"))
