@@ -177,7 +177,7 @@ def test_wrong_usage_is_one_line(released: Released, arguments: str, code: int, 
 
 MODELS: list[dict[str, Any]] = [
     {"block_variant": variant, "style": style}
-    for variant in ("transformer", "hope_attention", "hope_hybrid", "hope_selfmod", "titan")
+    for variant in ("transformer", "hope_attention", "hope_hybrid", "hope_selfmod", "titan", "gated_deltanet")
     for style in ("modern", "reference")
 ] + [{"block_variant": "transformer_pp"}]
 
@@ -185,7 +185,7 @@ MODELS: list[dict[str, Any]] = [
 def test_the_name_map_covers_every_parameter_of_every_variant() -> None:
     """Every array has a meaning and as many axes as that says, of the widths that they name; nothing in the
     map is left over."""
-    widths = {"layer": {2}, "vocab": {1000}, "dim": {16}, "head_dim": {8}, "window": {7}, "level": {2}}
+    widths = {"layer": {2}, "vocab": {1000}, "dim": {16}, "head_dim": {8}, "window": {7, 4}, "level": {2}}
     widths["one"] = {1}
     hidden = {"mlp": {48, 32}, "cms": {80}, "titan": {96}, "self_mod": {16}}
     used = set()

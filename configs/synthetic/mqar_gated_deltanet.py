@@ -2,8 +2,8 @@
 
 Command:  python -m hope_jax.launch --config=configs/synthetic/mqar_gated_deltanet.py
 Hardware: 1 CPU core
-Time:     TIME
-Expect:   EXPECT
+Time:     4 minutes beside other processes
+Expect:   Eval loss below 0.001 (seed 0: 0.0004): nearly all questions right, where the transformer has 60 %.
 """
 
 from hope_jax.config import OrderedConfig
