@@ -166,22 +166,26 @@ def _taught(name: str, memory: Memory, params: PyTree, spec: ModelSpec, x: Array
     return _only(y)._replace(trace={name: trace})
 
 
+def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
+    """What all memories that teach signals write are made with."""
+    return {
+        "dim": spec.dim,
+        "chunk_size": spec.chunk_size,
+        "gate_rule": spec.gate,
+        "bounds": spec.bounds,
+        "own_output": spec.own_output,
+        "output_clip": spec.read_clip if training else None,
+        "activation": spec.activation,
+        "flush_partial_at_end": spec.flush_partial_at_end,
+    }
+
+
 def _make_cms(spec: ModelSpec, training: bool) -> Cms | None:
     """None without levels: the CMS is then the identity."""
     if not spec.cms_levels:
         return None
     return CONNECTIONS[spec.cms_connection](
-        levels=spec.cms_levels,
-        dim=spec.dim,
-        hidden=spec.cms_hidden,
-        chunk_size=spec.chunk_size,
-        gate_rule=spec.gate,
-        bounds=spec.bounds,
-        own_output=spec.own_output,
-        output_clip=spec.read_clip if training else None,
-        activation=spec.activation,
-        layer_norm=spec.cms_norm,
-        flush_partial_at_end=spec.flush_partial_at_end,
+        levels=spec.cms_levels, hidden=spec.cms_hidden, layer_norm=spec.cms_norm, **_taught_by(spec, training)
     )
 
 
@@ -197,17 +201,10 @@ def _cms(block: Block, x: Array, call: Call) -> BlockRead:
 def _make_titan(spec: ModelSpec, training: bool) -> Titan:
     return Titan(
         level=spec.titan_level,
-        dim=spec.dim,
         hidden=spec.titan_hidden,
-        chunk_size=spec.chunk_size,
-        gate_rule=spec.gate,
-        bounds=spec.bounds,
-        own_output=spec.own_output,
-        output_clip=spec.read_clip if training else None,
-        activation=spec.activation,
-        flush_partial_at_end=spec.flush_partial_at_end,
         self_modifier=spec.self_modifier,
         correction_clip=spec.correction_clip,
+        **_taught_by(spec, training),
     )
 
 
