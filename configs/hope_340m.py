@@ -7,8 +7,8 @@ Expect:   NeurIPS short version: Wiki perplexity 26.05, average accuracy 46.90.
           Parameters: 336 million. Width and depth are ours: the paper's table names the size alone.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import paper_size_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import paper_size_config
 
 
 def get_config() -> OrderedConfig:

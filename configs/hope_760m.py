@@ -7,8 +7,8 @@ Expect:   Wiki perplexity 18.68, average accuracy 52.28 (arXiv 2512.24695), on o
           Parameters: 731 million. Width and depth are ours: the paper's table names the size alone.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import paper_size_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import paper_size_config
 
 
 def get_config() -> OrderedConfig:

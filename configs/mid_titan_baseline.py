@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Published at 25 000 steps: cross-entropy 7.9-8.4 on four corpora.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import mid_titan_baseline_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import mid_titan_baseline_config
 
 
 def get_config() -> OrderedConfig:

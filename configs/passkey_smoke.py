@@ -8,8 +8,14 @@ Expect:   Held-out loss about 4.8 (unigram entropy 5.39); docs/evals/passkey_smo
           quarter of their tokens.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import PUBLISHED_THRESHOLD, pilot_smoke_config, set_levels, set_size, set_teaching
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import (
+    PUBLISHED_THRESHOLD,
+    pilot_smoke_config,
+    set_levels,
+    set_size,
+    set_teaching,
+)
 
 
 def get_config() -> OrderedConfig:

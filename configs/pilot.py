@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Published at step 230 000 (hope_hybrid): cross-entropy 7.7-8.1 on four corpora.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

@@ -7,8 +7,8 @@ Expect:   No published figure. The paper itself uses periods of 512, 2K, 8K and 
           760M or 1.3B parameters.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_paper_faithful_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_paper_faithful_config
 
 
 def get_config() -> OrderedConfig:

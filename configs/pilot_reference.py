@@ -9,8 +9,8 @@ Time:     unrun here
 Expect:   Cross-entropy near 8 at step 230 000 if the published numbers hold.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_reference_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_reference_config
 
 
 def get_config() -> OrderedConfig:

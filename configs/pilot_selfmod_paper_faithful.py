@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   No published figure. Not run at this size.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_selfmod_paper_faithful_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_selfmod_paper_faithful_config
 
 
 def get_config() -> OrderedConfig:

@@ -7,8 +7,8 @@ Expect:   Held-out loss at most 0.85 times the corpus's unigram entropy, which i
           0.03 nats more without the memories' writes (docs/memory.md).
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_smoke_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_smoke_config
 
 
 def get_config() -> OrderedConfig:

@@ -1,4 +1,4 @@
-"""Writes docs/config.md from the schema: keys, types and defaults, and the comments of hope_jax/config.py.
+"""Writes docs/config.md: keys, types and defaults, and the comments of hope_jax/config/experiment.py.
 
 python docs/make_config_reference.py
 """
@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hope_jax import config
-from hope_jax.config_schema import describe, key_paths
+from hope_jax.config import experiment as config
+from hope_jax.config.values import describe, key_paths
 
 HEAD = """# Configuration keys
 
-Made by `python docs/make_config_reference.py` from `hope_jax/config.py`; do not edit.
+Made by `python docs/make_config_reference.py` from `hope_jax/config/experiment.py`; do not edit.
 
-A config file has a `get_config()` that starts from `hope_jax.config.base_config()` (or one of
-`hope_jax.presets`), changes values and returns it. On the command line `--config.KEY=VALUE` changes any key:
+A config file has a `get_config()` that starts from `hope_jax.config.experiment.base_config()` (or one of
+`hope_jax.config.presets`), changes values and returns it. On the command line
+`--config.KEY=VALUE` changes any key:
 
 ```
 python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=20 \\

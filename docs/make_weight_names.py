@@ -1,4 +1,4 @@
-"""Writes the table of array names in docs/release.md from `hope_jax.training.weights`.
+"""Writes the table of array names in docs/release.md from `hope_jax.storage.weights`.
 
 python docs/make_weight_names.py
 """
@@ -6,7 +6,7 @@ python docs/make_weight_names.py
 import re
 from pathlib import Path
 
-from hope_jax.training.weights import ARRAYS
+from hope_jax.storage.weights import ARRAYS
 
 PAGE = Path(__file__).with_name("release.md")
 _TABLE = re.compile(r"\| name \| axes \|.*?\n\n", re.DOTALL)

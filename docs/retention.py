@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax import config, trees
+from hope_jax.config import assemble
+from hope_jax.config import experiment as config
+from hope_jax.core import trees
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.models.lm import Carry, HopeModel
-from hope_jax.training import assemble
 
 jax.config.update("jax_enable_x64", True)
 

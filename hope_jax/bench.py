@@ -20,9 +20,9 @@ import jax
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, instead
-from hope_jax.output import say
-from hope_jax.timing import Comparison, Timing, measure
+from hope_jax.core.errors import ConfigError, instead
+from hope_jax.core.output import say
+from hope_jax.perf.timing import Comparison, Timing, measure
 
 FLAGS = flags.FLAGS
 _JSON = cli.define_path("json", "File that receives all figures.")
@@ -30,16 +30,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
 MODULES = {
-    "causal_conv": "hope_jax.kernels.causal_conv.bench",
-    "cms_write": "hope_jax.kernels.cms_write.bench",
-    "compile": "hope_jax.benchmarks.compilation",
-    "gated_deltanet": "hope_jax.kernels.gated_deltanet.bench",
-    "loader": "hope_jax.benchmarks.loader",
-    "newton_schulz": "hope_jax.kernels.newton_schulz.bench",
-    "self_mod": "hope_jax.kernels.self_mod.bench",
-    "step": "hope_jax.benchmarks.step",
-    "step_small": "hope_jax.benchmarks.step_small",
-    "xent_teach": "hope_jax.kernels.xent_teach.bench",
+    "causal_conv": "hope_jax.perf.kernels.causal_conv",
+    "cms_write": "hope_jax.perf.kernels.cms_write",
+    "compile": "hope_jax.perf.compilation",
+    "gated_deltanet": "hope_jax.perf.kernels.gated_deltanet",
+    "loader": "hope_jax.perf.loader",
+    "newton_schulz": "hope_jax.perf.kernels.newton_schulz",
+    "self_mod": "hope_jax.perf.kernels.self_mod",
+    "step": "hope_jax.perf.step_benchmark",
+    "step_small": "hope_jax.perf.small_step",
+    "xent_teach": "hope_jax.perf.kernels.xent_teach",
 }
 """Operation -> module with `comparisons() -> Iterator[Comparison]`."""
 

@@ -20,21 +20,21 @@ import numpy as np
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate
-from hope_jax.config_chunks import levels_of
+from hope_jax.config import assemble
+from hope_jax.config.check import validate
+from hope_jax.config.chunks import levels_of
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import say
+from hope_jax.core.types import NO_TARGET, Batch, PyTree
 from hope_jax.data.inputs import open_inputs
-from hope_jax.errors import ConfigError
 from hope_jax.learning.reread import reread
 from hope_jax.memory import rules
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import blocks
 from hope_jax.models.lm import HopeModel
-from hope_jax.output import say
-from hope_jax.training import assemble
-from hope_jax.training.inference import load_tokenizer
-from hope_jax.training.stored import load_checkpoint
-from hope_jax.types import NO_TARGET, Batch, PyTree
+from hope_jax.storage.stored import load_checkpoint
+from hope_jax.storage.trained import load_tokenizer
 
 _CHECKPOINT = cli.define_checkpoint()
 _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1", "0.3", "1"], "Rates to try.")

@@ -16,11 +16,11 @@ from typing import NoReturn, cast
 
 from absl import flags
 
-from hope_jax import output
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_schema import Config, as_plain_dict, key_type, resolve, said_of_levels, set_override
-from hope_jax.errors import ClosedOutput, ConfigError, OutputError, UserError
-from hope_jax.paths import as_path
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.values import Config, as_plain_dict, key_type, resolve, said_of_levels, set_override
+from hope_jax.core import output
+from hope_jax.core.errors import ClosedOutput, ConfigError, OutputError, UserError
+from hope_jax.core.paths import as_path
 
 FLAGS = flags.FLAGS
 
@@ -98,7 +98,7 @@ def write_files(flag: str, files: Mapping[Path, bytes]) -> None:
 
     Raises: OutputError.
     """
-    from hope_jax.training.files import atomic_file
+    from hope_jax.core.files import atomic_file
 
     try:
         with contextlib.ExitStack() as stack:

@@ -8,9 +8,9 @@ their own first.
 """
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
-from hope_jax.output import say
-from hope_jax.paths import as_path
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import say
+from hope_jax.core.paths import as_path
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 1:
         raise ConfigError("name one workdir, or one of its checkpoints/<step>")
     # JAX and Orbax take seconds to import
-    from hope_jax.training import integrity
+    from hope_jax.storage import integrity
 
     say(integrity.digest(as_path("PATH", argv[0])))
 

@@ -25,16 +25,16 @@ import jax
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.config_check import validate
-from hope_jax.config_schema import resolve
-from hope_jax.errors import ConfigError, UserError
-from hope_jax.learning.generate import continue_stream
+from hope_jax.config.check import validate
+from hope_jax.config.values import resolve
+from hope_jax.core.errors import ConfigError, UserError
+from hope_jax.core.output import say
+from hope_jax.learning.sampling import continue_stream
 from hope_jax.memory import rules
 from hope_jax.models import blocks
-from hope_jax.output import say
-from hope_jax.training import memory_file
-from hope_jax.training.inference import Trained, prepare, read_text
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.storage import memory_file
+from hope_jax.storage.stored import load_checkpoint
+from hope_jax.storage.trained import Trained, prepare, read_text
 
 _CHECKPOINT = cli.define_checkpoint()
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; may be left out with --memory.")

@@ -19,17 +19,17 @@ from typing import Any, NoReturn
 from absl import flags
 
 from hope_jax import cli, compilation_cache
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate, warnings
+from hope_jax.cluster import addresses as cluster
+from hope_jax.cluster.addresses import Cluster
+from hope_jax.cluster.meeting import WITHIN
+from hope_jax.cluster.peers import GONE_AFTER, Alone, Peers
+from hope_jax.config.check import validate, warnings
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.files import writing
+from hope_jax.core.output import say
+from hope_jax.core.paths import make_room
 from hope_jax.data.synthetic import find_task
-from hope_jax.errors import ConfigError
-from hope_jax.output import say
-from hope_jax.paths import make_room
-from hope_jax.training import cluster
-from hope_jax.training.cluster import Cluster
-from hope_jax.training.files import writing
-from hope_jax.training.meeting import WITHIN
-from hope_jax.training.peers import GONE_AFTER, Alone, Peers
 
 _WORKDIR = cli.define_path("workdir", "Folder of the run; default runs/<name of the config file>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for all processes.")
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     # From here on JAX is needed, which takes seconds to import.
     import jax
 
-    from hope_jax.training import processes
+    from hope_jax.cluster import processes
 
     with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
         summary = _train(config, workdir, peers)
@@ -127,7 +127,7 @@ def _leave(code: int) -> NoReturn:
     """Exits after an error, also where other processes wait."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        from hope_jax.training import processes
+        from hope_jax.cluster import processes
 
         processes.leave(code)
     sys.exit(code)

@@ -12,8 +12,8 @@ and --checkpoint=FOLDER of other commands needs nothing else. docs/release.md de
 from pathlib import Path
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
-from hope_jax.output import say
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import say
 
 _CHECKPOINT = cli.define_checkpoint()
 _OUT = cli.define_path("out", "Folder to make.")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         missing = "--out" if _CHECKPOINT.value else "--checkpoint"
         raise ConfigError(f"{missing} is missing; want --checkpoint=WORKDIR --out=FOLDER")
     # JAX and Orbax take seconds to import
-    from hope_jax.training import bundle
+    from hope_jax.release import bundle
 
     out = Path(_OUT.value)
     made = bundle.write(

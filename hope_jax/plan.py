@@ -16,10 +16,10 @@ from typing import Any
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate
-from hope_jax.errors import ConfigError
-from hope_jax.output import say
+from hope_jax.config.check import validate
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import say
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices to compile for, for example rtx6000ada:2.")
 _JSON = cli.define_path("json", "File for the figures as JSON.")
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
     # JAX takes seconds to import.
     from hope_jax.memory import rules
     from hope_jax.models import blocks
-    from hope_jax.planning import devices, report
+    from hope_jax.planning import devices
+    from hope_jax.planning import table as report
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
     found = devices.find_devices(topology)
@@ -72,8 +73,9 @@ def make_plan(
     config: ExperimentConfig, topology: Any, found: list[Any], contexts: list[int]
 ) -> dict[str, Any]:
     """Everything but the configuration's name, as plain values. found: the topology's devices."""
-    from hope_jax.planning import compile, report, search
-    from hope_jax.training import assemble
+    from hope_jax.config import assemble
+    from hope_jax.planning import compile, search
+    from hope_jax.planning import table as report
 
     rows, peaks = config.data.batch_size, topology.accelerator.peaks
     useful = assemble.flops_per_token(config)
@@ -108,8 +110,9 @@ def make_plan(
 
 
 def _stream_row(config: ExperimentConfig, topology: Any, found: list[Any], context: int) -> dict[str, Any]:
-    from hope_jax.config_chunks import stream_chunk
-    from hope_jax.planning import compile, report
+    from hope_jax.config.chunks import stream_chunk
+    from hope_jax.planning import compile
+    from hope_jax.planning import table as report
 
     logger.info("compiling a stream with a context of %d tokens", context)
     tokens, alone = stream_chunk(config), topology._replace(devices=1)

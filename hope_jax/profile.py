@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.config import ExperimentConfig
-from hope_jax.errors import ConfigError
-from hope_jax.output import say
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import say
 
 _STEP = flags.DEFINE_string(
     "step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan; or small/b1/VARIANT."
@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
 
 
 def _config() -> ExperimentConfig:
-    from hope_jax.benchmarks import step, step_small
+    from hope_jax.perf import small_step as step_small
+    from hope_jax.perf import step_benchmark as step
 
     if not _STEP.value:
         return cli.load_config()
@@ -106,10 +107,10 @@ def profile(config: ExperimentConfig, top: int) -> Profile:
     """Compiles, runs and traces the step of a configuration."""
     import jax
 
-    from hope_jax.benchmarks.op_times import traced, wall_times
-    from hope_jax.benchmarks.parts import Ops
-    from hope_jax.benchmarks.runs import StepRun, compile_step
-    from hope_jax.training import assemble
+    from hope_jax.config import assemble
+    from hope_jax.perf.op_times import traced, wall_times
+    from hope_jax.perf.parts import Ops
+    from hope_jax.perf.runs import StepRun, compile_step
 
     compiled = compile_step(config)
     ops = Ops(compiled.executable.as_text())

@@ -14,9 +14,9 @@ from typing import Any
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
-from hope_jax.output import complain, say
-from hope_jax.paths import as_path
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import complain, say
+from hope_jax.core.paths import as_path
 
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object for each path.", allow_override=True)
 
@@ -26,8 +26,9 @@ def main(argv: list[str]) -> int:
     if not argv:
         raise ConfigError("name a workdir, one of its checkpoints/<step>, or a release bundle")
     # JAX and Orbax take seconds to import
-    from hope_jax.training import bundle, integrity
-    from hope_jax.training.manifest import BadFileError
+    from hope_jax.release import bundle
+    from hope_jax.storage import integrity
+    from hope_jax.storage.digests import BadFileError
 
     good = True
     for name in argv:

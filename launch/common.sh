@@ -37,7 +37,7 @@ from_caller() {
 }
 
 # paths_from_caller LIST: the same of paths with commas between. Commas may stand in their names too: the
-# longest part of the list that is there is a path, as in hope_jax/paths.py.
+# longest part of the list that is there is a path, as in hope_jax/core/paths.py.
 paths_from_caller() {
     local rest=$1 path found=''
     while :; do

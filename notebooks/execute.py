@@ -18,8 +18,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from hope_jax.errors import ConfigError
-from hope_jax.paths import as_path
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.paths import as_path
 
 HERE = Path(__file__).parent
 SMALL = "HOPE_JAX_NOTEBOOK_SMALL"

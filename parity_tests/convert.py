@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hope_jax import trees
+from hope_jax.core import trees
 
 Weights = Mapping[str, np.ndarray]
 

@@ -405,7 +405,7 @@ RULES = (
         "Everything with two or more axes whose name has neither 'norm' nor 'embed', the depthwise "
         "convolution included, which torch's Muon then refuses.",
         "The matrices `w_*` of the blocks, and the embedding under `muon`; filters, norms, biases and "
-        "numbers go to AdamW (`learning/optim.py`).",
+        "numbers go to AdamW (`optim/outer.py`).",
         "A depthwise filter is no linear map between directions.",
     ),
     Difference(

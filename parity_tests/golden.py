@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError
-from hope_jax.output import complain, say
-from hope_jax.paths import as_path, files_in
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.output import complain, say
+from hope_jax.core.paths import as_path, files_in
 from parity_tests import (
     replay_attention,
     replay_cms,

@@ -4,9 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hope_jax.core.types import NO_TARGET
 from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import HopeModel
-from hope_jax.types import NO_TARGET
 from parity_tests.golden_file import Golden
 from parity_tests.quick import quick_jit
 from parity_tests.reference_style import model_of, offered

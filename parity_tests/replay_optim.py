@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope_jax.learning.m3 import M3Rule, M3State, scale_by_m3
+from hope_jax.optim.m3 import M3Rule, M3State, scale_by_m3
 from parity_tests.golden_file import TOLERANCE, Golden
 
 BFLOAT16 = 1.6e-3

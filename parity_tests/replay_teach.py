@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from hope_jax.kernels.xent_teach import cross_entropy
 
-from hope_jax.types import NO_TARGET
+from hope_jax.core.types import NO_TARGET
 from parity_tests.golden_file import Golden
 from parity_tests.targets import next_targets
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Bounds
 from hope_jax.memory.levels import LevelSpec

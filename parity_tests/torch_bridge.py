@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.gate import GateRule
@@ -16,7 +17,6 @@ from hope_jax.memory.period_write import Bounds
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import NO_TARGET, Batch
 from parity_tests.torch_reference import model as reference
 from parity_tests.torch_reference import nested
 from parity_tests.torch_reference.settings import Arch, Level, Rules

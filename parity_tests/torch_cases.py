@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from hope_jax.types import Batch
+from hope_jax.core.types import Batch
 from parity_tests import torch_bridge as bridge
 from parity_tests.torch_reference.settings import Arch, Level, Rules, SelfMod
 from parity_tests.torch_reference.stream import Example

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_schema import resolve
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.values import resolve
+from hope_jax.core import files
+from hope_jax.core.types import PyTree
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.training import files, telemetry
-from hope_jax.training.checkpoint import Checkpointer
+from hope_jax.storage.checkpoint import Checkpointer
+from hope_jax.training import telemetry
 from hope_jax.training.step import Step
-from hope_jax.types import PyTree
 
 SMALL = {
     "model": {"vocab_size": 1024, "dim": 16, "num_layers": 1, "heads": 2, "block_variant": "hope_attention",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hope_jax.training import integrity
-from hope_jax.training.files import METRICS_FILE, read_rows
+from hope_jax.core.files import METRICS_FILE, read_rows
+from hope_jax.storage import integrity
 
 ROOT = Path(__file__).parents[1]
 _PATIENCE = 300.0

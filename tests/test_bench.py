@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from hope_jax import bench, timing
-from hope_jax.errors import ConfigError
-from hope_jax.timing import Case, Comparison, Goal, compiled, measure
+from hope_jax import bench
+from hope_jax.core.errors import ConfigError
+from hope_jax.perf import timing
+from hope_jax.perf.timing import Case, Comparison, Goal, compiled, measure
 
 
 def two_products() -> tuple[Case, ...]:

@@ -11,10 +11,10 @@ import pytest
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.core.errors import ConfigError, DataError
 
 GOOD = """
-from hope_jax.config import base_config
+from hope_jax.config.experiment import base_config
 def get_config():
     config = base_config()
     config.model.update(dict(vocab_size=1024, dim=32, num_layers=1, heads=2))

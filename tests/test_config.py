@@ -6,9 +6,9 @@ import typing
 import pytest
 from ml_collections import config_dict
 
-from hope_jax.config import Activation, ExperimentConfig, LevelConfig, base_config, level
-from hope_jax.config_schema import as_plain_dict, key_paths, resolve, said_of_levels, set_override
-from hope_jax.errors import ConfigError
+from hope_jax.config.experiment import Activation, ExperimentConfig, LevelConfig, base_config, level
+from hope_jax.config.values import as_plain_dict, key_paths, resolve, said_of_levels, set_override
+from hope_jax.core.errors import ConfigError
 from hope_jax.memory.mlp_memory import ACTIVATIONS
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate, warnings
-from hope_jax.config_chunks import document_multiple, online_chunk, stream_chunk, truncate
-from hope_jax.config_schema import resolve
-from hope_jax.errors import ConfigError
+from hope_jax.config.check import validate, warnings
+from hope_jax.config.chunks import document_multiple, online_chunk, stream_chunk, truncate
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.values import resolve
+from hope_jax.core.errors import ConfigError
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
 TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}

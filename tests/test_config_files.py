@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax import presets
 from hope_jax.cli import read_config
-from hope_jax.config_check import validate
-from hope_jax.config_schema import resolve
+from hope_jax.config import presets
+from hope_jax.config.check import validate
+from hope_jax.config.values import resolve
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.memory import rules
 

@@ -15,11 +15,11 @@ import pytest
 from absl.testing import flagsaver
 
 from hope_jax import calibrate, cli, generate
-from hope_jax.config_schema import resolve
-from hope_jax.errors import ClosedOutput, OutputError
-from hope_jax.training import arrays, memory_file
-from hope_jax.training.inference import Trained, prepare, read_text
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.config.values import resolve
+from hope_jax.core.errors import ClosedOutput, OutputError
+from hope_jax.storage import arrays, memory_file
+from hope_jax.storage.stored import load_checkpoint
+from hope_jax.storage.trained import Trained, prepare, read_text
 from tests.checkpoints import save_small, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ def test_a_drawn_eos_ends_the_text_and_is_remembered(
     command: Any, workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draws = iter([300, 2, 301])
-    monkeypatch.setattr("hope_jax.learning.generate.draw", lambda *args: np.int32(next(draws)))
+    monkeypatch.setattr("hope_jax.learning.sampling.draw", lambda *args: np.int32(next(draws)))
     done = command(
         f"--checkpoint={workdir}", "--prompt=Amen", "--max_tokens=3", f"--save_memory={tmp_path / 'm'}"
     )

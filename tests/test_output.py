@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys
 from hope_jax import cli
-from hope_jax.output import say
+from hope_jax.core.output import say
 
 def main(argv):
     \"\"\"Prints.\"\"\"

@@ -19,8 +19,10 @@ import pytest
 from absl.testing import flagsaver
 
 from hope_jax import calibrate, cli, compilation_cache, digest, generate, launch, package, verify
+from hope_jax.config import assemble
 from hope_jax.models.lm import HopeModel
-from hope_jax.training import arrays, assemble, telemetry, weights
+from hope_jax.storage import arrays, weights
+from hope_jax.training import telemetry
 from tests.checkpoints import small_config
 from tests.own_flags import own_flags
 
@@ -30,7 +32,7 @@ COMMANDS = {
     for module in (calibrate, digest, generate, launch, package, verify)
 }
 CONFIG = """
-from hope_jax.config import base_config, level
+from hope_jax.config.experiment import base_config, level
 
 def get_config():
     config = base_config()

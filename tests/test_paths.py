@@ -8,9 +8,10 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from hope_jax import cli, digest, launch, paths, verify
-from hope_jax.config_schema import key_paths, key_type, resolve
-from hope_jax.errors import ConfigError
+from hope_jax import cli, digest, launch, verify
+from hope_jax.config.values import key_paths, key_type, resolve
+from hope_jax.core import paths
+from hope_jax.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 NO_PATHS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.errors import ConfigError
+from hope_jax.core.errors import ConfigError
 from hope_jax.planning import devices
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ Expect:   One loss pass a token: many times slower than the pilot, shorten it wi
           its memory writes had blown the model up.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

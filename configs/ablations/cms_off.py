@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Unpublished for the pilot. The paper's Hope has a perplexity of 12.24, and 13.04 without CMS.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Published at 5 000 steps: cross-entropy about 25.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config, set_levels, set_size
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config, set_levels, set_size
 
 
 def get_config() -> OrderedConfig:

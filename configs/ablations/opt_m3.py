@@ -7,8 +7,8 @@ Expect:   No published figure. M3 divides by the root of a sum of squared gradie
           gradient's unit and is not Muon's.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Published at 5 000 steps (as self_mod_lr 0): cross-entropy 45.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

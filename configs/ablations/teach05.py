@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   Compare with the pilot's loss at the same step.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import pilot_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import pilot_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     unrun here
 Expect:   No figure of ours.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import mid_stage2_config, set_teaching
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import mid_stage2_config, set_teaching
 
 
 def get_config() -> OrderedConfig:

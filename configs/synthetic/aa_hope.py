@@ -6,8 +6,8 @@ Time:     1 minute beside other processes
 Expect:   All strings right, also those twice as long.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     3 minutes beside other processes
 Expect:   All strings right; of those up to twice as long one in eight.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_config
 
 
 def get_config() -> OrderedConfig:

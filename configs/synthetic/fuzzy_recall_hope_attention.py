@@ -6,8 +6,8 @@ Time:     5 minutes beside other processes
 Expect:   98 % of the answers right, 93 % of the strings.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_attention_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_attention_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     4 minutes beside other processes
 Expect:   Eval loss below 0.001 (seed 0: 0.0004): nearly all questions right, where the transformer has 60 %.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     2 minutes beside other processes
 Expect:   Seed 0 answers all questions about 4 pairs right, and 95 % of those about 8, which are new to it.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_attention_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_attention_config
 
 
 def get_config() -> OrderedConfig:

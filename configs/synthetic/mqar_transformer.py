@@ -6,8 +6,8 @@ Time:     10 minutes beside a dozen other processes
 Expect:   About 60 % of the questions right (chance 15 %).
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_config
 
 
 def get_config() -> OrderedConfig:

@@ -7,8 +7,8 @@ Expect:   Seeds 1, 2 and 4 read all parities of 1 to 50 symbols right, and 69 to
           Seed 0 diverges, 5 and 6 do not learn (docs/evals/synthetic.md).
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_config
 
 
 def get_config() -> OrderedConfig:

@@ -6,8 +6,8 @@ Time:     11 minutes beside a dozen other processes
 Expect:   A third of the strings of training lengths right, none of the longer ones.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_config
 
 
 def get_config() -> OrderedConfig:

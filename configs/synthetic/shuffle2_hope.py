@@ -6,8 +6,8 @@ Time:     2 minutes beside other processes
 Expect:   96 % of the strings right; of those up to twice as long 13 %.
 """
 
-from hope_jax.config import OrderedConfig
-from hope_jax.presets import synthetic_hope_config
+from hope_jax.config.experiment import OrderedConfig
+from hope_jax.config.presets import synthetic_hope_config
 
 
 def get_config() -> OrderedConfig:

@@ -16,8 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from hope_jax.errors import CheckpointError, DataError
-from hope_jax.types import NO_TARGET, Array, Batch
+from hope_jax.core.errors import CheckpointError, DataError
+from hope_jax.core.types import NO_TARGET, Array, Batch
 
 ENDLESS = 2**52
 """Rows of an endless dataset. Grain's own endless length, sys.maxsize, overflows when batched one by one."""

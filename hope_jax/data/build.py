@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, DataError, instead
-from hope_jax.output import say
+from hope_jax.core.errors import ConfigError, DataError, instead
+from hope_jax.core.output import say
 
 if TYPE_CHECKING:
-    from hope_jax.data.building.manifest import Mixture
-    from hope_jax.data.building.plan import Plan
+    from hope_jax.data.building.recipe import Mixture
+    from hope_jax.data.building.tasks import Plan
 
 _MANIFEST = cli.define_path("manifest", "YAML file that describes the mixture.")
 _OUT = cli.define_path("out", "Folder of the shards, instead of the manifest's.")
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
-        from hope_jax.data.building import executors, finish, manifest, plan, stages
+        from hope_jax.data.building import executors, finish, stages
+        from hope_jax.data.building import recipe as manifest
+        from hope_jax.data.building import tasks as plan
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; building shards needs pip install 'hope_jax[data]'"

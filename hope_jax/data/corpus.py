@@ -13,11 +13,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.paths import as_path, files_in, is_left_behind
+from hope_jax.core.types import NO_TARGET
 from hope_jax.data import text_files
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
-from hope_jax.errors import DataError
-from hope_jax.paths import as_path, files_in, is_left_behind
-from hope_jax.types import NO_TARGET
 
 EMBEDDED = "embedded"
 _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, cast
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, GuardError
-from hope_jax.output import say
+from hope_jax.core.errors import ConfigError, GuardError
+from hope_jax.core.output import say
 
 if TYPE_CHECKING:
     from hope_jax.data.texts import Split

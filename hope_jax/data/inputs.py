@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_chunks import document_multiple
+from hope_jax.config.chunks import document_multiple
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.types import Batch
 from hope_jax.data.batches import Sharing, TrainIterator
 from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator
@@ -15,7 +16,6 @@ from hope_jax.data.sources import Source, check_sources, find_sources
 from hope_jax.data.synthetic import Task, find_task
 from hope_jax.data.synthetic.rows import make_synthetic_eval_batches, make_synthetic_iterator
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.types import Batch
 
 logger = logging.getLogger("hope_jax.data")
 

@@ -16,6 +16,8 @@ from typing import Unpack
 import grain
 import numpy as np
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data.batches import (
     ENDLESS,
     Sharing,
@@ -27,8 +29,6 @@ from hope_jax.data.batches import (
     spread,
 )
 from hope_jax.data.sources import Source
-from hope_jax.errors import DataError
-from hope_jax.types import NO_TARGET, Batch
 
 
 class Interleaving(grain.transforms.DatasetSelectionMap):

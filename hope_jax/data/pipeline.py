@@ -16,6 +16,8 @@ from typing import Unpack
 import grain
 import numpy as np
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data.batches import (
     ENDLESS,
     Sharing,
@@ -28,8 +30,6 @@ from hope_jax.data.batches import (
 )
 from hope_jax.data.corpus import Document
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError
-from hope_jax.types import NO_TARGET, Batch
 
 
 class PackedRows:

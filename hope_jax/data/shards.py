@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from hope_jax.errors import DataError
+from hope_jax.core.errors import DataError
 
 FORMAT = 1
 MANIFEST = "manifest.json"

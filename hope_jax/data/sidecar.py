@@ -4,7 +4,7 @@ import json
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from hope_jax.errors import DataError
+from hope_jax.core.errors import DataError
 
 KIND = "hope_jax.tokenizer"
 """What tells a sidecar from another file of its name, such as the tokenizer.json of other libraries."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hope_jax.core.errors import DataError, instead
+from hope_jax.core.paths import as_path, files_in
 from hope_jax.data.corpus import EMBEDDED
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError, instead
-from hope_jax.paths import as_path, files_in
 
 logger = logging.getLogger("hope_jax.data")
 

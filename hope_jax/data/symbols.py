@@ -6,10 +6,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from hope_jax.config import DataConfig
+from hope_jax.config.experiment import DataConfig
+from hope_jax.core.errors import DataError
 from hope_jax.data.synthetic import find_task
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError
 
 
 class SymbolTokenizer(Tokenizer):

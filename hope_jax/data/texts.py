@@ -18,10 +18,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Literal
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.paths import as_path, files_in
 from hope_jax.data import text_files
 from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, is_text, parse_documents
-from hope_jax.errors import DataError
-from hope_jax.paths import as_path, files_in
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 _KINDS = ", ".join(SUFFIXES)

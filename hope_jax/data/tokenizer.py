@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from hope_jax.core.errors import DataError
 from hope_jax.data.sidecar import check_digest, read_sidecar, sidecar_name
-from hope_jax.errors import DataError
 
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"

@@ -16,10 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.corpus import Document
 from hope_jax.data.texts import Split, TextSource, combined_digest, held_out, sample, select
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError, DataError
 
 KIND = "hope_jax.coverage"
 OVERALL = "overall"

@@ -15,10 +15,10 @@ from typing import Any
 import sentencepiece
 
 import hope_jax
+from hope_jax.core.errors import DataError
 from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.sidecar import KIND
 from hope_jax.data.texts import TextSource, combined_digest, held_out, sample, select
-from hope_jax.errors import DataError
 
 SPECIAL_IDS = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
 NEWLINE = "\n"

@@ -19,8 +19,8 @@ from pathlib import Path
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.output import say
+from hope_jax.core.errors import ConfigError, DataError
+from hope_jax.core.output import say
 
 _INPUTS = cli.define_paths(
     "input", "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again."

@@ -23,16 +23,16 @@ import numpy as np
 from absl import flags
 
 from hope_jax import cli, compilation_cache
+from hope_jax.core.errors import ConfigError, GuardError
+from hope_jax.core.output import say
+from hope_jax.core.paths import split_paths
+from hope_jax.core.types import PyTree
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError, GuardError
-from hope_jax.evals.memorize import Memorizer, Rule, as_settings, unrelated
-from hope_jax.evals.run import FORMAT, VERSION, progress
-from hope_jax.evals.scoring import Pair, score_pairs
+from hope_jax.evals.reading.memorize import Memorizer, Rule, as_settings, unrelated
+from hope_jax.evals.reading.scoring import Pair, score_pairs
+from hope_jax.evals.reading.subject import Subject, open_subject
 from hope_jax.evals.statistics import as_json, mean, within_one
-from hope_jax.evals.subject import Subject, open_subject
-from hope_jax.output import say
-from hope_jax.paths import split_paths
-from hope_jax.types import PyTree
+from hope_jax.evals.suite.run import FORMAT, VERSION, progress
 
 NAME = "passkey_smoke"
 CONTROLS = ("other_key", "shuffled", "unrelated")

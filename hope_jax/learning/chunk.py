@@ -14,13 +14,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
 from hope_jax.learning import teach
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
 from hope_jax.models.lm import EMBED, Carry, Fast, HopeModel, ReadOutput
-from hope_jax.types import Array, Batch, PyTree
 
 
 class OnlineRule(NamedTuple):

@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.learning.chunk import OnlineRule, State, StreamResult, begin, finish, over_chunks, step
 from hope_jax.models import documents
 from hope_jax.models.lm import Fast, HopeModel
-from hope_jax.types import Array, Batch, PyTree
 
 _add = jax.named_scope("gradient_sum")(trees.add)
 

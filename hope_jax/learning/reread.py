@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.learning.chunk import OnlineRule, State, begin, read_loss, step, whole_chunks, write
 from hope_jax.models.lm import HopeModel
-from hope_jax.types import Array, Batch, PyTree
 
 
 class Reread(NamedTuple):

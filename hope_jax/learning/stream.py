@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope_jax.core.types import NO_TARGET, Array, Batch, PyTree
 from hope_jax.learning import chunk as chunks
 from hope_jax.learning.chunk import OnlineRule, State, StreamResult, Sums
 from hope_jax.models.lm import Carry, Fast, HopeModel
-from hope_jax.types import NO_TARGET, Array, Batch, PyTree
 
 _BLOCK = 16
 """Chunks that one call to the device reads and writes where a segment holds as many; else it takes one.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import CrossEntropy
 from hope_jax.memory.state import Taps, WriteSignal
-from hope_jax.types import Array, PyTree
 
 
 class TeachRule(NamedTuple):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones, zeros
 
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory import flops, gate, initial, mlp_memory
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
@@ -25,7 +26,6 @@ from hope_jax.memory.mlp_memory import Trace, WriteFactors
 from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
-from hope_jax.types import Array, PyTree
 
 __all__ = ["Bounds", "Cms", "LevelState"]
 

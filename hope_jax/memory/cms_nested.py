@@ -23,14 +23,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import LevelState, LevelTokens
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
-from hope_jax.types import Array, PyTree
 
 
 class NestedState(NamedTuple):

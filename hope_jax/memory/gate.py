@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from hope_jax.types import Array
+from hope_jax.core.types import Array
 
 METRICS = ("l2", "loss", "logit_entropy")
 

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, bias
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
-from hope_jax.types import Array, PyTree
 
 LEVEL = "state"
 

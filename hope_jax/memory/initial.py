@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.types import Array, PyTree
+from hope_jax.core.types import Array, PyTree
 
 Init = Callable[..., Array]
 """(key, shape, dtype) -> array."""

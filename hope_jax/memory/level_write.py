@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import LevelSpec
@@ -17,7 +18,6 @@ from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
 from hope_jax.memory.state import Reduce, WriteStats, own
-from hope_jax.types import Array, PyTree
 
 
 class Gathered(NamedTuple):

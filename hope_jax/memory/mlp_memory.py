@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax.core.types import Array
 from hope_jax.kernels.cms_write import root
 from hope_jax.memory.state import Taps
-from hope_jax.types import Array
 
 FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
 """Names of the weights that a write changes; LayerNorm's affine part is slow."""

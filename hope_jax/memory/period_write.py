@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root, shrink
 from hope_jax.memory import gate, mlp_memory
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
-from hope_jax.types import Array, PyTree
 
 
 class LevelState(NamedTuple):

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.types import Array, PyTree
 
 CONTEXT_AXES: Mapping[str, int] = {"w_up": 0}
 """Leaves that `nl_l2_precond` projects, and the axis that lies in the context's space."""

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import constant
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.self_mod import Tokens as Streams
@@ -23,7 +24,6 @@ from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, transposed
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
-from hope_jax.types import Array, PyTree
 
 GENERATORS, MEMORY = "generators", "memory"
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import Entries, Initial
-from hope_jax.types import Array, PyTree
 
 Reduce = Callable[[PyTree], PyTree]
 """Sums a tree over the examples that share a fast state; the identity when each has its own."""

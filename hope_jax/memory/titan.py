@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import constant, zeros
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
@@ -26,7 +27,6 @@ from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteR
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
 from hope_jax.memory.titans_rule import TitansWriter
-from hope_jax.types import Array, PyTree
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
 

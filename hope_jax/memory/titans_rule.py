@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import constant, zeros
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.initial import Entries
 from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter
-from hope_jax.types import Array, PyTree
 
 GATE_BIASES = {"alpha": -7.0, "eta": 2.2, "theta": 0.5413}
 """First biases of the gates: decay 0.0009, momentum 0.9, the level's own rate."""

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hope_jax.core.types import Array
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.models import layers
 from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Array
 
 
 class Cache(NamedTuple):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory import cms, gated_deltanet, self_mod, titan
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms
@@ -24,7 +25,6 @@ from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
 from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
 from hope_jax.models.spec import EXAMPLES, ModelSpec
-from hope_jax.types import Array, PyTree
 
 ATTENTION, MLP, SWIGLU = "attn", "mlp", "swiglu"
 CMS, TITAN, TITAN_NORM, SELF_MOD, GATED_DELTANET = "cms", "titan", "titan_norm", "self_mod", "gated_deltanet"

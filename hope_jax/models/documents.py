@@ -6,7 +6,7 @@ A document begins only where an online chunk does; the rest of the last chunk of
 import jax
 import jax.numpy as jnp
 
-from hope_jax.types import Array, PyTree
+from hope_jax.core.types import Array, PyTree
 
 NO_SEGMENT = -1
 """Document number of a position that has not been read."""

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hope_jax.core.types import Array
 from hope_jax.memory.initial import Entries
 from hope_jax.memory.mlp_memory import ACTIVATIONS, layer_norm
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Array
 
 RMS_NORM_EPS = 1e-6
 L2_NORM_EPS = 1e-6

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.initial import Params
 from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, Taps, WriteSignal, WriteStats
@@ -26,7 +27,6 @@ from hope_jax.models import blocks, documents, layers
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.blocks import Block, Call
 from hope_jax.models.spec import EXAMPLES, ModelSpec
-from hope_jax.types import Array, PyTree
 
 EMBED, FINAL_NORM = "embed", "final_norm"
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hope_jax.config import ExperimentConfig
+from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated
+from hope_jax.config import assemble
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.types import Batch, PyTree
 from hope_jax.planning.counts import Counts, count
 from hope_jax.planning.devices import GIB, Topology
-from hope_jax.training import assemble
-from hope_jax.training.sharding import batch_sharding, make_mesh, replicated
 from hope_jax.training.step import Step, jit_train, state_shardings
-from hope_jax.types import Batch, PyTree
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Both would run candidates on the device. Products then go to cuBLAS, whose workspace is counted.

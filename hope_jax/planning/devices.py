@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from hope_jax.errors import ConfigError, UserError, instead
+from hope_jax.core.errors import ConfigError, UserError, instead
 
 GIB = 2**30
 TERA = 1e12

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hope_jax.config import ExperimentConfig
+from hope_jax.config.experiment import ExperimentConfig
 
 _GROWTH = 5.0
 """A signal is suspect when it reached this many times its median before the bad step."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hope_jax.config import ExperimentConfig, MemoryConfig
+from hope_jax.config.experiment import ExperimentConfig, MemoryConfig
 from hope_jax.training import idle
 from hope_jax.training.diagnosis import rate_key
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from hope_jax.core.errors import AlarmError, DivergenceError
+from hope_jax.core.files import write_atomic
+from hope_jax.core.program import TrainProgram, TrainState
+from hope_jax.core.types import Batch
 from hope_jax.data.corpus import unigram_entropy
-from hope_jax.errors import AlarmError, DivergenceError
-from hope_jax.training.checkpoint import Checkpointer, first_non_finite
-from hope_jax.training.files import write_atomic
+from hope_jax.storage.checkpoint import Checkpointer, first_non_finite
 from hope_jax.training.health import Guard
 from hope_jax.training.idle import share_of_all, written
 from hope_jax.training.metrics import Recorder
-from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.types import Batch
 
 logger = logging.getLogger("hope_jax.training")
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_chunks import levels_of, online_chunk
+from hope_jax.config.chunks import levels_of, online_chunk
+from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.training.diagnosis import rate_key
 
 KIND = "idle memories"

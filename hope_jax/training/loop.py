@@ -11,13 +11,20 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from hope_jax.config import ExperimentConfig
+from hope_jax.cluster import processes
+from hope_jax.cluster.lock import WorkdirLock
+from hope_jax.cluster.peers import Alone, Peers
+from hope_jax.cluster.signals import StopSignals
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core import files
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.program import TrainProgram, TrainState
+from hope_jax.core.types import Batch
 from hope_jax.data.batches import digest_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
-from hope_jax.errors import ConfigError
-from hope_jax.training import files, processes, telemetry
-from hope_jax.training.checkpoint import Checkpointer, abstract
+from hope_jax.storage.checkpoint import Checkpointer, abstract
+from hope_jax.training import telemetry
 from hope_jax.training.diagnosis import explain_divergence
 from hope_jax.training.health import Guard
 from hope_jax.training.hooks import (
@@ -31,14 +38,9 @@ from hope_jax.training.hooks import (
     StepEvent,
     evaluate,
 )
-from hope_jax.training.lock import WorkdirLock
 from hope_jax.training.metrics import Progress, Recorder, Row
-from hope_jax.training.peers import Alone, Peers
-from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.training.report import write_report
-from hope_jax.training.signals import StopSignals
+from hope_jax.training.run_report import write_report
 from hope_jax.training.writers import Writer, check_wandb, make_writers
-from hope_jax.types import Batch
 
 logger = logging.getLogger("hope_jax.training")
 

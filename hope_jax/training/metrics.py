@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hope_jax.errors import DivergenceError
-from hope_jax.types import PyTree
+from hope_jax.core.errors import DivergenceError
+from hope_jax.core.types import PyTree
 
 Metrics = Mapping[str, PyTree]
 Row = dict[str, Any]

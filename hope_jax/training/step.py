@@ -10,18 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_chunks import has_memories
-from hope_jax.errors import ConfigError
-from hope_jax.learning import optim
-from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
-from hope_jax.learning.generate import make_generate
-from hope_jax.learning.modes import MODES
-from hope_jax.memory.state import WriteStats
-from hope_jax.models.lm import HopeModel
-from hope_jax.training import assemble
-from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.training.sharding import (
+from hope_jax.cluster.sharding import (
     BY_EXAMPLE,
     DATA_AXIS,
     WHOLE,
@@ -34,7 +23,18 @@ from hope_jax.training.sharding import (
     shared,
     whole,
 )
-from hope_jax.types import Array, Batch, PyTree
+from hope_jax.config import assemble
+from hope_jax.config.chunks import has_memories
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.program import TrainProgram, TrainState
+from hope_jax.core.types import Array, Batch, PyTree
+from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
+from hope_jax.learning.modes import MODES
+from hope_jax.learning.sampling import make_generate
+from hope_jax.memory.state import WriteStats
+from hope_jax.models.lm import HopeModel
+from hope_jax.optim import outer as optim
 
 Metrics = dict[str, PyTree]
 

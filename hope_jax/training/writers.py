@@ -18,9 +18,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.errors import ConfigError
-from hope_jax.training.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
 from hope_jax.training.idle import share_of_all, trained
 
 logger = logging.getLogger("hope_jax.training")

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.causal_conv import bench, causal_conv
+from hope_jax.kernels.causal_conv import causal_conv
 
+from hope_jax.perf.kernels import causal_conv as bench
 from tests.oracle.kernels import causal_conv as naive
 
 SHAPES = [(1, 4), (3, 4), (17, 4), (9, 1), (12, 7)]

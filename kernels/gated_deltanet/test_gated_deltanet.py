@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.gated_deltanet import bench, gated_delta
+from hope_jax.kernels.gated_deltanet import gated_delta
 
+from hope_jax.perf.kernels import gated_deltanet as bench
 from tests.oracle.bridge import assert_close
 from tests.oracle.kernels.gated_deltanet import recurrence, value
 

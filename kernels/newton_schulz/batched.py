@@ -5,7 +5,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hope_jax import trees
+from hope_jax.core import trees
 
 Coefficients: TypeAlias = tuple[float, float, float]
 """a, b, c of a step X <- a X + b (X X^T) X + c (X X^T)^2 X."""

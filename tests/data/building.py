@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-from hope_jax.data.building import executors, finish, manifest, plan, stages
+from hope_jax.data.building import executors, finish, stages
+from hope_jax.data.building import recipe as manifest
+from hope_jax.data.building import tasks as plan
 from hope_jax.data.shards import ShardRows, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data import shards
 from hope_jax.data.corpus import Document, split_documents
-from hope_jax.errors import ConfigError, DataError
 from tests.data.building import build, files, text, texts, write_jsonl, write_manifest
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.data import shards
-from hope_jax.data.building import executors, finish, manifest, plan, stages
-from hope_jax.errors import ConfigError
+from hope_jax.data.building import executors, finish, stages
+from hope_jax.data.building import recipe as manifest
+from hope_jax.data.building import tasks as plan
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from datatrove.data import Document
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.data.building import filters
-from hope_jax.errors import ConfigError
 from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 ENGLISH = (

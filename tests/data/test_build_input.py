@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.core.errors import ConfigError, DataError
 from tests.data.building import build, text, texts, write_jsonl, write_manifest
 
 GOOD = [text(i) for i in range(4)]

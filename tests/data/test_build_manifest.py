@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hope_jax.data.building import filters, plan
-from hope_jax.data.building.manifest import Mixture, load_manifest
-from hope_jax.errors import ConfigError, DataError
+from hope_jax.core.errors import ConfigError, DataError
+from hope_jax.data.building import filters
+from hope_jax.data.building import tasks as plan
+from hope_jax.data.building.recipe import Mixture, load_manifest
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {

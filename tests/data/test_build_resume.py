@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import DataError
 from hope_jax.data import build as command
 from hope_jax.data.building import executors
-from hope_jax.errors import DataError
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 MINHASH = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 4}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from hope_jax.core.errors import DataError
 from hope_jax.data.building import streams
-from hope_jax.errors import DataError
 
 TEXT = b"".join(b"line %d\n" % i for i in range(50_000))
 

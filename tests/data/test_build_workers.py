@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import DataError
 from hope_jax.data.building.workers import run_all
-from hope_jax.errors import DataError
 
 
 class Work:

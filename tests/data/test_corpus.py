@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.types import NO_TARGET
 from hope_jax.data.corpus import Document, load_documents, split_documents, unigram_entropy
-from hope_jax.errors import DataError
-from hope_jax.types import NO_TARGET
 
 
 def texts(documents):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data import corpus, tokenizer_coverage
 from hope_jax.data.texts import Split, open_sources
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.tokenizer_coverage import BUCKETS, Counts, Report, SourceCounts, compare, count
-from hope_jax.errors import ConfigError, DataError
 from tests.data import handmade
 
 BASELINE = resources.files("hope_jax.data") / "assets" / "unigram_1024.coverage.json"

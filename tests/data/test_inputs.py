@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from hope_jax import cli
-from hope_jax.config import DataConfig, EvalConfig, ExperimentConfig, MemoryConfig, ModelConfig, TrainConfig
-from hope_jax.config_check import validate
+from hope_jax.config.check import validate
+from hope_jax.config.experiment import (
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    MemoryConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data import sources as found
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError, DataError
 from tests.data.shard_folder import numbered_rows, write_shards
 
 TOKENIZER = Tokenizer.load()
@@ -210,5 +217,5 @@ def test_a_mixture_is_set_from_the_command_line(tmp_path: Path) -> None:
 
 def _read(folder: Path, *overrides: str) -> ExperimentConfig:
     path = folder / "mixed.py"
-    path.write_text("from hope_jax.presets import pilot_config as get_config\n")
+    path.write_text("from hope_jax.config.presets import pilot_config as get_config\n")
     return cli.read_config(path, overrides)

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hope_jax.core.errors import CheckpointError, DataError
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data import sources as found
 from hope_jax.data.corpus import load_documents, split_documents
 from hope_jax.data.mixture import (
@@ -25,8 +27,6 @@ from hope_jax.data.mixture import (
     make_mixture_eval_batches,
     make_mixture_iterator,
 )
-from hope_jax.errors import CheckpointError, DataError
-from hope_jax.types import NO_TARGET, Batch
 from tests.data.shard_folder import TOKENIZER, numbered_rows, shard_documents, tokens_of
 
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}

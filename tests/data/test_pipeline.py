@@ -12,11 +12,11 @@ from grain.checkpoint import CheckpointHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hope_jax.core.errors import CheckpointError, DataError
+from hope_jax.core.types import NO_TARGET
 from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.pipeline import make_eval_batches, make_train_iterator, tokenize_documents
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import CheckpointError, DataError
-from hope_jax.types import NO_TARGET
 
 TOKENIZER = Tokenizer.load("embedded")
 DOCUMENTS = [

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import DataError
 from hope_jax.data import shards
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest, ShardRows
-from hope_jax.errors import DataError
 
 ROW, VOCAB = 8, 300
 

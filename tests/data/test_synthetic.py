@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_jax.config import DataConfig, EvalConfig, ExperimentConfig, ModelConfig, TrainConfig
+from hope_jax.config.experiment import DataConfig, EvalConfig, ExperimentConfig, ModelConfig, TrainConfig
+from hope_jax.core.errors import CheckpointError, ConfigError, DataError
+from hope_jax.core.types import NO_TARGET
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.synthetic import TASKS, Example, Task, find_task
 from hope_jax.data.synthetic.rows import Strings, strings
-from hope_jax.errors import CheckpointError, ConfigError, DataError
-from hope_jax.types import NO_TARGET
 
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.core.errors import DataError
 from hope_jax.data import corpus, texts
-from hope_jax.errors import DataError
 from tests.data.handmade import write
 
 

@@ -10,9 +10,9 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hope_jax.core.errors import DataError
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError
 
 TOKENIZER = Tokenizer.load("embedded")
 

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hope_jax import cli
+from hope_jax.core.errors import DataError, OutputError
 from hope_jax.data import corpus, tokenizer_training
 from hope_jax.data.texts import open_sources
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.tokenizer_training import TrainedTokenizer, TrainingOptions, cut_lines, train_model
-from hope_jax.errors import DataError, OutputError
 from tests.data import handmade
 
 ROOT = Path(__file__).parents[2]

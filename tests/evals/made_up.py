@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hope_jax.errors import DataError
-from hope_jax.evals import registry
-from hope_jax.evals.arms import compare, run_arms, update_statistics
-from hope_jax.evals.registry import Entry
-from hope_jax.evals.run import Run, outcome
-from hope_jax.evals.scoring import token_log_probs
-from hope_jax.types import PyTree
+from hope_jax.core.errors import DataError
+from hope_jax.core.types import PyTree
+from hope_jax.evals.arms.memorized import compare, run_arms, update_statistics
+from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.suite import registry
+from hope_jax.evals.suite.registry import Entry
+from hope_jax.evals.suite.run import Run, outcome
 
 TEXTS = ("In the beginning", "Let there be light", "And God said", "It is a truth", "Call me", "The king")
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hope_jax.evals.subject import Subject, open_subject
+from hope_jax.evals.reading.subject import Subject, open_subject
 from tests.checkpoints import save_small, small_config
 
 

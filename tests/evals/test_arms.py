@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax.evals.arms import compare, run_arms, update_statistics
-from hope_jax.evals.journal import Journal
-from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.run import ARMS, Run, outcome
-from hope_jax.evals.scoring import token_log_probs
+from hope_jax.evals.arms.memorized import compare, run_arms, update_statistics
+from hope_jax.evals.reading.memorize import Memorizer, Rule
+from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.suite.journal import Journal
+from hope_jax.evals.suite.run import ARMS, Run, outcome
 from tests.evals.subjects import subject
 from tests.evals.test_scoring import text
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hope_jax.evals.comparison import compare, holm, scores
-from hope_jax.evals.report import paired_table
+from hope_jax.evals.suite.comparison import compare, holm, scores
+from hope_jax.evals.suite.pages import paired_table
 
 
 def result(records: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

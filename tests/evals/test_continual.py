@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import adaptation, class_arms, class_incremental, comparison, continual, statistics
-from hope_jax.evals.class_tasks import in_context_examples, tasks_of
-from hope_jax.evals.labels import Format, score_labels
-from hope_jax.evals.memorize import Rule
-from hope_jax.evals.reader import Reader
-from hope_jax.evals.run import ARMS, Run
-from hope_jax.evals.segments import blocks, load_segments
+from hope_jax.evals import statistics
+from hope_jax.evals.arms import classes as class_arms
+from hope_jax.evals.reading.memorize import Rule
+from hope_jax.evals.reading.reader import Reader
+from hope_jax.evals.suite import comparison
+from hope_jax.evals.suite.run import ARMS, Run
+from hope_jax.evals.tasks import adaptation, class_incremental, continual
+from hope_jax.evals.tasks.class_tasks import in_context_examples, tasks_of
+from hope_jax.evals.tasks.labels import Format, score_labels
+from hope_jax.evals.tasks.segments import blocks, load_segments
 from tests.evals.intents_data import write_banking, write_clinc
 from tests.evals.subjects import as_if_slow, subject
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import intents
+from hope_jax.core.errors import ConfigError, DataError
+from hope_jax.evals.tasks import intents
 from tests.evals.intents_data import write_banking, write_clinc, write_dbpedia
 
 

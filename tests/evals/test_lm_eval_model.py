@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 
-from hope_jax.errors import ConfigError
-from hope_jax.evals.lm_eval_model import HopeLM
-from hope_jax.evals.scoring import Pair
-from hope_jax.evals.subject import Subject
+from hope_jax.core.errors import ConfigError
+from hope_jax.evals.reading.lm_eval_model import HopeLM
+from hope_jax.evals.reading.scoring import Pair
+from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
 pytestmark = pytest.mark.usefixtures("quick")

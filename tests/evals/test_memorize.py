@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax import trees
-from hope_jax.errors import ConfigError
-from hope_jax.evals.memorize import Memorizer, Rule, fitting, unrelated
-from hope_jax.evals.scoring import token_log_probs
-from hope_jax.evals.selective import paths_of
+from hope_jax.core import trees
+from hope_jax.core.errors import ConfigError
+from hope_jax.evals.reading.memorize import Memorizer, Rule, fitting, unrelated
+from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.reading.selective import paths_of
 from hope_jax.learning.stream import Streamer
 from hope_jax.models.lm import HopeModel
 from tests.evals.subjects import subject

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.tokenizer_training import train_model
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import niah_prompts
-from hope_jax.evals.documents import read_documents
-from hope_jax.evals.niah_prompts import NOISE, TASKS, _Draft, check_length, make_prompt
-from hope_jax.evals.prompts import Prompt, most
-from hope_jax.evals.prose import Prose, load_prose, split_sentences
+from hope_jax.evals.tasks import niah_prompts
+from hope_jax.evals.tasks.niah_prompts import NOISE, TASKS, _Draft, check_length, make_prompt
+from hope_jax.evals.tasks.prompts import Prompt, most
+from hope_jax.evals.tasks.prose import Prose, load_prose, split_sentences
+from hope_jax.evals.tasks.sources import read_documents
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
 # Joins digits, but not all: its numbers are of several lengths.

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hope_jax.evals import continual, niah, passkey, perplexity, report, zeroshot
-from hope_jax.evals.run import Run, outcome
-from hope_jax.evals.runner import Result
-from hope_jax.evals.scoring import Read, Row
+from hope_jax.evals.reading.scoring import Read, Row
+from hope_jax.evals.suite import pages as report
+from hope_jax.evals.suite.run import Run, outcome
+from hope_jax.evals.suite.runner import Result
+from hope_jax.evals.tasks import continual, niah, passkey, perplexity, zeroshot
 from tests.evals.subjects import subject
 from tests.evals.test_retrieval import Knows
 from tests.evals.test_zeroshot import without_model

@@ -13,9 +13,9 @@ from absl.testing import flagsaver
 
 from hope_jax import cli
 from hope_jax.evals import passkey_smoke
-from hope_jax.evals.memorize import Memorized, Rule
 from hope_jax.evals.passkey_smoke import CONTROLS, make_prompts, measure, summarize, with_key
-from hope_jax.evals.subject import Subject
+from hope_jax.evals.reading.memorize import Memorized, Rule
+from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
 pytestmark = pytest.mark.usefixtures("quick")

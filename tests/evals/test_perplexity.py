@@ -6,14 +6,17 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError
-from hope_jax.evals import comparison, perplexity, scoring, statistics
-from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.perplexity_losses import estimates, losses_of, over_positions, ratio
-from hope_jax.evals.perplexity_pieces import load_pieces
-from hope_jax.evals.run import ARMS, Run
-from hope_jax.evals.scoring import token_log_probs
+from hope_jax.evals import statistics
+from hope_jax.evals.reading import scoring
+from hope_jax.evals.reading.memorize import Memorizer, Rule
+from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.suite import comparison
+from hope_jax.evals.suite.run import ARMS, Run
+from hope_jax.evals.tasks import perplexity
+from hope_jax.evals.tasks.perplexity_losses import estimates, losses_of, over_positions, ratio
+from hope_jax.evals.tasks.perplexity_pieces import load_pieces
 from tests.evals.subjects import as_if_slow, subject
 
 TOKENIZER = Tokenizer.load()

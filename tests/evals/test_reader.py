@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import trees
-from hope_jax.evals.finetune import Tuner
-from hope_jax.evals.reader import Reader, packed
-from hope_jax.evals.scoring import token_log_probs
+from hope_jax.core import trees
+from hope_jax.core.types import PyTree
+from hope_jax.evals.arms.finetune import Tuner
+from hope_jax.evals.reading.reader import Reader, packed
+from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.models.lm import HopeModel
-from hope_jax.types import PyTree
 from tests.evals.subjects import subject
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hope_jax import evals
-from hope_jax.errors import ConfigError
-from hope_jax.evals import registry
-from hope_jax.evals.run import Run
+from hope_jax.core.errors import ConfigError
+from hope_jax.evals.suite import registry
+from hope_jax.evals.suite.run import Run
 from tests.evals.subjects import subject
 
 FOLDER = Path(str(evals.__file__)).parent
@@ -47,7 +47,7 @@ def test_the_command_imports_no_evaluation_before_it_runs() -> None:
     code = "import sys; from hope_jax.evals import suite, session; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "hope_jax.evals.session" in loaded
+    assert "hope_jax.evals.suite.session" in loaded
     assert not loaded & {"lm_eval", "datasets", *(entry.module for entry in registry.EVALS.values())}
 
 

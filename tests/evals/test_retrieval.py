@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hope_jax.errors import ConfigError
-from hope_jax.evals import niah, niah_prompts, passkey, retrieval, statistics
-from hope_jax.evals.generation import generate_greedy
-from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.prompts import Prompt
-from hope_jax.evals.prose import load_prose
-from hope_jax.evals.retrieval import answer, chosen, continuation, string_match
-from hope_jax.evals.run import ARMS, Run
-from hope_jax.evals.scoring import Pair, Score, score_pairs
-from hope_jax.evals.shared_read import generate_after, read_prompts, score_after
+from hope_jax.core.errors import ConfigError
+from hope_jax.evals import statistics
+from hope_jax.evals.reading.generation import generate_greedy
+from hope_jax.evals.reading.memorize import Memorizer, Rule
+from hope_jax.evals.reading.scoring import Pair, Score, score_pairs
+from hope_jax.evals.reading.shared_read import generate_after, read_prompts, score_after
+from hope_jax.evals.suite.run import ARMS, Run
+from hope_jax.evals.tasks import niah, niah_prompts, passkey, retrieval
+from hope_jax.evals.tasks.prompts import Prompt
+from hope_jax.evals.tasks.prose import load_prose
+from hope_jax.evals.tasks.retrieval import answer, chosen, continuation, string_match
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.test_niah_prompts import OTHER
 

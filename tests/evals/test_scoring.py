@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.evals.generation import generate_greedy
-from hope_jax.evals.memorize import Memorizer, Rule
-from hope_jax.evals.scoring import Pair, score_pairs, stream_log_probs, token_log_probs
-from hope_jax.evals.subject import Subject
+from hope_jax.evals.reading.generation import generate_greedy
+from hope_jax.evals.reading.memorize import Memorizer, Rule
+from hope_jax.evals.reading.scoring import Pair, score_pairs, stream_log_probs, token_log_probs
+from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
 pytestmark = pytest.mark.usefixtures("quick")

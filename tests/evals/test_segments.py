@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.corpus import EMBEDDED, load_documents, split_documents
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals.segments import blocks, load_segments
+from hope_jax.evals.tasks.segments import blocks, load_segments
 from tests.checkpoints import small_config
 
 CONFIG = small_config()

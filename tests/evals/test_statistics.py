@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hope_jax.evals import report, statistics
-from hope_jax.training.files import to_json
+from hope_jax.core.files import to_json
+from hope_jax.evals import statistics
+from hope_jax.evals.suite import pages as report
 
 
 def test_wilson_on_a_published_example():

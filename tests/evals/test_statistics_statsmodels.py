@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from hope_jax.evals import statistics
-from hope_jax.evals.comparison import holm
+from hope_jax.evals.suite.comparison import holm
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 SIZES = (1, 2, 3, 10, 37, 400)

@@ -11,12 +11,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hope_jax.evals import registry, report, report_figures
-from hope_jax.evals.registry import Entry
-from hope_jax.evals.report import Reported
-from hope_jax.evals.report_figures import LEAK
-from hope_jax.evals.runner import Result
-from hope_jax.training.files import dump_row
+from hope_jax.core.files import dump_row
+from hope_jax.evals.suite import figures as report_figures
+from hope_jax.evals.suite import pages as report
+from hope_jax.evals.suite import registry
+from hope_jax.evals.suite.figures import LEAK
+from hope_jax.evals.suite.pages import Reported
+from hope_jax.evals.suite.registry import Entry
+from hope_jax.evals.suite.runner import Result
 
 ABOUT = {
     "checkpoint": "run/checkpoints/4", "step": 4, "arrays_digest": "a" * 64, "config_digest": "c" * 64,

@@ -12,22 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.errors import BundleError, ConfigError, DataError
+from hope_jax.core.types import NO_TARGET
 from hope_jax.data.synthetic import TASKS, Example
 from hope_jax.data.synthetic.rows import Strings
-from hope_jax.errors import BundleError, ConfigError, DataError
-from hope_jax.evals import comparison, registry, synthetic
-from hope_jax.evals.run import ARMS, Run
-from hope_jax.evals.runner import run_all
-from hope_jax.evals.subject import Subject, open_subject
-from hope_jax.training.bundle import write as write_bundle
-from hope_jax.training.inference import read_text
-from hope_jax.types import NO_TARGET
+from hope_jax.evals.reading.subject import Subject, open_subject
+from hope_jax.evals.suite import comparison, registry
+from hope_jax.evals.suite.run import ARMS, Run
+from hope_jax.evals.suite.runner import run_all
+from hope_jax.evals.tasks import synthetic
+from hope_jax.release.bundle import write as write_bundle
+from hope_jax.storage.trained import read_text
 from tests.checkpoints import small_config
 from tests.evals.subjects import as_if_slow
 from tests.evals.subjects import subject as text_subject
 
 CONFIG = """
-from hope_jax.presets import synthetic_config
+from hope_jax.config.presets import synthetic_config
 
 def get_config():
     config = synthetic_config("parity", seq_len=8, vocab_size=4)

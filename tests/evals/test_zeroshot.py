@@ -12,11 +12,12 @@ import lm_eval.tasks
 import numpy as np
 import pytest
 
-from hope_jax.errors import ConfigError, DataError
-from hope_jax.evals import comparison, zeroshot, zeroshot_tasks
-from hope_jax.evals.lm_eval_model import HopeLM
-from hope_jax.evals.memorize import Rule
-from hope_jax.evals.run import ARMS, Run
+from hope_jax.core.errors import ConfigError, DataError
+from hope_jax.evals.reading.lm_eval_model import HopeLM
+from hope_jax.evals.reading.memorize import Rule
+from hope_jax.evals.suite import comparison
+from hope_jax.evals.suite.run import ARMS, Run
+from hope_jax.evals.tasks import zeroshot, zeroshot_tasks
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.zeroshot_files import ITEMS, write_files
 

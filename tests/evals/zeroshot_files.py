@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hope_jax.evals.zeroshot_tasks import TASKS
+from hope_jax.evals.tasks.zeroshot_tasks import TASKS
 
 
 def _science(question: str, right: int, name: str = "question") -> dict[str, Any]:

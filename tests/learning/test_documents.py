@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule, StreamResult, begin, step
 from hope_jax.learning.stream import Streamer
@@ -21,7 +22,6 @@ from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import NO_TARGET, Batch
 
 CHUNK, TOKENS, VOCAB, WINDOW = 4, 18, 11, 6
 """The convolution's window is longer than a chunk, and than some documents."""

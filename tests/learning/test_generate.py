@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.generate import Drawn, continue_stream, draw, make_generate, roomy
+from hope_jax.learning.sampling import Drawn, continue_stream, draw, make_generate, roomy
 from tests.streams import CHUNK, TOKENS, VOCAB, assert_same, part, rows, setup, variants
 
 pytestmark = pytest.mark.usefixtures("quick")

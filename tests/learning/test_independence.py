@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import trees
+from hope_jax.core import trees
+from hope_jax.core.types import Batch, PyTree
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule, StreamResult
 from hope_jax.learning.teach import TeachRule
@@ -17,7 +18,6 @@ from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Batch, PyTree
 from tests.oracle import bridge
 
 QUICK = {"xla_backend_optimization_level": 0}

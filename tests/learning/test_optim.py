@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax.learning import optim
-from hope_jax.learning.m3 import M3Rule, newton_schulz, scale_by_m3
-from hope_jax.learning.optim import FROZEN, MATRIX, OTHER, OptimRule
+from hope_jax.optim import outer as optim
+from hope_jax.optim.m3 import M3Rule, newton_schulz, scale_by_m3
+from hope_jax.optim.outer import FROZEN, MATRIX, OTHER, OptimRule
 
 LAYERS, DIM, HIDDEN = 2, 4, 6
 

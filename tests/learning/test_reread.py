@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope_jax.core.types import Batch
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.reread import Reread, reread
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Batch
 
 
 def measure(lr: float) -> Reread:

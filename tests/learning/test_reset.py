@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule, stream_loss
 from hope_jax.learning.reread import reread
@@ -20,7 +21,6 @@ from hope_jax.models import documents
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import NO_TARGET, Batch
 from tests.oracle import bridge
 
 CHUNK, ROOM, VOCAB = 4, 36, 11

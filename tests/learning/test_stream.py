@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning.chunk import StreamResult, stream_loss
 from hope_jax.learning.stream import _BLOCK, Stream
-from hope_jax.types import NO_TARGET, Batch
 from tests.streams import (
     CAPACITY,
     CHUNK,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import StreamResult, stream_loss
-from hope_jax.types import Batch
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
 from tests.oracle.model import Arch

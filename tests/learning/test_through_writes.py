@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import Batch
 from hope_jax.learning import modes, teach
 from hope_jax.learning.chunk import OnlineRule, read_loss
 from hope_jax.models.lm import HopeModel
-from hope_jax.types import Batch
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
 from tests.oracle.model import Arch

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hope_jax.core.types import Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import TeachRule
@@ -13,7 +14,6 @@ from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Batch
 
 N, DIM, BATCH, SHORT = 16, 64, 2, 128
 VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid", "titan")

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from hope_jax.kernels.self_mod import bench
 from hope_jax.kernels.self_mod.chunk_pass import BLOCK_TOKENS
 
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.perf.kernels import self_mod as bench
 
 DIM = 256
 WORD = 4

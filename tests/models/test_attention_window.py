@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning import modes
-from hope_jax.learning.generate import continue_stream
+from hope_jax.learning.sampling import continue_stream
 from hope_jax.learning.stream import Streamer
 from hope_jax.models.attention import cached_positions
 from hope_jax.models.lm import HopeModel
-from hope_jax.training.memory_file import load_memory, owner_of, save_memory
-from hope_jax.types import NO_TARGET, Batch
+from hope_jax.storage.memory_file import load_memory, owner_of, save_memory
 from tests.streams import CHUNK, assert_same, part, rows, run, setup
 
 pytestmark = pytest.mark.usefixtures("quick")

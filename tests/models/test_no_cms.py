@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.core.types import Batch
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from hope_jax.training.step import Step
-from hope_jax.types import Batch
 from tests.checkpoints import small_config
 
 QUICK = {"xla_backend_optimization_level": 0}

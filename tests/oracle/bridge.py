@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope_jax.core.types import Batch
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import TeachRule
 from hope_jax.memory.cms import Bounds, Cms
@@ -16,7 +17,6 @@ from hope_jax.memory.mlp_memory import Trace, normalise
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
-from hope_jax.types import Batch
 from tests.oracle.cases import DIM, HIDDEN, LAYERS, VOCAB
 from tests.oracle.inner import Level, largest_ratio
 from tests.oracle.model import Arch

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hope_jax.config import ExperimentConfig
-from hope_jax.config_check import validate
-from hope_jax.config_schema import resolve
-from hope_jax.types import NO_TARGET, Batch
+from hope_jax.config.check import validate
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.values import resolve
+from hope_jax.core.types import NO_TARGET, Batch
 
 VOCAB, EXAMPLES, STEPS = 11, 2, 3
 

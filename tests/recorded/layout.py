@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.config import ExperimentConfig
+from hope_jax.config import assemble
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.program import TrainState
+from hope_jax.core.types import Batch
 from hope_jax.learning.chunk import stream_loss
 from hope_jax.learning.modes import MODES
 from hope_jax.learning.stream import Streamer
 from hope_jax.memory.self_mod import SelfModState
-from hope_jax.training import assemble
 from hope_jax.training import step as step_module
-from hope_jax.training.program import TrainState
 from hope_jax.training.step import Step
-from hope_jax.types import Batch
 
 Named: TypeAlias = Iterator[tuple[str, Any]]
 SECTIONS = ("embed", "blocks", "final_norm")

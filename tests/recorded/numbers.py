@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from hope_jax.training.program import TrainState
+from hope_jax.core.program import TrainState
+from hope_jax.core.types import Batch
 from hope_jax.training.step import Step
-from hope_jax.types import Batch
 from parity_tests.quick import UNOPTIMIZED
 from tests.recorded import layout
 from tests.recorded.cases import STEPS, VOCAB, Case

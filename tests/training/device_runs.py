@@ -17,15 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from hope_jax import config_check
 from hope_jax.cli import read_config
-from hope_jax.config import ExperimentConfig
+from hope_jax.cluster import sharding
+from hope_jax.cluster.sharding import WHOLE, make_mesh, shard_whole_batch
+from hope_jax.config import check as config_check
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.types import Batch
 from hope_jax.planning.counts import count
-from hope_jax.training import sharding
-from hope_jax.training.arrays import named
-from hope_jax.training.sharding import WHOLE, make_mesh, shard_whole_batch
+from hope_jax.storage.arrays import named
 from hope_jax.training.step import Step, jit_train, state_shardings
-from hope_jax.types import Batch
 
 STEPS = 5
 

@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from hope_jax.config import CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
-from hope_jax.errors import CheckpointError
-from hope_jax.training.stored import load_checkpoint, resolve
+from hope_jax.config.experiment import CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
+from hope_jax.core.errors import CheckpointError
+from hope_jax.storage.stored import load_checkpoint, resolve
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 
@@ -33,7 +33,7 @@ def test_last_n_and_every_mth_are_kept(tmp_path):
 def test_the_last_sealed_checkpoint_stays_until_the_next_one_is_sealed(tmp_path, monkeypatch):
     config = partial(toy_config, checkpoint=CheckpointConfig(every=4, keep_last=1))
     toy_train(tmp_path, config(steps=4))
-    monkeypatch.setattr("hope_jax.training.seal.write", Mock(side_effect=OSError("no space")))
+    monkeypatch.setattr("hope_jax.storage.seal.write", Mock(side_effect=OSError("no space")))
     with pytest.raises(CheckpointError, match="no space"):
         toy_train(tmp_path, config(steps=8))
     monkeypatch.undo()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hope_jax.errors import ConfigError
-from hope_jax.training import cluster
-from hope_jax.training.cluster import AUTO, Cluster
+from hope_jax.cluster import addresses as cluster
+from hope_jax.cluster.addresses import AUTO, Cluster
+from hope_jax.core.errors import ConfigError
 
 
 def find(coordinator=None, count=None, index=None, hosts=(), mode="none", environment=None, names=("b",)):

@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from hope_jax.config import (
+from hope_jax.config.experiment import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -18,11 +18,11 @@ from hope_jax.config import (
     ModelConfig,
     TrainConfig,
 )
-from hope_jax.errors import AlarmError
+from hope_jax.core.errors import AlarmError
+from hope_jax.core.files import ALARM_FILE, METRICS_FILE
+from hope_jax.storage.stored import load_checkpoint
 from hope_jax.training import health
-from hope_jax.training.files import ALARM_FILE, METRICS_FILE
 from hope_jax.training.loop import run
-from hope_jax.training.stored import load_checkpoint
 from tests.training.toy import VOCAB, rows_of, toy_config, toy_program, toy_train
 
 CHANCE = math.log(VOCAB)

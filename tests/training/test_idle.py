@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from hope_jax.config import (
+from hope_jax.config.experiment import (
     ExperimentConfig,
     LevelConfig,
     MemoryConfig,
@@ -16,8 +16,8 @@ from hope_jax.config import (
     TeachScheduleConfig,
     TrainConfig,
 )
+from hope_jax.core.files import ALARM_FILE, METRICS_FILE
 from hope_jax.training import health, idle
-from hope_jax.training.files import ALARM_FILE, METRICS_FILE
 from tests.training.test_health import alarm_config
 from tests.training.toy import toy_program, toy_train, without_memories
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax.errors import CheckpointError
-from hope_jax.training import arrays
-from hope_jax.training.inference import Trained, prepare, read_text
-from hope_jax.training.stored import LoadedCheckpoint, load_checkpoint
+from hope_jax.core.errors import CheckpointError
+from hope_jax.storage import arrays
+from hope_jax.storage.stored import LoadedCheckpoint, load_checkpoint
+from hope_jax.storage.trained import Trained, prepare, read_text
 from tests.checkpoints import save_small, small_config
 
 pytestmark = pytest.mark.usefixtures("quick")

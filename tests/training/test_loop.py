@@ -17,10 +17,10 @@ import pytest
 import yaml
 from jax.profiler import ProfileData
 
-from hope_jax.config import CheckpointConfig, LogConfig, TrainConfig
-from hope_jax.errors import ConfigError, DivergenceError
-from hope_jax.training.files import METRICS_FILE, as_plain
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.config.experiment import CheckpointConfig, LogConfig, TrainConfig
+from hope_jax.core.errors import ConfigError, DivergenceError
+from hope_jax.core.files import METRICS_FILE, as_plain
+from hope_jax.storage.stored import load_checkpoint
 from tests.training.toy import Interrupt, poisoned, rows_of, toy_batch, toy_config, toy_program, toy_train
 
 

@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from hope_jax.errors import ConfigError, ProcessError
-from hope_jax.training import meeting
-from hope_jax.training.meeting import meet
+from hope_jax.cluster import meeting
+from hope_jax.cluster.meeting import meet
+from hope_jax.core.errors import ConfigError, ProcessError
 
 
 def free_port() -> int:

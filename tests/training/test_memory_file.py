@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax.errors import MemoryFileError
+from hope_jax.core.errors import MemoryFileError
 from hope_jax.learning.stream import Stream, Streamer
-from hope_jax.training import arrays, memory_file
-from hope_jax.training.memory_file import load_memory, owner_of, save_memory
+from hope_jax.storage import arrays, memory_file
+from hope_jax.storage.memory_file import load_memory, owner_of, save_memory
 from tests.streams import CAPACITY, CHUNK, assert_same, part, rows, run, setup, variants
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from hope_jax.training import peers as module
-from hope_jax.training.peers import Alone, Peers
+from hope_jax.cluster import peers as module
+from hope_jax.cluster.peers import Alone, Peers
 
 
 class SharedStore:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.training import integrity
-from hope_jax.training.files import METRICS_FILE, read_rows
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.core.files import METRICS_FILE, read_rows
+from hope_jax.storage import integrity
+from hope_jax.storage.stored import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
@@ -30,7 +30,7 @@ import os, sys, time
 from hope_jax import cli, launch
 from hope_jax.data.batches import TrainIterator
 from hope_jax.training import loop, telemetry
-from hope_jax.training.checkpoint import Checkpointer
+from hope_jax.storage.checkpoint import Checkpointer
 import jax
 
 pause, of_pipeline = float(sys.argv.pop(1)), TrainIterator.__next__

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hope_jax import cli, digest, verify
-from hope_jax.config import CheckpointConfig, OptimConfig
-from hope_jax.errors import CheckpointError
-from hope_jax.training import integrity, manifest, seal, stored
-from hope_jax.training.manifest import BadFileError
+from hope_jax.config.experiment import CheckpointConfig, OptimConfig
+from hope_jax.core.errors import CheckpointError
+from hope_jax.storage import digests as manifest
+from hope_jax.storage import integrity, seal, stored
+from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.own_flags import own_flags
 from tests.training.toy import rows_of, toy_config, toy_train

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from hope_jax.training.sharding import WHOLE, shared
+from hope_jax.cluster.sharding import WHOLE, shared
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,9 +43,9 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 from hope_jax.training import files, step
-from hope_jax.training.checkpoint import Checkpointer, abstract
-from hope_jax.training.sharding import make_mesh
-from hope_jax.types import Batch
+from hope_jax.storage.checkpoint import Checkpointer, abstract
+from hope_jax.cluster.sharding import make_mesh
+from hope_jax.core.types import Batch
 from tests.checkpoints import small_config
 
 memory = {"scope": "batch", "lifetime": "persistent"}

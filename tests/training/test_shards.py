@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from hope_jax import cli
-from hope_jax.config import ExperimentConfig
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core.errors import CheckpointError, ConfigError
+from hope_jax.core.files import METRICS_FILE, read_rows
+from hope_jax.core.program import TrainProgram
 from hope_jax.data.corpus import load_documents
-from hope_jax.errors import CheckpointError, ConfigError
-from hope_jax.training import integrity, loop, model_card, step, telemetry
-from hope_jax.training.files import METRICS_FILE, read_rows
-from hope_jax.training.program import TrainProgram
-from hope_jax.training.stored import load_checkpoint
+from hope_jax.release import model_card
+from hope_jax.storage import integrity
+from hope_jax.storage.stored import load_checkpoint
+from hope_jax.training import loop, step, telemetry
 from tests.data.shard_folder import shard_documents
 
 ROOT = Path(__file__).parents[2]

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax import config as c
+from hope_jax.config import assemble
+from hope_jax.config import experiment as c
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.program import TrainProgram
+from hope_jax.core.types import Batch
 from hope_jax.data.corpus import Document
 from hope_jax.data.pipeline import make_train_iterator
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import ConfigError
-from hope_jax.learning import optim
 from hope_jax.models.lm import HopeModel
-from hope_jax.training import assemble
-from hope_jax.training.program import TrainProgram
+from hope_jax.optim import outer as optim
 from hope_jax.training.step import Step, build_program
-from hope_jax.types import Batch
 
 LEVELS = {"fast": c.LevelConfig(update_period=4, lr=0.1), "slow": c.LevelConfig(update_period=32, lr=0.1)}
 MODEL = c.ModelConfig(

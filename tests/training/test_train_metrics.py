@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.config import ExperimentConfig, LevelConfig, ModelConfig
-from hope_jax.errors import DivergenceError
+from hope_jax.config.experiment import ExperimentConfig, LevelConfig, ModelConfig
+from hope_jax.core.errors import DivergenceError
+from hope_jax.core.files import cut_back, dump_row, to_json, write_atomic
 from hope_jax.training import metrics as metrics_module
 from hope_jax.training.diagnosis import explain_divergence
-from hope_jax.training.files import cut_back, dump_row, to_json, write_atomic
 from hope_jax.training.metrics import Progress, Recorder
 
 

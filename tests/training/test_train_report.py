@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hope_jax.config import EvalConfig
-from hope_jax.errors import DataError
-from hope_jax.training.files import METRICS_FILE, SUMMARY_FILE, dump_row
-from hope_jax.training.report import render, write_report
+from hope_jax.config.experiment import EvalConfig
+from hope_jax.core.errors import DataError
+from hope_jax.core.files import METRICS_FILE, SUMMARY_FILE, dump_row
+from hope_jax.training.run_report import render, write_report
 from tests.training.toy import toy_config, toy_program, toy_train, without_memories
 
 

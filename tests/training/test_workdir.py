@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.config import LogConfig
-from hope_jax.errors import CheckpointError, ConfigError, WorkdirError
-from hope_jax.training import files, integrity
-from hope_jax.training.lock import LOCK_FILE, WorkdirLock
+from hope_jax.cluster.lock import LOCK_FILE, WorkdirLock
+from hope_jax.config.experiment import LogConfig
+from hope_jax.core import files
+from hope_jax.core.errors import CheckpointError, ConfigError, WorkdirError
+from hope_jax.storage import integrity
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hope_jax.training.lock import WorkdirLock
+from hope_jax.cluster.lock import WorkdirLock
 with WorkdirLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

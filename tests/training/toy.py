@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope_jax.config import (
+from hope_jax.config.experiment import (
     CheckpointConfig,
     EvalConfig,
     ExperimentConfig,
@@ -16,10 +16,10 @@ from hope_jax.config import (
     ModelConfig,
     TrainConfig,
 )
-from hope_jax.training.files import METRICS_FILE, read_rows
+from hope_jax.core.files import METRICS_FILE, read_rows
+from hope_jax.core.program import TrainProgram, TrainState
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.training.loop import train
-from hope_jax.training.program import TrainProgram, TrainState
-from hope_jax.types import NO_TARGET, Batch
 
 VOCAB, ROWS, LENGTH = 8, 2, 12
 

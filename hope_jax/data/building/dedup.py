@@ -25,7 +25,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from hope_jax.data.building import streams
 from hope_jax.data.building.folders import PlainFolder
-from hope_jax.data.building.plan import MOST_TASKS, Plan
+from hope_jax.data.building.tasks import MOST_TASKS, Plan
 
 LONGEST_LINE = 2**31
 

@@ -15,10 +15,10 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.data.building.folders import PlainFolder
-from hope_jax.data.building.plan import Plan
+from hope_jax.data.building.tasks import Plan
 from hope_jax.data.building.workers import run_all
-from hope_jax.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 _BUSY = "busy"

@@ -17,8 +17,8 @@ from datatrove.pipeline.filters import (
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
-from hope_jax.data.building.manifest import Source
-from hope_jax.errors import ConfigError, instead
+from hope_jax.core.errors import ConfigError, instead
+from hope_jax.data.building.recipe import Source
 
 _QUALITY: Mapping[str, type[BaseFilter]] = {
     "gopher_repetition": GopherRepetitionFilter,

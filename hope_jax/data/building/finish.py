@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from typing import Any
 
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.building import stages
-from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import TaskResult, read_result, write_atomically
+from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
-from hope_jax.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.(?:arrayrecord|partial)")

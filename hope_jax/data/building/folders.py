@@ -8,7 +8,7 @@ from typing import Any
 from datatrove.io import DataFolder
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from hope_jax.paths import is_left_behind
+from hope_jax.core.paths import is_left_behind
 
 
 class PlainFolder(DataFolder):

@@ -14,11 +14,11 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
 
+from hope_jax.core.errors import DataError
 from hope_jax.data import text_files
 from hope_jax.data.building import streams
-from hope_jax.data.building.manifest import Source
-from hope_jax.data.building.plan import task_share
-from hope_jax.errors import DataError
+from hope_jax.data.building.recipe import Source
+from hope_jax.data.building.tasks import task_share
 
 
 def reject_reason(text: str, source: Source) -> str | None:

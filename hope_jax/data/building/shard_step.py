@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from hope_jax.data.building.plan import Plan
+from hope_jax.core.errors import DataError
+from hope_jax.data.building.tasks import Plan
 from hope_jax.data.holdout import is_held_out, text_digest
 from hope_jax.data.shards import RowWriter, ShardFile, sha256_of
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.errors import DataError
 
 
 @dataclass(frozen=True)

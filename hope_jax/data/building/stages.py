@@ -18,15 +18,15 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from loguru import logger as datatrove_log
 
+from hope_jax.core.errors import DataError
+from hope_jax.core.paths import files_in
 from hope_jax.data.building import dedup, filters, readers
 from hope_jax.data.building.executors import Machine, make_executor, wait_for_tasks
 from hope_jax.data.building.folders import PlainFolder
-from hope_jax.data.building.plan import Plan, PlannedSource
 from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
+from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.building.workers import TaskKilled
 from hope_jax.data.shards import MANIFEST, sha256_of
-from hope_jax.errors import DataError
-from hope_jax.paths import files_in
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import zstandard
 
+from hope_jax.core.errors import DataError
 from hope_jax.data import text_files
-from hope_jax.errors import DataError
 
 CHUNK = 1 << 20
 _PACKED = 256

@@ -10,7 +10,7 @@ from typing import Any
 
 import multiprocess
 
-from hope_jax.errors import DataError
+from hope_jax.core.errors import DataError
 
 _ready: Callable[[list[Any]], Iterable[Any]] = connection.wait
 

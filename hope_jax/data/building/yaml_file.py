@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.data import text_files
-from hope_jax.errors import ConfigError
 
 _DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")

@@ -6,11 +6,11 @@ Only numpy is imported here, so that the front can check a configuration at once
 import dataclasses
 from collections.abc import Mapping
 
+from hope_jax.core.errors import ConfigError, instead
 from hope_jax.data.synthetic.copying import Compression, SelectiveCopying
 from hope_jax.data.synthetic.languages import AA, ABAB, AnBn, AnBnCn, Parity, Shuffle2
 from hope_jax.data.synthetic.recall import FuzzyRecall, InContextRecall, Memorization, Mqar
 from hope_jax.data.synthetic.task import Example, Task
-from hope_jax.errors import ConfigError, instead
 
 __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
 

@@ -8,6 +8,7 @@ from typing import Unpack
 import grain
 import numpy as np
 
+from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data.batches import (
     ENDLESS,
     Sharing,
@@ -18,7 +19,6 @@ from hope_jax.data.batches import (
     shared_batches,
 )
 from hope_jax.data.synthetic.task import TRAIN, Example, Task
-from hope_jax.types import NO_TARGET, Batch
 
 HELD_OUT_ROWS = 1024
 """Strings of a whole held-out split (`eval.batches=0`) of a task that has no end of them."""

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from hope_jax.types import NO_TARGET
+from hope_jax.core.types import NO_TARGET
 
 TRAIN = "train"
 """The split that is trained on; a task names the others."""

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 
 from hope_jax import cli, compilation_cache
-from hope_jax.evals import suite
+from hope_jax.evals.suite import __main__ as suite
 from tests.checkpoints import save_small, small_config
 from tests.evals import made_up
 from tests.evals.made_up import Counter

@@ -33,7 +33,7 @@ def test_one_checkpoint_leaves_jsons_reports_and_plots(command: Command, tmp_pat
 
 
 def test_flags_become_the_rule_and_the_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hope_jax.evals import session
+    from hope_jax.evals.suite import session
 
     plans: list[Any] = []
     monkeypatch.setattr(session, "run", lambda plan: plans.append(plan) or [])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.errors import ConfigError
-from hope_jax.evals.run import Run
+from hope_jax.core.errors import ConfigError
+from hope_jax.evals.suite.run import Run
 from tests.evals import made_up
 from tests.evals.made_up import Counter
 from tests.evals.suites.running import Command

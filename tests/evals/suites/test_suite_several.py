@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from hope_jax.evals import comparison
-from hope_jax.training import bundle
+from hope_jax.evals.suite import comparison
+from hope_jax.release import bundle
 from tests.checkpoints import save_small, small_config
 from tests.evals import made_up
 from tests.evals.made_up import Counter

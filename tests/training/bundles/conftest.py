@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.training import bundle, stored
+from hope_jax.release import bundle
+from hope_jax.storage import stored
 from tests.training.bundles.made_up import Runs, one_revision, save_run
 
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.training import bundle, manifest, telemetry
-from hope_jax.training.manifest import BadFileError
+from hope_jax.release import bundle
+from hope_jax.storage import digests as manifest
+from hope_jax.storage.digests import BadFileError
+from hope_jax.training import telemetry
 from tests.checkpoints import save_small, small_config
 
 LOGS = ("metrics.jsonl", "summary.json", "report.html", "loss.png")

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_jax.config_schema import resolve
-from hope_jax.errors import BundleError, CheckpointError, ConfigError
-from hope_jax.training import bundle, integrity, seal, stored
-from hope_jax.training.inference import prepare, read_text
-from hope_jax.training.manifest import BadFileError
+from hope_jax.config.values import resolve
+from hope_jax.core.errors import BundleError, CheckpointError, ConfigError
+from hope_jax.release import bundle
+from hope_jax.storage import integrity, seal, stored
+from hope_jax.storage.digests import BadFileError
+from hope_jax.storage.trained import prepare, read_text
 from tests.training.bundles.made_up import LOGS, Runs, contents, first_bad, save_run
 
 pytestmark = pytest.mark.usefixtures("quick")

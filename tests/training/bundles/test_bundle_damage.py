@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hope_jax.training import bundle, manifest
-from hope_jax.training.manifest import BadFileError
+from hope_jax.release import bundle
+from hope_jax.storage import digests as manifest
+from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.training.bundles.made_up import contents, first_bad, reseal
 

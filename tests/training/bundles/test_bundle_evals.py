@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.errors import ConfigError
-from hope_jax.training import arrays, bundle, stored
+from hope_jax.core.errors import ConfigError
+from hope_jax.release import bundle
+from hope_jax.storage import arrays, stored
 from tests.training.bundles.made_up import Runs, contents
 
 

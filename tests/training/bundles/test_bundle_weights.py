@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from hope_jax.training import arrays, bundle, stored, weights
-from hope_jax.training.manifest import BadFileError
+from hope_jax.release import bundle
+from hope_jax.storage import arrays, stored, weights
+from hope_jax.storage.digests import BadFileError
 from tests.training.bundles.made_up import first_bad, reseal
 
 

@@ -1,0 +1,1 @@
+"""Several devices and processes: where arrays live, who is there, how they stop together."""

@@ -1,0 +1,319 @@
+"""The configuration as a whole: combinations that cannot run, found before anything compiles."""
+
+import itertools
+import math
+from collections.abc import Collection, Iterator
+
+from hope_jax.config.chunks import (
+    cms_levels_of,
+    document_multiple,
+    fits,
+    has_memories,
+    levels_of,
+    online_chunk,
+    periods_of,
+    shortest_selfmod_cut,
+    truncate,
+)
+from hope_jax.config.experiment import ExperimentConfig, LevelConfig, ModelConfig
+from hope_jax.config.values import as_error
+from hope_jax.core.errors import instead
+
+TITAN_RULES = ("titans",)
+"""Write rules that only the TITAN memory has, beside the inner optimizers."""
+
+RESERVED_LEVELS = ("titan", "generators", "memory")
+"""Levels of other memories, beside which those of the CMS are reported."""
+
+_WEIGHTS_APART = 1e-6
+"""How far the weights of a mixture may be from 1 in sum: rounding."""
+
+
+def validate(
+    config: ExperimentConfig,
+    *,
+    device_count: int | None = None,
+    built_variants: Collection[str] | None = None,
+    inner_optimizers: Collection[str] | None = None,
+) -> None:
+    """Checks what no single key shows. What is not known yet (None) is not checked.
+
+    device_count: over all processes. built_variants, inner_optimizers: names that the models and memory
+        floors offer, handed down by the front.
+
+    Raises: ConfigError with every problem, one line each.
+    """
+    problems = [
+        *_not_built(config, built_variants),
+        *_model_problems(config),
+        *_memory_problems(config, inner_optimizers),
+        *_document_problems(config),
+        *_connection_problems(config),
+        *_train_problems(config),
+        *_mixture_problems(config),
+        *_batch_problems(config, device_count),
+    ]
+    if problems:
+        raise as_error(problems)
+
+
+def warnings(config: ExperimentConfig) -> list[str]:
+    """What runs, but perhaps not as meant; a line each."""
+    nested = _nested_warnings(config) if config.cms.connection == "nested" else ()
+    return [*_period_warnings(config), *nested, *_idle_key_warnings(config), *_row_warnings(config)]
+
+
+def _period_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of writes that are read late or never."""
+    mode, chunk, tokens = config.train.algorithm_mode, online_chunk(config), config.data.seq_len
+    fresh, taught = config.memory.lifetime == "context", levels_of(config)
+    late = {name: level.update_period for name, level in taught if level.update_period < chunk}
+    if late and mode != "two_pass":
+        yield (
+            f"writes of {_named(late)} are read only from the next chunk of {chunk} tokens on: their periods "
+            "are shorter (train.online_chunk_size sets the chunk)"
+        )
+    if mode == "two_pass" and fresh and taught:
+        yield (
+            "train.algorithm_mode=two_pass with memory.lifetime=context: memory writes feed nothing but "
+            "statistics; memory.lifetime=persistent keeps them over steps"
+        )
+    longer = {name: level.update_period for name, level in taught if level.update_period > tokens}
+    if longer and fresh:
+        yield (
+            f"{_named(longer)}: the period is longer than data.seq_len={tokens}, so the level is never "
+            "written under memory.lifetime=context"
+        )
+    unwritten = {
+        path: period
+        for path, period in periods_of(config).items()
+        if path.startswith("model.self_modifying") and period > tokens
+    }
+    if unwritten:
+        yield f"{_named(unwritten)}: longer than data.seq_len={tokens}, so these memories are never written"
+
+
+def _named(periods: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({period})" for name, period in periods.items())
+
+
+def _idle_key_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of keys that have no effect."""
+    mode, train = config.train.algorithm_mode, config.train
+    if config.cms.delta_at == "own_output" and config.teach.source == "global" and levels_of(config):
+        yield (
+            "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
+            "signal at the LM head"
+        )
+    if mode == "two_pass" and (train.online_chunk_size or train.truncate_tokens):
+        yield (
+            "train.online_chunk_size and train.truncate_tokens have no effect on training under two_pass: it "
+            "reads the sequence as one chunk"
+        )
+    if mode == "through_writes" and train.truncate_tokens:
+        yield "train.truncate_tokens has no effect under through_writes: nothing is cut"
+    if config.data.mixture and config.data.source == "embedded":
+        yield "data.mixture has no effect under data.source=embedded"
+    if config.data.source.startswith("synthetic:"):
+        yield from _synthetic_warnings(config)
+
+
+def _synthetic_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of keys that belong to texts."""
+    if config.data.mixture or config.data.tokenizer != "embedded":
+        yield f"data.mixture and data.tokenizer have no effect under data.source={config.data.source}"
+
+
+def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Of how a row is cut."""
+    mode, tokens = config.train.algorithm_mode, config.data.seq_len
+    if mode == "online" and not has_memories(config) and truncate(config) < tokens:
+        yield (
+            f"the gradient through attention is cut every {truncate(config)} tokens, which "
+            f"{config.model.block_variant} does not need: train.online_chunk_size=0 reads the whole sequence"
+        )
+    if document_multiple(config) == tokens > 1:
+        yield (
+            "memory.reset_at_document pads every document to a multiple of the online chunk, here "
+            f"data.seq_len={tokens}: no row holds two documents"
+        )
+
+
+def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
+    variant = config.model.block_variant
+    if built_variants is not None and variant not in built_variants:
+        yield f"model.block_variant={variant}: not built yet; use {' or '.join(built_variants)}"
+
+
+def _model_problems(config: ExperimentConfig) -> Iterator[str]:
+    model = config.model
+    if model.dim % model.heads:
+        yield f"model.heads={model.heads} does not divide model.dim={model.dim}"
+    elif model.style == "modern" and (model.dim // model.heads) % 2:
+        yield (
+            f"model.dim={model.dim} over model.heads={model.heads} is {model.dim // model.heads}: RoPE turns "
+            "pairs, so the width of a head must be even"
+        )
+    variant = model.block_variant
+    if variant in ("transformer_pp", "gated_deltanet") and model.activation != ModelConfig().activation:
+        yield (
+            f"model.activation={model.activation} has no place in block_variant={variant}: its SwiGLU "
+            "has silu by definition; leave the key out, or use block_variant=transformer"
+        )
+    for name in RESERVED_LEVELS:
+        if name in model.cms_levels:
+            yield f"model.cms_levels.{name}: the name belongs to another memory's level; choose another"
+
+
+def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
+    memory, chunk = config.memory, online_chunk(config)
+    name = "data.seq_len" if config.train.algorithm_mode == "two_pass" else "the online chunk"
+    for path, period in periods_of(config).items():
+        if not fits(chunk, period):
+            yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
+    for path, level in levels_of(config):
+        if inner_optimizers is None:
+            break
+        offered = (*inner_optimizers, *(TITAN_RULES if path == "titan_level" else ()))
+        if level.optimizer not in offered:
+            yield f"model.{path}.optimizer={level.optimizer!r}: unknown; {instead(level.optimizer, offered)}"
+    if memory.lifetime == "persistent":
+        if config.train.algorithm_mode != "two_pass":
+            yield (
+                f"memory.lifetime=persistent needs train.algorithm_mode=two_pass, not "
+                f"{config.train.algorithm_mode}; use memory.lifetime=context"
+            )
+        if memory.scope != "batch":
+            yield (
+                "memory.lifetime=persistent needs memory.scope=batch: a memory that outlives its examples "
+                "belongs to none of them"
+            )
+
+
+def _document_problems(config: ExperimentConfig) -> Iterator[str]:
+    if not config.memory.reset_at_document:
+        return
+    if config.memory.scope == "batch":
+        yield (
+            "memory.reset_at_document=True needs memory.scope=example, not batch: the documents of different "
+            "examples begin at different places"
+        )
+    if config.memory.lifetime == "persistent":
+        yield (
+            "memory.reset_at_document=True needs memory.lifetime=context, not persistent: a memory that "
+            "starts afresh at each document does not outlive a step"
+        )
+    chunk, tokens = online_chunk(config), config.data.seq_len
+    if chunk <= tokens and tokens % chunk:
+        yield (
+            f"data.seq_len={tokens} is no multiple of the online chunk ({chunk} tokens), as "
+            f"memory.reset_at_document=True needs it; use {tokens - tokens % chunk}, or another "
+            "train.online_chunk_size"
+        )
+
+
+def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
+    """The CMS levels of the variant, slowest first."""
+    return sorted(cms_levels_of(config), key=lambda item: -item[1].update_period)
+
+
+def _connection_problems(config: ExperimentConfig) -> Iterator[str]:
+    by_period = _by_period(config)
+    if config.cms.connection == "independent" and "mix" in config.model.cms_levels and by_period:
+        yield (
+            "model.cms_levels.mix: cms.connection=independent keeps its weights under this name; give the "
+            "level another"
+        )
+    if config.cms.connection != "nested":
+        return
+    for (slow, slower), (fast, faster) in itertools.pairwise(by_period):
+        if slower.update_period == faster.update_period or slower.update_period % faster.update_period:
+            yield (
+                f"model.{slow}.update_period={slower.update_period} is no larger multiple of "
+                f"model.{fast}.update_period={faster.update_period}, as cms.connection=nested needs: change "
+                "one of them, or use cms.connection=sequential"
+            )
+
+
+def _nested_warnings(config: ExperimentConfig) -> Iterator[str]:
+    """Levels that restart within every online chunk, so that no read sees their own writes."""
+    chunk, by_period = online_chunk(config), _by_period(config)
+    for at, (name, level) in enumerate(by_period):
+        slower = [other.update_period for _, other in by_period[:at]][-2:]
+        if not slower or slower[-1] > chunk:
+            continue
+        only = "start that training gave it" if len(slower) > 1 and slower[0] <= chunk else "learned start"
+        yield (
+            f"{name} ({level.update_period}) restarts every {slower[-1]} tokens under cms.connection=nested, "
+            f"within the online chunk of {chunk}: only its {only} is read, never its own writes"
+        )
+
+
+def _train_problems(config: ExperimentConfig) -> Iterator[str]:
+    train, optim, chunk = config.train, config.optim, online_chunk(config)
+    if train.algorithm_mode != "two_pass":
+        if chunk > config.data.seq_len:
+            yield (
+                f"the online chunk of {chunk} tokens (train.online_chunk_size, or its default) is larger "
+                f"than data.seq_len={config.data.seq_len}"
+            )
+        if train.truncate_tokens % chunk:
+            yield f"train.truncate_tokens={train.truncate_tokens}: no multiple of the online chunk ({chunk})"
+        shortest = shortest_selfmod_cut(config)
+        if config.model.block_variant == "hope_selfmod" and truncate(config) < shortest:
+            yield (
+                f"train.truncate_tokens={train.truncate_tokens} is below {shortest}, two periods of "
+                "model.self_modifying.chunk_size_memory"
+            )
+    if train.step_offset >= train.steps:
+        yield (
+            f"train.steps={train.steps} is the number of the last step and must be larger than "
+            f"train.step_offset={train.step_offset}"
+        )
+    if train.param_policy == "backbone_frozen" and not has_memories(config):
+        variant, empty = config.model.block_variant, "" if config.model.cms_levels else " with no cms_levels"
+        yield (
+            f"train.param_policy=backbone_frozen: model.block_variant={variant}{empty} has no memories, so "
+            "nothing would be trained; use all"
+        )
+    schedule = config.model.teach_schedule
+    if schedule.decay_start and not schedule.decay_duration:
+        yield (
+            f"model.teach_schedule.decay_start={schedule.decay_start} needs decay_duration, the steps that "
+            "the decay takes; set it to 1 or more"
+        )
+    if optim.warmup_steps + optim.cooldown_steps > train.steps:
+        yield (
+            f"optim.warmup_steps={optim.warmup_steps} and optim.cooldown_steps={optim.cooldown_steps} "
+            f"together are more than train.steps={train.steps}"
+        )
+    if optim.cooldown_steps and optim.schedule == "cosine":
+        yield "optim.cooldown_steps has no place in optim.schedule=cosine; set it to 0 or use constant"
+
+
+def _mixture_problems(config: ExperimentConfig) -> Iterator[str]:
+    weights = config.data.mixture
+    total = math.fsum(weights.values())
+    if weights and abs(total - 1) > _WEIGHTS_APART:
+        listed = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+        yield (
+            f"data.mixture: the weights {listed} sum to {total:.9g}, not to 1; change them, or divide each "
+            "by the sum"
+        )
+
+
+def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:
+    batch, dim = config.data.batch_size, config.model.dim
+    if device_count is None:
+        return
+    if batch % device_count:
+        fits = batch - batch % device_count or device_count
+        yield (
+            f"data.batch_size={batch} is not divisible by the {device_count} devices, of which each has the "
+            f"same number of rows; use {fits}"
+        )
+    if config.train.fsdp and dim % device_count:
+        yield (
+            f"train.fsdp=True: model.dim={dim} is not divisible by the {device_count} devices, so the "
+            "matrices cannot be split over them; set it to False"
+        )

@@ -1,0 +1,1 @@
+"""How an evaluation reads with a model: scores, continues, memorizes."""

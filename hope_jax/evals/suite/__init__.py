@@ -1,0 +1,1 @@
+"""The suite: what is asked for, run, kept, compared and shown."""

@@ -1,0 +1,229 @@
+"""The outer optimizers: AdamW, Muon and M3, which parameters each updates, and which stay (SPEC §3)."""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hope_jax.core.types import Array, PyTree
+from hope_jax.kernels.newton_schulz import QUINTIC, iterate
+from hope_jax.models import blocks
+from hope_jax.optim.m3 import M3Rule, scale_by_m3
+
+NAMES = ("adamw", "muon_hybrid", "muon", "m3")
+SCHEDULES = ("cosine", "constant")
+POLICIES = ("all", "memories_frozen", "backbone_frozen")
+MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
+
+MUON_STEPS = 5
+"""Newton-Schulz iterations of Muon."""
+
+
+class OptimRule(NamedTuple):
+    """Constants of the outer optimizer; rates are per step, steps counted from `step_offset`.
+
+    name: of `NAMES`. lr: of AdamW, Muon or M3. adam_lr: of what AdamW updates beside Muon or M3.
+    total_steps: where `cosine` reaches final_lr_fraction * lr, and the cool-down of `constant` ends.
+    weight_decay: decoupled, on the matrices of the blocks. momentum: of Muon. b1, b2, eps: of AdamW.
+    grad_clip: bound on the global norm of the trained parameters' gradient; 0: off.
+    param_policy: of `POLICIES`. m3: constants of M3.
+    """
+
+    name: str
+    lr: float
+    adam_lr: float
+    total_steps: int
+    weight_decay: float = 0.02
+    momentum: float = 0.95
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    cooldown_steps: int = 0
+    final_lr_fraction: float = 0.1
+    grad_clip: float = 1.0
+    step_offset: int = 0
+    param_policy: str = "all"
+    m3: M3Rule = M3Rule()
+
+
+def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
+    """The learning rate's fraction of its peak, [] at an outer step."""
+    warmup, total = rule.warmup_steps, max(rule.total_steps, 1)
+    if rule.schedule == "cosine":
+        fraction = optax.cosine_decay_schedule(1.0, max(total - warmup, 1), rule.final_lr_fraction)
+    else:
+        hold = max(total - warmup - rule.cooldown_steps, 0)
+        down = optax.linear_schedule(1.0, rule.final_lr_fraction, rule.cooldown_steps)
+        flat = optax.constant_schedule(1.0)
+        fraction = optax.join_schedules([flat, down], [hold]) if rule.cooldown_steps else flat
+
+    def schedule(step: Array | int) -> Array:
+        rise = jnp.minimum((step + 1) / warmup, 1.0) if warmup else jnp.ones(())
+        return jnp.where(step < warmup, rise, fraction(jnp.maximum(step - warmup, 0)))
+
+    return schedule
+
+
+def parameter_groups(params: PyTree, *, tables: bool = False) -> PyTree:
+    """`MATRIX` or `OTHER` for each leaf.
+
+    Matrices are the weights `w_*` of the blocks, stacks [L, rows, columns], each layer one matrix. A map to
+    or from a single number (a side of length 1) is a vector: orthogonalising would only normalise it. Tables,
+    the two-dimensional parameters outside the blocks (the embedding [V, D]), count as matrices if `tables`
+    says so: each row is the map of one token, not of a direction. The depthwise convolution is
+    a set of filters, no linear map: `OTHER`, with norms, biases and scalars.
+    """
+
+    def group(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> str:
+        if path[0].key != "blocks":
+            return MATRIX if tables and leaf.ndim == 2 else OTHER
+        is_matrix = str(path[-1].key).startswith("w_") and leaf.ndim >= 3 and min(leaf.shape[-2:]) > 1
+        return MATRIX if is_matrix else OTHER
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def muon_axes(params: PyTree) -> PyTree:
+    """Muon's input (reduction) and output axis of each matrix or table; other axes are a batch. Newton-Schulz
+    does not care which is which, the step's scale sqrt(max(1, out / in)) does."""
+
+    def axes(path: tuple[jax.tree_util.DictKey, ...], _: Array) -> optax.contrib.MuonDimensionNumbers:
+        out_in = any(part.key in blocks.OUT_IN for part in path)
+        return optax.contrib.MuonDimensionNumbers(*((-1, -2) if out_in else (-2, -1)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _is_under(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}/") for name in names)
+
+
+def _path(path: tuple[jax.tree_util.DictKey, ...]) -> str:
+    return "/".join(str(part.key) for part in path)
+
+
+def _is_frozen(policy: str, path: str) -> bool:
+    if policy == "all":
+        return False
+    is_memory = _is_under(path, [f"blocks/{name}" for name in blocks.MEMORIES])
+    return is_memory == (policy == "memories_frozen")
+
+
+def update_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> PyTree:
+    """`MATRIX` (the named optimizer), `OTHER` (AdamW) or `FROZEN` (neither update, decay nor state) by leaf.
+
+    `muon` takes the embedding among the matrices, `muon_hybrid` and `m3` leave it to AdamW.
+
+    Raises:
+      ValueError: a name of `untrained` stands for no parameter.
+    """
+    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for name in untrained:
+        if not any(_is_under(path, [name]) for path in paths):
+            raise ValueError(f"untrained: no parameter is called {name!r} or lies below it")
+
+    def group(path: tuple[jax.tree_util.DictKey, ...], kind: str) -> str:
+        if _is_frozen(rule.param_policy, _path(path)) or _is_under(_path(path), untrained):
+            return FROZEN
+        return kind
+
+    return jax.tree_util.tree_map_with_path(group, parameter_groups(params, tables=rule.name == "muon"))
+
+
+def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> str:
+    """One line with the number of elements that each optimizer updates, and what is left out and why."""
+    counts = dict.fromkeys((MATRIX, OTHER, FROZEN), 0)
+    without_gradient = dict.fromkeys(untrained, 0)
+    groups = jax.tree.leaves(update_groups(rule, params, untrained))
+    for (path, leaf), group in zip(jax.tree.leaves_with_path(params), groups, strict=True):
+        name = next((name for name in untrained if _is_under(_path(path), [name])), None)
+        into = counts if name is None else without_gradient
+        into[name or group] += int(np.prod(leaf.shape))
+    matrices, others = counts[MATRIX], counts[OTHER]
+    tables, rest = (" and the embedding", "") if rule.name == "muon" else ("", "embedding, ")
+    line = f"optimizer: adamw updates {matrices + others:,} parameters"
+    if rule.name != "adamw":
+        named = rule.name.removesuffix("_hybrid")
+        line = f"optimizer: {named} updates {matrices:,} parameters (matrices of the blocks{tables}), adamw "
+        line += f"{others:,} ({rest}norms, biases, filters)"
+    if rule.param_policy != "all":
+        line += f"; train.param_policy={rule.param_policy} leaves {counts[FROZEN]:,} as they are"
+    for name, size in without_gradient.items():
+        line += f"; {name} ({size:,}) receives no gradient in this mode and is left out"
+    return line
+
+
+def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.GradientTransformation:
+    """The optimizer of a rule; weight decay falls on the matrices of the blocks alone.
+
+    untrained: parameters that the training mode gives no gradient, by path ("blocks/titan/self_modifier")
+    with all that lies below. They and what `param_policy` freezes have no part in it: no update, no decay,
+    no state, and no share in the norm that `grad_clip` bounds.
+
+    Raises:
+      ValueError: unknown name, schedule or policy; an `untrained` name that stands for no parameter (when
+        the optimizer first sees the parameters).
+    """
+    for key, value, known in (
+        ("optim.name", rule.name, NAMES),
+        ("optim.schedule", rule.schedule, SCHEDULES),
+        ("train.param_policy", rule.param_policy, POLICIES),
+    ):
+        if value not in known:
+            raise ValueError(f"{key}: want one of {', '.join(known)}; got {value!r}")
+
+    def groups(params: PyTree) -> PyTree:
+        return update_groups(rule, params, untrained)
+
+    def frozen(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda group: group == FROZEN, groups(params))
+
+    other_lr = rule.lr if rule.name == "adamw" else rule.adam_lr
+    parts = {
+        MATRIX: _named_optimizer(rule),
+        OTHER: optax.adamw(_rate(rule, other_lr), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
+        FROZEN: optax.set_to_zero(),
+    }
+    drop = optax.masked(optax.set_to_zero(), frozen)
+    clip = optax.clip_by_global_norm(rule.grad_clip) if rule.grad_clip else optax.identity()
+    return optax.chain(drop, clip, optax.partition(parts, groups))
+
+
+def _rate(rule: OptimRule, peak: float) -> Callable[[Array], Array]:
+    fraction = lr_fraction(rule)
+    return lambda count: peak * fraction(count + rule.step_offset)
+
+
+def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
+    """What updates the group `MATRIX`."""
+    rate = _rate(rule, rule.lr)
+    if rule.name == "adamw":
+        return optax.adamw(rate, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay)
+    if rule.name == "m3":
+        return optax.chain(
+            scale_by_m3(rule.m3),
+            optax.add_decayed_weights(rule.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+    return optax.chain(
+        # Momentum by optax, without its iteration.
+        optax.contrib.scale_by_muon(ns_steps=0, beta=rule.momentum, weight_dimension_numbers=muon_axes),
+        optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal, momentum, muon_axes(momentum))),
+        optax.add_decayed_weights(
+            rule.weight_decay,
+            lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params)),
+        ),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _orthogonal(momentum: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
+    """Muon's direction from momentum of norm 1, [..., rows, columns]: singular values near
+    sqrt(max(1, out / in))."""
+    fan_in, fan_out = (momentum.shape[axis] for axis in axes)
+    return max(1.0, fan_out / fan_in) ** 0.5 * iterate(momentum, QUINTIC, MUON_STEPS)

@@ -1,0 +1,1 @@
+"""Where time goes: benchmarks of whole things, timings, profiles."""

@@ -1,0 +1,1 @@
+"""Benchmarks of kernels, one file a kernel; `hope_jax.bench` runs them."""

@@ -1,0 +1,1 @@
+"""Rounding errors of kernels against float64, one table a kernel (docs/numerics.md)."""

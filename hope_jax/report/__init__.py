@@ -1,0 +1,1 @@
+"""Pages and figures that training and evaluations share."""

@@ -1,0 +1,1 @@
+"""What is on disk and proves itself: checkpoints, weights, saved memories."""

@@ -1,0 +1,202 @@
+"""Lists of files with their SHA-256, as `sha256sum` writes and checks them; read as if from hostile hands."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hope_jax.core.errors import CheckpointError
+
+logger = logging.getLogger("hope_jax.training")
+
+Progress = Callable[[int], None]
+"""Told the number of bytes just hashed; called from several threads."""
+
+TEXT_LIMIT = 64 * 2**20
+"""Bytes of the largest text file (list, metadata, configuration) that is read at all."""
+
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\\]+)")
+_BLOCK = 4 * 2**20
+_THREADS = 4
+_QUIET_SECONDS = 5.0
+
+
+class BadFileError(CheckpointError):
+    """A file is not what its list says. path: the first such file, relative to the list's root."""
+
+    def __init__(self, path: str, problem: str, remedy: str = "restore it from a copy") -> None:
+        super().__init__(f"{path}: {problem}; {remedy}")
+        self.path = path
+        self.problem = problem
+        self._remedy = remedy
+
+    def under(self, root: Path) -> "BadFileError":
+        """The same with the file's whole path."""
+        return BadFileError(str(root / self.path), self.problem, self._remedy)
+
+
+def read_text(path: Path) -> str:
+    """A small UTF-8 file.
+
+    Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8.
+    """
+    size = _regular_size(path, path.name)
+    if size > TEXT_LIMIT:
+        raise BadFileError(path.name, f"is {size:,} bytes long, more than such a file ever is")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFileError(path.name, f"cannot be read ({error})") from error
+
+
+def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
+    """A JSON object that says of itself `format` and `version`. what: for the message.
+
+    Raises: BadFileError: it cannot be read, or is of another format or version.
+    """
+    try:
+        meta = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(path.name, f"is no JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != form:
+        raise BadFileError(path.name, f"is no {what} (format {form!r} is missing)")
+    found = meta.get("version")
+    if type(found) is not int or found != version:  # True equals 1
+        raise BadFileError(
+            path.name,
+            f"has format version {found!r}, this program reads {version}",
+            "use the hope_jax that wrote it",
+        )
+    return meta
+
+
+def hash_file(path: Path, name: str, progress: Progress = lambda count: None) -> str:
+    """Hex SHA-256 of a regular file. Raises: BadFileError under `name`."""
+    _regular_size(path, name)
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+                progress(len(block))
+    except OSError as error:
+        raise BadFileError(name, f"cannot be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
+def hash_files(root: Path, names: list[str]) -> dict[str, str]:
+    """Relative POSIX path -> hex SHA-256, in the order given. Raises: BadFileError: the first bad one."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
+        return dict(zip(names, pool.map(lambda name: hash_file(root / name, name), names), strict=True))
+
+
+def files_below(root: Path, folder: str) -> list[str]:
+    """Paths of all that is no folder below `root / folder`, relative to `root`, sorted. Symbolic links are
+    not followed, and a folder that may not be looked into stands for what is in it."""
+    return sorted(_walk(root, root / folder))
+
+
+def _walk(root: Path, folder: Path) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield folder.relative_to(root).as_posix()
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, Path(entry.path))
+        else:
+            yield Path(entry.path).relative_to(root).as_posix()
+
+
+def dump(digests: Mapping[str, str]) -> str:
+    """The list as text."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+
+def can_hold(name: str) -> bool:
+    """Whether a list gives this name back as it is."""
+    line = f"{'0' * 64}  {name}"
+    try:
+        name.encode()
+    except UnicodeError:
+        return False
+    return _LINE.fullmatch(line) is not None and line.splitlines() == [line]
+
+
+def parse(text: str, where: str) -> dict[str, str]:
+    """Relative path -> hex SHA-256 of a list named `where`.
+
+    Raises: BadFileError: another format, a path twice, or one that leaves the folder.
+    """
+    digests: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise BadFileError(where, f"line {number} is no digest and path")
+        digest, name = match.groups()
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != name or name in digests:
+            raise BadFileError(where, f"line {number} names {name!r}, which no list of ours does")
+        digests[name] = digest
+    if not digests:
+        raise BadFileError(where, "lists nothing")
+    return digests
+
+
+def check(
+    root: Path, listed: Mapping[str, str], there: Collection[str], progress: Progress, *, strict: bool
+) -> None:
+    """Holds the files `there` under `root` against a list. strict: there are no others.
+
+    Raises: BadFileError: the first file, by name, that is missing, of another digest, or (strict) not listed.
+    """
+    for name in sorted({*listed, *(there if strict else ())}):
+        if name not in listed:
+            raise BadFileError(name, "is in no list of digests", "remove it")
+        if name not in there:
+            raise BadFileError(name, "is missing")
+    names = sorted(listed)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
+        found = pool.map(lambda name: hash_file(root / name, name, progress), names)
+        try:
+            for name, digest in zip(names, found, strict=True):
+                if digest != listed[name]:
+                    raise BadFileError(name, f"has SHA-256 {digest}, its list says {listed[name]}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def log_progress(what: str, total: int) -> Progress:
+    """Logs every few seconds how far the hashing of `total` bytes has come; silent where it is quick."""
+    started = last = time.monotonic()
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _QUIET_SECONDS:
+            last = now
+            left = (now - started) * (total - done) / max(done, 1)
+            logger.info("%s: %.1f of %.1f GiB verified, %.0f s left", what, done / 2**30, total / 2**30, left)
+
+    return tell
+
+
+def _regular_size(path: Path, name: str) -> int:
+    try:
+        status = path.lstat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise BadFileError(name, "is missing" if missing else f"cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFileError(name, "is no regular file", "remove it")
+    return status.st_size

@@ -1,0 +1,196 @@
+"""Saved memories: one file with all that a stream carries from one call to the next.
+
+A zip archive of `header.json` and one `.npy` an array: fast state, carry (of the attention cache the filled
+part), the unfinished chunk and the sums and statistics so far. bfloat16 is stored as the uint16 of its bits.
+The header names the model that the memory belongs to, every array with its type and shape, and the digest of
+all arrays, which does not depend on the file's layout; a SHA-256 closes the header. Nothing in the file is
+ever executed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hope_jax import __version__
+from hope_jax.core.errors import MemoryFileError
+from hope_jax.core.files import atomic_file
+from hope_jax.core.types import PyTree
+from hope_jax.learning.stream import Stream, Streamer
+from hope_jax.storage import arrays
+
+_FORMAT, _VERSION = "hope_jax memory", 1
+_HEADER = "header.json"
+_ZIP = b"PK\x03\x04"
+_BFLOAT16 = np.dtype(jnp.bfloat16)
+_ELSEWHERE = "give the --checkpoint that wrote it, or start without it and read the text again"
+
+Header = dict[str, Any]
+
+
+class Owner(NamedTuple):
+    """The model that a memory belongs to.
+
+    chunk_size: N. spec: hex digest of the architecture and the teach rule. params: hex digest of the meta
+    parameters.
+    """
+
+    chunk_size: int
+    spec: str
+    params: str
+
+
+def owner_of(streamer: Streamer, params: PyTree) -> Owner:
+    """Whose the memories of these streams are. Reads all parameters."""
+    described = json.dumps([_described(streamer.model.spec), _described(streamer.rule)], sort_keys=True)
+    spec = hashlib.sha256(described.encode()).hexdigest()
+    return Owner(streamer.rule.chunk_size, spec, arrays.digest(arrays.named(params)))
+
+
+def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) -> str:
+    """Writes `stream` to `path`, whole or not at all; returns the digest of its arrays.
+
+    Raises:
+      MemoryFileError: the file cannot be written; what `path` held before is still there.
+    """
+    contents = {name: np.asarray(leaf) for name, leaf in arrays.named(streamer.resized(stream, 0)).items()}
+    header: Header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "written_by": __version__,
+        **owner._asdict(),
+        "batch_size": len(stream.chunk.tokens),
+        "start": int(stream.chunk.start),
+        "position": stream.position,
+        "arrays": {name: [array.dtype.name, list(array.shape)] for name, array in contents.items()},
+        "digest": arrays.digest(contents),
+    }
+    header["sha256"] = _seal(header)
+    try:
+        with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps(header, indent=1))
+            for name, array in contents.items():
+                # Without a date in it, equal memories are equal files.
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    stored = array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+                    np.lib.format.write_array(member, stored, allow_pickle=False)
+    except OSError as error:
+        raise MemoryFileError(
+            f"{path}: the memory cannot be written ({error.strerror or error}); make room, check the "
+            "permissions, or name another file"
+        ) from error
+    return str(header["digest"])
+
+
+def load_memory(path: Path, streamer: Streamer, params: PyTree, owner: Owner) -> Stream:
+    """The stream that `save_memory` wrote; its attention cache has room for what it holds.
+
+    params: as `owner` was made of.
+
+    Raises:
+      MemoryFileError: no such file, no memory file, a damaged one, or the memory of another model.
+    """
+    header, contents = _read(path)
+    _check_owner(path, Owner(*(header[name] for name in Owner._fields)), owner)
+    like = jax.eval_shape(lambda p: streamer.begin(p, header["batch_size"], header["start"]), params)
+    try:
+        stream = arrays.restore(like, contents)
+    except ValueError as error:
+        raise MemoryFileError(f"{path} does not fit this model: {error}; {_ELSEWHERE}") from error
+    on_device: Stream = jax.tree.map(jnp.asarray, stream)
+    return on_device._replace(chunk=stream.chunk)
+
+
+def digest(path: Path) -> str:
+    """The digest of a saved memory's arrays, all of them read and checked.
+
+    Raises:
+      MemoryFileError: no such file, no memory file, or a damaged one.
+    """
+    return str(_read(path)[0]["digest"])
+
+
+def _check_owner(path: Path, there: Owner, here: Owner) -> None:
+    if there.chunk_size != here.chunk_size:
+        raise MemoryFileError(
+            f"{path}: its unfinished chunk is one of {there.chunk_size} tokens, and this model streams in "
+            f"chunks of {here.chunk_size}; {_ELSEWHERE}"
+        )
+    for name, what in (("spec", "another architecture"), ("params", "other parameters")):
+        old, new = getattr(there, name), getattr(here, name)
+        if old != new:
+            raise MemoryFileError(f"{path} is a memory of {what} (digest {old}, here {new}); {_ELSEWHERE}")
+
+
+def _read(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
+    """Header and arrays, checked against each other."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                raise MemoryFileError(f"{path} is no memory file; name one that --save_memory wrote")
+            with zipfile.ZipFile(file) as archive:
+                header = _read_header(path, archive)
+                contents = {name: _read_array(archive, name, header) for name in header["arrays"]}
+    except MemoryFileError:
+        raise
+    except OSError as error:
+        raise MemoryFileError(
+            f"{path}: cannot be read ({error.strerror or error}); name a file that --save_memory wrote"
+        ) from error
+    except Exception as error:  # zipfile and numpy raise errors of a dozen kinds for damaged bytes
+        raise MemoryFileError(
+            f"{path} is damaged or cut short ({type(error).__name__}: {error}); restore it from a copy"
+        ) from error
+    found = arrays.digest(contents)
+    if found != header["digest"]:
+        raise MemoryFileError(
+            f"{path} is damaged: its arrays have digest {found}, its header says {header['digest']}; restore "
+            "it from a copy"
+        )
+    return header, contents
+
+
+def _read_header(path: Path, archive: zipfile.ZipFile) -> Header:
+    header = json.loads(archive.read(_HEADER)) if _HEADER in archive.namelist() else None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise MemoryFileError(f"{path} is another archive, no memory file; name one that --save_memory wrote")
+    if header["version"] != _VERSION:
+        raise MemoryFileError(
+            f"{path} is a memory file of format {header['version']} and this package reads {_VERSION}; use "
+            f"hope_jax {header['written_by']}"
+        )
+    if header["sha256"] != _seal(header):
+        raise MemoryFileError(f"{path} is damaged: its header was changed; restore it from a copy")
+    return header
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, header: Header) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+    return array.view(_BFLOAT16) if header["arrays"][name][0] == _BFLOAT16.name else array
+
+
+def _seal(header: Header) -> str:
+    sealed = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def _described(value: Any) -> Any:
+    """Constants as JSON, without those that have their default: a new option leaves old digests alone."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [(f.name, getattr(value, f.name), f.default) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        defaults = getattr(value, "_field_defaults", {})
+        named = dict(zip(getattr(value, "_fields", ()), value, strict=True))
+        fields = [(name, item, defaults.get(name, ...)) for name, item in named.items()]
+    elif isinstance(value, tuple):
+        return [_described(item) for item in value]
+    else:
+        return value.name if isinstance(value, np.dtype) else value
+    return {name: _described(item) for name, item, default in fields if item != default}

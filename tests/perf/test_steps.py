@@ -1,0 +1,85 @@
+"""Benchmarks of whole things at a tiny size: a step that keeps its state, the loader, compilation."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from hope_jax.config import assemble
+from hope_jax.config.check import validate
+from hope_jax.config.chunks import online_chunk, truncate
+from hope_jax.perf import compilation, loader
+from hope_jax.perf import small_step as step_small
+from hope_jax.perf import step_benchmark as step
+from hope_jax.perf.runs import compile_step, step_case
+from hope_jax.planning.counts import count
+from tests.perf import tiny
+
+
+def test_a_step_goes_on_from_the_state_that_the_last_one_left() -> None:
+    config = tiny.config("transformer", optim__lr=0.1)
+    case = step_case("tiny", config)
+    first, second = jax.device_get([case.run()[1]["loss"] for _ in range(2)])
+    assert second < first
+    (state, _), _ = case.run(), case.run()
+    assert jax.tree.leaves(state.params)[0].is_deleted(), "the state is donated"
+    assert case.tokens == 64 and case.flops == 64 * assemble.flops_per_token(config)
+
+
+@pytest.mark.parametrize("mode", step.MODES)
+@pytest.mark.parametrize("variant", [step.BASE, *step.VARIANTS])
+def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
+    config = step.config(variant, mode)
+    validate(config)
+    assert online_chunk(config) == (256 if mode == "two_pass" else 32)
+    assert truncate(config) == (256 if variant == "hope_selfmod" else online_chunk(config))
+    assert assemble.model_spec(config).titan_level.optimizer == "nl_l2_precond"
+
+
+def test_small_steps_have_the_published_sizes() -> None:
+    for variant in step_small.PUBLISHED:
+        config = step_small.config(variant, batch=4)
+        validate(config)
+        assert (config.model.dim, config.model.vocab_size, config.data.batch_size) == (128, 8192, 4)
+
+
+def test_products_of_a_compiled_transformer_step_are_the_useful_ones() -> None:
+    """But for the scores above the diagonal, which a mask takes away afterwards."""
+    config = tiny.config("transformer", train__algorithm_mode="two_pass")
+    program = compile_step(config).executable.as_text()
+    tokens, model = config.data.batch_size * config.data.seq_len, config.model
+    masked = 12 * model.dim * (config.data.seq_len / 2) * model.num_layers
+    assert count(program).total_flops == tokens * (assemble.flops_per_token(config) + masked)
+
+
+def test_the_loader_delivers_batches_on_the_device() -> None:
+    config = tiny.config()
+    case = loader.loader_case(config)
+    batches = case.run()
+    assert len(batches) == loader.BATCHES and case.tokens == loader.BATCHES * 64
+    assert batches[0].tokens.shape == (2, 32) and isinstance(batches[0].tokens, jax.Array)
+    assert not np.array_equal(batches[0].tokens, case.run()[0].tokens)
+
+
+def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path, quick: None) -> None:
+    mixture = {"a": 0.5, "b": 0.5}
+    loader.made_up_shards(tmp_path, mixture, row_tokens=32)
+    shards = {"data__source": str(tmp_path), "data__mixture": mixture, "train__algorithm_mode": "two_pass"}
+    case = loader.fed_case(tiny.config("transformer", model__vocab_size=1024, **shards))
+    assert case.waited is not None and case.waited() == 0
+    state, metrics = case.run()
+    waited = case.waited()
+    assert np.isfinite(metrics["loss"]) and waited > 0
+    assert case.run()[1]["loss"] != metrics["loss"] and case.waited() > waited
+
+
+def test_compilation_starts_afresh_each_time() -> None:
+    config = tiny.config("transformer", train__algorithm_mode="two_pass", model__num_layers=1)
+    before = jax.config.jax_compilation_cache_dir
+    cases = compilation.cached_and_cold(config)
+    for case in cases:
+        lower, xla = case.run()
+        assert case.single and lower > 0 and xla > 0
+    assert [case.name for case in cases] == ["cold", "cached"]
+    assert jax.config.jax_compilation_cache_dir == before
