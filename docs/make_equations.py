@@ -14,8 +14,8 @@ PAGE = Path(__file__).with_name("equations.md")
 
 HEAD = """# Equations, functions, oracles, tests
 
-Made by `python docs/make_equations.py`; do not edit. `tests/test_equations_docs.py` checks that everything
-named here exists, and that every equation that the code cites is listed.
+Made by `python docs/make_equations.py`; do not edit. `tests/docs/test_equations_docs.py` checks that
+everything named here exists, and that every equation that the code cites is listed.
 
 *NL* is Nested Learning (arXiv 2512.24695), *Titans* arXiv 2501.00663; *published* rules are those of the
 PyTorch code behind the golden files (docs/golden.md), *own* ones are described where they stand. The

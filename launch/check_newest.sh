@@ -42,11 +42,11 @@ run python -m hope_jax.launch --config=configs/pilot_smoke.py --workdir="${workd
     --config.eval.generate_tokens=4
 tests=(
     kernels/cms_write kernels/newton_schulz
-    tests/test_config.py tests/test_config_check.py tests/test_config_files.py
+    tests/config/test_config.py tests/config/test_check.py tests/config/test_shipped_files.py
     tests/memory/test_cms.py tests/memory/test_inner_optim.py tests/models/test_lm.py
-    tests/learning/test_online.py tests/learning/test_stream.py tests/learning/test_optim.py
+    tests/learning/test_online.py tests/learning/test_stream.py tests/optim/test_outer.py
     tests/data/test_pipeline.py tests/data/test_mixture.py
-    tests/training/test_step.py tests/training/test_checkpoint.py tests/training/test_meeting.py
+    tests/training/test_step.py tests/storage/test_checkpoint.py tests/cluster/test_meeting.py
     tests/planning/test_counts.py
 )
 run python -m pytest -q -n "${JOBS:-2}" "${tests[@]}" "$@"

@@ -50,7 +50,7 @@ if [ -n "$piqa" ]; then
     run cp "$piqa" "$out/piqa/piqa_validation.jsonl"
 else
     if [ -z "$dry_run" ]; then echo "WARNING: $note: without --piqa=FILE there are no others" >&2; fi
-    run python -c 'import pathlib, sys; from tests.evals.zeroshot_files import write_files
+    run python -c 'import pathlib, sys; from tests.evals.tasks.zeroshot_files import write_files
 write_files(pathlib.Path(sys.argv[1]), "piqa")' "$out/piqa"
 fi
 run python -m hope_jax.evals.suite "--checkpoint=$out/run" "--out=$out/evals" --only=zeroshot \

@@ -32,8 +32,8 @@ if [ "$checkpoint" = runs/pilot_smoke ] && [ ! -f "$checkpoint/summary.json" ]; 
     run python -m hope_jax.launch --config=configs/pilot_smoke.py "--workdir=$checkpoint"
 fi
 run python -c 'import pathlib, sys
-from tests.evals.intents_data import write_clinc
-from tests.evals.zeroshot_files import write_files
+from tests.evals.tasks.intents_data import write_clinc
+from tests.evals.tasks.zeroshot_files import write_files
 folder = pathlib.Path(sys.argv[1])
 write_files(folder)
 write_clinc(folder)' "$out/made_up"

@@ -11,11 +11,11 @@ from hope_jax.kernels.newton_schulz import (
     QUINTIC,
     Coefficients,
     iterate,
-    numerics,
     orthogonalize,
 )
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from hope_jax.perf.rounding import newton_schulz as numerics
 from tests.oracle.kernels import newton_schulz as naive
 
 SHAPES = [(4, 4), (3, 17), (17, 3), (1, 5), (12, 20)]

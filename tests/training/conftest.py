@@ -1,16 +1,5 @@
-import pytest
+"""Training runs of these tests are quick."""
 
-from hope_jax.training import loop, telemetry
+from tests.quick_runs import needs_report, quick_runs
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, request):
-    """No peak measurement; no report but where a test asks for it with `needs_report`."""
-    monkeypatch.setattr(telemetry, "measure_matmul_peak", lambda: 1e9)
-    if "needs_report" not in request.fixturenames:
-        monkeypatch.setattr(loop, "write_report", lambda workdir: None)
-
-
-@pytest.fixture
-def needs_report():
-    """Keeps the report in a test that trains."""
+__all__ = ["needs_report", "quick_runs"]
