@@ -4,7 +4,7 @@ Command:  python -m hope_jax.launch --config=configs/passkey_smoke.py --config.t
 Hardware: 1 CPU core
 Time:     12 s of CPU time, compilation included
 Expect:   Held-out loss about 4.8 (unigram entropy 5.39); docs/evals/passkey_smoke.md has what it memorizes.
-          model.surprise_threshold=0.02 lets all periods pass (mean surprise 0.026 at step 90) and masks a
+          memory.surprise_threshold=0.02 lets all periods pass (mean surprise 0.026 at step 90) and masks a
           quarter of their tokens.
 """
 
@@ -24,7 +24,7 @@ def get_config() -> OrderedConfig:
     set_size(config, dim=64, num_layers=1, heads=2)
     set_levels(config, {"cms_mid": 16}, lr=0.1, optimizer="nl_l2_precond")
     set_teaching(config, scale=0.10, clip=5.0, schedule=(10, 0, 0))
-    config.model.surprise_threshold = PUBLISHED_THRESHOLD
+    config.memory.surprise_threshold = PUBLISHED_THRESHOLD
     config.data.update({"seq_len": 256, "batch_size": 8})
     config.optim.update({"lr": 0.03, "adam_lr": 4e-3})
     config.eval.update({"every": 0, "batches": 2, "generate_tokens": 0})

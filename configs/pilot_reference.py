@@ -1,7 +1,7 @@
 """The pilot as near to the published run as the options go: its style, signals and persistent batch memory.
 
-Under its batch mean (norms near 1e-4) model.surprise_threshold=0.02 never opens, as in the published run: its
-memories are idle, and the alarm says so (docs/health.md).
+Under its batch mean (norms near 1e-4) memory.surprise_threshold=0.02 never opens, as in the published run:
+its memories are idle, and the alarm says so (docs/health.md).
 
 Command:  python -m hope_jax.launch --config=configs/pilot_reference.py
 Hardware: one RTX 6000 Ada (48 GB), as published

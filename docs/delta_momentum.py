@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.rules import make_inner_optimizer
 
 jax.config.update("jax_enable_x64", True)
@@ -71,7 +71,7 @@ def paths(rule: Rule, beta: float, landscape: Landscape, scale: float, rates: ja
 
     psi is multiplied by scale and the rate divided by it, so scale changes nothing for momentum.
     """
-    optimizer = make_inner_optimizer(LevelSpec("toy", 1, 1.0, rule.optimizer, beta=beta))
+    optimizer = make_inner_optimizer(Level(1, 1.0, rule.optimizer, beta=beta))
     # Our momentum is an average: (1 - beta) times the sum m <- beta m - rate g of Eq. 48.
     gain = 1 / (1 - beta) if rule.optimizer == "momentum" else 1.0
 

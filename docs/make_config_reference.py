@@ -14,6 +14,7 @@ from typing import Any
 
 from hope_jax.config import experiment as config
 from hope_jax.config.values import describe, key_paths
+from hope_jax.memory.levels import Level
 
 HEAD = """# Configuration keys
 
@@ -25,7 +26,7 @@ A config file has a `get_config()` that starts from `hope_jax.config.experiment.
 
 ```
 python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=20 \\
-    --config.model.surprise_threshold=None --config.model.cms_levels.cms_slow.update_period=32
+    --config.memory.surprise_threshold=None --config.cms.levels.cms_slow.update_period=32
 ```
 
 Levels and weights of a mixture have names; an override changes those that the file has, and anything else is
@@ -33,17 +34,17 @@ explicit:
 
 | override | effect |
 |---|---|
-| `--config.model.cms_levels.cms_slow.lr=0.1` | changes a key of a level; an unknown level is an error |
-| `--config.model.cms_levels.cms_slow="{'lr': 0.1, 'beta': 0.0}"` | several keys; the others stay |
-| `--config.model.cms_levels.+ultra="{'update_period': 256, 'lr': 0.03}"` | adds one, the last of the chain |
-| `--config.model.cms_levels.cms_mid=None` | drops a level |
-| `--config.model.cms_levels="{'a': {'update_period': 8}}"` | replaces them all |
+| `--config.cms.levels.cms_slow.lr=0.1` | changes a key of a level; an unknown level is an error |
+| `--config.cms.levels.cms_slow="{'lr': 0.1, 'beta': 0.0}"` | several keys; the others stay |
+| `--config.cms.levels.+ultra="{'update_period': 256, 'lr': 0.03}"` | adds one, the last of the chain |
+| `--config.cms.levels.cms_mid=None` | drops a level |
+| `--config.cms.levels="{'a': {'update_period': 8}}"` | replaces them all |
 | `--config.data.mixture.code=0.2`, `.+code=0.2`, `.code=None` | changes, adds, drops a weight |
 | `--config.data.mixture="{'wiki': 0.8, 'code': 0.2}"`, `={}` | replaces all weights, leaves none |
 
 Levels that are dropped or added, and the defaults of keys that a level does not name, are logged
-(`model.cms_levels.a: not named, so by default lr=None, optimizer=momentum, ...`). In a config file
-`config.model.cms_levels = {...}` replaces the levels, `config.model.cms_levels.NAME = level(...)` adds one,
+(`cms.levels.a: not named, so by default lr=None, optimizer=momentum, ...`). In a config file
+`config.cms.levels = {...}` replaces the levels, `config.cms.levels.NAME = level(...)` adds one,
 and `update({'NAME': {...}})` changes one that is there. Keys that are true or false may stand alone
 (`--config.log.wandb`, `--noconfig.log.tensorboard`).
 
@@ -86,7 +87,7 @@ def _owners(group: Any, prefix: str) -> Iterator[tuple[str, type, Any]]:
             continue
         yield prefix + f.name, type(group), value
         if isinstance(value, Mapping) and value:
-            nested.append((config.LevelConfig(), f"{prefix}{f.name}.NAME."))
+            nested.append((Level(16, 1e-3), f"{prefix}{f.name}.NAME."))
     for value, path in nested:
         yield from _owners(value, path)
 

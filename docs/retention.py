@@ -18,6 +18,7 @@ from hope_jax.core import trees
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.models.lm import Carry, HopeModel
+from hope_jax.models.spec import Architecture
 
 jax.config.update("jax_enable_x64", True)
 
@@ -41,7 +42,7 @@ def text(tokens: int) -> np.ndarray:
 
 def make_model(style: str, eta_scale: float) -> HopeModel:
     """hope_selfmod with LAYERS layers, in float64."""
-    model = config.ModelConfig(
+    model = Architecture(
         block_variant="hope_selfmod",
         style=style,  # type: ignore[arg-type]
         vocab_size=Tokenizer.load().vocab_size,

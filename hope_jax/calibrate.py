@@ -8,10 +8,11 @@ and prints the share of written chunks whose loss falls when they are read again
 chunks, its period's last chunk), the mean change per token then, and what the writes change in the loss of
 the text as it is first read (held-out: negative is better). A level of period C gets
 rate * min(1, 128 / C). Before that, quantiles of the mean surprise of each level's periods over all layers,
-read without writes, and the share at or above `model.surprise_threshold`. Mode `online`, variants with
+read without writes, and the share at or above `memory.surprise_threshold`. Mode `online`, variants with
 attention and memories.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,10 @@ from hope_jax.config.chunks import levels_of
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.output import say
-from hope_jax.core.types import NO_TARGET, Batch, PyTree
+from hope_jax.core.types import NO_TARGET, Batch, FrozenMapping, PyTree
 from hope_jax.data.inputs import open_inputs
 from hope_jax.learning.reread import reread
-from hope_jax.memory import rules
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.models import blocks
+from hope_jax.memory.levels import Level
 from hope_jax.models.lm import HopeModel
 from hope_jax.storage.stored import load_checkpoint
 from hope_jax.storage.trained import load_tokenizer
@@ -78,11 +77,12 @@ def measure(
     """Streams the batches with the given inner rates, by level name; levels without one are not written."""
     spec = assemble.model_spec(config)
 
-    def rated(level: LevelSpec) -> LevelSpec:
-        return level._replace(lr=rates.get(level.name, 0.0))
+    def rated(name: str, level: Level) -> Level:
+        return replace(level, lr=rates.get(name, 0.0))
 
-    levels = tuple(rated(level) for level in spec.cms_levels)
-    model = HopeModel(spec._replace(cms_levels=levels, titan_level=rated(spec.titan_level)))
+    levels = FrozenMapping({name: rated(name, level) for name, level in spec.cms.levels.items()})
+    titan = replace(spec.titan, level=rated("titan", spec.titan.level))
+    model = HopeModel(replace(spec, cms=replace(spec.cms, levels=levels), titan=titan))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
     falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
     surprise = []
@@ -103,7 +103,7 @@ def measure(
 
 def show_surprise(surprise: np.ndarray, periods: dict[str, int], threshold: float | None) -> None:
     """Prints a line a level. surprise: [L, rows, tokens]."""
-    say(f"mean surprise of periods (model.surprise_threshold={threshold})")
+    say(f"mean surprise of periods (memory.surprise_threshold={threshold})")
     say(f"{'levels':12} " + " ".join(f"{quantile:>8.0%}" for quantile in QUANTILES) + f" {'open':>7}")
     for name, period in periods.items():
         means = of_periods(surprise, period)
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--rates: want numbers, got {','.join(_RATES.value)}") from error
     loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params",))
     config = cli.load_config(loaded.config)
-    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
+    validate(config)
     if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
         raise ConfigError(
             "calibrate: want train.algorithm_mode=online and model.block_variant one of "
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
         )
     if not levels_of(config):
         raise ConfigError(
-            "calibrate: model.cms_levels is empty, so the model has no memory whose rate could be measured; "
+            "calibrate: cms.levels is empty, so the model has no memory whose rate could be measured; "
             "give the checkpoint of a model with one"
         )
     params = loaded.state["params"]
@@ -141,12 +141,12 @@ def main(argv: list[str]) -> None:
     spec = assemble.model_spec(config)
     by_memory = HopeModel(spec).memories()
     taught = {name for memory in by_memory.values() for name in memory.level_names()}
-    levels = (spec.titan_level, *spec.cms_levels)
-    periods = {level.name: level.update_period for level in levels if level.name in taught}
+    levels = {"titan": spec.titan.level, **spec.cms.levels}
+    periods = {name: level.update_period for name, level in levels.items() if name in taught}
     without = measure(config, params, batches, {})
     idle = without.streamed
     say(f"held-out loss without writes: {idle:.5f} nats a token")
-    show_surprise(without.surprise, periods, config.model.surprise_threshold)
+    show_surprise(without.surprise, periods, config.memory.surprise_threshold)
     say(f"{'levels':12} {'rate':>8} {'falls':>7} {'re-read':>9} {'writes':>7} {'held-out':>9}")
     for name in (*periods, "all"):
         for rate in candidates:

@@ -68,7 +68,7 @@ def define_config() -> None:
     define_path(
         _CONFIG,
         "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
-        "--config.train.steps=20 or --config.model.cms_levels.cms_slow.update_period=64.",
+        "--config.train.steps=20 or --config.cms.levels.cms_slow.update_period=64.",
     )
     short_for = "KEY=VALUE; what --config.KEY=VALUE is short for."
     flags.DEFINE_multi_string(_OVERRIDES, [], short_for, allow_override=True)

@@ -30,8 +30,6 @@ from hope_jax.config.values import resolve
 from hope_jax.core.errors import ConfigError, UserError
 from hope_jax.core.output import say
 from hope_jax.learning.sampling import continue_stream
-from hope_jax.memory import rules
-from hope_jax.models import blocks
 from hope_jax.storage import memory_file
 from hope_jax.storage.stored import load_checkpoint
 from hope_jax.storage.trained import Trained, prepare, read_text
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> None:
     _check_flags(argv)
     loaded = load_checkpoint(Path(str(_CHECKPOINT.value)), ("params", "fast"))
     config = resolve(loaded.config)
-    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
+    validate(config)
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     _run(prepare(loaded, config))

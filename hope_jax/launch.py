@@ -104,17 +104,10 @@ def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dic
     with writing(workdir):
         make_room(workdir)
     compilation_cache.use()
-    from hope_jax.memory import rules
-    from hope_jax.models import blocks
 
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    validate(
-        config,
-        device_count=jax.device_count(),
-        built_variants=blocks.BLOCKS,
-        inner_optimizers=rules.VARIANTS,
-    )
+    validate(config, device_count=jax.device_count())
     from hope_jax.training.loop import run
 
     if jax.process_index() == 0:

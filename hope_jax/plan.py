@@ -49,19 +49,12 @@ def main(argv: list[str]) -> None:
     target = cli.output_file("json", _JSON.value)
     config = cli.load_config()
     # JAX takes seconds to import.
-    from hope_jax.memory import rules
-    from hope_jax.models import blocks
     from hope_jax.planning import devices
     from hope_jax.planning import table as report
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
     found = devices.find_devices(topology)
-    validate(
-        config,
-        device_count=topology.devices if _TRAIN.value else None,
-        built_variants=blocks.BLOCKS,
-        inner_optimizers=rules.VARIANTS,
-    )
+    validate(config, device_count=topology.devices if _TRAIN.value else None)
     plan = make_plan(config, topology, found, contexts if _STREAMING.value else [])
     plan = {"config": str(cli.config_path()), **plan}
     if target:

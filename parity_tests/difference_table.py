@@ -216,7 +216,7 @@ ODDITIES = (
         "reduction and hidden width of the CMS are not options of a model",
         "A model's CMS always sums, has hidden width 4 D and updates online, whatever its configuration "
         "says.",
-        "`model.cms_hidden_multiplier` sets the width, `train.algorithm_mode` when memories write. Writes"
+        "`cms.hidden_multiplier` sets the width, `train.algorithm_mode` when memories write. Writes"
         " sum: a mean would make the rate depend on how many tokens carry a signal.",
         "",
     ),
@@ -361,7 +361,7 @@ RULES = (
         "It is the inner rate of levels without an optimizer of their own and eta's scale in "
         "hope_selfmod: the published ablation that sets it to 0 changes nothing where levels name theirs.",
         "The same two meanings. What the ablation is about, the SelfModifier, is switched by "
-        "`model.self_mod.enabled`.",
+        "`titan.self_modifier.enabled`.",
         "Where all levels name a rate, the published `selfmod_off` is its base run under another name.",
     ),
     Difference(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from hope_jax.learning.teach import clip_factor
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.rules import VARIANTS
 from parity_tests.golden_file import Golden
 
@@ -15,7 +15,7 @@ PUBLISHED_VARIANTS = ("preconditioned", "muon", "dmgd", "l2_objective", "nl_l2_p
 
 def inner_level(
     g: Golden, optimizer: Mapping[str, Any] | None, default_lr: float, tokens: int, **defaults: float
-) -> LevelSpec:
+) -> Level:
     """A level with a recorded inner optimizer, for writes of `tokens` tokens.
 
     optimizer: {"lr", "params": {"variant", ...}}; None: the published defaults. An unknown variant is plain
@@ -27,9 +27,7 @@ def inner_level(
         g.differ("unknown_optimizer")
         name = "momentum"
     assert name in VARIANTS
-    return LevelSpec(
-        "level", max(tokens, 2), (optimizer or {}).get("lr", default_lr), name, **{**defaults, **rest}
-    )
+    return Level(max(tokens, 2), (optimizer or {}).get("lr", default_lr), name, **{**defaults, **rest})
 
 
 def context_axes(weights: Mapping[str, Any], width: int) -> dict[str, int]:

@@ -8,45 +8,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import ACTIVATIONS
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.memory.self_mod import SelfModifyingTitans
+from hope_jax.memory.titan import SelfModifierOptions, TitanOptions
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
 from parity_tests import convert, replay_smt
 
 DOUBLE = jnp.dtype("float64")
-TRAIN_CLIP = 1.0
-"""Bound on the residual branch of every memory in the published train mode."""
 DELTAS = {"cms_delta": "cms.blocks.", "titan_delta": "titan_memory."}
 """What recorded deltas are added to, in a block."""
 
 
-def spec_of(variant: str, dim: int, heads: int, levels: tuple[LevelSpec, ...] = (), **rest: Any) -> ModelSpec:
+def spec_of(variant: str, dim: int, heads: int, **rest: Any) -> ModelSpec:
     """A spec of the `reference` style; values that a piece does not need have small ones."""
-    values: dict[str, Any] = {
-        "vocab_size": 1,
-        "num_layers": 1,
-        "qk_norm": "none",
-        "mlp_hidden": 4 * dim,
-        "cms_hidden": 4 * dim,
-        "chunk_size": 4,
-        **rest,
-    }
+    small = {"vocab_size": 1, "num_layers": 1, "qk_norm": "none", "chunk_size": 4, "dtype": DOUBLE}
     return ModelSpec(
-        block_variant=variant,
+        block_variant=variant,  # type: ignore[arg-type]
         style="reference",
         dim=dim,
         heads=heads,
-        cms_levels=levels,
-        dtype=DOUBLE,
-        param_dtype=DOUBLE,
-        **values,
+        **{"cms": CmsOptions(FrozenMapping()), **small, **rest},
     )
 
 
-def self_mod_of(config: Mapping[str, Any]) -> SelfMod:
+def self_mod_of(config: Mapping[str, Any]) -> SelfModifyingTitans:
     """Self-modifying Titans of a recorded model or block; what it does not name has the published default."""
     a_block = "eta_scale" in config or any(name.startswith("selfmod_") for name in config)
     prefix = "selfmod_" if a_block else "self_mod_"
@@ -54,22 +44,19 @@ def self_mod_of(config: Mapping[str, Any]) -> SelfMod:
     def option(name: str, default: Any) -> Any:
         return config.get(prefix + name, default)
 
-    return SelfMod(
-        alpha_near_one=False,
-        dim=config["dim"],
-        online_chunk=1,
+    return SelfModifyingTitans(
         chunk_size=option("chunk_size", 1),
         chunk_size_memory=option("chunk_size_memory", None) or option("chunk_size", 1),
         eta_scale=config.get("eta_scale" if a_block else "self_mod_lr", 1e-3),
         qk_norm=config.get("qk_l2_norm", a_block),
         adaptive_q=option("adaptive_q", False),
         use_alpha=option("use_alpha", True),
-        rank1=option("use_rank1_precond", True),
+        rank1_precondition=option("use_rank1_precond", True),
         projection_skip=option("use_skip", True),
         objective=option("objective", "l2"),
         stopgrad_vhat=option("stopgrad_vhat", True),
         momentum=option("momentum", 0.0),
-        conv_window=option("local_conv_window", 4) or 0,
+        local_conv_window=option("local_conv_window", 4) or 0,
     )
 
 
@@ -89,30 +76,36 @@ def block_spec(
 ) -> ModelSpec:
     """The spec of a recorded block, or of a model of such blocks. What its weights show is taken from them:
     widths, and whether the CMS has LayerNorm."""
-    levels = tuple(LevelSpec(c["name"], c["update_period"], 0.05) for c in config.get("cms_levels") or ())
-    titan = config.get("titan_level") or {"name": "titan", "update_period": 8}
+    levels = {c["name"]: Level(c["update_period"], 0.05) for c in config.get("cms_levels") or ()}
+    titan = config.get("titan_level") or {"update_period": 8}
 
-    def hidden(part: str) -> int:
+    def multiplier(part: str) -> int:
         found = [w.shape[0] for name, w in weights.items() if re.fullmatch(rf"{part}\.weight", name)]
-        return found[0] if found else 1
+        width, rest = divmod(found[0] if found else config["dim"], config["dim"])
+        assert not rest, f"{part}: its hidden width is no multiple of {config['dim']}"
+        return width
 
+    normed = any(re.fullmatch(r"cms\.blocks\.[^.]+\.net\.0\.weight", name) for name in weights)
     return spec_of(
         variant,
         config["dim"],
         config.get("heads", 1),
-        levels,
         qk_norm="l2" if config.get("qk_l2_norm") else "none",
         local_conv_window=config.get("local_conv_window") or 0,
         activation=activation_of(config),
-        mlp_hidden=hidden(r"mlp\.net\.0"),
-        cms_norm=any(re.fullmatch(r"cms\.blocks\.[^.]+\.net\.0\.weight", name) for name in weights),
-        cms_hidden=hidden(r"cms\.blocks\.[^.]+\.net\.1"),
-        titan_hidden=hidden(r"titan_memory\.net\.0"),
-        titan_level=LevelSpec(titan["name"], titan["update_period"], 0.05),
-        # It acts in writes alone, and may be of another width than the memory.
-        self_modifier=False,
-        self_mod=self_mod_of(config),
-        read_clip=TRAIN_CLIP,
+        mlp_multiplier=multiplier(r"mlp\.net\.0"),
+        cms=CmsOptions(
+            FrozenMapping(levels),
+            hidden_multiplier=multiplier(r"cms\.blocks\.[^.]+\.net\.1"),
+            norm="layer" if normed else "none",
+        ),
+        titan=TitanOptions(
+            Level(titan["update_period"], 0.05),
+            hidden_multiplier=multiplier(r"titan_memory\.net\.0"),
+            # It acts in writes alone, and may be of another width than the memory.
+            self_modifier=SelfModifierOptions(enabled=False),
+        ),
+        self_modifying_titans=self_mod_of(config),
         **rest,
     )
 

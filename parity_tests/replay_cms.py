@@ -12,13 +12,14 @@ import numpy as np
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Cms
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.rules import make_inner_optimizer, project_out_context
+from hope_jax.models.spec import READ_CLIP
 from parity_tests import convert
 from parity_tests.golden_file import Golden
 from parity_tests.published import context_axes, inner_level
 from parity_tests.quick import quick_jit
-from parity_tests.reference_style import TRAIN_CLIP, activation_of, offered
+from parity_tests.reference_style import activation_of, offered
 
 LAYER_NORM = ("ln_scale", "ln_bias")
 
@@ -28,8 +29,8 @@ def replay_forward(g: Golden) -> None:
     if not offered(g.config):
         g.leave_rest("not_offered")
         return
-    levels = tuple(LevelSpec(c["name"], c["update_period"], 0.1) for c in g.config["cms_levels"])
-    names = [level.name for level in levels]
+    levels = {c["name"]: Level(c["update_period"], 0.1) for c in g.config["cms_levels"]}
+    names = list(levels)
     params = jax.tree.map(jnp.asarray, convert.cms(g.weights, names))
     clip, activation = g.config["grad_clip"] or None, activation_of(g.config)
     hidden = max((level["w_up"].shape[1] for level in params.values()), default=0)
@@ -37,7 +38,10 @@ def replay_forward(g: Golden) -> None:
     def read(params: Any, x: Any, clip: float | None) -> list[Any]:
         """The outputs of no level, of the first, of the first two, and so on to y."""
         sizes, how = (x.shape[-1], hidden), {"chunk_size": 4, "output_clip": clip, "activation": activation}
-        chains = [Cms(levels[:count], *sizes, **how) for count in range(len(levels) + 1)]
+        chains = [
+            Cms({name: levels[name] for name in names[:count]}, *sizes, **how)
+            for count in range(len(levels) + 1)
+        ]
         return [jax.vmap(lambda row, cms=cms: cms.read(params, None, row, {})[0])(x) for cms in chains]
 
     @quick_jit
@@ -85,7 +89,7 @@ def replay_update(g: Golden) -> None:
     }
     spec = inner_level(g, g.config["optimizer"], g.config.get("self_mod_lr", 1e-3), tokens, **defaults)
     optimizer = make_inner_optimizer(spec, context_axes(params, width))
-    clip = (g.config.get("grad_clip", TRAIN_CLIP) or None) if g.config["train_mode"] else None
+    clip = (g.config.get("grad_clip", READ_CLIP) or None) if g.config["train_mode"] else None
 
     @quick_jit
     def write(delta: Any, state: Any, x: Any, teach: Any) -> Any:
@@ -112,7 +116,7 @@ def replay_update(g: Golden) -> None:
             _compare_moments(g, f"{reduction}.optimizer_state", state)
 
 
-def _statistics(spec: LevelSpec, context: Any, last_grad: Any) -> dict[str, float]:
+def _statistics(spec: Level, context: Any, last_grad: Any) -> dict[str, float]:
     """What the published projection reports: of its last parameter, b_down."""
     if spec.optimizer != "nl_l2_precond":
         return {}

@@ -26,19 +26,19 @@ def self_mod_of(config: dict[str, Any]) -> SelfMod:
     return SelfMod(
         dim=config["dim"],
         online_chunk=1,
+        eps=config["eps"],
         chunk_size=config["chunk_size_other"],
         chunk_size_memory=config["chunk_size_memory"] or config["chunk_size_other"],
         eta_scale=config["eta_scale"],
         qk_norm=config["qk_l2_norm"],
         adaptive_q=config["adaptive_q"],
         use_alpha=config["use_alpha"],
-        rank1=config["use_rank1_precond"],
+        rank1_precondition=config["use_rank1_precond"],
         projection_skip=config["use_skip"],
         objective=config["objective"],
         stopgrad_vhat=config["stopgrad_vhat"],
         momentum=config["momentum"],
-        conv_window=config["local_conv_window"] or 0,
-        eps=config["eps"],
+        local_conv_window=config["local_conv_window"] or 0,
     )
 
 

@@ -7,6 +7,7 @@ read before a write, or with memories that the file holds, is read by our code a
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.models.attention import ReadContext
 from hope_jax.models.blocks import Block, Call, memories
-from hope_jax.models.spec import ModelSpec
+from hope_jax.models.spec import READ_CLIP, ModelSpec
 from parity_tests import convert, replay_smt, replay_train_step
 from parity_tests.golden_file import Golden
 from parity_tests.published import inner_level
@@ -98,7 +100,7 @@ class Calls:
         def read(spec: ModelSpec) -> Any:
             return Block(spec, self.training).apply({"params": params}, x, call).x
 
-        return read(self.spec), read(self.spec._replace(cms_levels=()))
+        return read(self.spec), read(replace(self.spec, cms=replace(self.spec.cms, levels=FrozenMapping())))
 
 
 def replay_block(g: Golden) -> None:
@@ -147,7 +149,7 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
     taken, and LayerNorm. None where our grid does not fit, or other rules have a part in it.
     """
     g, block = calls.g, calls.g.config["block"]
-    if not calls.spec.cms_levels:
+    if not calls.spec.cms.levels:
         return None
     size = shortest_period(block, 1)
     aligned = all(o.shape[1] % size == 0 for o in inputs)
@@ -159,13 +161,13 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
     if not (aligned and plain and online and inputs[0].shape[0] == 1):
         return None
     cms = Cms(
-        tuple(_inner(g, level) for level in block["cms_levels"]),
+        {level["name"]: _inner(g, level) for level in block["cms_levels"]},
         calls.spec.dim,
-        calls.spec.cms_hidden,
+        calls.spec.cms.hidden_multiplier * calls.spec.dim,
         chunk_size=size,
-        bounds=Bounds(0.0, 0.0),
+        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
         own_output=False,
-        output_clip=calls.spec.read_clip if calls.training else None,
+        output_clip=READ_CLIP if calls.training else None,
         activation=calls.spec.activation,
         flush_partial_at_end=block.get("cms_flush_partial_at_end", False),
     )
@@ -191,12 +193,12 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
     return gap
 
 
-def _inner(g: Golden, level: Mapping[str, Any]) -> LevelSpec:
+def _inner(g: Golden, level: Mapping[str, Any]) -> Level:
     block = g.config["block"]
     optimizers = block.get("optimizer_configs") or {}
     found = optimizers.get(level.get("optimizer_key") or "default")
     spec = inner_level(g, found, block.get("self_mod_lr", 1e-3), level["update_period"])
-    return spec._replace(name=level["name"], update_period=level["update_period"])
+    return replace(spec, update_period=level["update_period"])
 
 
 class SelfModCalls:

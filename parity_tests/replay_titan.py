@@ -13,17 +13,17 @@ import jax.numpy as jnp
 
 from hope_jax.core import trees
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.cms import Bounds
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.rules import make_inner_optimizer
 from hope_jax.memory.state import WriteSignal, own
-from hope_jax.memory.titan import Titan, self_modifier_read
+from hope_jax.memory.titan import SelfModifierOptions, Titan, self_modifier_read
 from hope_jax.models.lm import HopeModel
+from hope_jax.models.spec import READ_CLIP
 from parity_tests import convert, replay_cms
 from parity_tests.golden_file import Golden
 from parity_tests.published import block_signal, context_axes, due, inner_level
 from parity_tests.quick import quick_jit
-from parity_tests.reference_style import TRAIN_CLIP, activation_of, model_of, offered
+from parity_tests.reference_style import activation_of, model_of, offered
 
 
 def replay_memory(g: Golden) -> None:
@@ -36,15 +36,15 @@ def replay_memory(g: Golden) -> None:
     x, value, error = (jnp.asarray(g.inputs[name]) for name in ("x", "value", "error_signal"))
     rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
     memory = Titan(
-        LevelSpec("titan", len(rows), g.config["update_lr"], "sgd"),
+        Level(len(rows), g.config["update_lr"], "sgd"),
         *params["w_up"].shape,
         chunk_size=len(rows),
-        bounds=Bounds(0.0, 0.0),
+        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
         own_output=False,
         activation=activation_of(g.config),
-        self_modifier=False,
+        self_modifier=SelfModifierOptions(enabled=False),
     )
-    training = replace(memory, output_clip=TRAIN_CLIP)
+    training = replace(memory, output_clip=READ_CLIP)
 
     def read(memory: Titan) -> Any:
         return memory.read(params, None, rows, {})[0]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.cms import Bounds, Cms, LevelState
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import LevelState
 from hope_jax.memory.state import WriteSignal, own
 from parity_tests import convert, golden
 from parity_tests.difference_table import BY_NAME
@@ -164,9 +165,15 @@ def test_a_difference_must_be_in_the_table() -> None:
 def test_cms_write_of_the_fast_weights(variant: str) -> None:
     """`Cms.write`, fed the doubled signal; LayerNorm, which is slow, takes its recorded deltas."""
     g = kept(f"cms_update_{variant}")
-    spec = LevelSpec("level", 4, g.config["optimizer"]["lr"], variant)
+    spec = Level(4, g.config["optimizer"]["lr"], variant)
     params = jax.tree.map(jnp.asarray, convert.level(g.weights))
-    cms = Cms((spec,), *params["w_up"].shape, chunk_size=4, bounds=Bounds(0.0, 0.0), own_output=False)
+    cms = Cms(
+        {"level": spec},
+        *params["w_up"].shape,
+        chunk_size=4,
+        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
+        own_output=False,
+    )
     fast = cms.init({"level": params})
 
     @jax.jit

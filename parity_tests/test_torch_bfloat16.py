@@ -78,7 +78,7 @@ def changes(theta: Any, layer: int, fast: dict[str, Any]) -> dict[str, Any]:
 
 def production_results(arch: Arch, params: Any, rows: list[Example]) -> dict[str, Any]:
     """The same of production."""
-    model, batch = bridge.hope_model(arch, RULES, param_dtype="float32"), bridge.batch_of(rows)
+    model, batch = bridge.hope_model(arch, RULES), bridge.batch_of(rows)
 
     @partial(jax.jit, compiler_options=bridge.QUICK)
     def run(params: Any) -> Any:
@@ -112,7 +112,7 @@ DAILY = ("hope_attention_published",)
 def test_production_errs_no_more_than_twice_as_much_as_torch(name: str) -> None:
     arch, rows = ARCHS[name], bridge.examples(ROWS, TOKENS)
     low = replace(arch, dtype=torch.bfloat16)
-    params = bridge.random_params(bridge.hope_model(low, RULES, param_dtype="float32"))
+    params = bridge.random_params(bridge.hope_model(low, RULES))
     theta = bridge.to_torch(params)
     exact = torch_results(arch, jax.tree.map(torch.Tensor.double, theta), rows)
     yardstick, ours = torch_results(low, theta, rows), production_results(low, params, rows)

@@ -8,87 +8,85 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from hope_jax.core.types import NO_TARGET, Batch
+from hope_jax.core.types import NO_TARGET, Batch, FrozenMapping
 from hope_jax.learning.chunk import OnlineRule
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.gate import GateRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.teach import Teach
+from hope_jax.memory import levels
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import MemoryOptions
+from hope_jax.memory.self_mod import SelfModifyingTitans
+from hope_jax.memory.titan import SelfModifierOptions, TitanOptions
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
+from hope_jax.models.spec import READ_CLIP, ModelSpec
 from parity_tests.torch_reference import model as reference
 from parity_tests.torch_reference import nested
 from parity_tests.torch_reference.settings import Arch, Level, Rules
 from parity_tests.torch_reference.stream import Example
 from parity_tests.torch_reference.trees import tree_map
 
-DIM, HIDDEN, VOCAB, LAYERS = 8, 12, 11, 2
+DIM, HIDDEN, VOCAB, LAYERS = 8, 16, 11, 2
 
 QUICK = {"xla_backend_optimization_level": 0}
 
 _DTYPES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def level_spec(level: Level) -> LevelSpec:
+def level_of(level: Level) -> levels.Level:
     """One level's constants."""
-    return LevelSpec(level.name, level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
+    return levels.Level(level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
 
 
-def hope_model(arch: Arch, rules: Rules, conv: int = 0, param_dtype: str = "float64") -> HopeModel:
+def hope_model(arch: Arch, rules: Rules, conv: int = 0) -> HopeModel:
     """The production model. conv: taps of attention's convolution, or of the self-modifying memories'."""
-    own = arch.self_mod
+    own, multiplier = arch.self_mod, HIDDEN // DIM
+    modifier = SelfModifierOptions(arch.self_modifier, arch.correction_clip)
+    assert arch.read_clip in (0.0, READ_CLIP)
     return HopeModel(
         ModelSpec(
-            block_variant=arch.variant,
-            style=arch.style,
+            block_variant=arch.variant,  # type: ignore[arg-type]
+            style=arch.style,  # type: ignore[arg-type]
             vocab_size=VOCAB,
             dim=DIM,
             num_layers=LAYERS,
             heads=arch.heads,
-            mlp_hidden=HIDDEN,
-            cms_hidden=HIDDEN,
-            cms_levels=tuple(level_spec(level) for level in arch.levels),
-            cms_connection=arch.connection,
-            titan_level=level_spec(arch.titan),
-            titan_hidden=HIDDEN,
-            self_modifier=arch.self_modifier,
-            correction_clip=arch.correction_clip,
-            chunk_size=rules.chunk,
-            qk_norm=arch.qk_norm,
+            mlp_multiplier=multiplier,
+            qk_norm=arch.qk_norm,  # type: ignore[arg-type]
             rope_theta=arch.rope_theta,
             sliding_window=arch.window,
             local_conv_window=conv,
-            own_output=rules.own_output,
-            gate=GateRule(rules.metric, rules.threshold),
-            bounds=Bounds(rules.write_clip, rules.delta_clip),
-            flush_partial_at_end=rules.flush,
-            self_mod=SelfMod(
-                dim=DIM,
-                online_chunk=rules.chunk,
+            chunk_size=rules.chunk,
+            cms=CmsOptions(
+                FrozenMapping({level.name: level_of(level) for level in arch.levels}),
+                hidden_multiplier=multiplier,
+                connection=arch.connection,  # type: ignore[arg-type]
+                delta_at="own_output" if rules.own_output else "block_output",
+                flush_partial_at_end=rules.flush,
+            ),
+            titan=TitanOptions(level_of(arch.titan), multiplier, modifier),
+            self_modifying_titans=SelfModifyingTitans(
                 chunk_size=own.chunk,
                 chunk_size_memory=own.chunk_memory,
                 eta_scale=own.eta_scale,
                 qk_norm=own.qk_norm,
                 adaptive_q=own.adaptive_q,
                 use_alpha=own.use_alpha,
-                rank1=own.rank1,
+                rank1_precondition=own.rank1,
                 objective=own.objective,  # type: ignore[arg-type]
                 stopgrad_vhat=own.stopgrad_vhat,
                 momentum=own.momentum,
-                conv_window=conv,
+                local_conv_window=conv,
+                alpha_init="near_one",
             ),
-            read_clip=arch.read_clip or None,
+            memory=MemoryOptions(rules.metric, rules.threshold, rules.write_clip, rules.delta_clip),
             dtype=jnp.dtype(_DTYPES[arch.dtype]),
-            param_dtype=jnp.dtype(param_dtype),
         )
     )
 
 
-def online_rule(rules: Rules) -> OnlineRule:
+def online_rule(rules: Rules, *, training: bool = True) -> OnlineRule:
     """The production rule."""
-    teach = TeachRule(rules.teach_scale, rules.teach_clip, rules.metric, source=rules.source)
-    return OnlineRule(rules.chunk, rules.truncate or rules.chunk, teach)
+    teach = Teach(rules.teach_scale, rules.teach_clip, source=rules.source, surprise_metric=rules.metric)
+    return OnlineRule(rules.chunk, rules.truncate or rules.chunk, teach, training)
 
 
 def random_params(model: HopeModel, seed: int = 0) -> Any:

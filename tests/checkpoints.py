@@ -16,9 +16,8 @@ from hope_jax.training import telemetry
 from hope_jax.training.step import Step
 
 SMALL = {
-    "model": {"vocab_size": 1024, "dim": 16, "num_layers": 1, "heads": 2, "block_variant": "hope_attention",
-              "cms_levels": {name: {"update_period": period, "lr": 0.1}
-                             for name, period in (("fast", 4), ("slow", 32))}},
+    "model": {"vocab_size": 1024, "dim": 16, "num_layers": 1, "heads": 2, "block_variant": "hope_attention"},
+    "cms": {"levels": {"fast": {"update_period": 4, "lr": 0.1}, "slow": {"update_period": 32, "lr": 0.1}}},
     "data": {"seq_len": 32, "batch_size": 2},
     "train": {"steps": 2},
 }  # fmt: skip

@@ -18,9 +18,9 @@ _PATIENCE = 300.0
 
 SMALL = (
     "model.dim=16", "model.heads=2", "model.num_layers=1", "model.mlp_multiplier=1",
-    "model.cms_hidden_multiplier=1", "model.titan_hidden_multiplier=1", "model.surprise_threshold=None",
-    "model.cms_levels={'fast': {'update_period': 8, 'lr': 0.1}, 'slow': {'update_period': 16, 'lr': 0.1}}",
-    "model.self_modifying.chunk_size_memory=16", "train.online_chunk_size=16", "train.truncate_tokens=0",
+    "cms.hidden_multiplier=1", "titan.hidden_multiplier=1", "memory.surprise_threshold=None",
+    "cms.levels={'fast': {'update_period': 8, 'lr': 0.1}, 'slow': {'update_period': 16, 'lr': 0.1}}",
+    "self_modifying_titans.chunk_size_memory=16", "train.online_chunk_size=16", "train.truncate_tokens=0",
     "data.seq_len=32", "data.batch_size=2", "optim.name=adamw", "optim.warmup_steps=0", "train.steps=12",
     "log.every=1", "log.tensorboard=False", "checkpoint.every=2", "checkpoint.keep_last=2", "eval.every=6",
     "eval.batches=1", "eval.generate_tokens=0",

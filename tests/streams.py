@@ -10,14 +10,13 @@ import pytest
 
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.stream import Streamer
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.levels import Level
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
+from tests.specs import VOCAB, small_spec
 
-CHUNK, TOKENS, VOCAB = 8, 27, 11
+CHUNK, TOKENS = 8, 27
 CAPACITY = 256
 """Of every stream here unless its growth is tested: another capacity compiles everything again."""
 
@@ -43,17 +42,14 @@ def setup(
     variant: str, style: str = "modern", scope: str = "example", dtype: str = "float64"
 ) -> tuple[Streamer, Any]:
     """Levels, and chunks of self-modifying memories, of half an online chunk and of two."""
-    levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
-    compute = jnp.dtype(dtype)
-    spec = ModelSpec(
-        variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK, qk_norm="rms" if style == "modern" else "none",
-        local_conv_window=3, flush_partial_at_end=True, scope=scope, dtype=compute,
-        param_dtype=jnp.promote_types(compute, jnp.float32),
-        titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
-        self_mod=SelfMod(8, CHUNK, 4, 2 * CHUNK, eta_scale=0.01, conv_window=3),
+    spec = small_spec(
+        variant, CHUNK, {"fast": Level(4, 0.2), "slow": Level(16, 0.1)}, style=style,
+        own=(4, 2 * CHUNK), own_options={"eta_scale": 0.01, "local_conv_window": 3},
+        cms={"flush_partial_at_end": True}, memory={"scope": scope},
+        local_conv_window=3, dtype=jnp.dtype(dtype),
     )  # fmt: skip
     model = HopeModel(spec)
-    rule = OnlineRule(CHUNK, CHUNK, TeachRule(), training=False)
+    rule = OnlineRule(CHUNK, CHUNK, Teach(), training=False)
     params = jax.jit(model.init_params)(jax.random.key(0))
     return Streamer(model, rule), jax.tree.map_with_path(_moved, params)
 

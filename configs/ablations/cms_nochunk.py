@@ -15,6 +15,6 @@ from hope_jax.config.presets import pilot_config
 def get_config() -> OrderedConfig:
     config = pilot_config()
     config.train.update({"steps": 5_000, "online_chunk_size": 1})
-    for settings in config.model.cms_levels.values():
+    for settings in config.cms.levels.values():
         settings.update_period = 1
     return config

@@ -12,6 +12,6 @@ from hope_jax.config.presets import pilot_config
 
 def get_config() -> OrderedConfig:
     config = pilot_config()
-    config.model.cms_levels = {}
+    config.cms.levels = {}
     config.train.steps = 5_000
     return config

@@ -15,7 +15,7 @@ def get_config() -> OrderedConfig:
     set_size(config, dim=384, num_layers=8, heads=6)
     periods = {"cms_fast": 8, "cms_mid": 32, "cms_slow": 128, "cms_ultra": 512}
     set_levels(config, periods, lr=3e-4, optimizer="nl_l2_precond")
-    config.model.cms_hidden_multiplier = 2
+    config.cms.hidden_multiplier = 2
     config.data.update({"seq_len": 1024, "batch_size": 2})
     config.train.steps = 5_000
     return config

@@ -12,6 +12,6 @@ from hope_jax.config.presets import pilot_config
 
 def get_config() -> OrderedConfig:
     config = pilot_config()
-    config.model.teach_scale = 0.15
+    config.teach.scale = 0.15
     config.train.steps = 2_000
     return config

@@ -12,7 +12,7 @@ from hope_jax.config.presets import synthetic_hope_config
 
 def get_config() -> OrderedConfig:
     config = synthetic_hope_config("aa", seq_len=50, vocab_size=3)
-    config.model.self_mod_lr = 0.5  # the others' rates diverge here
+    config.self_modifying_titans.eta_scale = 0.5  # the others' rates diverge here
     config.train.steps = 400
     config.optim.lr = 1e-2
     return config

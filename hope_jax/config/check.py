@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from hope_jax.config.chunks import (
     cms_levels_of,
@@ -15,12 +15,13 @@ from hope_jax.config.chunks import (
     shortest_selfmod_cut,
     truncate,
 )
-from hope_jax.config.experiment import ExperimentConfig, LevelConfig, ModelConfig
+from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.values import as_error
 from hope_jax.core.errors import instead
-
-TITAN_RULES = ("titans",)
-"""Write rules that only the TITAN memory has, beside the inner optimizers."""
+from hope_jax.memory.levels import Level
+from hope_jax.memory.rules import RULES, VARIANTS
+from hope_jax.models.blocks import BLOCKS, PARTS, SELF_MOD, SWIGLU
+from hope_jax.models.spec import Architecture
 
 RESERVED_LEVELS = ("titan", "generators", "memory")
 """Levels of other memories, beside which those of the CMS are reported."""
@@ -29,24 +30,14 @@ _WEIGHTS_APART = 1e-6
 """How far the weights of a mixture may be from 1 in sum: rounding."""
 
 
-def validate(
-    config: ExperimentConfig,
-    *,
-    device_count: int | None = None,
-    built_variants: Collection[str] | None = None,
-    inner_optimizers: Collection[str] | None = None,
-) -> None:
-    """Checks what no single key shows. What is not known yet (None) is not checked.
-
-    device_count: over all processes. built_variants, inner_optimizers: names that the models and memory
-        floors offer, handed down by the front.
+def validate(config: ExperimentConfig, *, device_count: int | None = None) -> None:
+    """Checks what no single key shows. device_count: over all processes; None: not known yet.
 
     Raises: ConfigError with every problem, one line each.
     """
     problems = [
-        *_not_built(config, built_variants),
         *_model_problems(config),
-        *_memory_problems(config, inner_optimizers),
+        *_memory_problems(config),
         *_document_problems(config),
         *_connection_problems(config),
         *_train_problems(config),
@@ -87,7 +78,7 @@ def _period_warnings(config: ExperimentConfig) -> Iterator[str]:
     unwritten = {
         path: period
         for path, period in periods_of(config).items()
-        if path.startswith("model.self_modifying") and period > tokens
+        if path.startswith("self_modifying_titans") and period > tokens
     }
     if unwritten:
         yield f"{_named(unwritten)}: longer than data.seq_len={tokens}, so these memories are never written"
@@ -105,6 +96,9 @@ def _idle_key_warnings(config: ExperimentConfig) -> Iterator[str]:
             "cms.delta_at=own_output has no effect under teach.source=global: every level learns from the "
             "signal at the LM head"
         )
+    modifier = config.titan.self_modifier
+    if modifier.clip and not modifier.enabled:
+        yield "titan.self_modifier.clip has no effect under titan.self_modifier.enabled=False"
     if mode == "two_pass" and (train.online_chunk_size or train.truncate_tokens):
         yield (
             "train.online_chunk_size and train.truncate_tokens have no effect on training under two_pass: it "
@@ -139,12 +133,6 @@ def _row_warnings(config: ExperimentConfig) -> Iterator[str]:
         )
 
 
-def _not_built(config: ExperimentConfig, built_variants: Collection[str] | None) -> Iterator[str]:
-    variant = config.model.block_variant
-    if built_variants is not None and variant not in built_variants:
-        yield f"model.block_variant={variant}: not built yet; use {' or '.join(built_variants)}"
-
-
 def _model_problems(config: ExperimentConfig) -> Iterator[str]:
     model = config.model
     if model.dim % model.heads:
@@ -155,28 +143,26 @@ def _model_problems(config: ExperimentConfig) -> Iterator[str]:
             "pairs, so the width of a head must be even"
         )
     variant = model.block_variant
-    if variant in ("transformer_pp", "gated_deltanet") and model.activation != ModelConfig().activation:
+    if SWIGLU in BLOCKS[variant] and model.activation != Architecture().activation:
         yield (
             f"model.activation={model.activation} has no place in block_variant={variant}: its SwiGLU "
             "has silu by definition; leave the key out, or use block_variant=transformer"
         )
     for name in RESERVED_LEVELS:
-        if name in model.cms_levels:
-            yield f"model.cms_levels.{name}: the name belongs to another memory's level; choose another"
+        if name in config.cms.levels:
+            yield f"cms.levels.{name}: the name belongs to another memory's level; choose another"
 
 
-def _memory_problems(config: ExperimentConfig, inner_optimizers: Collection[str] | None) -> Iterator[str]:
+def _memory_problems(config: ExperimentConfig) -> Iterator[str]:
     memory, chunk = config.memory, online_chunk(config)
     name = "data.seq_len" if config.train.algorithm_mode == "two_pass" else "the online chunk"
     for path, period in periods_of(config).items():
         if not fits(chunk, period):
             yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
     for path, level in levels_of(config):
-        if inner_optimizers is None:
-            break
-        offered = (*inner_optimizers, *(TITAN_RULES if path == "titan_level" else ()))
+        offered = tuple(RULES) if path == "titan.level" else VARIANTS
         if level.optimizer not in offered:
-            yield f"model.{path}.optimizer={level.optimizer!r}: unknown; {instead(level.optimizer, offered)}"
+            yield f"{path}.optimizer={level.optimizer!r}: unknown; {instead(level.optimizer, offered)}"
     if memory.lifetime == "persistent":
         if config.train.algorithm_mode != "two_pass":
             yield (
@@ -212,16 +198,16 @@ def _document_problems(config: ExperimentConfig) -> Iterator[str]:
         )
 
 
-def _by_period(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
+def _by_period(config: ExperimentConfig) -> list[tuple[str, Level]]:
     """The CMS levels of the variant, slowest first."""
     return sorted(cms_levels_of(config), key=lambda item: -item[1].update_period)
 
 
 def _connection_problems(config: ExperimentConfig) -> Iterator[str]:
     by_period = _by_period(config)
-    if config.cms.connection == "independent" and "mix" in config.model.cms_levels and by_period:
+    if config.cms.connection == "independent" and "mix" in config.cms.levels and by_period:
         yield (
-            "model.cms_levels.mix: cms.connection=independent keeps its weights under this name; give the "
+            "cms.levels.mix: cms.connection=independent keeps its weights under this name; give the "
             "level another"
         )
     if config.cms.connection != "nested":
@@ -229,8 +215,8 @@ def _connection_problems(config: ExperimentConfig) -> Iterator[str]:
     for (slow, slower), (fast, faster) in itertools.pairwise(by_period):
         if slower.update_period == faster.update_period or slower.update_period % faster.update_period:
             yield (
-                f"model.{slow}.update_period={slower.update_period} is no larger multiple of "
-                f"model.{fast}.update_period={faster.update_period}, as cms.connection=nested needs: change "
+                f"{slow}.update_period={slower.update_period} is no larger multiple of "
+                f"{fast}.update_period={faster.update_period}, as cms.connection=nested needs: change "
                 "one of them, or use cms.connection=sequential"
             )
 
@@ -260,26 +246,28 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         if train.truncate_tokens % chunk:
             yield f"train.truncate_tokens={train.truncate_tokens}: no multiple of the online chunk ({chunk})"
         shortest = shortest_selfmod_cut(config)
-        if config.model.block_variant == "hope_selfmod" and truncate(config) < shortest:
+        if SELF_MOD in BLOCKS[config.model.block_variant] and truncate(config) < shortest:
             yield (
                 f"train.truncate_tokens={train.truncate_tokens} is below {shortest}, two periods of "
-                "model.self_modifying.chunk_size_memory"
+                "self_modifying_titans.chunk_size_memory"
             )
     if train.step_offset >= train.steps:
         yield (
             f"train.steps={train.steps} is the number of the last step and must be larger than "
             f"train.step_offset={train.step_offset}"
         )
-    if train.param_policy == "backbone_frozen" and not has_memories(config):
-        variant, empty = config.model.block_variant, "" if config.model.cms_levels else " with no cms_levels"
+    variant = config.model.block_variant
+    streams = any(PARTS[part].stream for part in BLOCKS[variant])
+    if train.param_policy == "backbone_frozen" and not (streams or has_memories(config)):
+        empty = "" if config.cms.levels else " with no cms.levels"
         yield (
             f"train.param_policy=backbone_frozen: model.block_variant={variant}{empty} has no memories, so "
             "nothing would be trained; use all"
         )
-    schedule = config.model.teach_schedule
+    schedule = config.teach.schedule
     if schedule.decay_start and not schedule.decay_duration:
         yield (
-            f"model.teach_schedule.decay_start={schedule.decay_start} needs decay_duration, the steps that "
+            f"teach.schedule.decay_start={schedule.decay_start} needs decay_duration, the steps that "
             "the decay takes; set it to 1 or more"
         )
     if optim.warmup_steps + optim.cooldown_steps > train.steps:

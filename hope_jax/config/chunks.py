@@ -3,10 +3,9 @@
 import dataclasses
 import math
 
-from hope_jax.config.experiment import ExperimentConfig, LevelConfig
-
-CMS_VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid")
-TITAN_VARIANTS = ("hope_hybrid", "titan")
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.memory.levels import Level
+from hope_jax.models import blocks
 
 _MIN_CHUNK = 16
 _SELFMOD_CUT = 256
@@ -54,7 +53,7 @@ def truncate(config: ExperimentConfig) -> int:
         return chunk
     if config.train.truncate_tokens:
         return config.train.truncate_tokens
-    if config.model.block_variant != "hope_selfmod":
+    if not has_part(config, blocks.SELF_MOD):
         return chunk
     return chunk * math.ceil(max(_SELFMOD_CUT, shortest_selfmod_cut(config)) / chunk)
 
@@ -66,35 +65,39 @@ def document_multiple(config: ExperimentConfig) -> int:
 
 def shortest_selfmod_cut(config: ExperimentConfig) -> int:
     """Below two periods of M_memory its generators would receive no gradient."""
-    return 2 * config.model.self_modifying.chunk_size_memory
+    return 2 * config.self_modifying_titans.chunk_size_memory
 
 
-def levels_of(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
-    """The variant's memories that are written by teach signals, by key below `model`."""
-    titan = config.model.block_variant in TITAN_VARIANTS
-    return [*([("titan_level", config.model.titan_level)] if titan else []), *cms_levels_of(config)]
+def has_part(config: ExperimentConfig, part: str) -> bool:
+    """Whether the variant's block has a part, by its name in `models.blocks`."""
+    return part in blocks.BLOCKS[config.model.block_variant]
 
 
-def cms_levels_of(config: ExperimentConfig) -> list[tuple[str, LevelConfig]]:
-    """The CMS levels of the variant, by key below `model`, in the order of the chain."""
-    model = config.model
-    levels = model.cms_levels if model.block_variant in CMS_VARIANTS else {}
-    return [(f"cms_levels.{name}", level) for name, level in levels.items()]
+def levels_of(config: ExperimentConfig) -> list[tuple[str, Level]]:
+    """The variant's memories that are written by teach signals, by key."""
+    titan = [("titan.level", config.titan.level)] if has_part(config, blocks.TITAN) else []
+    return [*titan, *cms_levels_of(config)]
+
+
+def cms_levels_of(config: ExperimentConfig) -> list[tuple[str, Level]]:
+    """The CMS levels of the variant, by key, in the order of the chain."""
+    levels = config.cms.levels if has_part(config, blocks.CMS) else {}
+    return [(f"cms.levels.{name}", level) for name, level in levels.items()]
 
 
 def periods_of(config: ExperimentConfig) -> dict[str, int]:
     """Tokens between writes of each of the variant's memories, by key."""
-    model = config.model
-    periods = {f"model.{name}.update_period": level.update_period for name, level in levels_of(config)}
-    if model.block_variant == "hope_selfmod":
-        own = model.self_modifying
-        periods["model.self_modifying.chunk_size"] = own.chunk_size
-        periods["model.self_modifying.chunk_size_memory"] = own.chunk_size_memory
+    periods = {f"{name}.update_period": level.update_period for name, level in levels_of(config)}
+    if has_part(config, blocks.SELF_MOD):
+        own = config.self_modifying_titans
+        periods["self_modifying_titans.chunk_size"] = own.chunk_size
+        periods["self_modifying_titans.chunk_size_memory"] = own.chunk_size_memory
     return periods
 
 
 def has_memories(config: ExperimentConfig) -> bool:
-    """Whether the model has any: `hope_attention` without CMS levels has none, like the transformers."""
+    """Whether the model has any that are written every so many tokens; `hope_attention` without CMS levels
+    has none, like the transformers."""
     return bool(periods_of(config))
 
 

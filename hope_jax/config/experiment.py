@@ -5,163 +5,22 @@ Config files call `base_config()`, change values, and return it; the front turns
 """
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from ml_collections import config_dict
 
 from hope_jax.core.errors import ConfigError, instead
-
-Activation = Literal["gelu", "relu", "silu"]
-BlockVariant = Literal[
-    "transformer",
-    "transformer_pp",
-    "hope_attention",
-    "hope_selfmod",
-    "hope_hybrid",
-    "titan",
-    "gated_deltanet",
-]
-
-
-class Range(NamedTuple):
-    """Bounds of a number, `low` included and `high` included unless said otherwise."""
-
-    low: float
-    high: float = math.inf
-    above_low: bool = False
-    below_high: bool = False
-
-    def holds(self, value: float) -> bool:
-        """True if `value` is finite and within the bounds."""
-        low_ok = value > self.low if self.above_low else value >= self.low
-        high_ok = value < self.high if self.below_high else value <= self.high
-        return math.isfinite(value) and low_ok and high_ok
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.above_low else 'at least'} {self.low:g}"
-        if self.high == math.inf:
-            return low
-        return f"{low} and {'below' if self.below_high else 'at most'} {self.high:g}"
-
-
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
-NonNegative = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, above_low=True)]
-Decay = Annotated[float, Range(0, 1, below_high=True)]
-Fraction = Annotated[float, Range(0, 1)]
-
-
-@dataclass(frozen=True)
-class LevelConfig:
-    """One memory with an update period (a CMS level, or the TITAN memory)."""
-
-    update_period: Count = 16  # tokens between writes (C)
-    lr: NonNegative | None = None  # inner learning rate; None: model.self_mod_lr
-    optimizer: str = "momentum"  # hope_jax.memory.rules.VARIANTS; titan_level: also titans
-    beta: Decay = 0.9  # inner momentum (no bias correction)
-    beta2: Decay = 0.999  # second moment of `preconditioned` and `muon`
-    eps: Positive = 1e-8  # added to the root of the second moment
-
-
-@dataclass(frozen=True)
-class TeachScheduleConfig:
-    """Multiplier on the teach signal over training steps; 0 switches a part off."""
-
-    warmup_steps: Whole = 0  # linear rise from 0 to 1
-    decay_start: Whole = 0  # step at which the fall from 1 to 0 starts
-    decay_duration: Whole = 0  # steps that it takes
-
-
-@dataclass(frozen=True)
-class SelfModConfig:
-    """The SelfModifier of the TITAN memory (`selfmod_off` ablates it)."""
-
-    enabled: bool = True  # False: a write is a step along the teach signal alone
-    clip: NonNegative = 0.0  # per-token bound on its correction over the teach signal's norm; 0: off
-
-
-@dataclass(frozen=True)
-class SelfModifyingTitansConfig:
-    """Self-modifying Titans (Eqs. 83-93), the first memory of `hope_selfmod`."""
-
-    chunk_size: Count = 8  # tokens between writes of the generators
-    chunk_size_memory: Count = 64  # tokens between writes of M_memory
-    projection_skip: bool = True  # learned skip of M_eta and M_alpha; the others' identity residual stays
-    adaptive_q: bool = False  # queries from a memory M_q instead of a fixed projection
-    local_conv_window: Whole = 4  # causal depthwise convolution before it, within documents, tokens; 0: off
-    objective: Literal["l2", "dot"] = "l2"  # inner loss of its memories
-    stopgrad_vhat: bool = True  # cut the gradient at the self-generated targets
-    rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write
-    use_alpha: bool = True  # data-dependent retention; False: 1
-    alpha_init: Literal["style", "near_one", "half"] = "style"  # style: near_one if modern, half if reference
-    momentum: Decay = 0.0  # of its writes
-    value_norm: NonNegative = 0.0  # that values are scaled to; 0: as M_v makes them (Eqs. 83-93)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Architecture, memories and their local learning."""
-
-    block_variant: BlockVariant = "hope_attention"  # what a block is made of
-    style: Literal["modern", "reference"] = "modern"  # pre-norm, RoPE, qk-norm | the published post-norm
-    vocab_size: Annotated[int, Range(2)] = 32000  # embedding rows; at least the tokenizer's ids
-    dim: Count = 512  # width of the residual stream
-    num_layers: Count = 12  # blocks
-    heads: Count = 8  # attention heads; dim / heads is even
-    mlp_multiplier: Count = 4  # hidden width of the transformer's MLP over dim
-    activation: Activation = "gelu"  # of the transformer's MLP, the CMS and TITAN; SwiGLU has silu
-    qk_norm: Literal["style", "none", "l2", "rms"] = "style"  # style: rms if modern, none if reference
-    rope_theta: Positive = 10000.0  # RoPE's base (modern style)
-    sliding_window: Whole = 0  # tokens that attention sees; 0: all
-    local_conv_window: Whole = 0  # causal depthwise convolution before attention, within documents; 0: off
-    cms_levels: Mapping[str, LevelConfig] = field(  # by name, in the order of the chain; {}: no CMS
-        default_factory=lambda: {"cms_fast": LevelConfig(update_period=16)}
-    )
-    cms_hidden_multiplier: Count = 4  # hidden width of a CMS level over dim
-    cms_flush_partial_at_end: bool = False  # write a period that the stream's end cuts short
-    titan_level: LevelConfig = LevelConfig(update_period=8)  # TITAN memory (hope_hybrid, titan)
-    titan_hidden_multiplier: Count = 4  # hidden width of the TITAN memory and its SelfModifier over dim
-    self_mod: SelfModConfig = SelfModConfig()
-    self_mod_lr: NonNegative = 1e-3  # inner rate of levels that name none; scale of eta in hope_selfmod
-    self_modifying: SelfModifyingTitansConfig = SelfModifyingTitansConfig()
-    teach_scale: NonNegative = 0.1  # multiplier on the teach signal
-    teach_clip: NonNegative = 0.0  # per-token L2 bound on the teach signal; 0: off
-    teach_schedule: TeachScheduleConfig = TeachScheduleConfig()
-    surprise_threshold: NonNegative | None = None  # least mean surprise of a written period; None: all
-    surprise_metric: Literal["l2", "loss", "logit_entropy"] = "l2"  # l2: norm of the scaled teach signal
-
-
-@dataclass(frozen=True)
-class TeachConfig:
-    """Where the teach signal comes from."""
-
-    source: Literal["per_layer", "global"] = "per_layer"  # dL/d(block output) | dL/dh at the LM head
-    normalize: Literal["token", "batch_mean"] = "token"  # of the summed loss | over the supervised tokens
-
-
-@dataclass(frozen=True)
-class CmsConfig:
-    """How the levels of the Continuum Memory System are connected and learn."""
-
-    connection: Literal["sequential", "independent", "nested"] = "sequential"  # Eqs. 70, 74, 72
-    norm: Literal["layer", "none"] = "layer"  # of a level's input: LayerNorm | none
-    delta_at: Literal["own_output", "block_output"] = "own_output"  # the output whose gradient writes a level
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """Whose memory a fast state is, how long it lives, and its bounds."""
-
-    scope: Literal["example", "batch"] = "example"  # one fast state per example, or one for the batch
-    lifetime: Literal["context", "persistent"] = "context"  # persistent: over steps, two_pass and scope=batch
-    reset_at_document: bool = False  # start afresh at each document of a packed row
-    write_clip: NonNegative = 0.02  # bound on one write: |eta u|_F <= write_clip |theta|_F; 0: off
-    delta_clip: NonNegative = 0.5  # bound on all writes: |Delta|_F <= delta_clip |theta|_F; 0: off
+from hope_jax.core.ranges import Count, Positive, Range, Whole
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.self_mod import SelfModifyingTitans
+from hope_jax.memory.titan import TitanOptions
+from hope_jax.models.spec import Architecture
+from hope_jax.optim.outer import Optim, Policy
 
 
 @dataclass(frozen=True)
@@ -176,43 +35,9 @@ class TrainConfig:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # of initialisation, data order and sampling
     resume: Literal["auto", "never"] = "auto"  # continue a workdir's run | refuse a workdir that holds one
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matmuls
-    param_policy: Literal["all", "memories_frozen", "backbone_frozen"] = "all"  # which parameters train
+    param_policy: Policy = "all"  # which parameters train
     fsdp: bool = False  # split parameters, optimizer and persistent fast state over the devices, at rest
     profile: bool = False  # write a trace of a few steps to <workdir>/profile
-
-
-@dataclass(frozen=True)
-class M3Config:
-    """M3 (*Nested Learning*, Algorithm 1), under `optim.name=m3`. Its rate has the gradient's unit."""
-
-    slow_chunk: Count = 5  # f: steps between writes of the slow momentum
-    beta1: Positive = 0.9  # weight of a gradient in the fast momentum (a sum, no decay)
-    beta2: Positive = 0.999  # weight of a squared gradient in the second moment (a sum, no decay)
-    beta3: NonNegative = 0.9  # weight of f steps' gradients in the slow momentum; 0: no slow momentum
-    alpha: NonNegative = 1.0  # weight of the slow momentum in the update
-    ns_steps: Whole = 3  # T: Newton-Schulz iterations
-    eps: Positive = 1e-8  # added to the root of the second moment, and to the norm before Newton-Schulz
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The outer optimizer. `muon_hybrid` and `m3` update the matrices of the blocks, `muon` the embedding
-    too; AdamW updates the rest."""
-
-    name: Literal["adamw", "muon_hybrid", "muon", "m3"] = "muon_hybrid"  # who updates the matrices
-    lr: NonNegative = 2.5e-4  # peak
-    adam_lr: NonNegative | None = None  # of what AdamW updates beside Muon or M3; None: lr
-    weight_decay: NonNegative = 0.02  # decoupled; matrices of the blocks only
-    momentum: Decay = 0.95  # Muon
-    b1: Decay = 0.9  # AdamW
-    b2: Decay = 0.999  # AdamW
-    eps: Positive = 1e-8  # AdamW
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    warmup_steps: Whole = 0  # linear, from 0 to lr
-    cooldown_steps: Whole = 0  # linear, at the end of `constant`
-    final_lr_fraction: Fraction = 0.1  # of lr, where the schedule ends
-    grad_clip: NonNegative = 1.0  # global norm; 0: off
-    m3: M3Config = M3Config()
 
 
 @dataclass(frozen=True)
@@ -264,12 +89,14 @@ class LogConfig:
 class ExperimentConfig:
     """Everything that a run depends on."""
 
-    model: ModelConfig = ModelConfig()
-    teach: TeachConfig = TeachConfig()
-    cms: CmsConfig = CmsConfig()
-    memory: MemoryConfig = MemoryConfig()
+    model: Architecture = Architecture()
+    cms: CmsOptions = CmsOptions()
+    titan: TitanOptions = TitanOptions()
+    self_modifying_titans: SelfModifyingTitans = SelfModifyingTitans()
+    teach: Teach = Teach()
+    memory: MemoryOptions = MemoryOptions()
     train: TrainConfig = TrainConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: Optim = Optim()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -278,7 +105,7 @@ class ExperimentConfig:
 
 class OrderedConfig(config_dict.ConfigDict):
     """A ConfigDict that keeps the order of its keys, also of plain dicts assigned in place of its fields:
-    the order of `model.cms_levels` is that of the chain."""
+    the order of `cms.levels` is that of the chain."""
 
     def __init__(
         self,
@@ -297,7 +124,7 @@ class OrderedConfig(config_dict.ConfigDict):
                 if isinstance(value, dict) and name not in self:
                     raise ConfigError(
                         f"update: there is no {name}; {instead(name, self.keys(), 'there are')} (to add a "
-                        f"level: config.model.cms_levels.{name} = level(...))"
+                        f"level: config.cms.levels.{name} = level(...))"
                     )
         super().update(*other, **kwargs)
 
@@ -331,5 +158,5 @@ def base_config() -> OrderedConfig:
 
 
 def level(**values: Any) -> OrderedConfig:
-    """One CMS level for `config.model.cms_levels`, e.g. `level(update_period=4, lr=3e-4)`."""
-    return to_config_dict(LevelConfig(**values))
+    """One CMS level for `config.cms.levels`, e.g. `level(update_period=4, lr=3e-4)`."""
+    return to_config_dict(Level(**values))

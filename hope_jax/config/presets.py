@@ -16,7 +16,7 @@ is a sum, whose norms grow with width and teach scale and fall while the model l
 
 def set_levels(config: OrderedConfig, periods: dict[str, int], lr: float, optimizer: str) -> None:
     """Replace the CMS levels by one for each name and period, in the given order."""
-    config.model.cms_levels = {
+    config.cms.levels = {
         name: level(update_period=period, lr=lr, optimizer=optimizer) for name, period in periods.items()
     }
 
@@ -30,17 +30,17 @@ def set_teaching(
     config: OrderedConfig, scale: float, clip: float, schedule: tuple[int, int, int] = (0, 0, 0)
 ) -> None:
     """Set the teach signal's scale, clip, and (warm-up, start of decay, its duration) in steps."""
-    config.model.update({"teach_scale": scale, "teach_clip": clip})
+    config.teach.update({"scale": scale, "clip": clip})
     names = ("warmup_steps", "decay_start", "decay_duration")
-    config.model.teach_schedule.update(dict(zip(names, schedule, strict=True)))
+    config.teach.schedule.update(dict(zip(names, schedule, strict=True)))
 
 
 def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> OrderedConfig:
     """What the published runs share: vocabulary, sequence, mixture, bfloat16, inner optimizer's family."""
     config = base_config()
     config.model.vocab_size = 32000
-    config.model.self_mod_lr = 1e-3
-    config.model.titan_level = level(update_period=titan_period, lr=titan_lr, optimizer=optimizer)
+    config.self_modifying_titans.eta_scale = 1e-3
+    config.titan.level = level(update_period=titan_period, lr=titan_lr, optimizer=optimizer)
     config.data.seq_len = 2048
     config.data.mixture = _MIXTURE
     config.train.compute_dtype = "bfloat16"
@@ -55,7 +55,7 @@ def pilot_config() -> OrderedConfig:
     set_levels(config, _PERIODS, lr=3e-4, optimizer="nl_l2_precond")
     set_teaching(config, scale=0.10, clip=5.0, schedule=(2000, 120_000, 20_000))
     # Unbounded, the trained correction outgrows the teach signal; docs/memory.md has the figures.
-    config.model.self_mod.clip = 0.5
+    config.titan.self_modifier.clip = 0.5
     config.train.update({"steps": 246_667, "online_chunk_size": 32})
     config.data.batch_size = 6
     set_muon(config)
@@ -74,16 +74,16 @@ def pilot_smoke_config() -> OrderedConfig:
     """The pilot's mechanisms at a size that trains in minutes on two CPU cores."""
     config = pilot_config()
     set_size(config, dim=128, num_layers=2, heads=4)
-    config.model.update({"cms_hidden_multiplier": 1, "titan_hidden_multiplier": 1})
+    config.cms.hidden_multiplier = config.titan.hidden_multiplier = 1
     # Scale, rates, rows and outer rates are chosen for what writes gain in text that is read for the first
     # time, and for the loss with them; docs/memory.md has the table.
-    config.model.cms_levels = {
+    config.cms.levels = {
         "cms_fast": level(update_period=4, lr=0.005, optimizer="nl_l2_precond", beta=0.0),
         "cms_mid": level(update_period=16, lr=0.1, optimizer="nl_l2_precond", beta=0.0),
         "cms_slow": level(update_period=64, lr=0.003, optimizer="nl_l2_precond", beta=0.0),
     }
-    config.model.titan_level = level(update_period=8, lr=0.02, optimizer="nl_l2_precond", beta=0.0)
-    config.model.self_mod.clip = 1.0
+    config.titan.level = level(update_period=8, lr=0.02, optimizer="nl_l2_precond", beta=0.0)
+    config.titan.self_modifier.clip = 1.0
     set_teaching(config, scale=1.0, clip=5.0, schedule=(10, 0, 0))
     config.model.vocab_size = 1024
     config.data.update({"seq_len": 512, "batch_size": 4})
@@ -99,8 +99,8 @@ def pilot_reference_config() -> OrderedConfig:
     """As near to the published pilot as the options go, the gate that never opens included."""
     config = pilot_config()
     config.model.style = "reference"
-    config.model.surprise_threshold = PUBLISHED_THRESHOLD
-    config.model.self_mod.clip = 0.0
+    config.memory.surprise_threshold = PUBLISHED_THRESHOLD
+    config.titan.self_modifier.clip = 0.0
     config.teach.normalize = "batch_mean"
     config.cms.delta_at = "block_output"
     config.memory.update({"scope": "batch", "lifetime": "persistent"})
@@ -112,7 +112,7 @@ def pilot_paper_faithful_config() -> OrderedConfig:
     """The pilot under the paper's semantics: attention and CMS, every period written, partial ones too."""
     config = pilot_config()
     config.model.block_variant = "hope_attention"
-    config.model.cms_flush_partial_at_end = True
+    config.cms.flush_partial_at_end = True
     config.memory.update({"scope": "example", "lifetime": "context"})
     config.train.param_policy = "all"
     return config
@@ -122,7 +122,7 @@ def pilot_selfmod_paper_faithful_config() -> OrderedConfig:
     """The paper's HOPE: self-modifying Titans in place of attention, under the paper's semantics."""
     config = pilot_paper_faithful_config()
     config.model.block_variant = "hope_selfmod"
-    config.model.self_modifying.update(
+    config.self_modifying_titans.update(
         {
             "chunk_size": 8,
             "chunk_size_memory": 64,
@@ -166,7 +166,7 @@ def mid_titan_baseline_config() -> OrderedConfig:
     """The TITAN baseline at middle size: no CMS."""
     config = _published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
     config.model.block_variant = "titan"
-    config.model.cms_levels = {}
+    config.cms.levels = {}
     set_size(config, dim=768, num_layers=18, heads=12)
     set_teaching(config, scale=0.10, clip=4.0, schedule=(60, 140, 80))
     config.train.steps = 25_000
@@ -206,10 +206,11 @@ def synthetic_hope_config(task: str, seq_len: int, vocab_size: int) -> OrderedCo
     rates that can turn a state's sign. The row is one online chunk, so teach signals write nothing that is
     read: the CMS is an MLP."""
     config = synthetic_config(task, seq_len, vocab_size)
-    config.model.update({"block_variant": "hope_selfmod", "self_mod_lr": 0.3})
+    config.model.block_variant = "hope_selfmod"
+    config.self_modifying_titans.eta_scale = 0.3
     set_size(config, dim=16, num_layers=1, heads=2)
     set_levels(config, {"cms": seq_len}, lr=0.0, optimizer="sgd")
-    config.model.self_modifying.update(
+    config.self_modifying_titans.update(
         {"chunk_size": 1, "chunk_size_memory": 1, "local_conv_window": 0, "value_norm": 0.5}
     )
     config.data.batch_size = 16
@@ -232,7 +233,8 @@ def paper_size_config(dim: int, heads: int, tokens: float) -> OrderedConfig:
     batches of half a million are those of the Titans paper's runs.
     """
     config = base_config()
-    config.model.update({"block_variant": "hope_selfmod", "vocab_size": 32000, "cms_hidden_multiplier": 1})
+    config.model.update({"block_variant": "hope_selfmod", "vocab_size": 32000})
+    config.cms.hidden_multiplier = 1
     set_size(config, dim=dim, num_layers=17, heads=heads)
     set_levels(config, _PAPER_PERIODS, lr=3e-4, optimizer="nl_l2_precond")
     set_teaching(config, scale=0.10, clip=5.0)

@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from ml_collections.config_dict import ConfigDict
 
-from hope_jax.config.experiment import ExperimentConfig, LevelConfig, Range
+from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError, instead
+from hope_jax.core.ranges import Range
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.levels import Level
 
 Config: TypeAlias = Mapping[str, Any] | ConfigDict
 
@@ -41,7 +44,7 @@ def resolve(config: Config) -> ExperimentConfig:
     Raises: ConfigError with all unknown keys, wrong types, unknown choices and numbers out of range.
     """
     problems: list[str] = []
-    resolved = _group(ExperimentConfig(), config, "", problems)
+    resolved = _group(ExperimentConfig, config, "", problems, ExperimentConfig())
     if problems:
         raise as_error(problems)
     return typing.cast(ExperimentConfig, resolved)
@@ -53,7 +56,7 @@ def as_plain_dict(config: Config) -> dict[str, Any]:
 
 
 def key_paths() -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Every key as (dotted path, type, field); those of each CMS level under `model.cms_levels.NAME`."""
+    """Every key as (dotted path, type, field); those of each CMS level under `cms.levels.NAME`."""
     yield from _paths(ExperimentConfig, "")
 
 
@@ -132,15 +135,16 @@ def said_of_levels(before: Config, after: Config) -> Iterator[str]:
     gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
     for what, names in (("dropped", gone), ("added", added)):
         if names:
-            yield f"model.cms_levels: {what} {', '.join(names)}"
+            yield f"cms.levels: {what} {', '.join(names)}"
     for name, level in new.items():
-        defaults = [f"{f.name}={f.default}" for f in dataclasses.fields(LevelConfig) if f.name not in level]
+        given = {*level, "update_period", "lr"}
+        defaults = [f"{f.name}={f.default}" for f in dataclasses.fields(Level) if f.name not in given]
         if defaults:
-            yield f"model.cms_levels.{name}: not named, so by default {', '.join(defaults)}"
+            yield f"cms.levels.{name}: not named, so by default {', '.join(defaults)}"
 
 
 def _levels(config: Config) -> Mapping[str, Any]:
-    return typing.cast(Mapping[str, Any], config.get("model", {}).get("cms_levels", {}))
+    return typing.cast(Mapping[str, Any], config.get("cms", {}).get("levels", {}))
 
 
 def key_type(path: str) -> Any:
@@ -185,7 +189,7 @@ def _optional(kind: Any) -> Any | None:
 
 def _unknown(parent: str, name: str, known: Mapping[str, Any]) -> str:
     full = f"{parent}.{name}" if parent else name
-    elsewhere = [path for path, *_ in key_paths() if path.rsplit(".", 1)[-1] == name]
+    elsewhere = [path for path, *_ in key_paths() if f"_{path}".replace(".", "_").endswith(f"_{name}")]
     near = [f"{parent}.{n}" if parent else n for n in difflib.get_close_matches(name, known, n=3)]
     guesses = elsewhere[:3] or near
     if guesses:
@@ -208,19 +212,24 @@ def describe(kind: Any) -> str:
     return _HINTS.get(kind, "a group of keys")
 
 
-def _group(base: Any, values: Any, path: str, problems: list[str]) -> Any:
-    """The dataclass instance `base` with other values."""
+def _group(kind: Any, values: Any, path: str, problems: list[str], default: Any) -> Any:
+    """The dataclass `kind` with the given values, others as in `default` (None: as declared)."""
     if not isinstance(values, Mapping | ConfigDict):
         problems.append(f"{path or 'config'}: want a group of keys, got {values!r}")
-        return None
-    hints, out = _hints(type(base)), {}
+        return default
+    hints, out = _hints(kind), {}
     for name, value in values.items():
         if name not in hints:
             problems.append(_unknown(path, str(name), hints))
         else:
             full = f"{path}.{name}" if path else name
-            out[name] = _value(hints[name], value, full, problems, getattr(base, name))
-    return dataclasses.replace(base, **out)
+            out[name] = _value(hints[name], value, full, problems, getattr(default, name, None))
+    if default is not None:
+        return dataclasses.replace(default, **out)
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    lacking = [name for name in missing if name not in out]
+    problems += [f"{path}.{name}: missing; every level names its {name}" for name in lacking]
+    return None if lacking else kind(**out)
 
 
 def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) -> Any:
@@ -231,7 +240,7 @@ def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) 
         kind = inner
     entry = _mapping_entry(kind)
     if dataclasses.is_dataclass(kind):
-        return _group(default, value, path, problems)
+        return _group(kind, value, path, problems, default)
     if entry is not None:
         return _mapping(entry, value, path, problems)
     base, bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind, None)
@@ -253,7 +262,7 @@ def _in_range(value: Any, bounds: Range | None) -> bool:
     return finite and (bounds is None or bounds.holds(value))
 
 
-def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> dict[str, Any]:
+def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping | ConfigDict):
         problems.append(f"{path}: want a group of keys, got {value!r}")
         return {}
@@ -262,9 +271,8 @@ def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> dict[str
         if not (isinstance(name, str) and name.isidentifier()):
             problems.append(f"{path}: {name!r} {_NO_NAME}")
         else:
-            default = typing.cast(type, entry)() if dataclasses.is_dataclass(entry) else None
-            out[name] = _value(entry, item, f"{path}.{name}", problems, default)
-    return out
+            out[name] = _value(entry, item, f"{path}.{name}", problems, None)
+    return FrozenMapping(out)
 
 
 def _parse(kind: Any, text: str, path: str) -> Any:

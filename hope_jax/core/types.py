@@ -1,6 +1,7 @@
 """Types that cross floors."""
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 
@@ -24,3 +25,32 @@ class Batch(NamedTuple):
     tokens: Array
     targets: Array
     segment_ids: Array
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class FrozenMapping(Mapping[K, V]):
+    """A mapping that can be hashed, and whose order counts where two of them are compared."""
+
+    def __init__(self, values: Mapping[K, V] | None = None) -> None:
+        self._values = dict(values or {})
+
+    def __getitem__(self, key: K) -> V:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and list(self.items()) == list(other.items())
+
+    def __repr__(self) -> str:
+        return repr(self._values)

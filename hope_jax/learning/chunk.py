@@ -18,7 +18,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
 from hope_jax.learning import teach
-from hope_jax.learning.teach import TeachRule
+from hope_jax.learning.teach import Teach
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
 from hope_jax.models.lm import EMBED, Carry, Fast, HopeModel, ReadOutput
 
@@ -27,12 +27,14 @@ class OnlineRule(NamedTuple):
     """chunk_size: N tokens. truncate: K tokens, a multiple of N. teach: how signals are made.
 
     training: reads and writes as the style does while it trains (the reference bounds its residuals).
+    across: mapped axes of devices that hold other examples of the batch.
     """
 
     chunk_size: int
     truncate: int
-    teach: TeachRule
+    teach: Teach
     training: bool = True
+    across: tuple[str, ...] = ()
 
 
 class Sums(NamedTuple):
@@ -61,14 +63,6 @@ class State(NamedTuple):
     fast: Fast
     carry: Carry | None
     unwritten: Unwritten | None
-    stats: PyTree
-    sums: Sums
-
-
-class StreamResult(NamedTuple):
-    """fast: after the last write. stats: leaves [L, B]. sums: over the stream."""
-
-    fast: Fast
     stats: PyTree
     sums: Sums
 
@@ -167,7 +161,8 @@ def step(
     over = jax.value_and_grad(loss, argnums=(0, 1) if learn else 1, has_aux=True)
     (_, (at, out, losses)), found = over(params, taps)
     gradient, raw = found if learn else (None, found)
-    signal = teach.process(rule.teach, raw, losses, schedule)
+    metric = model.spec.memory.surprise_metric
+    signal = teach.process(rule.teach, raw, losses, schedule, metric, rule.across)
     unwritten = None
     if model.memories():
         clock = jnp.zeros((), jnp.int32) if at.carry is None else model.clock(at.carry, chunk.segment_ids)
@@ -180,10 +175,10 @@ def step(
 
 def finish(
     model: HopeModel, rule: OnlineRule, params: PyTree, norms: PyTree, state: State, *, last: bool = True
-) -> StreamResult:
-    """Writes the last chunk; last: and flushes or drops partial periods, as the stream ends."""
-    state = write(model, rule, params, norms, state, last=last)
-    return StreamResult(state.fast, state.stats, state.sums)
+) -> State:
+    """Writes the last chunk; last: and flushes or drops partial periods, as the stream ends. Without its
+    carry."""
+    return write(model, rule, params, norms, state, last=last)._replace(carry=None)
 
 
 def whole_chunks(batch: Batch, size: int) -> Batch:
@@ -215,7 +210,7 @@ def over_chunks(
     return carried
 
 
-def stream_loss(model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, batch: Batch) -> StreamResult:
+def stream_loss(model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, batch: Batch) -> State:
     """Reads and writes the batch's streams without an outer gradient (teach schedule 1: inference)."""
     params = model.unstacked(params)
     norms, one = model.norms(params), jnp.ones(())

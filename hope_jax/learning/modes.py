@@ -23,7 +23,7 @@ import jax
 
 from hope_jax.core import trees
 from hope_jax.core.types import Array, Batch, PyTree
-from hope_jax.learning.chunk import OnlineRule, State, StreamResult, begin, finish, over_chunks, step
+from hope_jax.learning.chunk import OnlineRule, State, begin, finish, over_chunks, step
 from hope_jax.models import documents
 from hope_jax.models.lm import Fast, HopeModel
 
@@ -32,7 +32,7 @@ _add = jax.named_scope("gradient_sum")(trees.add)
 
 def online(
     model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, batch: Batch, schedule: Array
-) -> tuple[PyTree, StreamResult]:
+) -> tuple[PyTree, State]:
     """See the module. A last chunk shorter than N is read and written as it is."""
     params = model.unstacked(params)
     norms = model.norms(params)
@@ -48,7 +48,7 @@ def online(
         return state, _add(gradient, more)
 
     length = rule.truncate
-    if model.spec.reset_at_document and length > rule.chunk_size:
+    if model.spec.memory.reset_at_document and length > rule.chunk_size:
         # Every document is cut on a grid of its own, inside.
         length = batch.tokens.shape[1]
     body = one_chunk if length == rule.chunk_size else one_cut
@@ -60,7 +60,7 @@ def online(
 
 def through_writes(
     model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, batch: Batch, schedule: Array
-) -> tuple[PyTree, StreamResult]:
+) -> tuple[PyTree, State]:
     """See the module; `rule.truncate` has no part in it."""
     params = model.unstacked(params)
     state = begin(model, fast, len(batch.tokens), model.init_carry(*batch.tokens.shape))
@@ -77,7 +77,7 @@ def two_pass(
     schedule: Array,
     *,
     seen: Array | None = None,
-) -> tuple[PyTree, StreamResult]:
+) -> tuple[PyTree, State]:
     """See the module; differentiated through the memories that write while they read.
 
     seen: int32 [] tokens that a persistent memory has read before; None: contexts begin and end here.
@@ -95,7 +95,7 @@ def two_pass(
     return model.stacked(read.gradient), result
 
 
-MODES: Mapping[str, Callable[..., tuple[PyTree, StreamResult]]] = {
+MODES: Mapping[str, Callable[..., tuple[PyTree, State]]] = {
     "online": online,
     "through_writes": through_writes,
     "two_pass": two_pass,
@@ -121,7 +121,7 @@ def _together(
         own_norms = norms if cut else model.norms(params)
 
         def body(state: State, chunk: Batch) -> State:
-            if cut and model.spec.reset_at_document:
+            if cut and model.spec.memory.reset_at_document:
                 state = _cut_documents(model, rule, params, state, chunk)
             return step(model, rule, params, own_norms, state, chunk, schedule, cut=cut).state
 

@@ -1,6 +1,6 @@
 """Does a write help what it was written from? Each chunk's loss before its write, and read again after it."""
 
-from typing import NamedTuple
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,10 @@ from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.learning.chunk import OnlineRule, State, begin, read_loss, step, whole_chunks, write
 from hope_jax.models.lm import HopeModel
 
-
-class Reread(NamedTuple):
-    """For each chunk and example [M, B]: summed cross-entropy at the memories that read it, the same at the
-    memories that it wrote, and by level, bool, whether it was written in any layer.
-
-    surprise: [M, L, B, N] of each token, NaN where a token does not count.
-    """
-
-    before: Array
-    after: Array
-    written: dict[str, Array]
-    surprise: Array
+Reread: TypeAlias = tuple[Array, Array, dict[str, Array], Array]
+"""Of each chunk and example, [M, B]: summed cross-entropy at the memories that read it, at those that it
+wrote, and by level, bool, whether it was written in any layer; [M, L, B, N] surprise of each token, NaN where
+it does not count."""
 
 
 def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> Reread:
@@ -47,8 +39,8 @@ def reread(model: HopeModel, rule: OnlineRule, params: PyTree, batch: Batch) -> 
             )
         }
         surprise = [jnp.where(s.counted_n, s.surprise_n, jnp.nan) for s in before.signal]
-        found = Reread(before.losses.loss_bt.sum(-1), after.loss_bt.sum(-1), added, jnp.stack(surprise))
-        return written, found
+        losses = before.losses.loss_bt.sum(-1), after.loss_bt.sum(-1)
+        return written, (*losses, added, jnp.stack(surprise))
 
     carry = model.init_carry(size, batch.tokens.shape[1])
     start = begin(model, model.init_fast_state(params, size), size, carry)

@@ -4,7 +4,7 @@ The draw of a token depends on the seed and the token's position in its context,
 is saved, loaded and continued draws what it would have drawn in one go.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,6 @@ import numpy as np
 
 from hope_jax.core.types import Array, PyTree
 from hope_jax.learning.stream import Stream, Streamer
-
-Generate = Callable[[PyTree, PyTree | None, np.ndarray, int, float, int], np.ndarray]
 
 
 class Drawn(NamedTuple):
@@ -77,31 +75,28 @@ def roomy(streamer: Streamer, tokens: int) -> int:
     return size * 2 ** (max(1, -(-tokens // size)) - 1).bit_length()
 
 
-def make_generate(streamer: Streamer) -> Generate:
-    """(params, fast, prompt int32 [P], max_tokens, temperature, seed) -> int32 [max_tokens].
+def generate(
+    streamer: Streamer,
+    params: PyTree,
+    fast: PyTree | None,
+    prompt: np.ndarray,
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> np.ndarray:
+    """int32 [max_tokens] after a prompt int32 [P], whose tokens are targets; the drawn ones are not.
 
-    fast: memories to start from, of a batch of one; None: empty ones. The prompt's tokens are targets, the
-    drawn ones are not. Compiles once per capacity (`roomy`).
+    fast: memories to start from, of a batch of one; None: empty ones. Compiles once per capacity (`roomy`).
 
-    Raises (the returned function):
+    Raises:
       ValueError: an empty prompt.
     """
-
-    def generate(
-        params: PyTree,
-        fast: PyTree | None,
-        prompt: np.ndarray,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> np.ndarray:
-        if not len(prompt):
-            raise ValueError("prompt: want at least one token, got none")
-        own = jax.tree.map(jnp.copy, fast)
-        state = streamer.begin(params, 1, roomy(streamer, len(prompt) + max_tokens), own)
-        _, state = streamer.feed(params, state, np.asarray(prompt, np.int32)[None])
-        rule: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        steps = continue_stream(streamer, params, state, **rule, in_place=True)
-        return np.array([drawn.token for drawn in steps], np.int32)
-
-    return generate
+    if not len(prompt):
+        raise ValueError("prompt: want at least one token, got none")
+    own = jax.tree.map(jnp.copy, fast)
+    state = streamer.begin(params, 1, roomy(streamer, len(prompt) + max_tokens), own)
+    _, state = streamer.feed(params, state, np.asarray(prompt, np.int32)[None])
+    rule: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    steps = continue_stream(streamer, params, state, **rule, in_place=True)
+    return np.array([drawn.token for drawn in steps], np.int32)

@@ -17,7 +17,7 @@ import numpy as np
 
 from hope_jax.core.types import NO_TARGET, Array, Batch, PyTree
 from hope_jax.learning import chunk as chunks
-from hope_jax.learning.chunk import OnlineRule, State, StreamResult, Sums
+from hope_jax.learning.chunk import OnlineRule, State, Sums
 from hope_jax.models.lm import Carry, Fast, HopeModel
 
 _BLOCK = 16
@@ -113,7 +113,7 @@ class Streamer:
             document that begins inside an online chunk.
         """
         row, known = self._joined(state.chunk, tokens, segment_ids, target_mask)
-        if self.model.spec.reset_at_document:
+        if self.model.spec.memory.reset_at_document:
             _check_documents(row, self.rule.chunk_size)
         length, size = row.tokens.shape[1], self.rule.chunk_size
         if length == known:
@@ -151,14 +151,15 @@ class Streamer:
         count = int(state.chunk.filled)
         if not count:
             raise ValueError("stream: nothing has been read, so there is nothing to predict from")
+        state = self._with_room(state, int(state.chunk.start) + self.rule.chunk_size)
         return _slice(self._read(params, state), count - 1, 1)[:, 0]
 
-    def finish(self, params: PyTree, state: Stream) -> StreamResult:
+    def finish(self, params: PyTree, state: Stream) -> State:
         """Reads and writes the last chunk as it is, its last token without target, and flushes or drops
         partial periods. Compiles once for each length of a last chunk."""
         if not int(state.chunk.filled):
-            return StreamResult(state.fast, state.stats, state.sums)
-        row = state.recent
+            return _state(state)._replace(carry=None)
+        row, state = state.recent, self._with_room(state, state.position)
         return self._finish(params, state, Batch(row.tokens, _targets(row), row.segment_ids))
 
     def resized(self, state: Stream, capacity: int) -> Stream:
@@ -239,7 +240,7 @@ class Streamer:
     write_chunks_in_place = partial(jax.jit, static_argnums=0, donate_argnums=2)(_write_chunks)
 
     @partial(jax.jit, static_argnums=0)
-    def _finish(self, params: PyTree, state: Stream, batch: Batch) -> StreamResult:
+    def _finish(self, params: PyTree, state: Stream, batch: Batch) -> State:
         params = self.model.unstacked(params)
         norms = self.model.norms(params)
         read = chunks.step(self.model, self.rule, params, norms, _state(state), batch, jnp.ones(()))

@@ -1,4 +1,4 @@
-"""Teach signals: the local errors that drive the memories (SPEC §2.4).
+"""Teach signals: the local errors that drive the memories.
 
 The raw signal is the gradient of the *sum* of cross-entropies, per layer at each block's output (and at
 each memory level's own output), or at the head, the same for all layers: (softmax - onehot) W pulled back
@@ -6,40 +6,27 @@ through the final norm, which is the last block's own. It is processed in this o
 measured; x schedule; clip per token.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax.core import trees
+from hope_jax.core.ranges import NonNegative, Whole
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import CrossEntropy
+from hope_jax.memory.levels import Metric
 from hope_jax.memory.state import Taps, WriteSignal
 
 
-class TeachRule(NamedTuple):
-    """scale: `teach_scale`. clip: per-token L2 bound, 0: off. metric: of surprise (`memory.gate.METRICS`).
+@dataclass(frozen=True)
+class TeachSchedule:
+    """Multiplier on the teach signal over outer steps; 0 switches a part off."""
 
-    batch_mean: divide by the batch's supervised tokens of the chunk, as the reference does.
-    across: mapped axes of devices that hold other examples of the batch.
-    source: `per_layer` or `global`.
-    """
-
-    scale: float = 0.1
-    clip: float = 0.0
-    metric: str = "l2"
-    batch_mean: bool = False
-    source: str = "per_layer"
-    across: tuple[str, ...] = ()
-
-
-class TeachSchedule(NamedTuple):
-    """Multiplier over outer steps: up linearly over `warmup_steps`, then down to 0 from `decay_start`
-    over `decay_duration` steps; 0 switches a part off."""
-
-    warmup_steps: int = 0
-    decay_start: int = 0
-    decay_duration: int = 0
+    warmup_steps: Whole = 0  # linear rise from 0 to 1
+    decay_start: Whole = 0  # step at which the fall from 1 to 0 starts
+    decay_duration: Whole = 0  # steps that it takes
 
     def __call__(self, step: Array | int) -> Array:
         """The multiplier [] at outer step `step` (from 0)."""
@@ -52,6 +39,17 @@ class TeachSchedule(NamedTuple):
         return value
 
 
+@dataclass(frozen=True)
+class Teach:
+    """How teach signals are made."""
+
+    scale: NonNegative = 0.1  # multiplier on the teach signal
+    clip: NonNegative = 0.0  # per-token L2 bound on the teach signal; 0: off
+    schedule: TeachSchedule = TeachSchedule()
+    source: Literal["per_layer", "global"] = "per_layer"  # dL/d(block output) | dL/dh at the LM head
+    normalize: Literal["token", "batch_mean"] = "token"  # of the summed loss | over the supervised tokens
+
+
 def clip_factor(signal: Array, max_norm: float) -> Array:
     """1 / max(|signal_t| / max_norm, 1) over the last axis [..., 1]; max_norm 0: 1."""
     norm = trees.safe_norm(signal, axis=-1, keepdims=True)
@@ -60,28 +58,28 @@ def clip_factor(signal: Array, max_norm: float) -> Array:
 
 @jax.named_scope("teach")
 def process(
-    rule: TeachRule, raw: tuple[PyTree, ...], losses: CrossEntropy, schedule: Array | float
+    rule: Teach,
+    raw: tuple[PyTree, ...],
+    losses: CrossEntropy,
+    schedule: Array | float,
+    metric: Metric = "l2",
+    across: tuple[str, ...] = (),
 ) -> tuple[WriteSignal, ...]:
     """Raw cotangents -> the signals that `HopeModel.write` takes, of each layer.
 
     raw: of each layer, the cotangents of `HopeModel.init_taps`. losses: of the same n tokens.
-    schedule: [] the `TeachSchedule`'s multiplier (1 at inference).
+    schedule: [] the `TeachSchedule`'s multiplier (1 at inference). metric: of surprise. across: mapped axes
+    of devices that hold other examples of the batch.
     """
     scale: Array | float = rule.scale
-    if rule.batch_mean:
+    if rule.normalize == "batch_mean":
         supervised = losses.supervised_bt.sum()
-        if rule.across:
-            supervised = jax.lax.psum(supervised, rule.across)
+        if across:
+            supervised = jax.lax.psum(supervised, across)
         scale = rule.scale / jnp.maximum(supervised, 1).astype(losses.total.dtype)
     if rule.source == "global":
         raw = tuple({**layer, "block": raw[-1]["block"]} for layer in raw)
-    return tuple(_signal(rule, layer, losses, scale, schedule) for layer in raw)
-
-
-def _signal(
-    rule: TeachRule, raw: PyTree, losses: CrossEntropy, scale: Array | float, schedule: Array | float
-) -> WriteSignal:
-    """Of one layer."""
+    surprises = {"loss": losses.loss_bt, "logit_entropy": losses.entropy_bt}
 
     def gain(cotangent: Array) -> Array:
         """[B, n, 1] what a token's cotangents are multiplied with, from that at the output."""
@@ -93,17 +91,14 @@ def _signal(
         by = gain(at.output)
         return Taps(by * at.output, None if at.hidden is None else by * at.hidden)
 
-    own = {
-        name: {k: taught(at) for k, at in levels.items()} for name, levels in raw.items() if name != "block"
-    }
-    block = gain(raw["block"]) * raw["block"]
-    surprise, counted = _surprise(rule, raw["block"] * jnp.asarray(scale, block.dtype), losses)
-    active = (block != 0).any(-1)
-    return WriteSignal(block=block, own=own, surprise_n=surprise, counted_n=counted, active_n=active)
+    def signal(layer: PyTree) -> WriteSignal:
+        levels = {name: taps for name, taps in layer.items() if name != "block"}
+        own = {name: {level: taught(at) for level, at in taps.items()} for name, taps in levels.items()}
+        block = gain(layer["block"]) * layer["block"]
+        scaled = layer["block"] * jnp.asarray(scale, block.dtype)
+        surprise, counted = surprises.get(metric), losses.supervised_bt
+        if surprise is None:
+            surprise, counted = trees.safe_norm(scaled, axis=-1), (scaled != 0).any(-1)
+        return WriteSignal(block, own, surprise, counted_n=counted, active_n=(block != 0).any(-1))
 
-
-def _surprise(rule: TeachRule, scaled: Array, losses: CrossEntropy) -> tuple[Array, Array]:
-    """Surprise per example and token [B, n], and which tokens count."""
-    if rule.metric == "l2":
-        return trees.safe_norm(scaled, axis=-1), (scaled != 0).any(-1)
-    return (losses.loss_bt if rule.metric == "loss" else losses.entropy_bt), losses.supervised_bt
+    return tuple(map(signal, raw))

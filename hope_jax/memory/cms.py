@@ -1,4 +1,4 @@
-"""Continuum Memory System: MLP levels, each written every C tokens (Eqs. 70-71, 74, SPEC §2.1).
+"""Continuum Memory System: MLP levels, each written every C tokens (Eqs. 70-71, 74).
 
 Sequential: y = MLP_k(... MLP_1(x)). Independent: y = sum_l softmax(w)_l MLP_l(x), w learned. Level l with
 period C is written at token counts that are multiples of C with
@@ -10,27 +10,40 @@ layer; rows are tokens. The slow weights theta never change here: a write change
 `hope_jax.memory.cms_nested` has the nested connection.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones, zeros
 
-from hope_jax.core.types import Array, PyTree
+from hope_jax.core.ranges import Count
+from hope_jax.core.types import Array, FrozenMapping, PyTree
 from hope_jax.memory import flops, gate, initial, mlp_memory
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import Trace, WriteFactors
-from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteRules
+from hope_jax.memory.period_write import LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
 
-__all__ = ["Bounds", "Cms", "LevelState"]
-
 MIX = "mix"
 """Name of the parameter w of the independent connection, among the names of the levels."""
+
+
+@dataclass(frozen=True)
+class CmsOptions:
+    """The levels of the Continuum Memory System: what they are, how they are connected, what teaches them."""
+
+    levels: Mapping[str, Level] = FrozenMapping({"cms_fast": Level(16, 1e-3)})  # in chain order; {}: no CMS
+    hidden_multiplier: Count = 4  # hidden width of a level over dim
+    connection: Literal["sequential", "independent", "nested"] = "sequential"  # Eqs. 70, 74, 72
+    norm: Literal["layer", "none"] = "layer"  # of a level's input: LayerNorm | none
+    delta_at: Literal["own_output", "block_output"] = "own_output"  # the output whose gradient writes a level
+    flush_partial_at_end: bool = False  # write a period that the stream's end cuts short
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,11 @@ class Cms:
     unfinished periods when a stream ends.
     """
 
-    levels: tuple[LevelSpec, ...]
+    levels: Mapping[str, Level]
     dim: int
     hidden: int
     chunk_size: int
-    gate_rule: gate.GateRule = gate.GateRule()
-    bounds: Bounds = Bounds()
+    writes: MemoryOptions = MemoryOptions()
     own_output: bool = True
     output_clip: float | None = None
     activation: str = "gelu"
@@ -70,11 +82,7 @@ class Cms:
             **({} if begin.modern else biases),
         }
         mix = {MIX: (zeros, (len(self.levels),))} if self.mixed else {}
-        return {**dict.fromkeys(self.level_specs(), level), **mix}
-
-    def level_specs(self) -> tuple[str, ...]:
-        """Names of the levels, in chain order."""
-        return tuple(spec.name for spec in self.levels)
+        return {**dict.fromkeys(self.levels, level), **mix}
 
     @property
     def write_only(self) -> tuple[str, ...]:
@@ -83,7 +91,7 @@ class Cms:
 
     def level_names(self) -> tuple[str, ...]:
         """See `Memory.level_names`."""
-        return self.level_specs()
+        return tuple(self.levels)
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """None: reads use every parameter."""
@@ -95,11 +103,14 @@ class Cms:
         multiple of the read's; () under the block's signal."""
         if not self.own_output:
             return {}
-        return {s.name: (self.dim, 0 if self._needs_outputs(s) else self.hidden) for s in self.levels}
+        return {
+            name: (self.dim, 0 if self._needs_outputs(level) else self.hidden)
+            for name, level in self.levels.items()
+        }
 
     def norms(self, params: PyTree) -> dict[str, tuple[Array, ...]]:
         """See `Memory.norms`."""
-        return {spec.name: mlp_memory.group_norms(params[spec.name]) for spec in self.levels}
+        return {name: mlp_memory.group_norms(params[name]) for name in self.levels}
 
     def flops(self, tokens: int) -> list[Flops]:
         """See `Memory.flops`: one stretch a level."""
@@ -109,7 +120,7 @@ class Cms:
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
-        return {spec.name: init_level(spec, params[spec.name], self.chunk_size) for spec in self.levels}
+        return {name: init_level(level, params[name], self.chunk_size) for name, level in self.levels.items()}
 
     def read(
         self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
@@ -117,7 +128,7 @@ class Cms:
         """x [n, D] -> y [n, D], and each level's trace; see `Memory.read`. A tap of a mixed level stands
         before the average, so the level's own signal has its weight in it."""
         y, trace, outputs = x, {}, []
-        for name in self.level_specs():
+        for name in self.levels:
             y, trace[name] = self._read_level(name, params, fast, x if self.mixed else y, taps)
             outputs.append(y)
         if not self.mixed:
@@ -140,9 +151,9 @@ class Cms:
             activation=self.activation,
         )
 
-    def _needs_outputs(self, spec: LevelSpec) -> bool:
+    def _needs_outputs(self, level: Level) -> bool:
         """Whether a level's tokens are written by a rule that asks for the level's outputs."""
-        return RULES[spec.optimizer].at_outputs is not None
+        return RULES[level.optimizer].at_outputs is not None
 
     def write(
         self,
@@ -157,17 +168,15 @@ class Cms:
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
         """Writes every level with one chunk; see `Memory.write`."""
-        mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
+        mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
         new_fast: dict[str, PyTree] = {}
         stats: dict[str, WriteStats] = {}
-        for spec in self.levels:
-            name = spec.name
+        for name, level in self.levels.items():
             factors = self._factors(params[name], fast[name].delta, trace[name], signal, mask, name)
             tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n)
-            level = self._write_level(
-                spec, params[name], norms[name], fast[name], tokens, position, reduce, last=last
+            new_fast[name], written = self._write_level(
+                name, level, params[name], norms[name], fast[name], tokens, position, reduce, last=last
             )
-            new_fast[name], written = level
             stats |= written
         return new_fast, stats
 
@@ -188,11 +197,12 @@ class Cms:
         )
 
     def _rules(self) -> WriteRules:
-        return WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
+        return WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end)
 
     def _write_level(
         self,
-        spec: LevelSpec,
+        name: str,
+        level: Level,
         params: PyTree,
         norms: tuple[Array, ...],
         state: PyTree,
@@ -203,9 +213,9 @@ class Cms:
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """One level's new state, and statistics under the names of `level_names`."""
-        writer = LevelWriter(self._rules(), spec, params, norms, reduce)
+        writer = LevelWriter(self._rules(), level, params, norms, reduce)
         state, stats = writer.write(state, tokens, position, last)
-        return state, {spec.name: stats}
+        return state, {name: stats}
 
 
 ARRAYS: ArrayKinds = (

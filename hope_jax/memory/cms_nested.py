@@ -16,6 +16,7 @@ init and is written as in the sequential CMS.
 docs/memory.md says how what the equation leaves open is decided ("The nested connection").
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
@@ -55,39 +56,40 @@ class NestedCms(Cms):
     """
 
     def __post_init__(self) -> None:
-        by_period = sorted(self.levels, key=lambda spec: -spec.update_period)
-        for slow, fast in zip(by_period, by_period[1:], strict=False):
-            if slow.update_period == fast.update_period or slow.update_period % fast.update_period:
+        by_period = sorted(self.levels.items(), key=lambda item: -item[1].update_period)
+        for (slow, slower), (fast, faster) in itertools.pairwise(by_period):
+            if slower.update_period == faster.update_period or slower.update_period % faster.update_period:
                 raise ValueError(
                     "levels: in a nested CMS each period is a larger multiple of the next shorter one; got "
-                    f"{slow.update_period} ({slow.name}) over {fast.update_period} ({fast.name})"
+                    f"{slower.update_period} ({slow}) over {faster.update_period} ({fast})"
                 )
 
-    def slower(self, spec: LevelSpec) -> tuple[LevelSpec, ...]:
+    def slower(self, spec: Level) -> tuple[Level, ...]:
         """The levels of longer period, the next one first."""
-        longer = [other for other in self.levels if other.update_period > spec.update_period]
+        longer = [other for other in self.levels.values() if other.update_period > spec.update_period]
         return tuple(sorted(longer, key=lambda other: other.update_period))
 
     def level_names(self) -> tuple[str, ...]:
         """Names of the levels, and NAME.init for the moves of each init."""
-        inits = tuple(_init_name(spec) for spec in self.levels if self.slower(spec))
+        inits = tuple(f"{name}.init" for name, level in self.levels.items() if self.slower(level))
         return (*super().level_names(), *inits)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
-        return {spec.name: self._fresh(spec, params[spec.name]) for spec in self.levels}
+        return {name: self._fresh(level, params[name]) for name, level in self.levels.items()}
 
-    def _needs_outputs(self, spec: LevelSpec) -> bool:
+    def _needs_outputs(self, spec: Level) -> bool:
         """Its init is written with the optimizer of the next slower level."""
         return any(RULES[other.optimizer].at_outputs for other in (spec, *self.slower(spec)[:1]))
 
-    def _fresh(self, spec: LevelSpec, params: PyTree) -> PyTree:
+    def _fresh(self, spec: Level, params: PyTree) -> PyTree:
         state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
         return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state
 
     def _write_level(
         self,
-        spec: LevelSpec,
+        name: str,
+        level: Level,
         params: PyTree,
         norms: tuple[Array, ...],
         state: PyTree,
@@ -97,13 +99,13 @@ class NestedCms(Cms):
         *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
-        slower, rules = self.slower(spec), self._rules()
-        weights = LevelWriter(rules, spec, params, norms, reduce)
+        slower, rules = self.slower(level), self._rules()
+        weights = LevelWriter(rules, level, params, norms, reduce)
         if not slower:
             state, stats = weights.write(state, tokens, position, last)
-            return state, {spec.name: stats}
+            return state, {name: stats}
         moves = LevelWriter(rules, slower[0], params, norms, reduce)
-        until = partial(_until_restart, weights, moves, slower, self._fresh(spec, params))
+        until = partial(_until_restart, weights, moves, slower, self._fresh(level, params))
         # Pieces that hold no restart but, perhaps, at their end.
         period = slower[0].update_period
         whole, rest = (0, 1) if period > self.chunk_size else divmod(len(tokens.mask), period)
@@ -119,7 +121,7 @@ class NestedCms(Cms):
             tail = jax.tree.map(lambda t: t[whole * period :], tokens)
             state, more = until(state, tail, position + whole * period, last=last)
             total = add_stats(total[0], more[0]), add_stats(total[1], more[1])
-        return state, {spec.name: total[0], _init_name(spec): total[1]}
+        return state, {name: total[0], f"{name}.init": total[1]}
 
 
 Stats = tuple[WriteStats, WriteStats]
@@ -129,7 +131,7 @@ Stats = tuple[WriteStats, WriteStats]
 def _until_restart(
     weights: LevelWriter,
     moves: LevelWriter,
-    slower: tuple[LevelSpec, ...],
+    slower: tuple[Level, ...],
     fresh: NestedState,
     state: NestedState,
     tokens: LevelTokens,
@@ -155,7 +157,3 @@ def _until_restart(
     delta, opt, pending = trees.select(due, start, level)
     stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
     return NestedState(delta, opt, pending, init), (stats, moved)
-
-
-def _init_name(spec: LevelSpec) -> str:
-    return f"{spec.name}.init"

@@ -13,7 +13,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
@@ -35,7 +35,7 @@ class LevelWriter(PeriodWriter):
     """The writes of one level with its inner optimizer: theta_l <- theta_l - eta_l u."""
 
     def __init__(
-        self, rules: WriteRules, spec: LevelSpec, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
+        self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
     ) -> None:
         super().__init__(rules, spec, params, norms, reduce)
         self.optimizer, self.rule = make_inner_optimizer(spec), RULES[spec.optimizer]
@@ -86,7 +86,7 @@ class LevelWriter(PeriodWriter):
 
     def _write_linear(self, state: LevelState, tokens: LevelTokens) -> tuple[LevelState, WriteStats]:
         """All whole periods of a chunk at once (`hope_jax.kernels.cms_write`); leaves [P, C, ...]."""
-        spec, bounds, before = self.spec, self.rules.bounds, velocity(state.opt)
+        spec, bounds, before = self.spec, self.rules.options, velocity(state.opt)
         ended = self.count(tokens)
         _, applied = self.decided(ended)
         maps = [
@@ -94,8 +94,8 @@ class LevelWriter(PeriodWriter):
                 rows,
                 _affine(state.delta, group),
                 None if before is None else _affine(before, group),
-                bounds.write * norm if bounds.write else None,
-                bounds.delta * norm if bounds.delta else None,
+                bounds.write_clip * norm if bounds.write_clip else None,
+                bounds.delta_clip * norm if bounds.delta_clip else None,
             )
             for rows, group, norm in zip(
                 self._rows(tokens.factors, ended), mlp_memory.GROUPS, self.norms, strict=True
@@ -147,7 +147,7 @@ class LevelWriter(PeriodWriter):
         return norms
 
 
-def init_level(spec: LevelSpec, params: PyTree, chunk_size: int) -> LevelState:
+def init_level(spec: Level, params: PyTree, chunk_size: int) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
     return LevelWriter(WriteRules(chunk_size), spec, params, (), own).init()
 

@@ -79,11 +79,7 @@ def gelu(x: Array) -> Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax.nn.relu, "silu": jax.nn.silu}
 """The elementwise functions of a hidden layer, by `ModelSpec.activation`; writes take their derivatives."""
 
 
@@ -189,10 +185,7 @@ def write_gradient(factors: WriteFactors, like: Weights) -> Weights:
     def outer(x: Array, g: Array, name: str) -> Array:
         return jnp.einsum("ni,no->io", x, g, preferred_element_type=like[name].dtype)
 
-    grads = {
-        "w_up": outer(factors.z, factors.g_h, "w_up"),
-        "w_down": outer(factors.a, factors.g_o, "w_down"),
-    }
+    grads = {"w_up": outer(factors.z, factors.g_h, "w_up"), "w_down": outer(factors.a, factors.g_o, "w_down")}
     for name, cotangent in (("b_up", factors.g_h), ("b_down", factors.g_o)):
         if name in like:
             grads[name] = cotangent.astype(like[name].dtype).sum(0)

@@ -16,7 +16,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root, shrink
 from hope_jax.memory import gate, mlp_memory
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 
@@ -33,13 +33,6 @@ class LevelState(NamedTuple):
     pending: PyTree
 
 
-class Bounds(NamedTuple):
-    """Of each affine map: |eta u|_F <= write |theta|_F and |delta|_F <= delta |theta|_F; 0: off."""
-
-    write: float = 0.02
-    delta: float = 0.5
-
-
 class WriteRules(NamedTuple):
     """What the levels of a memory share.
 
@@ -47,8 +40,7 @@ class WriteRules(NamedTuple):
     """
 
     chunk_size: int
-    gate_rule: gate.GateRule = gate.GateRule()
-    bounds: Bounds = Bounds()
+    options: MemoryOptions = MemoryOptions()
     flush_partial_at_end: bool = False
 
 
@@ -89,7 +81,7 @@ class PeriodWriter(ABC):
     `mlp_memory.group_norms`. What a rule gathers over a period has a field `ended`."""
 
     def __init__(
-        self, rules: WriteRules, spec: LevelSpec, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
+        self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
     ) -> None:
         self.rules, self.spec, self.norms, self.reduce = rules, spec, norms, reduce
         self.weights = mlp_memory.fast_weights(params)
@@ -192,7 +184,7 @@ class PeriodWriter(ABC):
     def decided(self, ended: Ended) -> tuple[Array, Array]:
         """bool: whether the gate is open, and whether the period is written: then, if a token is left."""
         is_open = jnp.broadcast_to(
-            gate.is_open(self.rules.gate_rule, ended.mean_surprise()), ended.tokens.shape
+            gate.is_open(self.rules.options, ended.mean_surprise()), ended.tokens.shape
         )
         return is_open, is_open & (ended.tokens > 0)
 
@@ -200,10 +192,10 @@ class PeriodWriter(ABC):
         """The state after the period's write, bounded, if it is to be written."""
         _, applied = self.decided(period.ended)
         write, opt, grad = self.proposed(state, period)
-        write, writes = self._bounded(write, self.rules.bounds.write)
+        write, writes = self._bounded(write, self.rules.options.write_clip)
         # Where nothing is written, the delta that is measured is the one that stays.
         write = trees.select(applied, write, trees.zeros_like(write))
-        delta, deltas = self._bounded(trees.add(state.delta, write), self.rules.bounds.delta)
+        delta, deltas = self._bounded(trees.add(state.delta, write), self.rules.options.delta_clip)
         norms = [root(jnp.square(g).sum()) for g in jax.tree.leaves(grad)]
         stats = self.statistics(period.ended, norms, writes, deltas)
         delta, opt = trees.select(applied, (delta, opt), (state.delta, state.opt))

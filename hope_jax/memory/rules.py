@@ -16,7 +16,7 @@ import optax
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
 
 CONTEXT_AXES: Mapping[str, int] = {"w_up": 0}
@@ -36,10 +36,10 @@ class InnerRule(NamedTuple):
     for each token's inputs and outputs. gated: tokens have rates of their own (`titans_rule`).
     """
 
-    transform: Callable[[LevelSpec, Mapping[str, int]], list[optax.GradientTransformation]] = lambda *_: []
+    transform: Callable[[Level, Mapping[str, int]], list[optax.GradientTransformation]] = lambda *_: []
     averages: bool = True
     linear: bool = False
-    rows: Callable[[LevelSpec, str, Array, Array], Array] = lambda _spec, _name, rows, _seen: rows
+    rows: Callable[[Level, str, Array, Array], Array] = lambda _spec, _name, rows, _seen: rows
     at_outputs: Callable[[WriteFactors, float, Array, bool], WriteFactors] | None = None
     gated: bool = False
 
@@ -144,7 +144,7 @@ def delta_gradient_descent(plain: WriteFactors, lr: float, mask: Array, biases: 
     )
 
 
-def project_tokens(spec: LevelSpec, name: str, z_pcd: Array, seen_p: Array) -> Array:
+def project_tokens(spec: Level, name: str, z_pcd: Array, seen_p: Array) -> Array:
     """`project_out_context` on the factors of W_up's gradient: tokens [P, C, D] without their component along
     the mean of the `seen` ones of their period."""
     if name not in CONTEXT_AXES or spec.update_period == 1:
@@ -160,16 +160,16 @@ _MEAN = optax.stateless_with_tree_map(lambda g, _: g + L2_OBJECTIVE_WEIGHT * g.m
 """g + weight * mean of g over the input axis."""
 
 
-def _rows_with_mean(_spec: LevelSpec, _name: str, rows: Array, _seen: Array) -> Array:
+def _rows_with_mean(_spec: Level, _name: str, rows: Array, _seen: Array) -> Array:
     """`_MEAN` of each row's outer product, which has the row along its first axis."""
     return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True)
 
 
-def _second_moment(spec: LevelSpec, _: Mapping[str, int]) -> list[optax.GradientTransformation]:
+def _second_moment(spec: Level, _: Mapping[str, int]) -> list[optax.GradientTransformation]:
     return [scale_by_second_moment(spec.beta2, spec.eps)]
 
 
-def _projection(spec: LevelSpec, axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
+def _projection(spec: Level, axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
     # A period of one token has a gradient along its own input only: projecting would erase the write.
     return [project_out_context(spec.eps, axes)] if spec.update_period > 1 else []
 
@@ -192,7 +192,7 @@ VARIANTS = tuple(name for name, rule in RULES.items() if not rule.gated)
 
 
 def make_inner_optimizer(
-    spec: LevelSpec, context_axes: Mapping[str, int] = CONTEXT_AXES
+    spec: Level, context_axes: Mapping[str, int] = CONTEXT_AXES
 ) -> optax.GradientTransformationExtraArgs:
     """The inner optimizer that a level names.
 
@@ -200,7 +200,7 @@ def make_inner_optimizer(
       ValueError: `spec.optimizer` is not in `VARIANTS`.
     """
     if spec.optimizer not in VARIANTS:
-        raise ValueError(f"{spec.name}.optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
+        raise ValueError(f"optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
     rule = RULES[spec.optimizer]
     parts = [optax.identity(), *rule.transform(spec, context_axes)]
     if rule.averages and spec.beta > 0:

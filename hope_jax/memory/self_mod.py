@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import constant
 
 from hope_jax.core import trees
+from hope_jax.core.ranges import Count, NonNegative, Whole
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels import self_mod as kernel
 from hope_jax.kernels.causal_conv import causal_conv
@@ -56,37 +57,39 @@ class SelfModCarry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SelfMod:
-    """The constants of self-modifying Titans: a `StreamMemory` of `hope_jax.memory.state`.
+class SelfModifyingTitans(kernel.Rule):
+    """Self-modifying Titans (Eqs. 83-93), the first memory of `hope_selfmod`."""
+
+    chunk_size: Count = 8  # tokens between writes of the generators
+    chunk_size_memory: Count = 64  # tokens between writes of M_memory
+    eta_scale: NonNegative = 1e-3  # factor of their rates eta; 0: they only decay
+    projection_skip: bool = True  # learned skip of M_eta and M_alpha; the others' identity residual stays
+    adaptive_q: bool = False  # queries from a memory M_q instead of a fixed projection
+    local_conv_window: Whole = 4  # causal depthwise convolution before it, within documents, tokens; 0: off
+    use_alpha: bool = True  # data-dependent retention; False: 1
+    alpha_init: Literal["style", "near_one", "half"] = "style"  # style: near_one if modern, half if reference
+    qk_norm: bool = True  # keys and queries of norm 1
+    value_norm: NonNegative = 0.0  # that values are scaled to; 0: as M_v makes them (Eqs. 83-93)
+
+
+@dataclass(frozen=True)
+class SelfMod(SelfModifyingTitans):
+    """Self-modifying Titans of one width: a `StreamMemory` of `hope_jax.memory.state`.
 
     dim: D. online_chunk: tokens of an online chunk (N); each chunk size divides it or is a multiple of it.
-    chunk_size, chunk_size_memory: tokens between writes of the generators, of M_memory. eta_scale: factor
-    of eta. qk_norm: unit keys and queries. adaptive_q: queries from M_q instead of W_q. use_alpha: decay by
-    M_alpha; False: none. rank1: the factor (alpha I - eta k k^T) of the write; False: alpha.
-    projection_skip: M_eta and M_alpha have a W_skip (read off the parameters; the identity residual of the
-    others always stays). objective: inner loss. stopgrad_vhat: no inner gradient through the target.
-    momentum: beta of the writes. conv_window: w, taps of the convolution; 0: none. eps: least norm that
-    `qk_norm` divides by. value_norm: norm that values are scaled to; 0: none.
-    alpha_near_one: the retention gate has a bias outside the decayed weights.
+    alpha_near_one: the retention gate has a bias outside the decayed weights. eps: least norm that `qk_norm`
+    divides by.
     """
 
-    dim: int
-    online_chunk: int
-    chunk_size: int = 8
-    chunk_size_memory: int = 64
-    eta_scale: float = 1e-3
-    qk_norm: bool = True
-    adaptive_q: bool = False
-    use_alpha: bool = True
-    rank1: bool = True
-    projection_skip: bool = True
-    objective: Literal["l2", "dot"] = "l2"
-    stopgrad_vhat: bool = True
-    momentum: float = 0.0
-    conv_window: int = 0
-    eps: float = 1e-6
-    value_norm: float = 0.0
+    dim: int = 0
+    online_chunk: int = 1
     alpha_near_one: bool = True
+    eps: float = 1e-6
+
+    @property
+    def conv_window(self) -> int:
+        """See `StreamMemory.conv_window`."""
+        return self.local_conv_window
 
     def entries(self, begin: Initial) -> Entries:
         """See `AnyMemory.entries`; matrices (out, in)."""
@@ -224,9 +227,8 @@ class SelfMod:
         pending: of the carry. Returns the new state and `pending`, what `make` has made, and statistics."""
         slow = {name: params[name] for name in names}
         weights, buffers = ({name: part[name] for name in names} if part else None for part in state)
-        rule = kernel.Rule(self.objective, self.stopgrad_vhat, self.rank1, self.momentum)
         mean = None if reduce is own else partial(_mean, reduce)
-        constants = kernel.Pass(make, kernel.layout_of(slow), rule, chunk, mean)
+        constants = kernel.Pass(make, kernel.layout_of(slow), self, chunk, mean)
         call = constants, kernel.stack(weights, buffers), theta, inputs
         if not writes:
             return SelfModState(weights, ()), pending, kernel.read_chunk(*call)[0], zero_stats()

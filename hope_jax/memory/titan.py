@@ -1,4 +1,4 @@
-"""TITAN memory: an MLP, normed at its output, that is written towards a SelfModifier's target (SPEC §2.2).
+"""TITAN memory: an MLP, normed at its output, that is written towards a SelfModifier's target.
 
     mem(x) = LN(W_down act(W_up x)),   key = x,   value = stopgrad(mem(key)),
     target = value + SelfModifier(key, value, delta) - delta,   loss = 1/2 sum_t m_t |mem(key_t) - target_t|^2
@@ -17,21 +17,42 @@ import jax.numpy as jnp
 from jax.nn.initializers import constant, zeros
 
 from hope_jax.core import trees
+from hope_jax.core.ranges import Count, NonNegative
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, LevelState, LevelTokens, WriteRules
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
 from hope_jax.memory.titans_rule import TitansWriter
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
 
+LEVEL = "titan"
+"""The name of its one level."""
+
 SELF_MODIFIER_SCALE = 1e-3
 """Factor on the SelfModifier's last matrix at the start: its correction is small beside delta."""
+
+
+@dataclass(frozen=True)
+class SelfModifierOptions:
+    """The SelfModifier of the TITAN memory (`selfmod_off` ablates it)."""
+
+    enabled: bool = True  # False: a write is a step along the teach signal alone
+    clip: NonNegative = 0.0  # per-token bound on its correction over the teach signal's norm; 0: off
+
+
+@dataclass(frozen=True)
+class TitanOptions:
+    """The TITAN memory (hope_hybrid, titan)."""
+
+    level: Level = Level(8, 1e-3)  # its period and rule
+    hidden_multiplier: Count = 4  # hidden width of the memory and its SelfModifier over dim
+    self_modifier: SelfModifierOptions = SelfModifierOptions()
 
 
 @dataclass(frozen=True)
@@ -39,26 +60,23 @@ class Titan:
     """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
 
     dim, hidden: D and H. level: its period and inner optimizer; `titans` stands for the Titans paper's
-    rule. self_modifier: False: a write is a step along -delta alone. correction_clip: bound on a
-    token's |SelfModifier| over |delta|, 0: off; up to 1 no write goes uphill: <delta - SelfModifier, delta>
-    >= 0. The other fields as of `Cms`.
+    rule. With self_modifier.clip up to 1 no write goes uphill: <delta - SelfModifier, delta> >= 0. The other
+    fields as of `Cms`.
 
     Parameters of one layer: `w_up` [D, H], `w_down` [H, D], perhaps `b_up`, `b_down`; `ln_scale`,
     `ln_bias` [D]; `self_modifier`: see `self_modifier_read`; `gates`: see `titans_rule.token_gates`.
     """
 
-    level: LevelSpec
+    level: Level
     dim: int
     hidden: int
     chunk_size: int
-    gate_rule: gate.GateRule = gate.GateRule()
-    bounds: Bounds = Bounds()
+    writes: MemoryOptions = MemoryOptions()
     own_output: bool = True
     output_clip: float | None = None
     activation: str = "gelu"
     flush_partial_at_end: bool = False
-    self_modifier: bool = True
-    correction_clip: float = 0.0
+    self_modifier: SelfModifierOptions = SelfModifierOptions()
 
     def entries(self, begin: Initial) -> Entries:
         """See `AnyMemory.entries`."""
@@ -72,7 +90,7 @@ class Titan:
             "ln_scale": (constant(scale), up[:1]),
             "ln_bias": (zeros, up[:1]),
             **({} if begin.modern else biases),
-            **({SELF_MODIFIER: self._modifier_entries(begin)} if self.self_modifier else {}),
+            **({SELF_MODIFIER: self._modifier_entries(begin)} if self.self_modifier.enabled else {}),
             **({GATES: titans_rule.gate_entries(self.dim)} if self.gated else {}),
         }
 
@@ -99,11 +117,11 @@ class Titan:
     @property
     def write_only(self) -> tuple[str, ...]:
         """SelfModifier and gates act through writes alone."""
-        return ((SELF_MODIFIER,) if self.self_modifier else ()) + ((GATES,) if self.gated else ())
+        return ((SELF_MODIFIER,) if self.self_modifier.enabled else ()) + ((GATES,) if self.gated else ())
 
     def level_names(self) -> tuple[str, ...]:
         """The memory is one level."""
-        return (self.level.name,)
+        return (LEVEL,)
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """What acts through writes alone, if none of them is read again; the SelfModifier, if they are steps
@@ -114,7 +132,7 @@ class Titan:
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Its own output, if it learns from that; a write has another cotangent than the read."""
-        return {self.level.name: (self.dim, 0)} if self.own_output else {}
+        return {LEVEL: (self.dim, 0)} if self.own_output else {}
 
     def norms(self, params: PyTree) -> tuple[Array, ...]:
         """See `Memory.norms`."""
@@ -125,9 +143,9 @@ class Titan:
         write to it: cotangents of both factors of the outer products, through the pull back, and of the
         SelfModifier's matrices and hidden layers."""
         memory = flops.mlp_memory(
-            4.0 * self.dim * self.hidden, pull=self.self_modifier or not self.own_output
+            4.0 * self.dim * self.hidden, pull=self.self_modifier.enabled or not self.own_output
         )
-        if not self.self_modifier:
+        if not self.self_modifier.enabled:
             return [memory]
         inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
         learning = 1.5 * memory.forward + inputs + 2 * rest
@@ -137,10 +155,10 @@ class Titan:
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
         """The state of a context that has written nothing, for parameters of one layer."""
-        return {self.level.name: self._writer(params, (), own).init()}
+        return {LEVEL: self._writer(params, (), own).init()}
 
     def _writer(self, params: PyTree, norms: tuple[Array, ...], reduce: Reduce) -> TitansWriter | LevelWriter:
-        rules = WriteRules(self.chunk_size, self.gate_rule, self.bounds, self.flush_partial_at_end)
+        rules = WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end)
         kind = TitansWriter if self.gated else LevelWriter
         return kind(rules, self.level, params, norms, reduce)
 
@@ -148,7 +166,7 @@ class Titan:
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, Array]:
         """x [n, D] -> mem(x) [n, D], and x: the keys of the write; see `Memory.read`."""
-        name = self.level.name
+        name = LEVEL
         delta = None if fast is None else fast[name].delta
         o = self._branch(mlp_memory.fast_weights(params), delta, x)
         y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
@@ -174,16 +192,16 @@ class Titan:
         last: bool = False,
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
         """Writes one chunk; see `Memory.write`. trace: the keys [n, D]."""
-        name, key = self.level.name, trace
+        name, key = LEVEL, trace
         state, weights = fast[name], mlp_memory.fast_weights(params)
-        mask = gate.token_mask(self.gate_rule, signal.surprise_n, signal.active_n)
+        mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
         teach = signal.own[name].output if self.own_output else signal.block
         o = self._branch(weights, state.delta, key)
         value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
         cotangent = teach
-        if self.self_modifier:
+        if self.self_modifier.enabled:
             correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach).astype(teach.dtype)
-            cotangent = teach - shorten(correction, teach, self.correction_clip)
+            cotangent = teach - shorten(correction, teach, self.self_modifier.clip)
         (at_branch,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
         factors = mlp_memory.write_factors(
             weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation

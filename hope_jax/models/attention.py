@@ -180,9 +180,9 @@ class Attention(nn.Module):
         spec = self.spec
         shape = (*inputs_bnd.shape[:2], spec.heads, spec.head_dim)
         query, key, value = (self._project(name, inputs_bnd).reshape(shape) for name in ("w_q", "w_k", "w_v"))
-        if spec.qk_norm == "l2":
+        if spec.head_norm == "l2":
             query, key = layers.unit_norm(query), layers.unit_norm(key)
-        elif spec.qk_norm == "rms":
+        elif spec.head_norm == "rms":
             ones = nn.initializers.ones
             query = layers.rms_norm(query, self.param("q_scale", ones, (spec.head_dim,), spec.param_dtype))
             key = layers.rms_norm(key, self.param("k_scale", ones, (spec.head_dim,), spec.param_dtype))

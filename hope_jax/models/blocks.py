@@ -19,12 +19,12 @@ from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
-from hope_jax.memory.initial import ArrayKinds, Params
+from hope_jax.memory.initial import ArrayKinds, Entries, Params
 from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, WriteStats
 from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
 from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
-from hope_jax.models.spec import EXAMPLES, ModelSpec
+from hope_jax.models.spec import EXAMPLES, READ_CLIP, ModelSpec
 
 ATTENTION, MLP, SWIGLU = "attn", "mlp", "swiglu"
 CMS, TITAN, TITAN_NORM, SELF_MOD, GATED_DELTANET = "cms", "titan", "titan_norm", "self_mod", "gated_deltanet"
@@ -34,7 +34,7 @@ CONNECTIONS: Mapping[str, Callable[..., Cms]] = {
     "independent": partial(Cms, mixed=True),
     "nested": NestedCms,
 }
-"""How the levels of a CMS are connected, by `ModelSpec.cms_connection`."""
+"""How the levels of a CMS are connected, by `cms.connection`."""
 
 
 class Call(NamedTuple):
@@ -143,9 +143,16 @@ def _attention(block: Block, x: Array, call: Call) -> BlockRead:
     return _only(y)._replace(cache={} if cache is None else {ATTENTION: cache})
 
 
-def _plain(layer: Callable[..., nn.Module]) -> Callable[[Block, Array, Call], BlockRead]:
+def _plain(
+    entries: Callable[[ModelSpec], Entries], layer: Callable[[PyTree, ModelSpec, Array], Array]
+) -> Callable[[Block, Array, Call], BlockRead]:
     """A layer without memory."""
-    return lambda block, x, call: _only(layer(block.spec, name=MLP)(x))
+
+    def read(block: Block, x: Array, call: Call) -> BlockRead:
+        del call
+        return _only(layer(Params(entries(block.spec), block.spec.param_dtype, name=MLP)(), block.spec, x))
+
+    return read
 
 
 def _titan_norm(block: Block, x: Array, call: Call) -> BlockRead:
@@ -171,21 +178,23 @@ def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
     return {
         "dim": spec.dim,
         "chunk_size": spec.chunk_size,
-        "gate_rule": spec.gate,
-        "bounds": spec.bounds,
+        "writes": spec.memory,
         "own_output": spec.own_output,
-        "output_clip": spec.read_clip if training else None,
+        "output_clip": None if spec.modern or not training else READ_CLIP,
         "activation": spec.activation,
-        "flush_partial_at_end": spec.flush_partial_at_end,
+        "flush_partial_at_end": spec.cms.flush_partial_at_end,
     }
 
 
 def _make_cms(spec: ModelSpec, training: bool) -> Cms | None:
     """None without levels: the CMS is then the identity."""
-    if not spec.cms_levels:
+    if not spec.cms.levels:
         return None
-    return CONNECTIONS[spec.cms_connection](
-        levels=spec.cms_levels, hidden=spec.cms_hidden, layer_norm=spec.cms_norm, **_taught_by(spec, training)
+    return CONNECTIONS[spec.cms.connection](
+        levels=spec.cms.levels,
+        hidden=spec.cms.hidden_multiplier * spec.dim,
+        layer_norm=spec.cms.norm == "layer",
+        **_taught_by(spec, training),
     )
 
 
@@ -200,10 +209,9 @@ def _cms(block: Block, x: Array, call: Call) -> BlockRead:
 
 def _make_titan(spec: ModelSpec, training: bool) -> Titan:
     return Titan(
-        level=spec.titan_level,
-        hidden=spec.titan_hidden,
-        self_modifier=spec.self_modifier,
-        correction_clip=spec.correction_clip,
+        level=spec.titan.level,
+        hidden=spec.titan.hidden_multiplier * spec.dim,
+        self_modifier=spec.titan.self_modifier,
         **_taught_by(spec, training),
     )
 
@@ -286,9 +294,12 @@ def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
 
 PARTS: Mapping[str, BlockPart] = {
     ATTENTION: BlockPart(_attention, carry=init_cache, flops=attention.flops),
-    MLP: BlockPart(_plain(layers.Mlp), flops=lambda s, *_: [matrices(4.0 * s.dim * s.mlp_hidden)]),
+    MLP: BlockPart(
+        _plain(layers.mlp_entries, layers.mlp), flops=lambda s, *_: [matrices(4.0 * s.dim * s.mlp_hidden)]
+    ),
     SWIGLU: BlockPart(
-        _plain(layers.SwiGlu), flops=lambda s, *_: [matrices(6.0 * s.dim * layers.swiglu_hidden(s))]
+        _plain(layers.swiglu_entries, layers.swiglu),
+        flops=lambda s, *_: [matrices(6.0 * s.dim * layers.swiglu_hidden(s))],
     ),
     CMS: BlockPart(_cms, memory=_make_cms, arrays=cms.ARRAYS),
     TITAN: BlockPart(_titan, memory=_make_titan, arrays=titan.ARRAYS),
@@ -301,10 +312,7 @@ PARTS: Mapping[str, BlockPart] = {
         arrays=self_mod.ARRAYS,
     ),
     GATED_DELTANET: BlockPart(
-        _gated_deltanet,
-        stream=_make_deltanet,
-        carry=_carry_of(_make_deltanet),
-        arrays=gated_deltanet.ARRAYS,
+        _gated_deltanet, stream=_make_deltanet, carry=_carry_of(_make_deltanet), arrays=gated_deltanet.ARRAYS
     ),
 }
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.core.types import Array
+from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.initial import Entries
 from hope_jax.memory.mlp_memory import ACTIVATIONS, layer_norm
 from hope_jax.models.spec import ModelSpec
@@ -53,8 +53,13 @@ def norm(module: nn.Module, spec: ModelSpec, x: Array, prefix: str = "norm_", *,
 
     start: first value of the scale.
     """
-    entries = {f"{prefix}{name}": entry for name, entry in norm_entries(spec, start).items()}
+    entries = prefixed(norm_entries(spec, start), prefix)
     return normed(*(module.param(name, *entry, spec.param_dtype) for name, entry in entries.items()), x=x)
+
+
+def prefixed(entries: Entries, prefix: str = "norm_") -> Entries:
+    """The same parameters under longer names."""
+    return {f"{prefix}{name}": entry for name, entry in entries.items()}
 
 
 def norm_entries(spec: ModelSpec, start: float = 1.0) -> Entries:
@@ -73,37 +78,40 @@ def swiglu_hidden(spec: ModelSpec) -> int:
     return -(-2 * spec.mlp_hidden // 24) * 8
 
 
-class SwiGlu(nn.Module):
-    """x + W_down (silu(W_gate z) * W_up z), z = norm(x), without biases. [..., D] -> [..., D]."""
-
-    spec: ModelSpec
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [..., D] -> [..., D]."""
-        spec, hidden = self.spec, swiglu_hidden(self.spec)
-        z = norm(self, spec, x)
-
-        def project(name: str, v: Array, columns: int, *, residual: bool = False) -> Array:
-            init, shape = spec.initial.matrix(residual=residual), (v.shape[-1], columns)
-            return v @ self.param(name, init, shape, spec.param_dtype).astype(v.dtype)
-
-        gated = jax.nn.silu(project("w_gate", z, hidden)) * project("w_up", z, hidden)
-        return x + project("w_down", gated, spec.dim, residual=True)
+def mlp_entries(spec: ModelSpec) -> Entries:
+    """The parameters of `mlp`."""
+    dim, hidden = spec.dim, spec.mlp_hidden
+    matrices = {
+        "w_up": (spec.initial.matrix(), (dim, hidden)),
+        "w_down": (spec.initial.matrix(residual=True), (hidden, dim)),
+    }
+    return {**matrices, **prefixed(norm_entries(spec))}
 
 
-class Mlp(nn.Module):
+def mlp(params: PyTree, spec: ModelSpec, x: Array) -> Array:
     """x + W_down act(W_up norm(x)), without biases. [..., D] -> [..., D]."""
+    z = _normed_by(params, x)
+    hidden = ACTIVATIONS[spec.activation](z @ params["w_up"].astype(z.dtype))
+    return x + hidden @ params["w_down"].astype(x.dtype)
 
-    spec: ModelSpec
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [..., D] -> [..., D]."""
-        spec = self.spec
-        up_shape, down_shape = (spec.dim, spec.mlp_hidden), (spec.mlp_hidden, spec.dim)
-        w_up = self.param("w_up", spec.initial.matrix(), up_shape, spec.param_dtype)
-        w_down = self.param("w_down", spec.initial.matrix(residual=True), down_shape, spec.param_dtype)
-        z = norm(self, spec, x)
-        hidden = ACTIVATIONS[spec.activation](z @ w_up.astype(z.dtype))
-        return x + hidden @ w_down.astype(x.dtype)
+def swiglu_entries(spec: ModelSpec) -> Entries:
+    """The parameters of `swiglu`."""
+    dim, hidden, matrix = spec.dim, swiglu_hidden(spec), spec.initial.matrix
+    up = {name: (matrix(), (dim, hidden)) for name in ("w_gate", "w_up")}
+    return {**prefixed(norm_entries(spec)), **up, "w_down": (matrix(residual=True), (hidden, dim))}
+
+
+def swiglu(params: PyTree, spec: ModelSpec, x: Array) -> Array:
+    """x + W_down (silu(W_gate z) * W_up z), z = norm(x), without biases. [..., D] -> [..., D]."""
+    del spec
+    z = _normed_by(params, x)
+    gate, up, down = (params[name].astype(z.dtype) for name in ("w_gate", "w_up", "w_down"))
+    return x + (jax.nn.silu(z @ gate) * (z @ up)) @ down
+
+
+def _normed_by(params: PyTree, x: Array) -> Array:
+    """The layer's own norm of x."""
+    return normed(
+        **{name: params[f"norm_{name}"] for name in ("scale", "bias") if f"norm_{name}" in params}, x=x
+    )

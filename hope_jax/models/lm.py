@@ -93,7 +93,7 @@ class HopeModel:
     spec: ModelSpec
 
     def __post_init__(self) -> None:
-        if self.spec.reset_at_document and self.spec.scope == "batch":
+        if self.spec.memory.reset_at_document and self.spec.memory.scope == "batch":
             raise ValueError(
                 "reset_at_document: want scope='example', got 'batch': the documents of different examples "
                 "begin at different places"
@@ -138,7 +138,7 @@ class HopeModel:
 
         def layer(params: PyTree) -> dict[str, PyTree]:
             state = {name: m.init(params[name]) for name, m in self._all_memories().items()}
-            if self.spec.scope == "batch":
+            if self.spec.memory.scope == "batch":
                 return state
             return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), state)
 
@@ -226,7 +226,7 @@ class HopeModel:
             raise ValueError(
                 f"carry: want room for {wanted} tokens, got {capacity}; make it with a larger capacity"
             )
-        clock = self.clock(carry, segment_ids) if self.spec.reset_at_document else None
+        clock = self.clock(carry, segment_ids) if self.spec.memory.reset_at_document else None
         seen = jax.lax.dynamic_update_slice_in_dim(carry.segments, segment_ids, carry.position, axis=1)
         return ReadContext(carry.position, segment_ids, seen, clock)
 
@@ -238,7 +238,7 @@ class HopeModel:
     def clock(self, carry: Carry, segment_ids: Array) -> Array:
         """Where the next chunk, of documents `segment_ids` int32 [B, n], begins in its context: int32 [], or
         [B] under `reset_at_document`."""
-        if not self.spec.reset_at_document:
+        if not self.spec.memory.reset_at_document:
             return carry.position
         return documents.clock(carry.segments, segment_ids, carry.position, self.spec.chunk_size)
 
@@ -249,7 +249,7 @@ class HopeModel:
         What they have written is forgotten, and the convolutions' histories; keys and values of other
         documents are masked, and stay. A stream's first chunk is read with the memories that are given.
         """
-        if not self.spec.reset_at_document:
+        if not self.spec.memory.reset_at_document:
             return fast, carry
         begins_b = (self.clock(carry, segment_ids) == 0) & (carry.position > 0)
 
@@ -329,7 +329,7 @@ class HopeModel:
             held = trees.stop_gradient(state)
             for name, memory in self.stream_memories().items():
                 own = partial(memory.rebase, params[name])
-                held[name] = (own if self.spec.scope == "batch" else jax.vmap(own))(state[name])
+                held[name] = (own if self.spec.memory.scope == "batch" else jax.vmap(own))(state[name])
             return held
 
         return tuple(map(layer, self._layers(params), fast))

@@ -1,82 +1,106 @@
 """The architecture as plain values: what the models floor knows of a configuration."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from hope_jax.memory.cms import Bounds
-from hope_jax.memory.gate import GateRule
+from hope_jax.core.ranges import Count, Positive, Range, Whole
+from hope_jax.memory.cms import CmsOptions
 from hope_jax.memory.initial import Initial
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.memory.levels import MemoryOptions
+from hope_jax.memory.self_mod import SelfMod, SelfModifyingTitans
 from hope_jax.memory.state import Reduce, own
+from hope_jax.memory.titan import TitanOptions
+
+BlockVariant = Literal[
+    "transformer",
+    "transformer_pp",
+    "hope_attention",
+    "hope_selfmod",
+    "hope_hybrid",
+    "titan",
+    "gated_deltanet",
+]
+"""Keys of `models.blocks.BLOCKS`."""
+
+READ_CLIP = 1.0
+"""The reference style bounds each memory's residual branch by this norm while training."""
 
 EXAMPLES = "examples"
 """Name of the mapped batch axis: the examples that share a fast state under scope="batch"."""
 
 
-class ModelSpec(NamedTuple):
+@dataclass(frozen=True)
+class Architecture:
+    """What the model is made of; its memories have groups of their own."""
+
+    block_variant: BlockVariant = "hope_attention"  # what a block is made of
+    style: Literal["modern", "reference"] = "modern"  # pre-norm, RoPE, qk-norm | the published post-norm
+    vocab_size: Annotated[int, Range(2)] = 32000  # embedding rows; at least the tokenizer's ids
+    dim: Count = 512  # width of the residual stream
+    num_layers: Count = 12  # blocks
+    heads: Count = 8  # attention heads; dim / heads is even
+    mlp_multiplier: Count = 4  # hidden width of the transformer's MLP over dim
+    activation: Literal["gelu", "relu", "silu"] = "gelu"  # of MLP, CMS and TITAN; SwiGLU has silu
+    qk_norm: Literal["style", "none", "l2", "rms"] = "style"  # style: rms if modern, none if reference
+    rope_theta: Positive = 10000.0  # RoPE's base (modern style)
+    sliding_window: Whole = 0  # tokens that attention sees; 0: all
+    local_conv_window: Whole = 0  # causal depthwise convolution before attention, within documents; 0: off
+
+
+@dataclass(frozen=True)
+class ModelSpec(Architecture):
     """Everything that shapes parameters, reads and writes; hashable.
 
-    style: `modern` (pre-norm, RoPE, qk-norm, no biases) or `reference` (the published post-norm one).
-    activation: of the transformer's MLP, the CMS levels and the TITAN memory, a name of
-    `mlp_memory.ACTIVATIONS`. cms_norm: False: CMS levels have no LayerNorm.
-    qk_norm: none | l2 | rms. sliding_window, local_conv_window: tokens; 0: off.
-    cms_levels: in chain order; none: the CMS is the identity. chunk_size: tokens of an online chunk (N).
-    cms_connection: sequential | independent | nested.
-    own_output: CMS levels and the TITAN memory learn from their own output's cotangent, not the block's.
-    scope: whose memory a fast state is: `example` or `batch`.
+    chunk_size: tokens of an online chunk (N). per_layer: False: all layers are taught by the head's signal.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
-    scope="batch".
-    reset_at_document: each document of a packed row is a context of its own (`models.documents`).
-    read_clip: bound on each CMS level's residual branch while training;
-    None: off.
-    titan_level: of the TITAN memory, in the variants that have one. titan_hidden: width of its MLP and of the
-    SelfModifier's. self_modifier: False: its writes are steps along the teach signal alone. correction_clip:
-    see `Titan`.
-    self_mod: self-modifying Titans, of the variants that have them.
-    dtype: of activations and matmuls. param_dtype: of parameters and fast state.
+    scope="batch". dtype: of activations and matmuls; parameters and fast state have at least float32.
     """
 
-    block_variant: str
-    style: str
-    vocab_size: int
-    dim: int
-    num_layers: int
-    heads: int
-    mlp_hidden: int
-    cms_hidden: int
-    cms_levels: tuple[LevelSpec, ...]
-    chunk_size: int
-    activation: str = "gelu"
-    qk_norm: str = "rms"
-    rope_theta: float = 10000.0
-    sliding_window: int = 0
-    local_conv_window: int = 0
-    cms_connection: str = "sequential"
-    cms_norm: bool = True
-    own_output: bool = True
-    gate: GateRule = GateRule()
-    bounds: Bounds = Bounds()
-    flush_partial_at_end: bool = False
-    titan_level: LevelSpec = LevelSpec("titan", 8, 0.0)
-    titan_hidden: int = 0
-    self_modifier: bool = True
-    correction_clip: float = 0.0
-    self_mod: SelfMod = SelfMod(dim=0, online_chunk=1)
-    scope: str = "example"
+    chunk_size: int = 16
+    cms: CmsOptions = CmsOptions()
+    titan: TitanOptions = TitanOptions()
+    self_modifying_titans: SelfModifyingTitans = SelfModifyingTitans()
+    memory: MemoryOptions = MemoryOptions()
+    per_layer: bool = True
     across: tuple[str, ...] = ()
-    reset_at_document: bool = False
-    read_clip: float | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
-    param_dtype: jnp.dtype = jnp.dtype("float32")
 
     @property
     def modern(self) -> bool:
         """True for the `modern` style."""
         return self.style == "modern"
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        """Of parameters and fast state."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    @property
+    def own_output(self) -> bool:
+        """CMS levels and the TITAN memory learn from their own output's cotangent, not the block's (nor the
+        head's, which is one for all outputs)."""
+        return self.cms.delta_at == "own_output" and self.per_layer
+
+    @property
+    def head_norm(self) -> str:
+        """none | l2 | rms, of queries and keys."""
+        return {"style": "rms" if self.modern else "none"}.get(self.qk_norm, self.qk_norm)
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of the transformer's MLP."""
+        return self.mlp_multiplier * self.dim
+
+    @property
+    def self_mod(self) -> SelfMod:
+        """Self-modifying Titans, of the variants that have them."""
+        own = self.self_modifying_titans
+        near_one = own.alpha_init == "near_one" or (own.alpha_init == "style" and self.modern)
+        return SelfMod(**vars(own), dim=self.dim, online_chunk=self.chunk_size, alpha_near_one=near_one)
 
     @property
     def head_dim(self) -> int:
@@ -91,9 +115,13 @@ class ModelSpec(NamedTuple):
     @property
     def fast_axis(self) -> int | None:
         """The axis of the examples in a layer's fast states; None: they share one."""
-        return 0 if self.scope == "example" else None
+        return 0 if self.memory.scope == "example" else None
 
     @property
     def reduce(self) -> Reduce:
         """How writes are summed over the examples that share a fast state."""
-        return own if self.scope == "example" else partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))
+        return (
+            own
+            if self.memory.scope == "example"
+            else partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))
+        )

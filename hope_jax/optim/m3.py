@@ -11,6 +11,7 @@ gradients by c divides the update by c, and V only grows, so the learning rate h
 falls like 1 / sqrt(t) by itself.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -18,25 +19,22 @@ import jax.numpy as jnp
 import optax
 
 from hope_jax.core import trees
+from hope_jax.core.ranges import Count, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
 
 
-class M3Rule(NamedTuple):
-    """Constants of Algorithm 1.
+@dataclass(frozen=True)
+class M3Rule:
+    """M3 (*Nested Learning*, Algorithm 1), under `optim.name=m3`. Its rate has the gradient's unit."""
 
-    slow_chunk: steps between writes of the slow momentum (f). beta1, beta2, beta3: weights of the fast
-    momentum's, the second moment's and the slow momentum's new terms. alpha: weight of the slow momentum in
-    the update. ns_steps: Newton-Schulz iterations (T). eps: added to the root of V, and to NS's divisor.
-    """
-
-    slow_chunk: int = 5
-    beta1: float = 0.9
-    beta2: float = 0.999
-    beta3: float = 0.9
-    alpha: float = 1.0
-    ns_steps: int = 3
-    eps: float = 1e-8
+    slow_chunk: Count = 5  # f: steps between writes of the slow momentum
+    beta1: Positive = 0.9  # weight of a gradient in the fast momentum (a sum, no decay)
+    beta2: Positive = 0.999  # weight of a squared gradient in the second moment (a sum, no decay)
+    beta3: NonNegative = 0.9  # weight of f steps' gradients in the slow momentum; 0: no slow momentum
+    alpha: NonNegative = 1.0  # weight of the slow momentum in the update
+    ns_steps: Whole = 3  # T: Newton-Schulz iterations
+    eps: Positive = 1e-8  # added to the root of the second moment, and to the norm before Newton-Schulz
 
 
 class M3State(NamedTuple):
@@ -51,28 +49,17 @@ class M3State(NamedTuple):
     slow_direction: PyTree
 
 
-def newton_schulz(x: Array, steps: int, eps: float) -> Array:
-    """The cubic iteration X <- X (3 I - X^T X) / 2 from X = x / (|x|_F + eps), of each of the matrices
-    [..., rows, columns], towards the nearest semi-orthogonal one; x itself if it has fewer than two axes."""
-    return x if x.ndim < 2 else orthogonalize(x, CUBIC, steps, eps)
-
-
 def scale_by_m3(rule: M3Rule) -> optax.GradientTransformation:
     """Gradients to the descent direction (O1 + alpha O2) / (sqrt(V) + eps) of M3.
 
     Leaves of two and more axes are (stacks of) matrices. State in the parameters' dtypes: five times their
-    size.
-
-    Raises:
-      ValueError: slow_chunk is below 1, or ns_steps below 0.
+    size. Newton-Schulz is the cubic iteration X <- X (3 I - X^T X) / 2 from X / (|X|_F + eps).
     """
-    if rule.slow_chunk < 1 or rule.ns_steps < 0:
-        raise ValueError(
-            f"optim.m3: slow_chunk={rule.slow_chunk} must be at least 1, ns_steps={rule.ns_steps} at least 0"
-        )
 
     def orthogonal(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda m: newton_schulz(m, rule.ns_steps, rule.eps), tree)
+        return jax.tree.map(
+            lambda m: m if m.ndim < 2 else orthogonalize(m, CUBIC, rule.ns_steps, rule.eps), tree
+        )
 
     def init(params: PyTree) -> M3State:
         return M3State(jnp.zeros((), jnp.int32), *[trees.zeros_like(params) for _ in range(5)])

@@ -1,54 +1,57 @@
-"""The outer optimizers: AdamW, Muon and M3, which parameters each updates, and which stay (SPEC §3)."""
+"""The outer optimizers: AdamW, Muon and M3, which parameters each updates, and which stay."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hope_jax.core.ranges import Decay, Fraction, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.newton_schulz import QUINTIC, iterate
 from hope_jax.models import blocks
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
 
-NAMES = ("adamw", "muon_hybrid", "muon", "m3")
-SCHEDULES = ("cosine", "constant")
-POLICIES = ("all", "memories_frozen", "backbone_frozen")
+Policy = Literal["all", "memories_frozen", "backbone_frozen"]
+"""Which parameters train."""
+
 MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
 
 MUON_STEPS = 5
 """Newton-Schulz iterations of Muon."""
 
 
-class OptimRule(NamedTuple):
-    """Constants of the outer optimizer; rates are per step, steps counted from `step_offset`.
+@dataclass(frozen=True)
+class Optim:
+    """The outer optimizer. `muon_hybrid` and `m3` update the matrices of the blocks, `muon` the embedding
+    too; AdamW updates the rest."""
 
-    name: of `NAMES`. lr: of AdamW, Muon or M3. adam_lr: of what AdamW updates beside Muon or M3.
-    total_steps: where `cosine` reaches final_lr_fraction * lr, and the cool-down of `constant` ends.
-    weight_decay: decoupled, on the matrices of the blocks. momentum: of Muon. b1, b2, eps: of AdamW.
-    grad_clip: bound on the global norm of the trained parameters' gradient; 0: off.
-    param_policy: of `POLICIES`. m3: constants of M3.
-    """
-
-    name: str
-    lr: float
-    adam_lr: float
-    total_steps: int
-    weight_decay: float = 0.02
-    momentum: float = 0.95
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    cooldown_steps: int = 0
-    final_lr_fraction: float = 0.1
-    grad_clip: float = 1.0
-    step_offset: int = 0
-    param_policy: str = "all"
+    name: Literal["adamw", "muon_hybrid", "muon", "m3"] = "muon_hybrid"  # who updates the matrices
+    lr: NonNegative = 2.5e-4  # peak
+    adam_lr: NonNegative | None = None  # of what AdamW updates beside Muon or M3; None: lr
+    weight_decay: NonNegative = 0.02  # decoupled; matrices of the blocks only
+    momentum: Decay = 0.95  # Muon
+    b1: Decay = 0.9  # AdamW
+    b2: Decay = 0.999  # AdamW
+    eps: Positive = 1e-8  # AdamW
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: Whole = 0  # linear, from 0 to lr
+    cooldown_steps: Whole = 0  # linear, at the end of `constant`
+    final_lr_fraction: Fraction = 0.1  # of lr, where the schedule ends
+    grad_clip: NonNegative = 1.0  # bound on the global norm of what is trained; 0: off
     m3: M3Rule = M3Rule()
+
+
+@dataclass(frozen=True)
+class OptimRule(Optim):
+    """The optimizer of a run. total_steps: where the schedule ends. step_offset: steps that count as done."""
+
+    total_steps: int = 1
+    step_offset: int = 0
+    param_policy: Policy = "all"
 
 
 def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
@@ -166,16 +169,8 @@ def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.Gr
     no state, and no share in the norm that `grad_clip` bounds.
 
     Raises:
-      ValueError: unknown name, schedule or policy; an `untrained` name that stands for no parameter (when
-        the optimizer first sees the parameters).
+      ValueError: an `untrained` name that stands for no parameter, when the optimizer first sees these.
     """
-    for key, value, known in (
-        ("optim.name", rule.name, NAMES),
-        ("optim.schedule", rule.schedule, SCHEDULES),
-        ("train.param_policy", rule.param_policy, POLICIES),
-    ):
-        if value not in known:
-            raise ValueError(f"{key}: want one of {', '.join(known)}; got {value!r}")
 
     def groups(params: PyTree) -> PyTree:
         return update_groups(rule, params, untrained)
@@ -183,7 +178,7 @@ def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.Gr
     def frozen(params: PyTree) -> PyTree:
         return jax.tree.map(lambda group: group == FROZEN, groups(params))
 
-    other_lr = rule.lr if rule.name == "adamw" else rule.adam_lr
+    other_lr = rule.lr if rule.name == "adamw" or rule.adam_lr is None else rule.adam_lr
     parts = {
         MATRIX: _named_optimizer(rule),
         OTHER: optax.adamw(_rate(rule, other_lr), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
@@ -215,8 +210,7 @@ def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
         optax.contrib.scale_by_muon(ns_steps=0, beta=rule.momentum, weight_dimension_numbers=muon_axes),
         optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal, momentum, muon_axes(momentum))),
         optax.add_decayed_weights(
-            rule.weight_decay,
-            lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params)),
+            rule.weight_decay, lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params))
         ),
         optax.scale_by_learning_rate(rate),
     )

@@ -80,7 +80,7 @@ def read_text(model: Trained, stream: Stream, text: str, *, targets: bool, more:
         last, document = (int(row[0, -1]) for row in stream.recent[:2])
     if last == tokenizer.eos_id:
         tokens, document = [tokenizer.bos_id, *tokens], document + 1
-        if streamer.model.spec.reset_at_document:
+        if streamer.model.spec.memory.reset_at_document:
             padding = -stream.position % streamer.rule.chunk_size
     row = np.asarray([tokenizer.pad_id] * padding + tokens, np.int32)[None]
     stream = streamer.resized(stream, roomy(streamer, stream.position + row.shape[1] + more))

@@ -33,9 +33,9 @@ def _growth(values: Sequence[float]) -> tuple[float, float, float]:
 def rate_key(level: str, config: ExperimentConfig) -> str:
     """The key of the inner rate with which a level writes."""
     name = level.removesuffix(".init")
-    if name in config.model.cms_levels:
-        return f"model.cms_levels.{name}.lr"
-    return {"titan": "model.titan_level.lr"}.get(name, "model.self_mod_lr")
+    if name in config.cms.levels:
+        return f"cms.levels.{name}.lr"
+    return {"titan": "titan.level.lr"}.get(name, "self_modifying_titans.eta_scale")
 
 
 def _write_suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfig) -> list[_Suspect]:
@@ -56,8 +56,8 @@ def _write_suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfi
 def _suspects(telemetry: Sequence[dict[str, Any]], config: ExperimentConfig) -> list[_Suspect]:
     """All signals, in the order in which one drives the next."""
     remedies = {
-        "teach_signal_norm": f"lower model.teach_scale (now {config.model.teach_scale:g}) or set "
-        f"model.teach_clip (now {config.model.teach_clip:g}; 0 is off)",
+        "teach_signal_norm": f"lower teach.scale (now {config.teach.scale:g}) or set "
+        f"teach.clip (now {config.teach.clip:g}; 0 is off)",
         "grad_norm": f"lower optim.lr (now {config.optim.lr:g}) or optim.grad_clip "
         f"(now {config.optim.grad_clip:g}; 0 is off)",
         "loss": f"lower optim.lr (now {config.optim.lr:g}) or lengthen optim.warmup_steps "

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hope_jax.config.experiment import ExperimentConfig, MemoryConfig
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.memory.levels import MemoryOptions
 from hope_jax.training import idle
 from hope_jax.training.diagnosis import rate_key
 
@@ -89,11 +90,11 @@ def remedy(level: LevelSize | None, config: ExperimentConfig) -> str:
         f"{level.delta:.3g}; {level.hits:.2g} active bounds a write)."
     )
     memory = config.memory
-    if key == "model.self_mod_lr" and level.name not in config.model.cms_levels:
-        return f"{cause} Remedy: lower {key} (now {config.model.self_mod_lr:g})."
+    if key == "self_modifying_titans.eta_scale" and level.name not in config.cms.levels:
+        return f"{cause} Remedy: lower {key} (now {config.self_modifying_titans.eta_scale:g})."
     off = [name for name in ("write_clip", "delta_clip") if not getattr(memory, name)]
     if off:
-        bounds = " and ".join(f"memory.{name}={getattr(MemoryConfig(), name):g}" for name in off)
+        bounds = " and ".join(f"memory.{name}={getattr(MemoryOptions(), name):g}" for name in off)
         return f"{cause} Remedy: set {bounds} (now 0: off), or lower {key}."
     return f"{cause} Remedy: lower {key} or memory.write_clip (now {memory.write_clip:g})."
 

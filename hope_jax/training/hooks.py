@@ -142,7 +142,7 @@ class CheckpointHook:
                 good = self._checkpointer.latest_path() or "none"
                 raise DivergenceError(
                     f"{bad} is not finite after step {event.step}, though the losses were; not saved. "
-                    f"Last good checkpoint: {good}. Lower optim.lr, or model.self_mod_lr if it is in fast."
+                    f"Last good checkpoint: {good}. Lower optim.lr; if it is in fast, the memories' rates."
                 )
             progress = self._recorder.progress()._asdict()
             self._checkpointer.save(event.step, event.state, self._data_state(), progress)

@@ -75,7 +75,7 @@ def idle_alarm(
     memories that an evaluation reads and does not write.
     """
     loss, plain = evaluated["eval_loss"], evaluated["eval_loss_no_writes"]
-    warm_up = max(config.model.teach_schedule.warmup_steps, config.optim.warmup_steps)
+    warm_up = max(config.teach.schedule.warmup_steps, config.optim.warmup_steps)
     if loss is None or plain is None or step <= warm_up:
         return None
     found: Written = evaluated.get("eval_writes", {})
@@ -88,8 +88,8 @@ def idle_alarm(
     ]
     measured = f"held-out loss {loss:.5g} with writes, {plain:.5g} without"
     hardly = [level for level in levels if level.share < SHARE and _is_taught(level.name, config)]
-    if hardly and config.model.surprise_threshold is not None:
-        return f"{KIND}: {_hardly(hardly, config.model.surprise_threshold)} {measured.capitalize()}."
+    if hardly and config.memory.surprise_threshold is not None:
+        return f"{KIND}: {_hardly(hardly, config.memory.surprise_threshold)} {measured.capitalize()}."
     if levels and abs(loss - plain) < EFFECT * min(1.0, plain):
         return f"{KIND}: {measured}: the writes of {_names(levels)} change nothing. {_louder(levels, config)}"
     return None
@@ -100,8 +100,8 @@ def _hardly(levels: list[_Level], threshold: float) -> str:
     means = [value for level in levels for value in level.surprise]
     return (
         f"share of their periods that they write: {shares}. Their mean surprise is {min(means):.3g} to "
-        f"{max(means):.3g} by layer, model.surprise_threshold={threshold:g}. Remedy: lower "
-        f"model.surprise_threshold below {min(means):.2g}, or set it to None (all periods are written); "
+        f"{max(means):.3g} by layer, memory.surprise_threshold={threshold:g}. Remedy: lower "
+        f"memory.surprise_threshold below {min(means):.2g}, or set it to None (all periods are written); "
         "`python -m hope_jax.calibrate` prints the quantiles of the surprise."
     )
 
@@ -115,7 +115,7 @@ def _louder(levels: list[_Level], config: ExperimentConfig) -> str:
         )
     rates = {rate_key(level.name, config): _rate(level.name, config) for level in levels}
     keys = ", ".join(f"{key} (now {rate:g})" for key, rate in rates.items())
-    scale = f" or model.teach_scale (now {config.model.teach_scale:g})"
+    scale = f" or teach.scale (now {config.teach.scale:g})"
     taught = any(_is_taught(level.name, config) for level in levels)
     return f"Remedy: raise {keys}{scale if taught else ''}."
 
@@ -126,14 +126,12 @@ def _names(levels: Iterable[_Level]) -> str:
 
 def _is_taught(name: str, config: ExperimentConfig) -> bool:
     """Whether teach signals write the level: those of self-modifying Titans write themselves."""
-    return f"cms_levels.{name.removesuffix('.init')}" in dict(levels_of(config)) or name == "titan"
+    return rate_key(name, config).removesuffix(".lr") in dict(levels_of(config))
 
 
 def _rate(name: str, config: ExperimentConfig) -> float:
     """With which a level writes; 0 where its signal is scaled to nothing."""
-    taught = {key.rpartition(".")[2]: level for key, level in levels_of(config)}
-    level = taught.get("titan_level" if name == "titan" else name.removesuffix(".init"))
+    level = dict(levels_of(config)).get(rate_key(name, config).removesuffix(".lr"))
     if level is None:
-        return config.model.self_mod_lr
-    rate = config.model.self_mod_lr if level.lr is None else level.lr
-    return rate if config.model.teach_scale else 0.0
+        return config.self_modifying_titans.eta_scale
+    return level.lr if config.teach.scale else 0.0

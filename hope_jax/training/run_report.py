@@ -33,7 +33,7 @@ _ESSENTIALS = (
     "model.block_variant", "model.style", "model.dim", "model.num_layers", "model.heads", "model.vocab_size",
     "data.source", "data.seq_len", "data.batch_size", "train.algorithm_mode", "train.online_chunk_size",
     "train.steps", "train.seed", "train.compute_dtype", "optim.name", "optim.lr", "memory.scope",
-    "memory.lifetime", "model.teach_scale", "model.teach_clip", "model.surprise_threshold",
+    "memory.lifetime", "teach.scale", "teach.clip", "memory.surprise_threshold",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _writes_tiles(summary: Mapping[str, Any]) -> dict[str, str]:
     if loss is not None and plain is not None:
         tiles[f"nats by memory writes: {page.number(plain)} without"] = f"{loss - plain:+.4f}"
     if share is not None:
-        threshold = summary.get("config", {}).get("model", {}).get("surprise_threshold")
+        threshold = summary.get("config", {}).get("memory", {}).get("surprise_threshold")
         tiles[f"of periods written, surprise_threshold={threshold}"] = f"{share:.1%}"
     return tiles
 

@@ -1,5 +1,6 @@
 """The compiled pieces of a run: initial state, train step, evaluation, sampling."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,9 +30,9 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Array, Batch, PyTree
+from hope_jax.learning import sampling
 from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
 from hope_jax.learning.modes import MODES
-from hope_jax.learning.sampling import make_generate
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
 from hope_jax.optim import outer as optim
@@ -66,10 +67,10 @@ class Step:
         self.config = config
         self.mesh = None if mesh is None or mesh.size == 1 else mesh
         across = (DATA_AXIS,) if self.mesh else ()
-        self.model = HopeModel(assemble.model_spec(config)._replace(across=across))
+        self.model = HopeModel(dataclasses.replace(assemble.model_spec(config), across=across))
         rule: OnlineRule = assemble.online_rule(config)
-        self.rule = rule._replace(teach=rule.teach._replace(across=across))
-        self.schedule = assemble.teach_schedule(config)
+        self.rule = rule._replace(across=across)
+        self.schedule = config.teach.schedule
         self.optim_rule = assemble.optim_rule(config)
         self.persistent = config.memory.lifetime == "persistent"
         self.mode = config.train.algorithm_mode
@@ -271,7 +272,7 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     train = jit_train(step, mesh)
     evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
     gather_all = jax.jit(lambda tree: tree, out_shardings=everywhere)
-    sample = make_generate(assemble.streamer(config))
+    streamer = assemble.streamer(config)
 
     def generate(
         state: TrainState, prompt: np.ndarray, max_tokens: int, temperature: float, seed: int
@@ -279,7 +280,10 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
         # One device samples: its own copy of the parameters, without the mesh.
         copies = gather_all((state.params, state.fast))
         params, fast = jax.tree.map(lambda leaf: leaf.addressable_data(0), copies)
-        return sample(params, fast if step.persistent else None, prompt, max_tokens, temperature, seed)
+        fast = fast if step.persistent else None
+        return sampling.generate(
+            streamer, params, fast, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
 
     shapes = jax.eval_shape(step.init)
     return TrainProgram(

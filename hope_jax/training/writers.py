@@ -188,7 +188,7 @@ def make_writers(
     """The writers that the configuration asks for; none but on the first process."""
     if jax.process_index() != 0:
         return []
-    progress = ProgressWriter(config.train.steps, config.model.surprise_threshold, share_of_peak)
+    progress = ProgressWriter(config.train.steps, config.memory.surprise_threshold, share_of_peak)
     writers: list[Writer] = [JsonlWriter(workdir), progress]
     if config.log.tensorboard:
         writers.append(TensorBoardWriter(workdir, step))

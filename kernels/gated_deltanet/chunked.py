@@ -15,7 +15,6 @@ ratios g_t / g_i at most 1 appear: no decay overflows. Rows are tokens; one exam
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import chex
 import jax
@@ -25,21 +24,6 @@ from hope_jax.kernels.triangular import unit_lower_inverse
 LEAST = -40.0
 """Bound of log alpha from below (4e-18): less leaves nothing either, but the sums of logarithms, whose
 differences are the decays of later tokens, would lose their last digits."""
-
-
-class _Chunk(NamedTuple):
-    """A chunk of C tokens and one head, without its first state.
-
-    query, key: [C, K], times g_t and g_C / g_t. within: [C, C] share of u_i in o_t. u, of_state: [C, V] and
-    [C, K], U = u - of_state S_0. kept: [] g_C. `u` and `kept` are in at least float32, the others as q.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    within: jax.Array
-    u: jax.Array
-    of_state: jax.Array
-    kept: jax.Array
 
 
 def gated_delta(
@@ -78,8 +62,13 @@ def gated_delta(
 
 def _without_state(
     dtype: jnp.dtype, q: jax.Array, k: jax.Array, v: jax.Array, log_alpha: jax.Array, beta: jax.Array
-) -> _Chunk:
-    """q, k: [C, K]; v: [C, V]; log_alpha, beta: [C]. dtype: of sums."""
+) -> tuple[jax.Array, ...]:
+    """What a chunk of C tokens and one head comes to without its first state: query, key [C, K], times g_t
+    and g_C / g_t; within [C, C], the share of u_i in o_t; u [C, V], of_state [C, K], U = u - of_state S_0;
+    kept [], g_C. u and kept in `dtype`, that of sums, the others in q's.
+
+    q, k: [C, K]; v: [C, V]; log_alpha, beta: [C].
+    """
     size, narrow, beta = len(q), q.dtype, beta.astype(dtype)
     after = jnp.cumsum(jnp.maximum(log_alpha.astype(dtype), LEAST))
     until = jnp.tril(jnp.ones((size, size), bool))
@@ -88,22 +77,19 @@ def _without_state(
     overlap = jnp.matmul(k, k.T, precision="highest", preferred_element_type=dtype)
     inverse = unit_lower_inverse(jnp.tril(beta[:, None] * between * overlap, -1)) * beta
     kept = jnp.exp(after)
-    return _Chunk(
-        query=(kept[:, None] * q).astype(narrow),
-        key=(jnp.exp(after[-1] - after)[:, None] * k).astype(narrow),
-        within=(between * _product(q, k.T, narrow, dtype)).astype(narrow),
-        u=_product(inverse, v, narrow, dtype),
-        of_state=_product(inverse * kept, k, narrow, dtype).astype(narrow),
-        kept=kept[-1],
-    )
+    query = (kept[:, None] * q).astype(narrow)
+    key = (jnp.exp(after[-1] - after)[:, None] * k).astype(narrow)
+    within = (between * _product(q, k.T, narrow, dtype)).astype(narrow)
+    of_state = _product(inverse * kept, k, narrow, dtype).astype(narrow)
+    return query, key, within, _product(inverse, v, narrow, dtype), of_state, kept[-1]
 
 
-def _with_state(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
+def _with_state(state: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     """The state [K, V] after a chunk, and its outputs [C, V]."""
-    product = partial(_product, narrow=chunk.query.dtype, dtype=state.dtype)
-    u = chunk.u - product(chunk.of_state, state)
-    o = product(chunk.query, state) + product(chunk.within, u)
-    return chunk.kept * state + product(chunk.key.T, u), o
+    query, key, within, u, of_state, kept = chunk
+    product = partial(_product, narrow=query.dtype, dtype=state.dtype)
+    u = u - product(of_state, state)
+    return kept * state + product(key.T, u), product(query, state) + product(within, u)
 
 
 def _product(a: jax.Array, b: jax.Array, narrow: jnp.dtype, dtype: jnp.dtype) -> jax.Array:

@@ -14,12 +14,15 @@ follow from those at the start by one unit-triangular C x C system, which is com
 Rows are tokens. Everything is for one example; the batch is a vmap.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.self_mod.group import Group, Layout, Products, outer, wide
 from hope_jax.kernels.triangular import exact, unit_lower_inverse
+
+from hope_jax.core.ranges import Decay
 
 
 class Tokens(NamedTuple):
@@ -34,18 +37,16 @@ class Tokens(NamedTuple):
     log_alpha: jax.Array
 
 
-class Rule(NamedTuple):
-    """Options of the write.
+@dataclass(frozen=True)
+class Rule:
+    """How memories are written."""
 
-    objective: inner loss, |M(k) - M(v)|^2 (l2) or -<M(k), M(v)> (dot). stopgrad_vhat: leave the target M(v)
-    out of the inner gradient (derivatives of the written weights go through it all the same). rank1: the
-    factor (alpha I - eta k k^T); False: alpha. momentum: beta.
-    """
-
-    objective: Literal["l2", "dot"] = "l2"
-    stopgrad_vhat: bool = True
-    rank1: bool = True
-    momentum: float = 0.0
+    objective: Literal["l2", "dot"] = "l2"  # inner loss |M(k) - M(v)|^2 or -<M(k), M(v)>
+    stopgrad_vhat: bool = (
+        True  # no inner gradient through the target M(v); written weights have one all the same
+    )
+    rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write; False: alpha
+    momentum: Decay = 0.0  # beta of the writes
 
 
 class Factors(NamedTuple):
@@ -131,7 +132,7 @@ def factors_of_chunk(
         carried, first = _carried(live.astype(eta.dtype), rule.momentum)
         given, start = exact(shares, carried), exact(shares, first)
     left, *others = shared(given[-1])
-    if rule.rank1:
+    if rule.rank1_precondition:
         # y_t = W_{t-1} k_t: the factor removes eta_t y_t k_t^T.
         keys = wide(both[:size])
         y = jnp.exp(after[:-1, None]) * pre[:size]

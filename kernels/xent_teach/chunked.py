@@ -50,10 +50,7 @@ def logits_of(hidden: jax.Array, head_vd: jax.Array) -> jax.Array:
 
 
 def cross_entropy(
-    hidden_btd: jax.Array,
-    head_vd: jax.Array,
-    targets_bt: jax.Array,
-    block_logits: int = BLOCK_LOGITS,
+    hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array, block_logits: int = BLOCK_LOGITS
 ) -> CrossEntropy:
     """Cross-entropy of each position's target under softmax(hidden @ head^T).
 

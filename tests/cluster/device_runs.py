@@ -31,13 +31,14 @@ STEPS = 5
 
 SMALL = (
     "model.dim=16", "model.heads=2", "model.num_layers=2", "model.vocab_size=64", "data.seq_len=48",
-    "data.batch_size=8", "model.surprise_threshold=None", "model.self_mod_lr=0.05", "optim.warmup_steps=0",
-    "model.teach_schedule.warmup_steps=0", "model.self_modifying.chunk_size=8",
-    "model.self_modifying.chunk_size_memory=16", "train.online_chunk_size=16", "optim.name=adamw",
+    "data.batch_size=8", "memory.surprise_threshold=None", "self_modifying_titans.eta_scale=0.05",
+    "optim.warmup_steps=0",
+    "teach.schedule.warmup_steps=0", "self_modifying_titans.chunk_size=8",
+    "self_modifying_titans.chunk_size_memory=16", "train.online_chunk_size=16", "optim.name=adamw",
     "optim.lr=0.01", "optim.eps=1e-3",
-    "model.cms_levels={'fast': {'update_period': 8, 'lr': 0.1, 'optimizer': 'momentum'},"
+    "cms.levels={'fast': {'update_period': 8, 'lr': 0.1, 'optimizer': 'momentum'},"
     " 'slow': {'update_period': 48, 'lr': 0.1, 'optimizer': 'preconditioned', 'eps': 1e-3}}",
-    "model.titan_level={'update_period': 8, 'lr': 0.1, 'optimizer': 'momentum'}",
+    "titan.level={'update_period': 8, 'lr': 0.1, 'optimizer': 'momentum'}",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ BATCH = ("memory.scope=batch",)
 PERSISTENT = (*BATCH, "memory.lifetime=persistent")
 MEAN = ("teach.normalize=batch_mean",)
 FSDP = ("train.fsdp=True",)
-TITANS = ("model.titan_level.optimizer=titans",)
+TITANS = ("titan.level.optimizer=titans",)
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 UNJUDGED = {"float64": (), "float32": ("params", "opt_state", "grad_norm")}
 """In single precision Adam's quotients and squares are no better than the gradient's small elements."""
@@ -135,7 +135,7 @@ def test_gates_open_for_the_same_writes(
     variant: str, mode: str, scope: tuple[str, ...], threshold: float
 ) -> None:
     """The threshold lies among the surprises, so some writes are gated and some are not."""
-    gate = f"model.surprise_threshold={threshold}"
+    gate = f"memory.surprise_threshold={threshold}"
     gated = case(variant, mode, *scope, gate, sums=None)
     without = case(variant, mode, *scope, devices=(1, 2), sums=None)
     found = check([gated, without])

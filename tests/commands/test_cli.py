@@ -159,15 +159,13 @@ def test_launch_refuses_before_anything_is_written(config_file: Path) -> None:
 def test_a_mistyped_level_is_refused_and_an_added_one_is_said(
     config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refused = launch(
-        f"--config={config_file}", "--config.model.cms_levels.cms_fst.lr=1", cwd=config_file.parent
-    )
+    refused = launch(f"--config={config_file}", "--config.cms.levels.cms_fst.lr=1", cwd=config_file.parent)
     assert refused.returncode == 2 and refused.stderr == (
-        "error: model.cms_levels.cms_fst: there is no cms_fst; there are cms_fast; did you mean cms_fast? "
-        "(to add cms_fst: --config.model.cms_levels.+cms_fst=VALUE)\n"
+        "error: cms.levels.cms_fst: there is no cms_fst; there are cms_fast; did you mean cms_fast? "
+        "(to add cms_fst: --config.cms.levels.+cms_fst=VALUE)\n"
     )
     caplog.set_level("INFO", "hope_jax.cli")
-    cli.read_config(config_file, ["model.cms_levels={'cms_fast': {'update_period': 4}}"])
+    cli.read_config(config_file, ["cms.levels={'cms_fast': {'update_period': 4}}"])
     assert "cms_fast: not named, so by default lr=None, optimizer=momentum, beta=0.9" in caplog.text
 
 

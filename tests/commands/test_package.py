@@ -37,7 +37,7 @@ from hope_jax.config.experiment import base_config, level
 def get_config():
     config = base_config()
     config.model.update({"vocab_size": 1024, "dim": 16, "num_layers": 1, "heads": 2})
-    config.model.cms_levels = {"fast": level(update_period=8, lr=0.1)}
+    config.cms.levels = {"fast": level(update_period=8, lr=0.1)}
     config.data.update({"seq_len": 32, "batch_size": 2, "tokenizer": "own.model"})
     config.train.steps = 2
     config.eval.update({"batches": 1, "generate_tokens": 0})

@@ -1,6 +1,6 @@
 """Combinations that cannot run are refused; N and K; warnings."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -9,6 +9,8 @@ from hope_jax.config.chunks import document_multiple, online_chunk, stream_chunk
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.values import resolve
 from hope_jax.core.errors import ConfigError
+from hope_jax.models.blocks import BLOCKS
+from hope_jax.models.spec import BlockVariant
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
 TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}
@@ -16,12 +18,17 @@ NESTED = {"cms": {"connection": "nested"}}
 RESET = {"reset_at_document": True}
 
 
-def make(model: dict[str, Any] | None = None, **groups: dict[str, Any]) -> ExperimentConfig:
-    return resolve({"model": {"cms_levels": LEVELS, **(model or {})}, **groups})
+def make(
+    model: dict[str, Any] | None = None, levels: dict[str, Any] = LEVELS, **groups: dict[str, Any]
+) -> ExperimentConfig:
+    """levels: what they name besides a period of 16 and a rate."""
+    named = {name: {"update_period": 16, "lr": 0.1, **level} for name, level in levels.items()}
+    cms = {"levels": named, **groups.pop("cms", {})}
+    return resolve({"model": model or {}, "cms": cms, **groups})
 
 
 def periods(*periods: int) -> ExperimentConfig:
-    return make({"cms_levels": {f"c{c}": {"update_period": c} for c in periods}}, **NESTED)
+    return make(levels={f"c{c}": {"update_period": c} for c in periods}, **NESTED)
 
 
 @pytest.mark.parametrize(
@@ -31,20 +38,20 @@ def periods(*periods: int) -> ExperimentConfig:
         (make({"dim": 24, "heads": 8}), "is 3: RoPE"),
         (make({"block_variant": "transformer_pp", "activation": "relu"}), "activation=relu has no place in"),
         (
-            make({"cms_levels": {}}, train={"param_policy": "backbone_frozen"}),
-            "block_variant=hope_attention with no cms_levels has no memories",
+            make(levels={}, train={"param_policy": "backbone_frozen"}),
+            "block_variant=hope_attention with no cms.levels has no memories",
         ),
-        (make({"cms_levels": {"a": {"update_period": 24}}}, train={"online_chunk_size": 16}), "24 neither"),
+        (make(levels={"a": {"update_period": 24}}, train={"online_chunk_size": 16}), "24 neither"),
         (
-            make({"cms_levels": {"a": {"update_period": 24}}}, data={"seq_len": 256}, **TWO_PASS),
+            make(levels={"a": {"update_period": 24}}, data={"seq_len": 256}, **TWO_PASS),
             "data.seq_len",
         ),
         (
-            make({"block_variant": "titan", "titan_level": {"update_period": 5}}),
-            "model.titan_level.update_period=5",
+            make({"block_variant": "titan"}, titan={"level": {"update_period": 5}}),
+            "titan.level.update_period=5",
         ),
         (
-            make({"block_variant": "hope_selfmod", "self_modifying": {"chunk_size": 3}}),
+            make({"block_variant": "hope_selfmod"}, self_modifying_titans={"chunk_size": 3}),
             "chunk_size=3 neither",
         ),
         (
@@ -67,16 +74,16 @@ def periods(*periods: int) -> ExperimentConfig:
         ),
         (make(optim={"cooldown_steps": 5}), "optim.schedule=cosine"),
         (
-            make({"cms_levels": {"a": {"update_period": 16}, "b": {"update_period": 16}}}, **NESTED),
-            "cms_levels.a.update_period=16 is no larger multiple of model.cms_levels.b.update_period=16",
+            make(levels={"a": {"update_period": 16}, "b": {"update_period": 16}}, **NESTED),
+            "cms.levels.a.update_period=16 is no larger multiple of cms.levels.b.update_period=16",
         ),
         (
             periods(16, 48, 32),
-            "cms_levels.c48.update_period=48 is no larger multiple of model.cms_levels.c32.update_period=32",
+            "cms.levels.c48.update_period=48 is no larger multiple of cms.levels.c32.update_period=32",
         ),
         (
-            make({"cms_levels": {"mix": {"update_period": 16}}}, cms={"connection": "independent"}),
-            "model.cms_levels.mix: ",
+            make(levels={"mix": {"update_period": 16}}, cms={"connection": "independent"}),
+            "cms.levels.mix: ",
         ),
         (
             make(data={"source": "shards", "mixture": {"a": 0.5}}),
@@ -101,43 +108,48 @@ def test_refused_combinations(config: ExperimentConfig, message: str) -> None:
         validate(config)
 
 
-def test_what_the_front_knows_is_checked_when_given() -> None:
-    config = make({"block_variant": "titan", "titan_level": {"optimizer": "adam"}}, data={"batch_size": 6})
-    validate(config)
+def test_every_problem_is_named_at_once() -> None:
+    config = make({"block_variant": "titan"}, titan={"level": {"optimizer": "adam"}}, data={"batch_size": 6})
     with pytest.raises(ConfigError) as caught:
-        validate(config, device_count=4, built_variants=["transformer"], inner_optimizers=["sgd", "muon"])
+        validate(config, device_count=4)
     text = str(caught.value)
-    assert "block_variant=titan: not built yet; use transformer" in text
-    assert "model.titan_level.optimizer='adam': unknown; known: sgd, muon" in text
+    assert "titan.level.optimizer='adam': unknown; known: sgd" in text
     assert "data.batch_size=6 is not divisible by the 4 devices" in text
-    assert len(text.splitlines()) == 4
-    validate(config, device_count=3, built_variants=["titan"], inner_optimizers=["adam"])
+    assert len(text.splitlines()) == 3
 
 
 def test_optimizers_of_memories_that_the_variant_lacks_do_not_matter() -> None:
-    validate(make({"titan_level": {"optimizer": "adam", "update_period": 7}}), inner_optimizers=["momentum"])
+    validate(make(titan={"level": {"optimizer": "adam", "update_period": 7}}))
+
+
+def test_variants_are_the_keys_of_the_block_table() -> None:
+    assert get_args(BlockVariant) == tuple(BLOCKS)
+
+
+def test_a_memory_without_periods_is_a_memory() -> None:
+    validate(make({"block_variant": "gated_deltanet"}, train={"param_policy": "backbone_frozen"}))
 
 
 def test_accepted_where_the_rule_does_not_apply() -> None:
     validate(make({"dim": 24, "heads": 8, "style": "reference"}))
     for variant in ("transformer", "hope_attention", "hope_hybrid", "hope_selfmod"):
-        validate(make({"block_variant": variant, "cms_levels": {}, "activation": "relu"}))
+        validate(make({"block_variant": variant, "activation": "relu"}, {}))
     for connection in ("independent", "nested"):
-        validate(make({"cms_levels": {}}, cms={"connection": connection, "norm": "none"}))
-        validate(make({"cms_levels": {"a": {}}}, cms={"connection": connection}))
+        validate(make(levels={}, cms={"connection": connection, "norm": "none"}))
+        validate(make(levels={"a": {}}, cms={"connection": connection}))
     validate(make(memory={"lifetime": "persistent", "scope": "batch"}, **TWO_PASS))
-    validate(make({"cms_levels": {"a": {"update_period": 64}}}, train={"online_chunk_size": 16}))
+    validate(make(levels={"a": {"update_period": 64}}, train={"online_chunk_size": 16}))
     validate(make(**NESTED))
     validate(make(memory=RESET, data={"seq_len": 96}))
     validate(make(memory={"scope": "batch"}, data={"seq_len": 100}))
-    validate(make({"block_variant": "transformer", "cms_levels": {"mix": {}, "b": {}}}, **NESTED))
+    validate(make({"block_variant": "transformer"}, levels={"mix": {}, "b": {}}, **NESTED))
 
 
 @pytest.mark.parametrize(
     ("config", "chunk", "cut"),
     [
         (make(), 16, 16),
-        (make({"cms_levels": {"a": {"update_period": 64}, "b": {"update_period": 128}}}), 64, 64),
+        (make(levels={"a": {"update_period": 64}, "b": {"update_period": 128}}), 64, 64),
         (make(train={"online_chunk_size": 32, "truncate_tokens": 96}), 32, 96),
         (
             make(data={"seq_len": 512}, train={"algorithm_mode": "two_pass", "online_chunk_size": 32}),
@@ -145,18 +157,18 @@ def test_accepted_where_the_rule_does_not_apply() -> None:
             512,
         ),
         (make({"block_variant": "transformer"}, data={"seq_len": 512}), 512, 512),
-        (make({"cms_levels": {}}, data={"seq_len": 512}), 512, 512),
-        (make({"cms_levels": {}}, train={"online_chunk_size": 32}), 32, 32),
-        (make({"block_variant": "titan", "cms_levels": {"a": {"update_period": 64}}}), 16, 16),
+        (make(levels={}, data={"seq_len": 512}), 512, 512),
+        (make(levels={}, train={"online_chunk_size": 32}), 32, 32),
+        (make({"block_variant": "titan"}, levels={"a": {"update_period": 64}}), 16, 16),
         (
-            make({"block_variant": "hope_hybrid", "cms_levels": {}, "titan_level": {"update_period": 24}}),
+            make({"block_variant": "hope_hybrid"}, levels={}, titan={"level": {"update_period": 24}}),
             24,
             24,
         ),
-        (make({"block_variant": "hope_selfmod", "cms_levels": {}}), 16, 256),
+        (make({"block_variant": "hope_selfmod"}, levels={}), 16, 256),
         (make({"block_variant": "hope_selfmod"}), 16, 256),
         (make({"block_variant": "hope_selfmod"}, train={"online_chunk_size": 96}), 96, 288),
-        (make({"block_variant": "hope_selfmod", "self_modifying": {"chunk_size_memory": 256}}), 16, 512),
+        (make({"block_variant": "hope_selfmod"}, self_modifying_titans={"chunk_size_memory": 256}), 16, 512),
     ],
 )
 def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
@@ -187,12 +199,12 @@ PERSISTENT = {"lifetime": "persistent", "scope": "batch"}
         (make(train={"online_chunk_size": 32}), 32),
         (make({"block_variant": "transformer"}, data=SHORT), 16),
         (make({"block_variant": "transformer"}, data={"seq_len": 8}, **TWO_PASS), 8),
-        (make({"cms_levels": {}}, data=SHORT), 16),
+        (make(levels={}, data=SHORT), 16),
         (make(data=SHORT, **TWO_PASS), 16),
         (make(data=SHORT, train={"algorithm_mode": "two_pass", "online_chunk_size": 32}), 32),
         (make(data=SHORT, memory=PERSISTENT, **TWO_PASS), 512),
         (make({"block_variant": "hope_selfmod"}, data=SHORT, **TWO_PASS), 16),
-        (make({"cms_levels": {"a": {"update_period": 3}}}, data={"seq_len": 192}, **TWO_PASS), 192),
+        (make(levels={"a": {"update_period": 3}}, data={"seq_len": 192}, **TWO_PASS), 192),
     ],
 )
 def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
@@ -202,7 +214,7 @@ def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (make(), "cms_levels.cms_fast (4)"),
+        (make(), "cms.levels.cms_fast (4)"),
         (make(**TWO_PASS), "nothing but statistics"),
         (make(teach={"source": "global"}), "cms.delta_at=own_output has no effect"),
         (make(data={"mixture": {"a": 1.0}}), "data.mixture has no effect"),
@@ -214,8 +226,8 @@ def test_chunk_of_streams(config: ExperimentConfig, chunk: int) -> None:
             make(train={"algorithm_mode": "through_writes", "truncate_tokens": 32}),
             "train.truncate_tokens has no effect under through_writes",
         ),
-        (make({"cms_levels": {"a": {"update_period": 4096}}}), "cms_levels.a (4096): the period is longer"),
-        (make({"cms_levels": {}}, train={"online_chunk_size": 32}), "which hope_attention does not need"),
+        (make(levels={"a": {"update_period": 4096}}), "cms.levels.a (4096): the period is longer"),
+        (make(levels={}, train={"online_chunk_size": 32}), "which hope_attention does not need"),
         (periods(4, 8, 32), "c4 (4) restarts every 8 tokens under cms.connection=nested, within the online"),
         (periods(4, 8, 32), "of 16: only its learned start"),
         (periods(4, 8, 16), "of 16: only its start that training gave it"),
@@ -228,4 +240,4 @@ def test_warnings_name_what_may_not_be_meant(config: ExperimentConfig, message: 
 def test_no_warning_without_reason() -> None:
     assert not warnings(make(train={"online_chunk_size": 4}))
     assert not warnings(make({"block_variant": "transformer"}, **TWO_PASS))
-    assert not warnings(make({"block_variant": "hope_selfmod", "cms_levels": {}}))
+    assert not warnings(make({"block_variant": "hope_selfmod"}, levels={}))

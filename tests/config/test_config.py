@@ -2,14 +2,17 @@
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 import pytest
 from ml_collections import config_dict
 
-from hope_jax.config.experiment import Activation, ExperimentConfig, LevelConfig, base_config, level
+from hope_jax.config.experiment import ExperimentConfig, base_config, level
 from hope_jax.config.values import as_plain_dict, key_paths, resolve, said_of_levels, set_override
 from hope_jax.core.errors import ConfigError
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import ACTIVATIONS
+from hope_jax.models.spec import Architecture
 
 
 def overridden(*overrides: tuple[str, str]) -> ExperimentConfig:
@@ -24,19 +27,21 @@ def test_base_config_resolves_to_the_defaults() -> None:
 
 
 def test_missing_keys_take_their_defaults() -> None:
-    assert resolve({"model": {"cms_levels": {"a": {"lr": 1}}}}).model.cms_levels == {"a": LevelConfig(lr=1.0)}
+    assert resolve({"cms": {"levels": {"a": {"update_period": 2, "lr": 1}}}}).cms.levels == {
+        "a": Level(2, 1.0)
+    }
 
 
 def test_a_group_s_own_defaults_hold_for_keys_that_it_lacks() -> None:
-    assert resolve({"model": {"titan_level": {"lr": 1.0}}}).model.titan_level.update_period == 8
+    assert resolve({"titan": {"level": {"lr": 1.0}}}).titan.level.update_period == 8
 
 
 def test_level_order_is_kept_from_plain_dicts_and_config_dicts() -> None:
     config = base_config()
-    config.model.cms_levels = {"zeta": level(update_period=4), "alpha": {"update_period": 8}}
-    assert list(resolve(config).model.cms_levels) == ["zeta", "alpha"]
-    config.model.cms_levels.beta = level()
-    assert list(resolve(config).model.cms_levels) == ["zeta", "alpha", "beta"]
+    config.cms.levels = {"zeta": level(update_period=4, lr=0.1), "alpha": {"update_period": 8, "lr": 0.1}}
+    assert list(resolve(config).cms.levels) == ["zeta", "alpha"]
+    config.cms.levels.beta = level(update_period=16, lr=0.1)
+    assert list(resolve(config).cms.levels) == ["zeta", "alpha", "beta"]
 
 
 def test_field_references_are_resolved() -> None:
@@ -52,9 +57,9 @@ def test_result_is_frozen() -> None:
 
 
 def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
-    config = resolve({"model": {"teach_scale": 1}})
-    assert isinstance(config.model.teach_scale, float)
-    for bad in ({"dim": 64.0}, {"dim": True}, {"dim": "64"}, {"cms_flush_partial_at_end": 1}, {"dim": None}):
+    config = resolve({"teach": {"scale": 1}})
+    assert isinstance(config.teach.scale, float)
+    for bad in ({"dim": 64.0}, {"dim": True}, {"dim": "64"}, {"dim": None}, {"heads": 1.5}):
         with pytest.raises(ConfigError, match="want"):
             resolve({"model": bad})
 
@@ -68,13 +73,19 @@ def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
         ({"model": 3}, "model: want a group of keys, got 3"),
         ({"model": {"style": "moderne"}}, "got 'moderne'; did you mean modern?"),
         (
-            {"model": {"cms_levels": {"a": {"update_period": 0}}}},
+            {"cms": {"levels": {"a": {"update_period": 0, "lr": 1}}}},
             "a.update_period: want .* at least 1; got 0",
         ),
-        ({"model": {"cms_levels": {"a": {"period": 4}}}}, "did you mean model.cms_levels.a.update_period?"),
-        ({"model": {"cms_levels": {"a-b": {}}}}, "'a-b' is no name"),
-        ({"model": {"cms_levels": [1]}}, "want a group of keys"),
-        ({"model": {"surprise_threshold": -0.1}}, "at least 0, or None; got -0.1"),
+        ({"cms": {"levels": {"a": {"period": 4}}}}, "did you mean cms.levels.a.update_period?"),
+        ({"cms": {"levels": {"a-b": {}}}}, "'a-b' is no name"),
+        (
+            {"cms": {"levels": {"a": {"update_period": 4}}}},
+            "a.lr: missing; every level names its lr",
+        ),
+        ({"model": {"teach_scale": 1}}, "model.teach_scale: unknown key; did you mean teach.scale?"),
+        ({"model": {"cms_levels": {}}}, "did you mean cms.levels?"),
+        ({"cms": {"levels": [1]}}, "want a group of keys"),
+        ({"memory": {"surprise_threshold": -0.1}}, "at least 0, or None; got -0.1"),
         ({"model": {"vocab_size": 1}}, "at least 2; got 1"),
         ({"optim": {"lr": float("nan")}}, "optim.lr: .* got nan"),
         ({"optim": {"lr": float("inf")}}, "optim.lr: .* got inf"),
@@ -105,8 +116,8 @@ def test_every_key_has_an_override() -> None:
         path = path.replace(".NAME.", ".cms_fast.")
         value: object = ExperimentConfig()
         for name in path.split("."):
-            value = value[name] if isinstance(value, dict) else getattr(value, name)
-        if isinstance(value, dict):
+            value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        if isinstance(value, Mapping):
             continue
         assert overridden((path, str(value))) == ExperimentConfig(), path
         checked += 1
@@ -115,59 +126,61 @@ def test_every_key_has_an_override() -> None:
 
 def test_overrides_by_type() -> None:
     config = overridden(
-        ("model.surprise_threshold", "0.05"),
-        ("model.titan_level.lr", "none"),
+        ("memory.surprise_threshold", "0.05"),
+        ("optim.adam_lr", "none"),
         ("log.tensorboard", "False"),
-        ("model.cms_levels.cms_fast.update_period", "64"),
-        ("model.cms_levels.+cms_ultra.update_period", "256"),
+        ("cms.levels.cms_fast.update_period", "64"),
+        ("cms.levels.+cms_ultra", "{'update_period': 256, 'lr': 1e-3}"),
         ("data.mixture.+wikipedia", "0.5"),
         ("data.source", "True"),
         ("optim.lr", "1e-3"),
     )
-    assert config.model.surprise_threshold == 0.05
-    assert config.model.titan_level.lr is None
+    assert config.memory.surprise_threshold == 0.05
+    assert config.optim.adam_lr is None
     assert not config.log.tensorboard
-    assert config.model.cms_levels == {
-        "cms_fast": LevelConfig(update_period=64),
-        "cms_ultra": LevelConfig(update_period=256),
+    assert config.cms.levels == {
+        "cms_fast": Level(64, 1e-3),
+        "cms_ultra": Level(256, 1e-3),
     }
     assert config.data.mixture == {"wikipedia": 0.5}
     assert config.data.source == "True"
     assert config.optim.lr == 1e-3
-    later = overridden(("model.surprise_threshold", "0.05"), ("model.surprise_threshold", "None"))
-    assert later.model.surprise_threshold is None
+    later = overridden(("memory.surprise_threshold", "0.05"), ("memory.surprise_threshold", "None"))
+    assert later.memory.surprise_threshold is None
 
 
 def test_override_of_all_levels_replaces_them() -> None:
-    config = overridden(("model.cms_levels", "{'b': {'update_period': 8}, 'a': {'update_period': 4}}"))
-    assert [(n, v.update_period) for n, v in config.model.cms_levels.items()] == [("b", 8), ("a", 4)]
-    assert overridden(("model.cms_levels", "{}")).model.cms_levels == {}
+    config = overridden(
+        ("cms.levels", "{'b': {'update_period': 8, 'lr': 1}, 'a': {'update_period': 4, 'lr': 1}}")
+    )
+    assert [(n, v.update_period) for n, v in config.cms.levels.items()] == [("b", 8), ("a", 4)]
+    assert overridden(("cms.levels", "{}")).cms.levels == {}
 
 
 def test_activations_of_the_schema_are_those_of_the_table() -> None:
-    assert typing.get_args(Activation) == tuple(ACTIVATIONS)
+    assert typing.get_args(typing.get_type_hints(Architecture)["activation"]) == tuple(ACTIVATIONS)
 
 
 def test_text_for_a_group_changes_the_keys_that_it_names() -> None:
     """A level that is there keeps its other keys, and so does any group."""
-    setting = ("model.cms_levels.cms_fast", "{'update_period': 4, 'lr': 0.5}")
-    config = overridden(setting, ("model.cms_levels.cms_fast", "{'lr': 0.1}"), ("model", "{'heads': 4}"))
-    assert config.model.cms_levels == {"cms_fast": LevelConfig(update_period=4, lr=0.1)}
+    setting = ("cms.levels.cms_fast", "{'update_period': 4, 'lr': 0.5}")
+    config = overridden(setting, ("cms.levels.cms_fast", "{'lr': 0.1}"), ("model", "{'heads': 4}"))
+    assert config.cms.levels == {"cms_fast": Level(update_period=4, lr=0.1)}
     assert (config.model.heads, config.model.dim) == (4, ExperimentConfig().model.dim)
-    titan = overridden(("model.titan_level.optimizer", "sgd"), ("model.titan_level", "{'lr': 0.1}"))
-    assert titan.model.titan_level == LevelConfig(update_period=8, optimizer="sgd", lr=0.1)
+    titan = overridden(("titan.level.optimizer", "sgd"), ("titan.level", "{'lr': 0.1}"))
+    assert titan.titan.level == Level(update_period=8, optimizer="sgd", lr=0.1)
 
 
 def test_names_are_dropped_explicitly() -> None:
     config = overridden(
-        ("model.cms_levels.+slow", "{'update_period': 32}"),
-        ("model.cms_levels.cms_fast", "None"),
+        ("cms.levels.+slow", "{'update_period': 32, 'lr': 1e-3}"),
+        ("cms.levels.cms_fast", "None"),
         ("data.mixture.+a", "1"),
         ("data.mixture.a", "none"),
     )
-    assert config.model.cms_levels == {"slow": LevelConfig(update_period=32)}
+    assert config.cms.levels == {"slow": Level(32, 1e-3)}
     assert config.data.mixture == {}
-    assert overridden(("model.cms_levels", "{}")).model.cms_levels == {}
+    assert overridden(("cms.levels", "{}")).cms.levels == {}
 
 
 def test_options_of_a_task_need_no_plus() -> None:
@@ -177,23 +190,23 @@ def test_options_of_a_task_need_no_plus() -> None:
 def test_what_a_level_does_not_name_is_said() -> None:
     before, after = as_plain_dict(base_config()), as_plain_dict(base_config())
     assert list(said_of_levels(before, after)) == []
-    set_override(after, "model.cms_levels", "{'a': {'update_period': 8, 'lr': 0.1}}")
+    set_override(after, "cms.levels", "{'a': {'update_period': 8, 'lr': 0.1}}")
     assert list(said_of_levels(before, after)) == [
-        "model.cms_levels: dropped cms_fast",
-        "model.cms_levels: added a",
-        "model.cms_levels.a: not named, so by default optimizer=momentum, beta=0.9, beta2=0.999, eps=1e-08",
+        "cms.levels: dropped cms_fast",
+        "cms.levels: added a",
+        "cms.levels.a: not named, so by default optimizer=momentum, beta=0.9, beta2=0.999, eps=1e-08",
     ]
 
 
 def test_update_in_a_config_file_changes_levels_that_are_there() -> None:
     config = base_config()
-    config.model.update({"cms_levels": {"cms_fast": {"update_period": 4}}})
-    assert resolve(config).model.cms_levels == {"cms_fast": LevelConfig(update_period=4)}
-    for mistyped in ({"cms_levels": {"cms_fst": {"lr": 0.1}}}, {"cms_level": {"cms_fast": {"lr": 0.1}}}):
-        with pytest.raises(ConfigError, match="did you mean cms_(fast|levels)?"):
-            config.model.update(mistyped)
-    config.model.cms_levels.update(cms_slow=level(update_period=32))
-    assert list(resolve(config).model.cms_levels) == ["cms_fast", "cms_slow"]
+    config.cms.update({"levels": {"cms_fast": {"update_period": 4}}})
+    assert resolve(config).cms.levels == {"cms_fast": Level(4, 1e-3)}
+    for mistyped in ({"levels": {"cms_fst": {"lr": 0.1}}}, {"level": {"cms_fast": {"lr": 0.1}}}):
+        with pytest.raises(ConfigError, match="did you mean (cms_fast|levels)?"):
+            config.cms.update(mistyped)
+    config.cms.levels.update(cms_slow=level(update_period=32, lr=0.1))
+    assert list(resolve(config).cms.levels) == ["cms_fast", "cms_slow"]
 
 
 @pytest.mark.parametrize(
@@ -203,19 +216,19 @@ def test_update_in_a_config_file_changes_levels_that_are_there() -> None:
         ("train.steps", "1e3", "train.steps: want a whole number"),
         ("log.wandb", "maybe", "log.wandb: want true or false"),
         ("model.dimm", "1", "did you mean model.dim?"),
-        ("model.cms_levels.a.perod", "1", "known here: update_period"),
-        ("model.cms_levels.cms_fst.lr", "1", "there are cms_fast; did you mean cms_fast? (to add "),
-        ("model.cms_levels.cms_fst", "{'lr': 1}", "--config.model.cms_levels.+cms_fst=VALUE"),
-        ("model.cms_levels.cms_fst", "None", "did you mean cms_fast?"),
-        ("model.cms_levels.+cms_fast.lr", "1", "cms_fast is there already; leave out the +"),
-        ("model.cms_levels.+b", "None", "model.cms_levels.b: want a group of keys, got None"),
-        ("model.cms_levels.cms-fast.lr", "1", "'cms-fast' is no name"),
-        ("model.cms_levels.cms_fast", "{'lrr': 1}", "did you mean model.cms_levels.cms_fast.lr?"),
-        ("model.titan_level", "{'lrr': 1}", "did you mean model.titan_level.lr?"),
+        ("cms.levels.a.perod", "1", "known here: update_period"),
+        ("cms.levels.cms_fst.lr", "1", "there are cms_fast; did you mean cms_fast? (to add "),
+        ("cms.levels.cms_fst", "{'lr': 1}", "--config.cms.levels.+cms_fst=VALUE"),
+        ("cms.levels.cms_fst", "None", "did you mean cms_fast?"),
+        ("cms.levels.+cms_fast.lr", "1", "cms_fast is there already; leave out the +"),
+        ("cms.levels.+b", "None", "cms.levels.b: want a group of keys, got None"),
+        ("cms.levels.cms-fast.lr", "1", "'cms-fast' is no name"),
+        ("cms.levels.cms_fast", "{'lrr': 1}", "did you mean cms.levels.cms_fast.lr?"),
+        ("titan.level", "{'lrr': 1}", "did you mean titan.level.lr?"),
         ("model.+dim", "1", "did you mean model.dim?"),
         ("data.mixture.code", "0.5", "there are none (to add code: --config.data.mixture.+code=VALUE)"),
         ("model.dim.x", "1", "model.dim has no keys of its own"),
-        ("model.cms_levels", "{a", "want a group of keys"),
+        ("cms.levels", "{a", "want a group of keys"),
         ("model", "3", "model: want a group of keys, got 3"),
     ],
 )
@@ -227,5 +240,5 @@ def test_refused_overrides(key: str, text: str, message: str) -> None:
 
 def test_plain_dict_holds_no_config_dict() -> None:
     plain = as_plain_dict(base_config())
-    assert type(plain["model"]["cms_levels"]["cms_fast"]) is dict
+    assert type(plain["cms"]["levels"]["cms_fast"]) is dict
     assert isinstance(base_config(), config_dict.ConfigDict)

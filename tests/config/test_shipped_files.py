@@ -38,11 +38,11 @@ GATED = ("passkey_smoke", "pilot_reference", "sweeps/mid_stage2_surprise")
 
 @pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(CONFIGS)) for f in FILES])
 def test_a_gate_stands_only_where_its_file_says_what_it_does_to_our_signal(path: Path) -> None:
-    threshold = read_config(path).model.surprise_threshold
+    threshold = read_config(path).memory.surprise_threshold
     gated = str(path.relative_to(CONFIGS))[:-3] in GATED
     assert threshold == (presets.PUBLISHED_THRESHOLD if gated else None)
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert not gated or f"model.surprise_threshold={threshold:g}" in text
+    assert not gated or f"memory.surprise_threshold={threshold:g}" in text
 
 
 def test_every_published_run_has_a_file() -> None:
@@ -59,15 +59,15 @@ def test_pilot_has_the_published_values() -> None:
     config = resolve(presets.pilot_config())
     model = config.model
     assert (model.vocab_size, model.dim, model.num_layers, model.heads) == (32000, 512, 12, 8)
-    assert (model.teach_scale, model.teach_clip) == (0.1, 5.0)
-    levels = [(n, v.update_period, v.lr, v.optimizer) for n, v in model.cms_levels.items()]
+    assert (config.teach.scale, config.teach.clip) == (0.1, 5.0)
+    levels = [(n, v.update_period, v.lr, v.optimizer) for n, v in config.cms.levels.items()]
     assert levels == [
         ("cms_fast", 1, 3e-4, "nl_l2_precond"),
         ("cms_mid", 4, 3e-4, "nl_l2_precond"),
         ("cms_slow", 32, 3e-4, "nl_l2_precond"),
         ("cms_ultra", 128, 3e-4, "nl_l2_precond"),
     ]
-    assert (model.titan_level.update_period, model.titan_level.lr) == (8, 6e-4)
+    assert (config.titan.level.update_period, config.titan.level.lr) == (8, 6e-4)
     assert (config.optim.name, config.optim.lr, config.optim.weight_decay) == ("muon_hybrid", 2.5e-4, 0.02)
     tokens = config.train.steps * config.data.batch_size * config.data.seq_len
     assert tokens == pytest.approx(3.03e9, rel=1e-3)
@@ -84,12 +84,12 @@ def test_mid_runs_have_the_published_values() -> None:
         )
     )
     assert (stage2.model.dim, stage2.model.num_layers, stage2.model.heads) == (768, 18, 12)
-    assert (stage2.model.teach_scale, stage2.optim.name, stage2.optim.lr) == (0.05, "adamw", 3e-5)
-    assert {level.lr for level in stage2.model.cms_levels.values()} == {4e-4}
-    assert [level.update_period for level in smoke.model.cms_levels.values()] == [1, 4, 16]
-    assert (smoke.model.teach_scale, smoke.model.teach_clip, smoke.train.steps) == (0.2, 2.0, 60)
-    assert (titan.model.block_variant, dict(titan.model.cms_levels)) == ("titan", {})
-    assert (titan.model.teach_clip, titan.optim.lr) == (4.0, 1e-5)
+    assert (stage2.teach.scale, stage2.optim.name, stage2.optim.lr) == (0.05, "adamw", 3e-5)
+    assert {level.lr for level in stage2.cms.levels.values()} == {4e-4}
+    assert [level.update_period for level in smoke.cms.levels.values()] == [1, 4, 16]
+    assert (smoke.teach.scale, smoke.teach.clip, smoke.train.steps) == (0.2, 2.0, 60)
+    assert (titan.model.block_variant, dict(titan.cms.levels)) == ("titan", {})
+    assert (titan.teach.clip, titan.optim.lr) == (4.0, 1e-5)
 
 
 def test_ablations_change_what_they_name() -> None:
@@ -101,14 +101,14 @@ def test_ablations_change_what_they_name() -> None:
         read_config(CONFIGS / "ablations/cms_nochunk.py"),
         read_config(CONFIGS / "ablations/cms_sparse.py"),
     )
-    assert {level.update_period for level in nochunk.model.cms_levels.values()} == {1}
+    assert {level.update_period for level in nochunk.cms.levels.values()} == {1}
     assert nochunk.train.online_chunk_size == 1
-    assert [level.update_period for level in sparse.model.cms_levels.values()] == [8, 32, 128, 512]
-    assert (sparse.model.dim, sparse.model.cms_hidden_multiplier, sparse.data.seq_len) == (384, 2, 1024)
-    assert pilot.model.cms_hidden_multiplier == 4
-    assert not read_config(CONFIGS / "ablations/selfmod_off.py").model.self_mod.enabled
+    assert [level.update_period for level in sparse.cms.levels.values()] == [8, 32, 128, 512]
+    assert (sparse.model.dim, sparse.cms.hidden_multiplier, sparse.data.seq_len) == (384, 2, 1024)
+    assert pilot.cms.hidden_multiplier == 4
+    assert not read_config(CONFIGS / "ablations/selfmod_off.py").titan.self_modifier.enabled
     assert read("opt_adamw") != read("opt_muon")
-    assert not read_config(CONFIGS / "ablations/cms_off.py").model.cms_levels
+    assert not read_config(CONFIGS / "ablations/cms_off.py").cms.levels
 
 
 def test_smoke_run_fits_the_embedded_tokenizer() -> None:

@@ -14,8 +14,6 @@ from hope_jax.config.experiment import (
     DataConfig,
     EvalConfig,
     ExperimentConfig,
-    MemoryConfig,
-    ModelConfig,
     TrainConfig,
 )
 from hope_jax.core.errors import ConfigError, DataError
@@ -23,6 +21,8 @@ from hope_jax.data import sources as found
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.memory.levels import MemoryOptions
+from hope_jax.models.spec import Architecture
 from tests.data.shard_folder import numbered_rows, write_shards
 
 TOKENIZER = Tokenizer.load()
@@ -32,8 +32,8 @@ MIXTURE = {"a": 0.75, "b": 0.25}
 def config(source: Path | str, mixture=MIXTURE, *, reset: bool = False, **data) -> ExperimentConfig:
     values = {"seq_len": 16, "batch_size": 4, "prefetch": 0, **data}
     return ExperimentConfig(
-        model=ModelConfig(vocab_size=1024, dim=16),
-        memory=MemoryConfig(reset_at_document=reset),
+        model=Architecture(vocab_size=1024, dim=16),
+        memory=MemoryOptions(reset_at_document=reset),
         train=TrainConfig(steps=10, online_chunk_size=8),
         eval=EvalConfig(batches=1),
         data=DataConfig(source=str(source), mixture=mixture, **values),

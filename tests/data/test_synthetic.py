@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hope_jax.config.experiment import DataConfig, EvalConfig, ExperimentConfig, ModelConfig, TrainConfig
+from hope_jax.config.experiment import DataConfig, EvalConfig, ExperimentConfig, TrainConfig
 from hope_jax.core.errors import CheckpointError, ConfigError, DataError
 from hope_jax.core.types import NO_TARGET
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.synthetic import TASKS, Example, Task, find_task
 from hope_jax.data.synthetic.rows import Strings, strings
+from hope_jax.models.spec import Architecture
 
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2")
 
@@ -175,7 +176,7 @@ def test_copies_are_asked_for_in_order() -> None:
 def experiment(source: str = "synthetic:mqar", seed: int = 0, **data: object) -> ExperimentConfig:
     values = {"source": source, "seq_len": 64, "batch_size": 4, "prefetch": 0, **data}
     return ExperimentConfig(
-        model=ModelConfig(vocab_size=80, dim=16),
+        model=Architecture(vocab_size=80, dim=16),
         train=TrainConfig(steps=10, seed=seed),
         eval=EvalConfig(batches=2),
         data=DataConfig(**values),  # type: ignore[arg-type]

@@ -14,14 +14,13 @@ import pytest
 
 from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning import modes
-from hope_jax.learning.chunk import OnlineRule, StreamResult, begin, step
+from hope_jax.learning.chunk import OnlineRule, State, begin, step
 from hope_jax.learning.stream import Streamer
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.levels import Level
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
+from tests.specs import small_spec
 
 CHUNK, TOKENS, VOCAB, WINDOW = 4, 18, 11, 6
 """The convolution's window is longer than a chunk, and than some documents."""
@@ -54,14 +53,12 @@ def cases(daily: set[Any], *last: Any) -> list[Any]:
 @cache
 def setup(variant: str, style: str, window: int, scope: str = "example") -> tuple[HopeModel, Any]:
     """A model and parameters of which every leaf is moved: convolutions, for one, start as the identity."""
-    levels = (LevelSpec("fast", 2, 0.2), LevelSpec("slow", 8, 0.1))
     model = HopeModel(
-        ModelSpec(
-            variant, style, VOCAB, 8, 2, 2, 12, 12, levels, CHUNK,
-            qk_norm="rms" if style == "modern" else "none", local_conv_window=window,
-            flush_partial_at_end=True, scope=scope, dtype=DOUBLE, param_dtype=DOUBLE,
-            titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
-            self_mod=SelfMod(8, CHUNK, 4, 8, eta_scale=0.0, use_alpha=False, conv_window=window),
+        small_spec(
+            variant, CHUNK, {"fast": Level(2, 0.2), "slow": Level(8, 0.1)}, style=style,
+            local_conv_window=window, dtype=DOUBLE, memory={"scope": scope},
+            own_options={"eta_scale": 0.0, "use_alpha": False, "local_conv_window": window},
+            cms={"flush_partial_at_end": True},
         )
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -108,7 +105,9 @@ def test_a_document_is_read_and_taught_alone(variant: str, style: str, window: i
     """In one chunk (`two_pass`): hidden states and teach signals where all documents are taught; outer
     gradient and writes where the last is."""
     model, params = setup(variant, style, window, scope)
-    rule = OnlineRule(TOKENS, TOKENS, TeachRule(scale=1.0, batch_mean=style == "reference"))
+    rule = OnlineRule(
+        TOKENS, TOKENS, Teach(scale=1.0, normalize="batch_mean" if style == "reference" else "token")
+    )
 
     @partial(jax.jit, compiler_options=QUICK)
     def whole(batch: Batch) -> Any:
@@ -129,10 +128,10 @@ def test_a_document_is_read_and_taught_alone(variant: str, style: str, window: i
 def test_a_document_teaches_alone_in_chunks(variant: str, style: str, window: int, mode: str) -> None:
     """Outer gradient, loss, memories and their statistics."""
     model, params = setup(variant, style, window)
-    rule = OnlineRule(CHUNK, MODES[mode], TeachRule(scale=1.0))
+    rule = OnlineRule(CHUNK, MODES[mode], Teach(scale=1.0))
     of_mode = modes.through_writes if mode == "through_writes" else modes.online
 
-    def run(batch: Batch) -> tuple[Any, StreamResult]:
+    def run(batch: Batch) -> tuple[Any, State]:
         fast = model.init_fast_state(params, len(batch.tokens))
         return of_mode(model, rule, params, fast, batch, jnp.ones(()))
 
@@ -145,7 +144,7 @@ def test_a_document_teaches_alone_in_chunks(variant: str, style: str, window: in
 def test_a_document_is_streamed_alone(variant: str, style: str, window: int) -> None:
     """In calls that end anywhere, logits and memories at the stream's end are those of one call."""
     model, params = setup(variant, style, window)
-    streamer = Streamer(model, OnlineRule(CHUNK, CHUNK, TeachRule(scale=1.0), training=False))
+    streamer = Streamer(model, OnlineRule(CHUNK, CHUNK, Teach(scale=1.0), training=False))
 
     def run(segments: np.ndarray, seed: int, *lengths: int) -> Any:
         batch = rows(seed, segments, taught=False)

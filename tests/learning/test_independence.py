@@ -11,14 +11,13 @@ import pytest
 from hope_jax.core import trees
 from hope_jax.core.types import Batch, PyTree
 from hope_jax.learning import modes
-from hope_jax.learning.chunk import OnlineRule, StreamResult
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.chunk import OnlineRule, State
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.levels import Level
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
 from tests.oracle import bridge
+from tests.specs import small_spec
 
 QUICK = {"xla_backend_optimization_level": 0}
 DOUBLE = jnp.dtype("float64")
@@ -41,12 +40,11 @@ CASES = [
 
 
 def model_of(variant: str, chunk: int, optimizer: str = "momentum", scope: str = "example") -> HopeModel:
-    levels = (LevelSpec("fast", 4, 0.2), LevelSpec("slow", 16, 0.1))
+    levels = {"fast": Level(4, 0.2), "slow": Level(16, 0.1)}
     return HopeModel(
-        ModelSpec(
-            variant, "modern", VOCAB, 8, 2, 2, 12, 12, levels, chunk, scope=scope, dtype=DOUBLE,
-            param_dtype=DOUBLE, titan_level=LevelSpec("titan", 8, 0.1, optimizer), titan_hidden=12,
-            self_mod=SelfMod(8, chunk, 4, 8, eta_scale=0.05),
+        small_spec(
+            variant, chunk, levels, titan=Level(8, 0.1, optimizer), own_options={"eta_scale": 0.05},
+            memory={"scope": scope}, dtype=DOUBLE,
         )
     )  # fmt: skip
 
@@ -57,10 +55,10 @@ def rows(seed: int, count: int = 2) -> Batch:
     return Batch(jnp.asarray(tokens[:, :-1], jnp.int32), jnp.asarray(tokens[:, 1:], jnp.int32), ones)
 
 
-def train_pass(model: HopeModel, mode: str, params: PyTree, batch: Batch) -> tuple[PyTree, StreamResult]:
+def train_pass(model: HopeModel, mode: str, params: PyTree, batch: Batch) -> tuple[PyTree, State]:
     """The outer gradient of a mode, and what the streams have written."""
     chunk, one = model.spec.chunk_size, jnp.ones(())
-    rule, fast = OnlineRule(chunk, chunk, TeachRule()), model.init_fast_state(params, len(batch.tokens))
+    rule, fast = OnlineRule(chunk, chunk, Teach()), model.init_fast_state(params, len(batch.tokens))
     return modes.MODES[mode](model, rule, params, fast, batch, one)
 
 

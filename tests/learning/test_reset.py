@@ -1,6 +1,7 @@
 """`reset_at_document`: a packed row is its documents, each read as a row of its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,14 +15,13 @@ from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule, stream_loss
 from hope_jax.learning.reread import reread
 from hope_jax.learning.stream import Streamer
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.levels import Level
 from hope_jax.models import documents
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
 from tests.oracle import bridge
+from tests.specs import small_spec
 
 CHUNK, ROOM, VOCAB = 4, 36, 11
 LENGTHS = ((11, 20, 3), (4, 7, 22))
@@ -48,15 +48,13 @@ def setup(
 ) -> tuple[HopeModel, OnlineRule]:
     """Periods of two online chunks, so that documents begin off their grid in the row; short: of less than a
     chunk besides."""
-    double = jnp.dtype("float64")
-    levels = (LevelSpec("fast", 2, 0.2), LevelSpec("slow", 8, 0.1))
-    spec = ModelSpec(
-        variant, "modern", VOCAB, 8, 2, 2, 12, 12, levels if short else levels[1:], CHUNK,
-        local_conv_window=3, dtype=double, param_dtype=double, reset_at_document=reset,
-        titan_level=LevelSpec("titan", 8, 0.2), titan_hidden=12,
-        self_mod=SelfMod(8, CHUNK, 2 if short else 4, 8, eta_scale=0.01, conv_window=3),
+    levels = {"fast": Level(2, 0.2)} if short else {}
+    spec = small_spec(
+        variant, CHUNK, {**levels, "slow": Level(8, 0.1)}, local_conv_window=3, dtype=jnp.dtype("float64"),
+        own=(2 if short else 4, 8), own_options={"eta_scale": 0.01, "local_conv_window": 3},
+        memory={"reset_at_document": reset},
     )  # fmt: skip
-    return HopeModel(spec), OnlineRule(CHUNK, truncate, TeachRule(scale=1.0))
+    return HopeModel(spec), OnlineRule(CHUNK, truncate, Teach(scale=1.0))
 
 
 @cache
@@ -187,7 +185,7 @@ def test_a_document_that_begins_inside_a_chunk_is_refused() -> None:
 def test_one_memory_for_documents_that_begin_at_different_places_is_refused() -> None:
     spec = setup("hope_attention", True)[0].spec
     with pytest.raises(ValueError, match="scope='example', got 'batch'"):
-        HopeModel(spec._replace(scope="batch"))
+        HopeModel(replace(spec, memory=replace(spec.memory, scope="batch")))
 
 
 @pytest.mark.parametrize("variant", ["transformer", "hope_selfmod"])

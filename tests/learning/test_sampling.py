@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning.sampling import Drawn, continue_stream, draw, make_generate, roomy
+from hope_jax.learning.sampling import Drawn, continue_stream, draw, generate, roomy
 from tests.streams import CHUNK, TOKENS, VOCAB, assert_same, part, rows, setup, variants
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -83,14 +83,18 @@ def test_capacities_are_few() -> None:
 
 def test_the_sampler_draws_what_a_stream_draws() -> None:
     streamer, params = setup("transformer")
-    generate, prompt = make_generate(streamer), np.arange(5) % VOCAB
+    prompt = np.arange(5) % VOCAB
+
+    def drawn(prompt: np.ndarray, count: int) -> np.ndarray:
+        return generate(streamer, params, None, prompt, max_tokens=count, temperature=0.7, seed=1)
+
     _, state = streamer.feed(params, streamer.begin(params, 1, ROOM), prompt[None])
     wanted = list(continue_stream(streamer, params, state, max_tokens=20, temperature=0.7, seed=1))
-    got = generate(params, None, prompt, 20, 0.7, 1)
+    got = drawn(prompt, 20)
     assert got.dtype == np.int32 and got.tolist() == [d.token for d in wanted]
-    assert generate(params, None, prompt, 0, 0.7, 1).shape == (0,)
+    assert drawn(prompt, 0).shape == (0,)
     with pytest.raises(ValueError, match="prompt: want at least one token"):
-        generate(params, None, prompt[:0], 4, 0.7, 1)
+        drawn(prompt[:0], 4)
 
 
 @pytest.mark.parametrize("prompt_tokens", [3, 2 * CHUNK + 1])
@@ -98,7 +102,8 @@ def test_the_samplers_states_take_each_others_place_and_spare_the_given_memories
     streamer, params = setup("hope_attention")
     fast = streamer.model.init_fast_state(params, 1)
     prompt = np.arange(prompt_tokens) % VOCAB
-    first, again = (make_generate(streamer)(params, fast, prompt, 20, 0.7, 1) for _ in range(2))
+    rule = {"max_tokens": 20, "temperature": 0.7, "seed": 1}
+    first, again = (generate(streamer, params, fast, prompt, **rule) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     state = streamer.begin(params, 1, ROOM, jax.tree.map(jnp.copy, fast))
     held = state.carry.cache[0]["attn"].key

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hope_jax.core.types import NO_TARGET, Batch
-from hope_jax.learning.chunk import StreamResult, stream_loss
+from hope_jax.learning.chunk import State, stream_loss
 from hope_jax.learning.stream import _BLOCK, Stream
 from tests.streams import (
     CAPACITY,
@@ -84,7 +84,7 @@ def test_stream_is_the_training_paths(variant: str) -> None:
     batch = Batch(*(jnp.asarray(t, jnp.int32) for t in (tokens, targets, segments)))
 
     @jax.jit
-    def loss(params: Any, batch: Batch) -> StreamResult:
+    def loss(params: Any, batch: Batch) -> State:
         fast = streamer.model.init_fast_state(params, 3)
         return stream_loss(streamer.model, streamer.rule, params, fast, batch)
 

@@ -13,7 +13,7 @@ import pytest
 
 from hope_jax.core.types import Batch
 from hope_jax.learning import modes
-from hope_jax.learning.chunk import StreamResult, stream_loss
+from hope_jax.learning.chunk import State, stream_loss
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
 from tests.oracle.model import Arch
@@ -35,14 +35,14 @@ def setup(learning: Learning, tokens: int = TOKENS) -> tuple[Any, Any, Any, list
 
 
 @pytest.fixture(scope="module")
-def whole() -> Callable[[Batch], StreamResult]:
+def whole() -> Callable[[Batch], State]:
     """A batch's streams read in one call."""
     model, rule, params, _, _ = setup(LEARNING)
     run = jax.jit(partial(stream_loss, model, rule), compiler_options=QUICK)
     return lambda batch: run(params, model.init_fast_state(params, 2), batch)
 
 
-def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], StreamResult]) -> None:
+def test_example_memory_does_not_depend_on_the_batch(whole: Callable[[Batch], State]) -> None:
     batch = bridge.batch_of(cases.examples(2, TOKENS))
     both, swapped = whole(batch), whole(Batch(*(t[::-1] for t in batch)))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(both.fast))

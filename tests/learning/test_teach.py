@@ -1,5 +1,7 @@
 """Teach signals: one backward pass with taps against the naive one, closed form, order of processing."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from hope_jax.learning import teach
 from hope_jax.learning.chunk import read_loss
-from hope_jax.learning.teach import TeachRule, TeachSchedule
+from hope_jax.learning.teach import Teach, TeachSchedule
 from tests.oracle import bridge, cases
 from tests.oracle import teach as naive
 from tests.oracle.inner import Level
@@ -52,7 +54,7 @@ def test_signal_depends_neither_on_batch_nor_on_other_examples(passes: dict) -> 
 
 
 def test_global_signal_is_the_heads_pulled_back_for_all_layers(passes: dict) -> None:
-    signal = teach.process(TeachRule(scale=1.0, source="global"), passes["raw"], passes["losses"], 1.0)
+    signal = teach.process(Teach(scale=1.0, source="global"), passes["raw"], passes["losses"], 1.0)
     for b, (read, _, _, _) in enumerate(passes["wanted"]):
         targets = np.asarray(passes["batch"].targets[b])
         logits, pre_norm = np.asarray(read.logits), np.asarray(read.pre_norm)
@@ -64,7 +66,7 @@ def test_global_signal_is_the_heads_pulled_back_for_all_layers(passes: dict) -> 
 @pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])
 def test_processing_order(metric: str, passes: dict) -> None:
     """Scale, then surprise, then schedule, then clip per token."""
-    rule = TeachRule(scale=0.3, clip=0.15, metric=metric)
+    rule = Teach(scale=0.3, clip=0.15, surprise_metric=metric)
     batch = passes["batch"]
     signal = teach.process(rule, passes["raw"], passes["losses"], 0.5)
     for b, (read, losses, _, cotangents) in enumerate(passes["wanted"]):
@@ -85,9 +87,9 @@ def test_processing_order(metric: str, passes: dict) -> None:
 
 
 def test_batch_mean_divides_by_supervised_tokens(passes: dict) -> None:
-    rule, raw, losses = TeachRule(scale=0.3), passes["raw"], passes["losses"]
+    rule, raw, losses = Teach(scale=0.3), passes["raw"], passes["losses"]
     plain = teach.process(rule, raw, losses, 1.0)
-    mean = teach.process(rule._replace(batch_mean=True), raw, losses, 1.0)
+    mean = teach.process(replace(rule, normalize="batch_mean"), raw, losses, 1.0)
     count = int((passes["batch"].targets >= 0).sum())
     for got, wanted in zip(mean, plain, strict=True):
         bridge.assert_close(got.block * count, np.asarray(wanted.block), "block")

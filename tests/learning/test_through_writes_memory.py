@@ -9,11 +9,10 @@ import pytest
 from hope_jax.core.types import Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import OnlineRule
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.levels import Level
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
+from tests.specs import small_spec
 
 N, DIM, BATCH, SHORT = 16, 64, 2, 128
 VARIANTS = ("hope_attention", "hope_selfmod", "hope_hybrid", "titan")
@@ -26,14 +25,12 @@ def size_of(tree: Any) -> int:
 def measure(variant: str, tokens: int) -> tuple[int, int]:
     """Bytes of temporaries of one gradient, and of the fast states and carries that its chunks start from."""
     model = HopeModel(
-        ModelSpec(
-            variant, "modern", 256, DIM, 2, 4, 4 * DIM, 4 * DIM,
-            (LevelSpec("fast", 4, 0.1), LevelSpec("slow", 32, 0.1)), N,
-            titan_level=LevelSpec("titan", 8, 0.1), titan_hidden=4 * DIM,
-            self_mod=SelfMod(DIM, N, 8, 64, conv_window=4),
+        small_spec(
+            variant, N, {"fast": Level(4, 0.1), "slow": Level(32, 0.1)}, titan=Level(8, 0.1),
+            own=(8, 64), own_options={"local_conv_window": 4}, vocab_size=256, dim=DIM, heads=4,
         )
     )  # fmt: skip
-    rule = OnlineRule(N, N, TeachRule())
+    rule = OnlineRule(N, N, Teach())
     params = jax.eval_shape(model.init_params, jax.random.key(0))
     batch = Batch(*[jax.ShapeDtypeStruct((BATCH, tokens), jnp.int32)] * 3)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.gate import GateRule
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.levels import MemoryOptions
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, fresh_state, level_gradient
 from tests.oracle.model import layer_norm, level_read, with_delta
@@ -90,12 +90,11 @@ def test_writes_match_naive_periods(name: str, biases: bool) -> None:
     learning, clip = CASES[name], 1.0 if biases else 0.0
     params = params_of(biases, norm="without_norm" not in name)
     cms = Cms(
-        tuple(bridge.level_spec(level) for level in LEVELS),
+        bridge.levels_of(LEVELS),
         cases.DIM,
         cases.HIDDEN,
         N,
-        GateRule(learning.metric, learning.threshold),
-        Bounds(learning.write_clip, learning.delta_clip),
+        MemoryOptions(learning.metric, learning.threshold, learning.write_clip, learning.delta_clip),
         output_clip=clip or None,
         activation=learning.act,
         flush_partial_at_end=learning.flush,
@@ -149,7 +148,7 @@ def test_read_and_gradient_match_naive_level(biases: bool, norm: bool, act: str)
 
 def test_chain_reads_in_order_with_deltas() -> None:
     params, draw = params_of(False), cases.Draw(9)
-    cms = Cms(tuple(bridge.level_spec(level) for level in LEVELS), cases.DIM, cases.HIDDEN, N)
+    cms = Cms(bridge.levels_of(LEVELS), cases.DIM, cases.HIDDEN, N)
     fast = {
         name: state._replace(delta=jax.tree.map(lambda w: 0.1 * draw.rng.normal(size=w.shape), state.delta))
         for name, state in cms.init(jax.tree.map(jnp.asarray, params)).items()

@@ -11,15 +11,14 @@ import pytest
 
 from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.stream import Streamer
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.cms import Bounds, Cms
+from hope_jax.learning.teach import Teach
+from hope_jax.memory import levels as floor
+from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms, NestedState
-from hope_jax.memory.gate import GateRule
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
 from tests.oracle import bridge, cases
 from tests.oracle.cms_connections import (
     Memories,
@@ -34,6 +33,7 @@ from tests.oracle.inner import Level
 from tests.oracle.model import Arch
 from tests.oracle.model import cms as naive_cms
 from tests.oracle.periods import Learning, Token, Write
+from tests.specs import small_spec
 
 N, STREAMS = 4, 2
 INDEPENDENT = partial(Cms, mixed=True)
@@ -58,12 +58,11 @@ CASES = {
 
 def make(learning: Learning, kind: Any = NestedCms, clip: float = 0.0) -> Cms:
     return kind(
-        tuple(bridge.level_spec(level) for level in learning.levels),
+        bridge.levels_of(learning.levels),
         cases.DIM,
         cases.HIDDEN,
         N,
-        GateRule(learning.metric, learning.threshold),
-        Bounds(learning.write_clip, learning.delta_clip),
+        MemoryOptions(learning.metric, learning.threshold, learning.write_clip, learning.delta_clip),
         own_output=learning.delta_at == "own_output",
         output_clip=clip or None,
         activation=learning.act,
@@ -203,14 +202,14 @@ def model_names() -> tuple[str, ...]:
 
 def tiny(kind: Any) -> tuple[Cms, Any, Any]:
     """Three levels and five chunks of inputs and signals; bounds that some writes reach."""
-    levels = (LevelSpec("two", 2, 0.3), LevelSpec("four", 4, 0.2, "dmgd"), LevelSpec("eight", 8, 0.3))
-    model = kind(levels, cases.DIM, cases.HIDDEN, N, bounds=Bounds(0.1, 0.2))
-    params = params_of(tuple(Level(spec.name, spec.update_period) for spec in levels))
+    levels = {"two": floor.Level(2, 0.3), "four": floor.Level(4, 0.2, "dmgd"), "eight": floor.Level(8, 0.3)}
+    model = kind(levels, cases.DIM, cases.HIDDEN, N, writes=MemoryOptions(write_clip=0.1, delta_clip=0.2))
+    params = params_of(tuple(Level(name, level.update_period) for name, level in levels.items()))
     rng = np.random.default_rng(1)
     shape = (5, N, cases.DIM)
     inputs = {
         "x": rng.normal(size=shape),
-        "own": {spec.name: rng.normal(size=shape) for spec in levels},
+        "own": {name: rng.normal(size=shape) for name in levels},
         "cotangent": rng.normal(size=shape),
     }
     return model, *jax.tree.map(jnp.asarray, (params, inputs))
@@ -259,13 +258,10 @@ def test_gradients_of_reads_and_writes_agree_with_finite_differences(kind: Any) 
 
 def test_any_split_of_a_nested_stream_gives_the_same_logits_and_state() -> None:
     """Whole model: restarts at 8 and 16 tokens."""
-    levels = (LevelSpec("slow", 16, 0.1), LevelSpec("fast", 4, 0.2), LevelSpec("mid", 8, 0.2))
+    levels = {"slow": floor.Level(16, 0.1), "fast": floor.Level(4, 0.2), "mid": floor.Level(8, 0.2)}
     double = jnp.dtype("float64")
-    spec = ModelSpec(
-        "hope_attention", "modern", cases.VOCAB, 8, 1, 2, 12, 12, levels, 8,
-        cms_connection="nested", dtype=double, param_dtype=double,
-    )  # fmt: skip
-    streamer = Streamer(HopeModel(spec), OnlineRule(8, 8, TeachRule(), training=False))
+    spec = small_spec("hope_attention", 8, levels, num_layers=1, dtype=double, cms={"connection": "nested"})
+    streamer = Streamer(HopeModel(spec), OnlineRule(8, 8, Teach(), training=False))
     params = streamer.model.init_params(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, cases.VOCAB, (2, 27))
 
@@ -292,7 +288,7 @@ def test_any_split_of_a_nested_stream_gives_the_same_logits_and_state() -> None:
 
 def test_nested_periods_that_do_not_fit_are_named() -> None:
     for periods, message in (((4, 6), r"got 6 \(b\) over 4 \(a\)"), ((8, 8), r"got 8 \(a\) over 8 \(b\)")):
-        levels = tuple(LevelSpec(name, c, 0.1) for name, c in zip("ab", periods, strict=True))
+        levels = {name: floor.Level(c, 0.1) for name, c in zip("ab", periods, strict=True)}
         with pytest.raises(ValueError, match=message):
             NestedCms(levels, cases.DIM, cases.HIDDEN, 4)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.gate import GateRule
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.rules import delta_gradient_descent, delta_momentum
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, drawn_gradient, fresh_state
@@ -74,12 +74,11 @@ def test_writes_match_naive_periods(name: str) -> None:
     draw = cases.Draw(11)
     params = {level.name: cases.level_params(draw, biases) for level in LEVELS}
     cms = Cms(
-        tuple(bridge.level_spec(level) for level in LEVELS),
+        bridge.levels_of(LEVELS),
         cases.DIM,
         cases.HIDDEN,
         N,
-        GateRule(learning.metric, learning.threshold),
-        Bounds(learning.write_clip, learning.delta_clip),
+        MemoryOptions(learning.metric, learning.threshold, learning.write_clip, learning.delta_clip),
         flush_partial_at_end=learning.flush,
     )
 

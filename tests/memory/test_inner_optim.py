@@ -30,7 +30,7 @@ def draws(biases: bool) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
 @pytest.mark.parametrize("biases", [False, True])
 def test_updates_and_state_match_recurrence(variant: str, biases: bool) -> None:
     level = Level("level", 4, optimizer=variant, beta=0.8, beta2=0.95, eps=1e-3)
-    optimizer = make_inner_optimizer(bridge.level_spec(level))
+    optimizer = make_inner_optimizer(bridge.level_of(level))
     steps = draws(biases)
     state = optimizer.init(jax.tree.map(jnp.zeros_like, jax.tree.map(jnp.asarray, steps[0][0])))
     wanted_state = fresh_state(level, {n: g.shape for n, g in steps[0][0].items()})
@@ -46,7 +46,7 @@ def test_updates_and_state_match_recurrence(variant: str, biases: bool) -> None:
 def test_context_projection_leaves_nothing_along_the_context() -> None:
     level = Level("level", 4, optimizer="nl_l2_precond", beta=0.0, eps=0.0)
     grads, context = draws(False)[0]
-    optimizer = make_inner_optimizer(bridge.level_spec(level))
+    optimizer = make_inner_optimizer(bridge.level_of(level))
     update, _ = optimizer.update(grads, optimizer.init(grads), context=jnp.asarray(context))
     np.testing.assert_allclose(context @ update["w_up"], 0, atol=1e-12)
     np.testing.assert_array_equal(update["w_down"], grads["w_down"])
@@ -56,7 +56,7 @@ def test_context_projection_leaves_nothing_along_the_context() -> None:
 def test_derivative_at_zero_gradient_context_and_state(variant: str) -> None:
     """Finite, and the slope of the update along a direction away from zero."""
     level = Level("level", 4, optimizer=variant, beta=0.8, beta2=0.95, eps=1e-2)
-    optimizer = make_inner_optimizer(bridge.level_spec(level))
+    optimizer = make_inner_optimizer(bridge.level_of(level))
     towards = jax.tree.map(jnp.asarray, draws(True)[0])
     form = jax.tree.map(jnp.asarray, draws(True)[1][0])
 
@@ -78,11 +78,11 @@ def test_context_projection_is_skipped(period: int, context_scale: float) -> Non
     """A period of one token, and a zero context, leave the gradient as it is."""
     level = Level("level", period, optimizer="nl_l2_precond", beta=0.0)
     grads, context = draws(False)[0]
-    optimizer = make_inner_optimizer(bridge.level_spec(level))
+    optimizer = make_inner_optimizer(bridge.level_of(level))
     update, _ = optimizer.update(grads, optimizer.init(grads), context=jnp.asarray(context * context_scale))
     bridge.assert_close(update, grads, "update", 0.0)
 
 
 def test_unknown_variant_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"level\.optimizer: .*got 'adam'"):
-        make_inner_optimizer(bridge.level_spec(Level("level", 4, optimizer="adam")))
+        make_inner_optimizer(bridge.level_of(Level("level", 4, optimizer="adam")))

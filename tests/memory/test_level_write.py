@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.gate import GateRule
 from hope_jax.memory.level_write import LevelWriter, init_level
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds, LevelTokens, PeriodWriter, WriteRules
+from hope_jax.memory.levels import Level
+from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules
 from hope_jax.memory.rules import RULES, VARIANTS
 from hope_jax.memory.state import own
 
@@ -25,20 +24,20 @@ class OneByOne(LevelWriter):
         return PeriodWriter.write_periods(self, state, by_period)
 
 
-@pytest.mark.parametrize("bounds", [Bounds(0.0, 0.0), Bounds(0.03, 0.05)])
+@pytest.mark.parametrize("bounds", [(0.0, 0.0), (0.03, 0.05)])
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("period", [pytest.param(1, marks=pytest.mark.nightly), 3])
 @pytest.mark.parametrize("variant", LINEAR)
 def test_periods_at_once_are_periods_one_by_one(
-    variant: str, period: int, biases: bool, bounds: Bounds
+    variant: str, period: int, biases: bool, bounds: tuple[float, float]
 ) -> None:
     rng = np.random.default_rng(0)
     params = {"w_up": rng.normal(size=(D, H)), "w_down": rng.normal(size=(H, D))}
     if biases:
         params |= {"b_up": rng.normal(size=H), "b_down": rng.normal(size=D)}
     params = jax.tree.map(jnp.asarray, params)
-    spec = LevelSpec("level", period, 0.1, variant, beta=0.8)
-    rules = WriteRules(N, GateRule("l2", 0.2), bounds)
+    spec = Level(period, 0.1, variant, beta=0.8)
+    rules = WriteRules(N, MemoryOptions("l2", 0.2, *bounds))
     mask = jnp.asarray(rng.random(N) < 0.7)
     surprise = jnp.asarray(rng.random(N))
     x, teach = jnp.asarray(rng.normal(size=(2, N, D)))
@@ -67,5 +66,5 @@ def test_periods_at_once_are_periods_one_by_one(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *stats)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *gradients)
     assert float(stats[0].updates_applied) > 1
-    if bounds.write:
+    if bounds[0]:
         assert float(stats[0].write_clip_hits + stats[0].delta_clip_hits) > 0

@@ -45,25 +45,25 @@ def inputs(count: int = TOKENS) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(size=(count, DIM)) / np.sqrt(DIM))
 
 
-def make(**options: Any) -> tuple[SelfMod, Settings]:
-    plain = {"online_chunk": ONLINE, "chunk_size": 2, "chunk_size_memory": 4, "eta_scale": 0.05}
-    memory = SelfMod(DIM, **{**plain, **options})
-    return memory, Settings(
-        memory.chunk_size,
-        memory.chunk_size_memory,
-        memory.eta_scale,
-        memory.adaptive_q,
-        memory.use_alpha,
-        memory.rank1,
-        memory.objective,
-        memory.stopgrad_vhat,
-        memory.momentum,
-        memory.value_norm,
+def make(online_chunk: int = ONLINE, **options: Any) -> tuple[SelfMod, Settings]:
+    plain = {"chunk_size": 2, "chunk_size_memory": 4, "eta_scale": 0.05, "local_conv_window": 0}
+    own = SelfMod(**{**plain, **options}, dim=DIM, online_chunk=online_chunk)
+    return own, Settings(
+        own.chunk_size,
+        own.chunk_size_memory,
+        own.eta_scale,
+        own.adaptive_q,
+        own.use_alpha,
+        own.rank1_precondition,
+        own.objective,
+        own.stopgrad_vhat,
+        own.momentum,
+        own.value_norm,
     )
 
 
 OPTIONS = {
-    "default_with_convolution": {"conv_window": 3},
+    "default_with_convolution": {"local_conv_window": 3},
     "one_chunk_in_a_call_the_other_over_three": {"chunk_size_memory": 12, "momentum": 0.5},
     "longer_calls": {
         "online_chunk": 8,
@@ -74,17 +74,21 @@ OPTIONS = {
     },
     "everything_adaptive": {"adaptive_q": True, "stopgrad_vhat": False, "value_norm": 0.5},
     "dot_without_decay": {"objective": "dot", "use_alpha": False, "projection_skip": False},
-    "no_rank1_chunks_longer_than_calls": {"rank1": False, "chunk_size": 8, "chunk_size_memory": 12},
+    "no_rank1_chunks_longer_than_calls": {
+        "rank1_precondition": False,
+        "chunk_size": 8,
+        "chunk_size_memory": 12,
+    },
 }
 RULES = product(("l2", "dot"), (True, False), (True, False), (0.0, 0.5))
 FORMS = {
-    "q_conv": {"adaptive_q": True, "projection_skip": False, "conv_window": 3},
+    "q_conv": {"adaptive_q": True, "projection_skip": False, "local_conv_window": 3},
     "no_alpha": {"use_alpha": False, "chunk_size": 3, "chunk_size_memory": 6, "online_chunk": 6},
 }
 NIGHTLY = {
     f"{form}-{'-'.join(map(str, rule))}": {
         **FORMS[form],
-        **dict(zip(("objective", "stopgrad_vhat", "rank1", "momentum"), rule, strict=True)),
+        **dict(zip(("objective", "stopgrad_vhat", "rank1_precondition", "momentum"), rule, strict=True)),
     }
     for rule, form in product(RULES, FORMS)
 }
@@ -269,7 +273,7 @@ def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
 
 def test_without_a_fast_state_the_initial_weights_are_read_and_nothing_is_written() -> None:
     """The convolution's history moves on all the same, in calls as in one."""
-    memory, settings = make(conv_window=3)
+    memory, settings = make(local_conv_window=3)
     params, x = make_params(memory), inputs(6)
 
     @partial(jax.jit, compiler_options=QUICK)

@@ -14,7 +14,7 @@ WORD = 4
 
 def temporaries(tokens: int) -> int:
     """Bytes, by the compiler's analysis, of the gradient by parameters and inputs of one sequence."""
-    run = bench._pass(SelfMod(DIM, online_chunk=64))
+    run = bench._pass(SelfMod(dim=DIM, online_chunk=64, local_conv_window=0))
     params = jax.eval_shape(lambda: jax.tree.map(jnp.float32, bench._params(DIM)))
     x_btd = jax.ShapeDtypeStruct((1, tokens, DIM), jnp.float32)
     gradient = jax.jit(jax.grad(lambda p, x: jnp.square(run(p, x)).sum(), argnums=(0, 1)))

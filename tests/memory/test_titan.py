@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory import titans_rule
-from hope_jax.memory.gate import GateRule
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.period_write import Bounds
+from hope_jax.memory import levels, titans_rule
+from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.memory.titan import Titan, shorten
 from tests.oracle import bridge
@@ -60,12 +58,11 @@ def params_of(level: Level, self_modifier: bool, biases: bool) -> dict[str, Any]
 
 def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
     return Titan(
-        LevelSpec("titan", level.period, level.lr, level.optimizer, level.beta),
+        levels.Level(level.period, level.lr, level.optimizer, level.beta),
         DIM,
         HIDDEN,
         rules.chunk,
-        GateRule(rules.metric, rules.threshold),
-        Bounds(rules.write_clip, rules.delta_clip),
+        MemoryOptions(rules.metric, rules.threshold, rules.write_clip, rules.delta_clip),
         output_clip=rules.read_clip or None,
         activation=rules.act,
         flush_partial_at_end=rules.flush,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.cms import Cms
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.rules import VARIANTS
 from tests.oracle import bridge
 
@@ -23,8 +23,8 @@ PERIODS = {2: False, 8: True}
 def compiled(period: int) -> Any:
     """(params, x, own signals by level) -> a linear form in each level's state after the last chunk: their
     sum, by level, and the sum's gradient."""
-    specs = tuple(LevelSpec(v, period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in VARIANTS)
-    cms = Cms(specs, D, H, N, bounds=Bounds(0.5, 1.5))
+    specs = {v: Level(period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in VARIANTS}
+    cms = Cms(specs, D, H, N, writes=MemoryOptions(write_clip=0.5, delta_clip=1.5))
     rng = np.random.default_rng(8)
     block = rng.normal(size=(CHUNKS, N, D))
     block[:, 1] = 0.0

@@ -1,5 +1,6 @@
 """A sliding window's ring of keys and values against the whole cache under the window's mask."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ WINDOWS = [5, *(pytest.param(window, marks=pytest.mark.nightly) for window in (1
 
 def windowed(variant: str, window: int, **changes: Any) -> tuple[Streamer, Any]:
     streamer, params = setup(variant)
-    model = HopeModel(streamer.model.spec._replace(sliding_window=window, **changes))
+    model = HopeModel(replace(streamer.model.spec, sliding_window=window, **changes))
     return Streamer(model, streamer.rule), params
 
 
@@ -32,7 +33,7 @@ class WholeModel(HopeModel):
     """Keeps all keys and values."""
 
     def init_carry(self, batch_size: int, capacity: int) -> Any:
-        return HopeModel(self.spec._replace(sliding_window=0)).init_carry(batch_size, capacity)
+        return HopeModel(replace(self.spec, sliding_window=0)).init_carry(batch_size, capacity)
 
 
 def whole(streamer: Streamer) -> Streamer:

@@ -1,12 +1,18 @@
 """Useful FLOPs of a train step, term by term against products written out by hand."""
 
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+import dataclasses
+
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level
+from hope_jax.memory.titan import SelfModifierOptions, TitanOptions
 from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.spec import ModelSpec
 
 D, H, V, T, N = 8, 32, 64, 16, 4
-LEVELS = (LevelSpec("a", 4, 0.1), LevelSpec("b", 8, 0.1))
+LEVELS = FrozenMapping({"a": Level(4, 0.1), "b": Level(8, 0.1)})
+TITAN = TitanOptions(Level(8, 0.1), hidden_multiplier=H // D)
+CMS = CmsOptions(LEVELS, hidden_multiplier=H // D)
 HEAD, PROJECTIONS, LEVEL = 2 * D * V, 8 * D * D, 4 * D * H
 SEEN = 4 * D * T / 2
 
@@ -18,13 +24,10 @@ def spec(variant: str, **values: object) -> ModelSpec:
         "dim": D,
         "num_layers": 1,
         "heads": 2,
-        "mlp_hidden": H,
-        "cms_hidden": H,
-        "titan_hidden": H,
-        "cms_levels": LEVELS,
+        "mlp_multiplier": H // D,
+        "cms": CMS,
         "chunk_size": N,
-        "titan_level": LevelSpec("titan", 8, 0.1),
-        "self_mod": SelfMod(dim=D, online_chunk=N),
+        "titan": TITAN,
     }
     return ModelSpec(block_variant=variant, **{**fields, **values})  # type: ignore[arg-type]
 
@@ -44,11 +47,11 @@ def test_keys_from_before_a_cut_have_no_cotangents() -> None:
 
 
 def test_a_level_is_an_mlp_and_its_write_an_outer_product_a_matrix() -> None:
-    plain = spec("transformer", mlp_hidden=2 * H)
+    plain = spec("transformer", mlp_multiplier=2 * H // D)
     for mode in ("two_pass", "online"):
         base = train_flops_per_token(plain, T, mode, N)
         assert train_flops_per_token(spec("hope_attention"), T, mode, N) == base + 2 * LEVEL
-        block = spec("hope_attention", own_output=False)
+        block = spec("hope_attention", cms=dataclasses.replace(CMS, delta_at="block_output"))
         assert train_flops_per_token(block, T, mode, N) == base + 2 * LEVEL + 2 * LEVEL / 2
 
 
@@ -59,9 +62,10 @@ def test_titan_reads_its_self_modifier_and_online_learns_it() -> None:
     assert train_flops_per_token(spec("titan"), T, "two_pass", T) == read + write
     learnt = LEVEL + LEVEL / 2 + first + 2 * rest
     assert train_flops_per_token(spec("titan"), T, "online", T) == read + write + learnt
-    without = spec("titan", self_modifier=False)
+    off = SelfModifierOptions(enabled=False)
+    without = spec("titan", titan=dataclasses.replace(TITAN, self_modifier=off))
     assert train_flops_per_token(without, T, "online", T) == read + LEVEL
-    late = spec("titan", titan_level=LevelSpec("titan", T, 0.1))
+    late = spec("titan", titan=dataclasses.replace(TITAN, level=Level(T, 0.1)))
     assert train_flops_per_token(late, T, "online", T) == read + write
 
 

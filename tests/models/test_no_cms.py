@@ -1,17 +1,19 @@
 """A CMS without levels is the identity: the block keeps what stands before it, and has no such memory."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax.core.types import Batch
-from hope_jax.memory.levels import LevelSpec
-from hope_jax.memory.self_mod import SelfMod
+from hope_jax.memory.levels import Level
 from hope_jax.models.lm import HopeModel
-from hope_jax.models.spec import ModelSpec
 from hope_jax.training.step import Step
 from tests.checkpoints import small_config
+from tests.specs import small_spec
 
 QUICK = {"xla_backend_optimization_level": 0}
 MEMORIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -21,14 +23,10 @@ MEMORIES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def model_of(variant: str, connection: str = "sequential", levels: tuple[LevelSpec, ...] = ()) -> HopeModel:
-    own = SelfMod(dim=8, online_chunk=4, chunk_size=2, chunk_size_memory=4)
-    return HopeModel(
-        ModelSpec(
-            variant, "modern", 11, 8, 2, 2, 12, 12, levels, 4,
-            cms_connection=connection, titan_hidden=12, self_mod=own,
-        )
-    )  # fmt: skip
+def model_of(
+    variant: str, connection: str = "sequential", levels: Mapping[str, Level] = MappingProxyType({})
+) -> HopeModel:
+    return HopeModel(small_spec(variant, 4, levels, own=(2, 4), cms={"connection": connection}))
 
 
 @pytest.mark.parametrize("variant", MEMORIES)
@@ -58,7 +56,7 @@ def test_the_hybrid_is_then_the_titan_baseline() -> None:
 
 @pytest.mark.parametrize("connection", ["independent", "nested"])
 def test_a_connection_of_one_level_reads_as_the_chain_does(connection: str) -> None:
-    levels = (LevelSpec("only", 4, 0.1),)
+    levels = {"only": Level(4, 0.1)}
     chain, other = model_of("hope_attention", levels=levels), model_of("hope_attention", connection, levels)
     params = jax.jit(other.init_params, compiler_options=QUICK)(jax.random.key(0))
     tokens = jnp.arange(8)[None] % 11
@@ -84,9 +82,10 @@ STEPS = [
 
 @pytest.mark.parametrize(("variant", "mode", "memory"), STEPS)
 def test_it_trains_and_is_evaluated(variant: str, mode: str, memory: dict[str, object]) -> None:
-    own = {"chunk_size": 4, "chunk_size_memory": 16}
     config = small_config(
-        model={"block_variant": variant, "cms_levels": {}, "self_modifying": own},
+        model={"block_variant": variant},
+        cms={"levels": {}},
+        self_modifying_titans={"chunk_size": 4, "chunk_size_memory": 16},
         train={"algorithm_mode": mode},
         memory=memory,
     )

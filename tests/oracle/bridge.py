@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.core.types import Batch
+from hope_jax.core.types import Batch, FrozenMapping
 from hope_jax.learning.chunk import OnlineRule
-from hope_jax.learning.teach import TeachRule
-from hope_jax.memory.cms import Bounds, Cms
-from hope_jax.memory.gate import GateRule
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.learning.teach import Teach
+from hope_jax.memory import levels
+from hope_jax.memory.cms import Cms, CmsOptions
+from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace, normalise
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
@@ -26,9 +26,14 @@ from tests.oracle.stream import Example
 DOUBLE = jnp.dtype("float64")
 
 
-def level_spec(level: Level) -> LevelSpec:
+def level_of(level: Level) -> levels.Level:
     """One level's constants."""
-    return LevelSpec(level.name, level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
+    return levels.Level(level.period, level.lr, level.optimizer, level.beta, level.beta2, level.eps)
+
+
+def levels_of(chain: tuple[Level, ...]) -> FrozenMapping[str, levels.Level]:
+    """The same of several, by name."""
+    return FrozenMapping({level.name: level_of(level) for level in chain})
 
 
 def hope_model(
@@ -45,37 +50,38 @@ def hope_model(
             dim=DIM,
             num_layers=LAYERS,
             heads=arch.heads,
-            mlp_hidden=HIDDEN,
-            cms_hidden=HIDDEN,
-            cms_levels=tuple(level_spec(level) for level in learning.levels),
+            mlp_multiplier=HIDDEN // DIM,
             activation=arch.act,
-            cms_connection=arch.connection,
-            cms_norm=arch.cms_norm,
-            chunk_size=learning.chunk,
             qk_norm=arch.qk_norm,
             rope_theta=arch.rope_theta,
             sliding_window=arch.window,
             local_conv_window=conv,
-            own_output=learning.source == "per_layer" and learning.delta_at == "own_output",
-            gate=GateRule(learning.metric, learning.threshold),
-            bounds=Bounds(learning.write_clip, learning.delta_clip),
-            flush_partial_at_end=learning.flush,
-            scope=scope,
-            read_clip=arch.read_clip or None,
+            chunk_size=learning.chunk,
+            cms=CmsOptions(
+                levels_of(learning.levels),
+                hidden_multiplier=HIDDEN // DIM,
+                connection=arch.connection,
+                norm="layer" if arch.cms_norm else "none",
+                delta_at=learning.delta_at,
+                flush_partial_at_end=learning.flush,
+            ),
+            memory=MemoryOptions(
+                learning.metric, learning.threshold, learning.write_clip, learning.delta_clip, scope
+            ),
+            per_layer=learning.source == "per_layer",
             dtype=DOUBLE,
-            param_dtype=DOUBLE,
         )
     )
 
 
 def online_rule(learning: Learning) -> OnlineRule:
     """The production rule of an oracle's learning settings."""
-    teach = TeachRule(
+    teach = Teach(
         scale=learning.teach_scale,
         clip=learning.teach_clip,
-        metric=learning.metric,
-        batch_mean=learning.batch_mean,
         source=learning.source,
+        normalize="batch_mean" if learning.batch_mean else "token",
+        surprise_metric=learning.metric,
     )
     return OnlineRule(learning.chunk, learning.truncate or learning.chunk, teach)
 

@@ -7,7 +7,7 @@ import numpy as np
 from tests.oracle.model import Arch
 from tests.oracle.stream import Example
 
-DIM, HIDDEN, VOCAB, LAYERS, HEADS = 8, 12, 11, 2, 2
+DIM, HIDDEN, VOCAB, LAYERS, HEADS = 8, 16, 11, 2, 2
 
 
 class Draw:

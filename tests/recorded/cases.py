@@ -25,15 +25,15 @@ BASE: dict[str, Any] = {
     "model.num_layers": 2,
     "model.heads": 2,
     "model.mlp_multiplier": 2,
-    "model.cms_hidden_multiplier": 2,
-    "model.titan_hidden_multiplier": 2,
-    "model.cms_levels": LEVELS,
-    "model.titan_level": {"update_period": 8, "lr": 0.2},
-    "model.self_mod_lr": 0.1,
-    "model.self_modifying.chunk_size": 2,
-    "model.self_modifying.chunk_size_memory": 8,
-    "model.self_modifying.local_conv_window": 2,
-    "model.teach_scale": 0.5,
+    "cms.hidden_multiplier": 2,
+    "titan.hidden_multiplier": 2,
+    "cms.levels": LEVELS,
+    "titan.level": {"update_period": 8, "lr": 0.2},
+    "self_modifying_titans.eta_scale": 0.1,
+    "self_modifying_titans.chunk_size": 2,
+    "self_modifying_titans.chunk_size_memory": 8,
+    "self_modifying_titans.local_conv_window": 2,
+    "teach.scale": 0.5,
     "memory.write_clip": 0.05,
     "memory.delta_clip": 0.2,
     "train.compute_dtype": "float64",
@@ -57,7 +57,7 @@ SELFMOD_MODES: dict[str, dict[str, Any]] = {
     "online": {
         "train.online_chunk_size": 8,
         "train.truncate_tokens": 8,
-        "model.self_modifying.chunk_size_memory": 4,
+        "self_modifying_titans.chunk_size_memory": 4,
     },
     "cut": {"train.online_chunk_size": 4, "train.truncate_tokens": 16},
     "writes": {**MODES["writes"], "train.truncate_tokens": 16},
@@ -65,18 +65,18 @@ SELFMOD_MODES: dict[str, dict[str, Any]] = {
 BATCH = {"memory.scope": "batch"}
 BLOCK = {"cms.delta_at": "block_output"}
 RAGGED = {"data.seq_len": 27}
-FLUSH = {**RAGGED, "model.cms_flush_partial_at_end": True}
-NESTED = {"cms.connection": "nested", "model.cms_levels": THREE, "data.seq_len": 32}
-INDEPENDENT = {"cms.connection": "independent", "model.cms_levels": THREE, "data.seq_len": 32}
+FLUSH = {**RAGGED, "cms.flush_partial_at_end": True}
+NESTED = {"cms.connection": "nested", "cms.levels": THREE, "data.seq_len": 32}
+INDEPENDENT = {"cms.connection": "independent", "cms.levels": THREE, "data.seq_len": 32}
 RESET = {"memory.reset_at_document": True, "data.seq_len": 32}
 PERSISTENT = {**BATCH, "memory.lifetime": "persistent"}
-LONG = {"model.cms_levels": {**LEVELS, "slow": {"update_period": 48, "lr": 0.1}}}
+LONG = {"cms.levels": {**LEVELS, "slow": {"update_period": 48, "lr": 0.1}}}
 REFERENCE = {"model.style": "reference"}
-TITANS = {"model.titan_level": {"update_period": 8, "lr": 0.2, "optimizer": "titans"}}
+TITANS = {"titan.level": {"update_period": 8, "lr": 0.2, "optimizer": "titans"}}
 TIGHT = {"memory.write_clip": 0.002, "memory.delta_clip": 0.003}
 UNBOUNDED = {"memory.write_clip": 0.0, "memory.delta_clip": 0.0}
 RULES = ("sgd", "preconditioned", "muon", "l2_objective", "dmgd", "nl_l2_precond", "delta_momentum", "dgd")
-OWN = "model.self_modifying."
+OWN = "self_modifying_titans."
 EVALUATED = ("", "batch", "gate-l2", "global", "independent", "nested", "persistent", "titans")
 """Whose evaluations are recorded: all modes that stream have the same, and compiling is what takes long."""
 
@@ -158,11 +158,11 @@ def _inner(rule: str) -> dict[str, Any]:
     """Both levels under one rule, whose divisors stay away from rounding."""
     lr = {"preconditioned": 0.01, "muon": 0.01, "dmgd": 0.1}.get(rule, 0.2)
     level = {"optimizer": rule, "lr": lr, "eps": 1e-3, "beta": 0.5}
-    return {"model.cms_levels": {name: {**of, **level} for name, of in LEVELS.items()}}
+    return {"cms.levels": {name: {**of, **level} for name, of in LEVELS.items()}}
 
 
 def _gate(metric: str, threshold: float) -> dict[str, Any]:
-    return {"model.surprise_metric": metric, "model.surprise_threshold": threshold}
+    return {"memory.surprise_metric": metric, "memory.surprise_threshold": threshold}
 
 
 GATES = {"l2": 0.5, "loss": 3.3, "logit_entropy": 1.67}
@@ -211,17 +211,17 @@ def _levels() -> list[Case]:
         case(attention, "writes", "gate-l2", _gate("l2", GATES["l2"])),
         case(attention, "online", "gate-loss-batch", _gate("loss", GATES["loss"]), BATCH),
         case(hybrid, "online", "global", {"teach.source": "global"}),
-        case(attention, "online", "mean", {"teach.normalize": "batch_mean", "model.teach_scale": 4.0}),
-        case(hybrid, "cut", "mean-batch", {"teach.normalize": "batch_mean", "model.teach_scale": 4.0}, BATCH),
-        case(hybrid, "online", "clip", {"model.teach_clip": 0.3}),
-        case(attention, "online", "schedule", {"model.teach_schedule": {"warmup_steps": 2}}),
+        case(attention, "online", "mean", {"teach.normalize": "batch_mean", "teach.scale": 4.0}),
+        case(hybrid, "cut", "mean-batch", {"teach.normalize": "batch_mean", "teach.scale": 4.0}, BATCH),
+        case(hybrid, "online", "clip", {"teach.clip": 0.3}),
+        case(attention, "online", "schedule", {"teach.schedule": {"warmup_steps": 2}}),
         case(attention, "online", "no-norm", {"cms.norm": "none"}),
-        case(attention, "online", "no-levels", {"model.cms_levels": {}}),
+        case(attention, "online", "no-levels", {"cms.levels": {}}),
         case(hybrid, "online", "relu", {"model.activation": "relu"}),
         case(attention, "writes", "silu", {"model.activation": "silu"}),
-        case(titan, "online", "unmodified", {"model.self_mod.enabled": False}),
-        case(titan, "online", "correction-clip", {"model.self_mod.clip": 0.05}),
-        case(titan, "writes", "correction-clip", {"model.self_mod.clip": 0.05}),
+        case(titan, "online", "unmodified", {"titan.self_modifier.enabled": False}),
+        case(titan, "online", "correction-clip", {"titan.self_modifier.clip": 0.05}),
+        case(titan, "writes", "correction-clip", {"titan.self_modifier.clip": 0.05}),
     ]
     gates = GATES.items()
     return found + [case(hybrid, "online", f"gate-{name}", _gate(name, at)) for name, at in gates]
@@ -234,7 +234,7 @@ def _rules() -> list[Case]:
     return [
         *found,
         case("hope_attention", "cut", "muon-batch", _inner("muon"), BATCH),
-        case("hope_attention", "online", "dgd-nested", NESTED, {"model.cms_levels": _dgd(THREE)}),
+        case("hope_attention", "online", "dgd-nested", NESTED, {"cms.levels": _dgd(THREE)}),
         case("titan", "online", "titans", TITANS),
         case("titan", "writes", "titans", TITANS),
     ]
@@ -253,7 +253,7 @@ def _styles() -> list[Case]:
     ]  # fmt: skip
     options = {"momentum": 0.5, "adaptive_q": True}
     return found + [
-        case("hope_selfmod", "cut", key, {OWN + key: value, "model.cms_levels": {}})
+        case("hope_selfmod", "cut", key, {OWN + key: value, "cms.levels": {}})
         for key, value in options.items()
     ]
 

@@ -8,8 +8,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from hope_jax.config.experiment import CheckpointConfig, DataConfig, LogConfig, ModelConfig, OptimConfig
+from hope_jax.config.experiment import CheckpointConfig, DataConfig, LogConfig
 from hope_jax.core.errors import CheckpointError
+from hope_jax.models.spec import Architecture
+from hope_jax.optim.outer import Optim
 from hope_jax.storage.stored import load_checkpoint, resolve
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
@@ -44,7 +46,7 @@ def test_the_last_sealed_checkpoint_stays_until_the_next_one_is_sealed(tmp_path,
 
 def test_changed_shapes_are_refused_with_the_keys_that_changed(tmp_path):
     toy_train(tmp_path, toy_config(steps=8))
-    wider = toy_config(steps=8, model=ModelConfig(dim=7), optim=OptimConfig(lr=1.0))
+    wider = toy_config(steps=8, model=Architecture(dim=7), optim=Optim(lr=1.0))
     with pytest.raises(CheckpointError, match=r"params\.embed is .*model\.dim \(6 -> 7\)"):
         toy_train(tmp_path, wider, toy_program(width=7))
     assert saved_steps(tmp_path) == [8]

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_memories_of_other_models_are_refused_with_both_digests(saved: Any) -> N
     message = refusal(path, streamer, other)
     assert f"of other parameters (digest {mine.params}, here {theirs.params}); {remedy}" in message
 
-    wider = Streamer(type(streamer.model)(streamer.model.spec._replace(sliding_window=4)), streamer.rule)
+    wider = Streamer(type(streamer.model)(replace(streamer.model.spec, sliding_window=4)), streamer.rule)
     theirs = owner_of(wider, params)
     message = refusal(path, wider, params)
     assert f"of another architecture (digest {mine.spec}, here {theirs.spec}); {remedy}" in message

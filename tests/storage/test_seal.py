@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hope_jax import cli, digest, verify
-from hope_jax.config.experiment import CheckpointConfig, OptimConfig
+from hope_jax.config.experiment import CheckpointConfig
 from hope_jax.core.errors import CheckpointError
+from hope_jax.optim.outer import Optim
 from hope_jax.storage import digests as manifest
 from hope_jax.storage import integrity, seal, stored
 from hope_jax.storage.digests import BadFileError
@@ -189,7 +190,7 @@ def test_verify_and_digest_refuse_what_holds_no_checkpoint(tmp_path, capsys):
 
 def test_arrays_swapped_between_runs_are_found_and_the_one_before_is_taken(copy, tmp_path, caplog):
     other = tmp_path / "other"
-    toy_train(other, toy_config(steps=16, optim=OptimConfig(lr=0.5)))
+    toy_train(other, toy_config(steps=16, optim=Optim(lr=0.5)))
     mine = copy / "checkpoints" / "16" / "state"
     shutil.rmtree(mine)
     shutil.copytree(other / "checkpoints" / "8" / "state", mine)

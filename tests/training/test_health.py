@@ -12,26 +12,27 @@ from hope_jax.config.experiment import (
     DataConfig,
     EvalConfig,
     ExperimentConfig,
-    LevelConfig,
     LogConfig,
-    MemoryConfig,
-    ModelConfig,
     TrainConfig,
 )
 from hope_jax.core.errors import AlarmError
 from hope_jax.core.files import ALARM_FILE, METRICS_FILE
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.models.spec import Architecture
 from hope_jax.storage.stored import load_checkpoint
 from hope_jax.training import health
 from hope_jax.training.loop import run
 from tests.training.toy import VOCAB, rows_of, toy_config, toy_program, toy_train
 
 CHANCE = math.log(VOCAB)
-LEVELS = {"fast": LevelConfig(), "slow": LevelConfig()}
+LEVELS = FrozenMapping({"fast": Level(16, 1e-3), "slow": Level(16, 1e-3)})
 
 
 def config_of(**memory):
     return ExperimentConfig(
-        model=ModelConfig(vocab_size=VOCAB, cms_levels=LEVELS), memory=MemoryConfig(**memory)
+        model=Architecture(vocab_size=VOCAB), cms=CmsOptions(LEVELS), memory=MemoryOptions(**memory)
     )
 
 
@@ -68,7 +69,7 @@ def test_alarm_names_the_losses_the_level_and_the_key():
         "2 active bounds",
     ):
         assert part in text
-    assert "model.cms_levels.fast.lr or memory.write_clip (now 0.02)" in text
+    assert "cms.levels.fast.lr or memory.write_clip (now 0.02)" in text
 
 
 def test_without_bounds_the_largest_writes_are_suspect_and_the_bounds_the_remedy():
@@ -81,8 +82,8 @@ def test_without_bounds_the_largest_writes_are_suspect_and_the_bounds_the_remedy
 
 
 def test_levels_that_have_no_bounds_are_mended_by_their_rate():
-    assert "model.self_mod_lr (now 0.001)" in judged(9.0, 1.0, {"generators": level(write=3.0)})
-    assert "model.titan_level.lr" in judged(9.0, 1.0, {"titan": level(write=3.0)})
+    assert "self_modifying_titans.eta_scale (now 0.001)" in judged(9.0, 1.0, {"generators": level(write=3.0)})
+    assert "titan.level.lr" in judged(9.0, 1.0, {"titan": level(write=3.0)})
 
 
 def test_a_model_that_is_lost_without_its_writes_too_is_not_their_fault():
@@ -152,15 +153,15 @@ def blown_up(alarm, **memory):
     """A real model of one layer, whose inner rate is four orders of magnitude too high. The reference style
     starts with an embedding of unit variance: what writes spoil shows at once."""
     return ExperimentConfig(
-        model=ModelConfig(
+        model=Architecture(
             style="reference",
             vocab_size=1024,
             dim=16,
             num_layers=1,
             heads=2,
-            cms_levels={"cms_fast": LevelConfig(update_period=4, lr=1e4, optimizer="momentum")},
         ),
-        memory=MemoryConfig(**memory),
+        cms=CmsOptions(FrozenMapping({"cms_fast": Level(4, 1e4)})),
+        memory=MemoryOptions(**memory),
         train=TrainConfig(steps=2, online_chunk_size=8),
         data=DataConfig(seq_len=32, batch_size=2),
         eval=EvalConfig(every=1, batches=1, generate_tokens=0, alarm=alarm),

@@ -9,32 +9,36 @@ import pytest
 
 from hope_jax.config.experiment import (
     ExperimentConfig,
-    LevelConfig,
-    MemoryConfig,
-    ModelConfig,
-    OptimConfig,
-    TeachScheduleConfig,
     TrainConfig,
 )
 from hope_jax.core.files import ALARM_FILE, METRICS_FILE
+from hope_jax.learning.teach import Teach, TeachSchedule
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.titan import TitanOptions
+from hope_jax.models.spec import Architecture
+from hope_jax.optim.outer import Optim
 from hope_jax.training import health, idle
 from tests.training.test_health import alarm_config
 from tests.training.toy import toy_program, toy_train, without_memories
 
-LEVELS = {"fast": LevelConfig(lr=0.1), "slow": LevelConfig()}
-PERSISTENT = {"train": TrainConfig(algorithm_mode="two_pass"), "memory": MemoryConfig("batch", "persistent")}
+LEVELS = {"fast": Level(16, 0.1), "slow": Level(16, 1e-3)}
+PERSISTENT = {
+    "train": TrainConfig(algorithm_mode="two_pass"),
+    "memory": MemoryOptions(scope="batch", lifetime="persistent"),
+}
 
 
 def config_of(variant="hope_attention", levels=LEVELS, threshold=0.02, scale=0.1, titan=None, **sections):
-    model = ModelConfig(
-        block_variant=variant,
-        vocab_size=8,
-        cms_levels=levels,
-        surprise_threshold=threshold,
-        teach_scale=scale,
+    memory = replace(sections.pop("memory", MemoryOptions()), surprise_threshold=threshold)
+    return ExperimentConfig(
+        model=Architecture(block_variant=variant, vocab_size=8),
+        cms=CmsOptions(levels),
+        titan=TitanOptions(titan or Level(8, 1e-3)),
+        teach=Teach(scale=scale),
+        memory=memory,
+        **sections,
     )
-    model = replace(model, titan_level=titan or model.titan_level)
-    return ExperimentConfig(model=model, **sections)
 
 
 def sums(share, surprise=0.004, periods=40.0):
@@ -99,7 +103,7 @@ def test_writes_that_change_nothing_are_named_with_their_rates():
 @pytest.mark.parametrize(
     ("config", "found", "plain"),
     [
-        (config_of(levels={"fast": LevelConfig(lr=0.0)}), {"fast": sums(0.0)}, 1.9),
+        (config_of(levels={"fast": Level(16, 0.0)}), {"fast": sums(0.0)}, 1.9),
         (config_of(scale=0.0), {"fast": sums(0.0), "slow": sums(0.0)}, 1.9),
         (config_of(variant="transformer"), {}, None),
         (config_of(levels={}), {}, None),
@@ -115,12 +119,12 @@ def test_what_is_intended_raises_nothing(config, found, plain):
 
 def test_nothing_is_said_before_the_warm_ups_are_over():
     late = replace(
-        config_of(optim=OptimConfig(warmup_steps=50)),
-        model=replace(config_of().model, teach_schedule=TeachScheduleConfig(warmup_steps=99)),
+        config_of(optim=Optim(warmup_steps=50)),
+        teach=Teach(schedule=TeachSchedule(warmup_steps=99)),
     )
     assert alarm({"fast": sums(0.0)}, late, step=99) is None
     assert alarm({"fast": sums(0.0)}, late, step=100) is not None
-    assert alarm({"fast": sums(0.0)}, config_of(optim=OptimConfig(warmup_steps=101)), step=100) is None
+    assert alarm({"fast": sums(0.0)}, config_of(optim=Optim(warmup_steps=101)), step=100) is None
 
 
 def test_a_persistent_memory_is_judged_by_what_training_writes():
@@ -129,16 +133,18 @@ def test_a_persistent_memory_is_judged_by_what_training_writes():
 
 
 def test_self_modifying_memories_are_not_gated_but_can_change_nothing():
-    config = config_of(variant="hope_selfmod", levels={"cms": LevelConfig(lr=0.0)})
+    config = config_of(variant="hope_selfmod", levels={"cms": Level(16, 0.0)})
     found = {"generators": sums(1.0), "memory": sums(1.0), "cms": sums(0.0)}
     assert alarm(found, config) is None
     text = alarm(found, config, plain=1.9)
-    assert "generators, memory change nothing" in text and "model.self_mod_lr (now 0.001)" in text
-    assert "teach_scale" not in text and "cms" not in text
+    assert (
+        "generators, memory change nothing" in text and "self_modifying_titans.eta_scale (now 0.001)" in text
+    )
+    assert "teach.scale" not in text and "cms" not in text
 
 
 def test_titan_and_the_inits_of_nested_levels_have_rates_of_their_own():
-    config = config_of(variant="hope_hybrid", titan=LevelConfig(lr=0.0))
+    config = config_of(variant="hope_hybrid", titan=Level(16, 0.0))
     assert alarm({"titan": sums(0.0), "fast": sums(1.0)}, config) is None
     assert "titan 0.0%" in alarm({"titan": sums(0.0)}, config_of(variant="hope_hybrid"))
     assert "fast.init 0.0%" in alarm({"fast.init": sums(0.0)})
@@ -146,7 +152,8 @@ def test_titan_and_the_inits_of_nested_levels_have_rates_of_their_own():
 
 def test_harm_comes_before_idleness_which_never_ends_a_run():
     config = alarm_config("stop")
-    config = replace(config, model=config_of().model)
+    ours = config_of()
+    config = replace(config, model=ours.model, cms=ours.cms, memory=ours.memory)
     guard = health.Guard(config, [{"step": 1, "loss": 1.0}])
     evaluated = {
         "eval_loss": 1.9,
@@ -189,7 +196,7 @@ def test_a_run_says_what_was_written_in_rows_log_summary_and_report(tmp_path, ca
 
 def test_a_run_with_idle_memories_goes_on_and_its_report_says_so(tmp_path, needs_report):
     config = alarm_config("stop")
-    config = replace(config, model=replace(config.model, surprise_threshold=0.02))
+    config = replace(config, memory=replace(config.memory, surprise_threshold=0.02))
     summary = toy_train(tmp_path, config, blocked(toy_program()))
     assert summary["steps"] == 20 and summary["periods_written"] == 0.0
     assert not (tmp_path / ALARM_FILE).exists()

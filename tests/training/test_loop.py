@@ -160,7 +160,7 @@ def test_non_finite_loss_stops_with_step_checkpoint_and_cause(tmp_path):
     message = str(caught.value)
     assert "step 15:" in message and "loss nan" in message
     assert str(tmp_path / "checkpoints" / "8") in message
-    assert "writes of cms_fast" in message and "model.cms_levels.cms_fast.lr" in message
+    assert "writes of cms_fast" in message and "cms.levels.cms_fast.lr" in message
     assert load_checkpoint(tmp_path).step == 8
     assert all(row["loss"] is not None and row["step"] < 15 for row in rows_of(tmp_path))
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.config.experiment import ExperimentConfig, LevelConfig, ModelConfig
+from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import DivergenceError
 from hope_jax.core.files import cut_back, dump_row, to_json, write_atomic
+from hope_jax.memory.levels import Level
+from hope_jax.models.spec import Architecture
 from hope_jax.training import metrics as metrics_module
 from hope_jax.training.diagnosis import explain_divergence
 from hope_jax.training.metrics import Progress, Recorder
@@ -127,14 +129,14 @@ GROWTH = [2.0**i for i in range(11)] + [np.nan]
 @pytest.mark.parametrize(
     ("series", "cause", "remedy"),
     [
-        ({"writes": GROWTH, "grad_norm": GROWTH}, "writes of slow", "model.cms_levels.slow.lr"),
-        ({"teach_signal_norm": GROWTH, "grad_norm": GROWTH}, "teach_signal_norm", "model.teach_scale"),
+        ({"writes": GROWTH, "grad_norm": GROWTH}, "writes of slow", "cms.levels.slow.lr"),
+        ({"teach_signal_norm": GROWTH, "grad_norm": GROWTH}, "teach_signal_norm", "teach.scale"),
         ({"grad_norm": GROWTH}, "grad_norm grew", "optim.lr"),
         ({"loss": GROWTH}, "loss grew", "optim.warmup_steps"),
         ({}, "nothing grew", "train.compute_dtype"),
     ],
 )
 def test_likely_cause_is_what_grew_first_in_the_chain(series, cause, remedy):
-    config = ExperimentConfig(model=ModelConfig(cms_levels={"slow": LevelConfig()}))
+    config = ExperimentConfig(model=Architecture(cms_levels={"slow": Level(16, 1e-3)}))
     message = explain_divergence(11, telemetry(**series), config, None)
     assert cause in message and remedy in message and "No checkpoint" in message

@@ -11,25 +11,32 @@ from hope_jax.config import assemble
 from hope_jax.config import experiment as c
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram
-from hope_jax.core.types import Batch
+from hope_jax.core.types import Batch, FrozenMapping
 from hope_jax.data.corpus import Document
 from hope_jax.data.pipeline import make_train_iterator
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.learning.teach import Teach
+from hope_jax.memory.cms import CmsOptions
+from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.self_mod import SelfModifyingTitans
+from hope_jax.memory.titan import TitanOptions
 from hope_jax.models.lm import HopeModel
+from hope_jax.models.spec import Architecture
 from hope_jax.optim import outer as optim
+from hope_jax.optim.outer import Optim
 from hope_jax.training.step import Step, build_program
 
-LEVELS = {"fast": c.LevelConfig(update_period=4, lr=0.1), "slow": c.LevelConfig(update_period=32, lr=0.1)}
-MODEL = c.ModelConfig(
-    vocab_size=32, dim=16, num_layers=2, heads=2, cms_levels=LEVELS, cms_hidden_multiplier=1
-)
-OPTIM = c.OptimConfig(lr=0.01, warmup_steps=0, schedule="cosine")
+LEVELS = {"fast": Level(update_period=4, lr=0.1), "slow": Level(update_period=32, lr=0.1)}
+MODEL = Architecture(vocab_size=32, dim=16, num_layers=2, heads=2)
+CMS = CmsOptions(FrozenMapping(LEVELS), hidden_multiplier=1)
+OPTIM = Optim(lr=0.01, warmup_steps=0, schedule="cosine")
 
 
 def settings(**train: object) -> c.ExperimentConfig:
-    memory = train.pop("memory", c.MemoryConfig())
+    memory = train.pop("memory", MemoryOptions())
     return c.ExperimentConfig(
         model=MODEL,
+        cms=CMS,
         memory=memory,
         optim=OPTIM,
         data=c.DataConfig(seq_len=16, batch_size=2),
@@ -89,7 +96,7 @@ def test_documents_of_one_chunk_never_see_a_write_if_memories_start_afresh() -> 
         )
     )
     assert (batch.segment_ids[:, 0] != batch.segment_ids[:, 8]).all()
-    config = settings(steps=9, memory=c.MemoryConfig(reset_at_document=True))
+    config = settings(steps=9, memory=MemoryOptions(reset_at_document=True))
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
     program = build_program(dataclasses.replace(config, model=model), tokenizer.vocab_size)
     state = program.init()
@@ -103,7 +110,7 @@ def test_documents_of_one_chunk_never_see_a_write_if_memories_start_afresh() -> 
 
 
 def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> None:
-    memory = c.MemoryConfig(scope="batch", lifetime="persistent")
+    memory = MemoryOptions(scope="batch", lifetime="persistent")
     program: TrainProgram = build_program(settings(steps=9, algorithm_mode="two_pass", memory=memory), 32)
     state, written = program.init(), []
     for i in range(4):
@@ -121,9 +128,12 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
 
 def selfmod(**values: object) -> c.ExperimentConfig:
     """hope_selfmod under two_pass: chunks of 4 and, unless said otherwise, 4 tokens in sequences of 16."""
-    own = c.SelfModifyingTitansConfig(**{"chunk_size": 4, "chunk_size_memory": 4, **values})
-    model = dataclasses.replace(MODEL, block_variant="hope_selfmod", self_mod_lr=0.3, self_modifying=own)
-    return dataclasses.replace(settings(algorithm_mode="two_pass"), model=model)
+    own = {"chunk_size": 4, "chunk_size_memory": 4, "eta_scale": 0.3, **values}
+    return dataclasses.replace(
+        settings(algorithm_mode="two_pass"),
+        model=dataclasses.replace(MODEL, block_variant="hope_selfmod"),
+        self_modifying_titans=SelfModifyingTitans(**own),
+    )
 
 
 @pytest.mark.nightly
@@ -153,13 +163,13 @@ def test_generators_whose_writes_are_never_read_are_left_out(
 
 def test_a_self_modifier_is_trained_where_its_writes_are_read_again() -> None:
     def hybrid(mode: str, **values: object) -> tuple[str, ...]:
-        model = dataclasses.replace(MODEL, block_variant="hope_hybrid", **values)
-        return Step(dataclasses.replace(settings(algorithm_mode=mode), model=model)).untrained
+        model = dataclasses.replace(MODEL, block_variant="hope_hybrid")
+        return Step(dataclasses.replace(settings(algorithm_mode=mode), model=model, **values)).untrained
 
     left_out = ("blocks/titan/self_modifier",)
     assert hybrid("online") == ()
     assert hybrid("two_pass") == left_out
-    assert hybrid("online", teach_scale=0.0) == left_out
-    assert hybrid("online", titan_level=c.LevelConfig(update_period=16)) == left_out
-    titans = c.LevelConfig(update_period=8, lr=0.0, optimizer="titans")
-    assert hybrid("online", titan_level=titans) == left_out, "the gates still decay"
+    assert hybrid("online", teach=Teach(scale=0.0)) == left_out
+    assert hybrid("online", titan=TitanOptions(Level(16, 1e-3))) == left_out
+    titans = Level(update_period=8, lr=0.0, optimizer="titans")
+    assert hybrid("online", titan=TitanOptions(titans)) == left_out, "the gates still decay"

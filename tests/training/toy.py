@@ -13,12 +13,12 @@ from hope_jax.config.experiment import (
     EvalConfig,
     ExperimentConfig,
     LogConfig,
-    ModelConfig,
     TrainConfig,
 )
 from hope_jax.core.files import METRICS_FILE, read_rows
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import NO_TARGET, Batch
+from hope_jax.models.spec import Architecture
 from hope_jax.training.loop import train
 
 VOCAB, ROWS, LENGTH = 8, 2, 12
@@ -64,7 +64,7 @@ class Interrupt(Exception):
 def toy_config(steps=20, **changes):
     """Logs every 4 steps, evaluates every 10, saves every 8; `changes` replace whole sections."""
     config = ExperimentConfig(
-        model=ModelConfig(dim=6),
+        model=Architecture(dim=6),
         train=TrainConfig(steps=steps),
         eval=EvalConfig(every=10, generate_tokens=4),
         checkpoint=CheckpointConfig(every=8),

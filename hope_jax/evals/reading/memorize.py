@@ -1,6 +1,7 @@
 """Test-time memorization: a text is read, what it wrote is kept, and an item is scored with it (SPEC §5)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from hope_jax.evals.reading.subject import Subject, take
 from hope_jax.evals.reading.updates import Updates
 from hope_jax.learning.sampling import roomy
 from hope_jax.learning.stream import Streamer
-from hope_jax.memory.gate import GateRule
 from hope_jax.models.lm import HopeModel
 
 
@@ -55,9 +55,11 @@ def writing_streamer(subject: Subject, rule: Rule) -> Streamer:
     if rule.steps < 1:
         raise ConfigError(f"--memorize_steps={rule.steps}: want at least 1")
     check_selection(base.model, rule.paths, rule.layers)
-    spec = base.model.spec._replace(flush_partial_at_end=True, reset_at_document=False)
+    spec = base.model.spec
+    memory = replace(spec.memory, reset_at_document=False)
     if rule.surprise_threshold is not None:
-        spec = spec._replace(gate=GateRule(spec.gate.metric, rule.surprise_threshold))
+        memory = replace(memory, surprise_threshold=rule.surprise_threshold)
+    spec = replace(spec, memory=memory, cms=replace(spec.cms, flush_partial_at_end=True))
     return Streamer(SelectiveModel(spec, rule.paths, rule.layers), base.rule)
 
 

@@ -5,6 +5,7 @@ parameters) can carry anything from one row to the next.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,11 +67,15 @@ class Reader:
         self.initial, self.trained = subject.trained.fast, subject.trained.params
         # Rows that are read with one and the same memory share its matrices, where reading does not write.
         written = bool(self.model.stream_memories())
-        self.frozen = self.model if written else HopeModel(spec._replace(scope="batch"))
-        self.alone = written and spec.scope == "batch"
+        shared_spec = replace(spec, memory=replace(spec.memory, scope="batch"))
+        self.frozen = self.model if written else HopeModel(shared_spec)
+        self.alone = written and spec.memory.scope == "batch"
         # Periods and online chunks divide each other, so this is a multiple of all.
         self.multiple = whole_tokens(self.streamer)
-        levels = [*spec.cms_levels, *([spec.titan_level] if "titan" in self.model.memories() else [])]
+        levels = [
+            *spec.cms.levels.values(),
+            *([spec.titan.level] if "titan" in self.model.memories() else []),
+        ]
         slowest = max([self.multiple, *(level.update_period for level in levels)])
         self.stream_tokens = _up(max(_STREAM_TOKENS, subject.config.data.seq_len), slowest)
 
@@ -178,7 +183,7 @@ class Reader:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), ends[i]))
         found: list[np.ndarray] = [np.zeros(0)] * len(rows)
         start = fast if prefix is None else prefix.fast
-        if self.frozen is not self.model and self.model.spec.scope == "example":
+        if self.frozen is not self.model and self.model.spec.memory.scope == "example":
             start = jax.tree.map(lambda t: t[0], start)
         batch_size = 1 if self.alone else batch_size
         for first in range(0, len(order), batch_size):
@@ -262,7 +267,7 @@ def _losses(
     def spread(t: Any) -> Any:
         return jnp.broadcast_to(t, (size, *t.shape[1:]))
 
-    if model.spec.scope == "example":
+    if model.spec.memory.scope == "example":
         fast = jax.tree.map(spread, fast)
     if carry is not None:
         seen = jnp.broadcast_to(carry.segments, (size, carry.segments.shape[1]))

@@ -13,8 +13,6 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.values import resolve
 from hope_jax.core import files
 from hope_jax.core.types import PyTree
-from hope_jax.memory import rules
-from hope_jax.models import blocks
 from hope_jax.storage import arrays, seal, stored
 from hope_jax.storage.trained import Trained, prepare
 
@@ -32,7 +30,7 @@ class Subject(NamedTuple):
     def shared_memory(self) -> bool:
         """Whether a fast state belongs to a whole batch (`memory.scope=batch`): contexts that must not meet
         are then read one at a time."""
-        return self.trained.streamer.model.spec.scope == "batch"
+        return self.trained.streamer.model.spec.memory.scope == "batch"
 
     def batch_size(self, wanted: int) -> int:
         """Contexts that may be read side by side, at most `wanted`."""
@@ -50,7 +48,7 @@ def open_subject(path: Path) -> Subject:
     """
     loaded = stored.load_checkpoint(path, ("params", "fast"))
     config = resolve(loaded.config)
-    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
+    validate(config)
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     trained = prepare(loaded, config)

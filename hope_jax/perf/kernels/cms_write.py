@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
-from hope_jax.memory.levels import LevelSpec
+from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.state import own
 from hope_jax.perf.timing import Case, Comparison, Goal, compiled
@@ -39,7 +39,7 @@ def _chunks(*streams: jax.Array) -> Any:
 
 
 def _with_matrices(
-    writer: type[LevelWriter], spec: LevelSpec, params: Any, state: Any, x: Any, teach: Any
+    writer: type[LevelWriter], spec: Level, params: Any, state: Any, x: Any, teach: Any
 ) -> Any:
     """The state after one sequence [T, D]."""
     norms = mlp_memory.group_norms(params)
@@ -56,7 +56,7 @@ def _with_matrices(
     return jax.lax.scan(step, state, _chunks(x, teach))[0]
 
 
-def _arguments(spec: LevelSpec, dim: int, tokens: int, batch: int) -> tuple[Any, ...]:
+def _arguments(spec: Level, dim: int, tokens: int, batch: int) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
         "w_up": jax.random.normal(keys[0], (dim, 4 * dim)) / dim**0.5,
@@ -99,7 +99,7 @@ def _cases(
     batch: int = 1,
     goals: tuple[Goal, ...] = (),
 ) -> tuple[Case, ...]:
-    spec = LevelSpec("level", period, 0.03, "momentum", 0.9)
+    spec = Level(period, 0.03, "momentum", 0.9)
     arguments = _arguments(spec, dim, tokens, batch)
     flops = 2.0 * dim * 4 * dim * PRODUCTS * tokens * batch * (3 if gradients else 1)
 

@@ -51,7 +51,7 @@ def _pass(memory: SelfMod) -> Callable[[Any, jax.Array], jax.Array]:
 
 
 def _cases(dim: int, tokens: int, batch: int, goals: dict[str, tuple[Goal, ...]]) -> tuple[Case, ...]:
-    memory = SelfMod(dim, online_chunk=64)
+    memory = SelfMod(dim=dim, online_chunk=64, local_conv_window=0)
     params = _params(dim)
     x_btd = jax.random.normal(jax.random.key(1), (batch, tokens, dim))
     run = _pass(memory)

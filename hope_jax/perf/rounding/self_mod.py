@@ -124,7 +124,13 @@ def _layer(dim: int, alpha: float) -> dict[str, Any]:
 @cache
 def _pass(size: int, dim: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
     layer = SelfMod(
-        dim, size, chunk_size=size, chunk_size_memory=size, eta_scale=PASS_ETA, use_alpha=use_alpha
+        chunk_size=size,
+        chunk_size_memory=size,
+        eta_scale=PASS_ETA,
+        use_alpha=use_alpha,
+        local_conv_window=0,
+        dim=dim,
+        online_chunk=size,
     )
 
     def run(params: Any, x: jax.Array) -> Any:

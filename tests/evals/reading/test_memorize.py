@@ -1,5 +1,7 @@
 """Memorization: what is written, where, by which texts."""
 
+from dataclasses import replace
+
 import chex
 import jax
 import numpy as np
@@ -137,7 +139,8 @@ def test_unrelated_texts_are_of_the_length_asked_for_and_differ_by_seed():
 def test_padding_forgets_nothing_where_documents_reset_memories():
     model = subject()
     base = model.trained.streamer
-    spec = base.model.spec._replace(reset_at_document=True)
+    spec = base.model.spec
+    spec = replace(spec, memory=replace(spec.memory, reset_at_document=True))
     resets = model._replace(trained=model.trained._replace(streamer=Streamer(HopeModel(spec), base.rule)))
     texts = [text(70, 1), text(20, 2)]
     got, want = (trees.stack(Memorizer(one, Rule())(texts).fast) for one in (resets, model))
