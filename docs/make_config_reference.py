@@ -1,4 +1,4 @@
-"""Writes docs/config.md: keys, types and defaults, and the comments of hope_jax/config/experiment.py.
+"""Writes docs/config.md: keys, types and defaults, and the comments of the fields.
 
 python docs/make_config_reference.py
 """
@@ -18,7 +18,8 @@ from hope_jax.memory.levels import Level
 
 HEAD = """# Configuration keys
 
-Made by `python docs/make_config_reference.py` from `hope_jax/config/experiment.py`; do not edit.
+Made by `python docs/make_config_reference.py` from `hope_jax/config/experiment.py` and the options of each
+room that it composes; do not edit.
 
 A config file has a `get_config()` that starts from `hope_jax.config.experiment.base_config()` (or one of
 `hope_jax.config.presets`), changes values and returns it. On the command line
@@ -38,12 +39,13 @@ explicit:
 | `--config.cms.levels.cms_slow="{'lr': 0.1, 'beta': 0.0}"` | several keys; the others stay |
 | `--config.cms.levels.+ultra="{'update_period': 256, 'lr': 0.03}"` | adds one, the last of the chain |
 | `--config.cms.levels.cms_mid=None` | drops a level |
-| `--config.cms.levels="{'a': {'update_period': 8}}"` | replaces them all |
+| `--config.cms.levels="{'a': {'update_period': 8, 'lr': 0.1}}"` | replaces them all |
 | `--config.data.mixture.code=0.2`, `.+code=0.2`, `.code=None` | changes, adds, drops a weight |
 | `--config.data.mixture="{'wiki': 0.8, 'code': 0.2}"`, `={}` | replaces all weights, leaves none |
 
 Levels that are dropped or added, and the defaults of keys that a level does not name, are logged
-(`cms.levels.a: not named, so by default lr=None, optimizer=momentum, ...`). In a config file
+(`cms.levels.a: not named, so by default optimizer=momentum, ...`); every level names its period and its
+rate. In a config file
 `config.cms.levels = {...}` replaces the levels, `config.cms.levels.NAME = level(...)` adds one,
 and `update({'NAME': {...}})` changes one that is there. Keys that are true or false may stand alone
 (`--config.log.wandb`, `--noconfig.log.tensorboard`).
@@ -59,18 +61,14 @@ a persistent memory outside `two_pass` with `scope=batch`; memories that start a
 """
 
 
-def field_comments() -> dict[tuple[str, str], str]:
-    """(class, field) -> the comment at the end of the field's first line."""
-    source = inspect.getsource(config)
+def comment_of(owner: type, key: str) -> str:
+    """The comment at the end of a field's first line, in the class that declares it."""
+    declared = next(group for group in owner.__mro__ if key in group.__dict__.get("__annotations__", {}))
+    source = inspect.getsource(declared)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    return {
-        (group.name, item.target.id): by_line.get(item.lineno, "")
-        for group in ast.parse(source).body
-        if isinstance(group, ast.ClassDef)
-        for item in group.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    }
+    fields = (item for item in ast.parse(source).body[0].body if isinstance(item, ast.AnnAssign))  # type: ignore[attr-defined]
+    return next(by_line.get(item.lineno, "") for item in fields if item.target.id == key)  # type: ignore[union-attr]
 
 
 def owners() -> Iterator[tuple[str, type, Any]]:
@@ -100,7 +98,7 @@ def _default(value: Any) -> str:
 
 def render() -> str:
     """The whole page."""
-    comments, kinds = field_comments(), {path: describe(kind) for path, kind, _ in key_paths()}
+    kinds = {path: describe(kind) for path, kind, _ in key_paths()}
     lines, section = [HEAD], ""
     for path, owner, default in owners():
         group, key = path.rsplit(".", 1)
@@ -108,7 +106,7 @@ def render() -> str:
             section = group
             lines += [f"\n## {group}\n{inspect.getdoc(owner)}\n"]
             lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
-        meaning = comments[owner.__name__, key].replace("|", r"\|")
+        meaning = comment_of(owner, key).replace("|", r"\|")
         lines.append(f"| `{key}` | {kinds[path]} | {_default(default)} | {meaning} |")
     return "\n".join(lines) + "\n"
 

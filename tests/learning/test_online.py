@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.learning import modes
-from hope_jax.memory.cms import LevelState
+from hope_jax.memory.period_write import LevelState
 from tests.oracle import bridge, cases
 from tests.oracle.inner import Level
 from tests.oracle.model import Arch

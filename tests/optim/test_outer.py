@@ -1,6 +1,6 @@
 """The outer optimizers: which parameter each updates, and M3 against Algorithm 1 stated in numpy."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
 
 from hope_jax.optim import outer as optim
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
-from hope_jax.optim.outer import FROZEN, MATRIX, OTHER, OptimRule
+from hope_jax.optim.outer import FROZEN, MATRIX, OTHER, Optim, OptimRule
 
 LAYERS, DIM, HIDDEN = 2, 4, 6
 
@@ -29,6 +29,9 @@ SHAPES: dict[str, Any] = {
     },
 }
 """Parameters as the models name them, all kinds."""
+
+
+NAMES = get_args(get_type_hints(Optim)["name"])
 
 
 def draw(seed: int) -> Any:
@@ -142,7 +145,7 @@ def test_groups_of_all_kinds_of_parameters() -> None:
     assert groups["blocks/self_mod/eta/w_out"] == groups["blocks/attn/conv"] == OTHER
 
 
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_matrices_are_updated_by_the_named_optimizer_and_the_rest_by_adamw(name: str) -> None:
     params = draw(0)
     got = by_path(run(optim.make_optimizer(rule(name, weight_decay=0.1)), params, 3)[0])
@@ -207,7 +210,7 @@ MEMORY_PATHS = ("blocks/cms", "blocks/titan", "blocks/self_mod")
 
 
 @pytest.mark.parametrize("policy", ["memories_frozen", "backbone_frozen"])
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_the_policy_freezes_keeps_its_value_and_has_no_state(name: str, policy: str) -> None:
     params = draw(0)
     after, state = run(optim.make_optimizer(rule(name, param_policy=policy)), params, 2)
@@ -231,7 +234,7 @@ def test_frozen_gradients_have_no_share_in_the_clipped_norm() -> None:
     jax.tree.map(np.testing.assert_array_equal, steps[0], steps[1])
 
 
-@pytest.mark.parametrize("name", optim.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_untrained_parameters_are_left_out_and_named(name: str) -> None:
     params, left_out = draw(0), ("blocks/titan/self_modifier", "embed")
     r = rule(name, weight_decay=0.5)
