@@ -1,4 +1,4 @@
-"""Streaming: a document in one call or in any split into calls gives the same logits and state (SPEC §5).
+"""Streaming: a document in one call or in any split into calls gives the same logits and state.
 
 Tokens are read as they come, with the memories of their online chunk's start. When the token after a chunk
 arrives, the chunk's last target is known: the chunk is read again, its teach signal taken, its memories

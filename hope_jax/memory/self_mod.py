@@ -148,7 +148,7 @@ class SelfMod(SelfModifyingTitans):
 
     def rebase(self, params: PyTree, fast: SelfModState) -> SelfModState:
         """The same values, cut off from what wrote them: the gradient at the state goes to the initial
-        weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum (SPEC §4)."""
+        weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum."""
         weights = jax.tree.map(
             lambda now, theta: jax.lax.stop_gradient(now) + (theta - jax.lax.stop_gradient(theta)),
             fast.weights,

@@ -1,4 +1,4 @@
-"""The Titans paper's own write: momentum and decay with data-dependent gates (arXiv 2501.00663, SPEC §2.2).
+"""The Titans paper's own write: momentum and decay with data-dependent gates (arXiv 2501.00663).
 
 Token by token, g_t = grad l(M; k_t, v_t) at the weights that read the tokens,
 

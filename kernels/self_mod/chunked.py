@@ -1,7 +1,7 @@
 """Production form: one chunk's writes of a group of memories in closed form, with matrix products only.
 
 A group is a set of residual MLP memories M(x) = skip(x) + W_out gelu(W_in x) that are written with the same
-stream (k_t, v_t, eta_t, alpha_t). Token by token (Eqs. 83-93, SPEC §2.3), all gradients at the chunk's first
+stream (k_t, v_t, eta_t, alpha_t). Token by token (Eqs. 83-93), all gradients at the chunk's first
 weights,
 
     W_out <- alpha_t W_out - eta_t m_t,    W_in <- W_in (alpha_t I - eta_t k_t k_t^T) - eta_t m_t,

@@ -5,7 +5,7 @@ follow, with p = softmax(h W^T):
 
     loss_t = logsumexp(h_t W^T) - h_t W[y_t]        dL/dh = (p - onehot) W        dL/dW = (p - onehot)^T h
 
-dL/dh at the final norm's output is the teach signal at the head (SPEC 2.4). The loss is a sum, so its
+dL/dh at the final norm's output is the teach signal at the head. The loss is a sum, so its
 cotangent is one number by which the pass's results are multiplied: the backward pass makes no logits again.
 Three products with the head in all, as many as autodiff takes; which of them are made follows from what is
 differentiated (the head's gradient is not where only the teach signal is wanted).

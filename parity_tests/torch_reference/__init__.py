@@ -1,4 +1,4 @@
-"""A torch reference of our own: SPEC.md's equations once more, written to be read, without JAX.
+"""A torch reference of our own: the equations once more, written to be read, without JAX.
 
 Reads, writes, streams and gradients of one context (one example with its own fast state), as explicit loops
 over chunks, layers, levels and tokens. Parameters are nested dicts of tensors in production's layout

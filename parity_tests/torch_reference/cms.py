@@ -1,4 +1,4 @@
-"""The CMS (Eqs. 70-71 and 74, SPEC §2.1): reads, and the objective that a write descends.
+"""The CMS (Eqs. 70-71 and 74): reads, and the objective that a write descends.
 
 A level's fast weights are its matrices and their biases; LayerNorm's affine part is slow. Rows are tokens.
 """

@@ -1,4 +1,4 @@
-"""Inner optimizers and bounds (SPEC §2.5): from a period's gradient to the change of a level's weights."""
+"""Inner optimizers and bounds: from a period's gradient to the change of a level's weights."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The nested connection of the CMS (Eq. 72, SPEC appendix): slower levels learn where faster ones start.
+"""The nested connection of the CMS (Eq. 72): slower levels learn where faster ones start.
 
 Reads are those of the chain. Ordered by falling period, level s + 1 has beside its weights an `init`, under
 the name NAME.init, which level s's optimizer writes every C_s tokens with level s + 1's own gradients; there

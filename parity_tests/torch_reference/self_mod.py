@@ -1,4 +1,4 @@
-"""Self-modifying Titans token by token (Eqs. 83-93, SPEC §2.3). One context, one layer.
+"""Self-modifying Titans token by token (Eqs. 83-93). One context, one layer.
 
 A memory is a dict: `w_in` [h, D], `w_out` [out, h] and perhaps `w_skip` [out, D]:
 M(x) = skip(x) + W_out gelu(W_in x), skip being W_skip, or the identity where widths allow.

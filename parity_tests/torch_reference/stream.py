@@ -1,4 +1,4 @@
-"""The online loop of SPEC §4 and §5: read a chunk, take its teach signal, write it; with outer gradients.
+"""The online loop: read a chunk, take its teach signal, write it; with outer gradients.
 
     for each chunk: write the chunk before it; read; signal
 

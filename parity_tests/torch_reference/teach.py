@@ -1,4 +1,4 @@
-"""Teach signals (SPEC §2.4): gradients of a chunk's summed loss, processed; and their surprise."""
+"""Teach signals: gradients of a chunk's summed loss, processed; and their surprise."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""TITAN memory (SPEC §2.2): mem(x) = LN(W_down gelu(W_up x)), and the loss that a write descends.
+"""TITAN memory: mem(x) = LN(W_down gelu(W_up x)), and the loss that a write descends.
 
 key = x, value = stopgrad(mem(key)), target = value + SelfModifier(key, value, delta) - delta,
 loss = 1/2 sum_t |mem(key_t) - target_t|^2.

@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of SPEC §2.3."""
+    """The options of self-modifying Titans."""
 
     chunk: int
     chunk_memory: int

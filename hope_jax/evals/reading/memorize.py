@@ -1,4 +1,4 @@
-"""Test-time memorization: a text is read, what it wrote is kept, and an item is scored with it (SPEC §5)."""
+"""Test-time memorization: a text is read, what it wrote is kept, and an item is scored with it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
