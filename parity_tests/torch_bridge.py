@@ -85,7 +85,7 @@ def hope_model(arch: Arch, rules: Rules, conv: int = 0) -> HopeModel:
 
 def online_rule(rules: Rules, *, training: bool = True) -> OnlineRule:
     """The production rule."""
-    teach = Teach(rules.teach_scale, rules.teach_clip, source=rules.source, surprise_metric=rules.metric)
+    teach = Teach(rules.teach_scale, rules.teach_clip, source=rules.source)
     return OnlineRule(rules.chunk, rules.truncate or rules.chunk, teach, training)
 
 

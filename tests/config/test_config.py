@@ -76,7 +76,10 @@ def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
             {"cms": {"levels": {"a": {"update_period": 0, "lr": 1}}}},
             "a.update_period: want .* at least 1; got 0",
         ),
-        ({"cms": {"levels": {"a": {"period": 4}}}}, "did you mean cms.levels.a.update_period?"),
+        (
+            {"cms": {"levels": {"a": {"period": 4}}}},
+            "unknown key; did you mean cms.levels.NAME.update_period or",
+        ),
         ({"cms": {"levels": {"a-b": {}}}}, "'a-b' is no name"),
         (
             {"cms": {"levels": {"a": {"update_period": 4}}}},

@@ -11,7 +11,6 @@ from hope_jax.config import presets
 from hope_jax.config.check import validate
 from hope_jax.config.values import resolve
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.memory import rules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))
@@ -22,7 +21,7 @@ def test_config_file_is_valid_anywhere(path: Path, tmp_path: Path, monkeypatch: 
     copy = tmp_path / "renamed.py"
     shutil.copy(path, copy)
     monkeypatch.chdir(tmp_path)
-    validate(read_config(Path("renamed.py")), device_count=1, inner_optimizers=rules.VARIANTS)
+    validate(read_config(Path("renamed.py")), device_count=1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(CONFIGS)) for f in FILES])

@@ -104,7 +104,7 @@ def test_two_pass_differentiates_through_self_modifying_writes() -> None:
 
     slope = (loss(h) - loss(-h)) / (2 * h)
     exact = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True))
-    np.testing.assert_allclose(exact, slope, rtol=1e-6)
+    np.testing.assert_allclose(exact, slope, rtol=5e-6)
     assert result.stats["self_mod"]["memory"].updates_applied.min() == TOKENS // 8
 
 

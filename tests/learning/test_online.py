@@ -65,7 +65,7 @@ CASES = {
             levels=(Level("fast", 8, 0.05, "muon"), Level("slow", 16, 0.05, "nl_l2_precond")),
             source="global",
             metric="loss",
-            threshold=3.26,
+            threshold=3.6,
             flush=True,
         ),
         scope="batch",

@@ -66,9 +66,9 @@ def test_global_signal_is_the_heads_pulled_back_for_all_layers(passes: dict) -> 
 @pytest.mark.parametrize("metric", ["l2", "loss", "logit_entropy"])
 def test_processing_order(metric: str, passes: dict) -> None:
     """Scale, then surprise, then schedule, then clip per token."""
-    rule = Teach(scale=0.3, clip=0.15, surprise_metric=metric)
+    rule = Teach(scale=0.3, clip=0.15)
     batch = passes["batch"]
-    signal = teach.process(rule, passes["raw"], passes["losses"], 0.5)
+    signal = teach.process(rule, passes["raw"], passes["losses"], 0.5, metric)
     for b, (read, losses, _, cotangents) in enumerate(passes["wanted"]):
         for layer, by_name in enumerate(cotangents):
             block = np.asarray(by_name["block"])

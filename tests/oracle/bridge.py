@@ -81,7 +81,6 @@ def online_rule(learning: Learning) -> OnlineRule:
         clip=learning.teach_clip,
         source=learning.source,
         normalize="batch_mean" if learning.batch_mean else "token",
-        surprise_metric=learning.metric,
     )
     return OnlineRule(learning.chunk, learning.truncate or learning.chunk, teach)
 
