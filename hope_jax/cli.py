@@ -5,6 +5,7 @@ own config flag knows neither None nor a level that the file lacks, and reports 
 """
 
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -12,7 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from absl import flags
 
@@ -80,6 +81,12 @@ def define_checkpoint() -> flags.FlagHolder[str | None]:
     return define_path(_CHECKPOINT, help_text)
 
 
+def refuse_arguments(argv: list[str]) -> None:
+    """Of commands that take flags alone. Raises: ConfigError if anything else was given."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+
+
 def output_file(flag: str, value: str | None) -> Path | None:
     """The file that a flag names, None without one. Raises: ConfigError if its folder is not there."""
     if not value:
@@ -109,6 +116,11 @@ def write_files(flag: str, files: Mapping[Path, bytes]) -> None:
             f"--{flag}: {error.filename2 or error.filename or next(iter(files))} cannot be written "
             f"({error.strerror}); make room or give write permission, or choose another --{flag}"
         ) from None
+
+
+def write_json(flag: str, path: Path, value: Any) -> None:
+    """As `write_files`, one value as JSON."""
+    write_files(flag, {path: (json.dumps(value, indent=1) + "\n").encode()})
 
 
 def config_path() -> Path:

@@ -7,7 +7,7 @@ sample is one compilation, from scratch.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,18 +23,14 @@ COLD_SECONDS = 40.0
 FLAT = 1.1
 """How far a compile time may lie above or below that of the shallowest, shortest step."""
 
-DEPTHS = (2, 12, 24)
-LENGTHS = (256, 1024, 2048)
 
-
-def pilot(**values: Any) -> ExperimentConfig:
-    """The pilot's configuration with values changed. Its mixture names sources that are not at hand."""
+def _pilot(**values: Any) -> ExperimentConfig:
+    """With values changed. Its mixture names sources that are not at hand."""
     return changed(pilot_config(), data__mixture={}, **values)
 
 
 def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
-    """Compiles anew, with the persistent cache in `folder` or without one. (seconds of tracing and lowering,
-    seconds of XLA)."""
+    """Seconds of tracing and lowering, and of XLA, anew, with the persistent cache in `folder` or without."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     jax.clear_caches()
     compilation_cache.reset_cache()
@@ -47,36 +43,30 @@ def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float
     return compiled.lower_seconds, compiled.compile_seconds
 
 
-def compile_case(name: str, compile_once: Callable[[], Any], goals: tuple[Goal, ...] = ()) -> Case:
-    """A call compiles."""
-    return Case(name, compile_once, goals=goals, single=True)
-
-
 def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
     """`cold` and `cached` of one step; its first compilation fills the cache."""
     folder = tempfile.TemporaryDirectory()
     _compile(config, folder.name)
-
-    def cached() -> Any:
+    goals = (Goal("seconds", COLD_SECONDS),)
+    return (
+        Case("cold", lambda: _compile(config), goals=goals, single=True),
         # the folder lives as long as the case that reads it
-        return _compile(config, folder.name)
-
-    goal = (Goal("seconds", COLD_SECONDS),)
-    return compile_case("cold", partial(_compile, config), goal), compile_case("cached", cached)
+        Case("cached", lambda: _compile(config, folder.name), single=True),
+    )
 
 
 def _growth_cases(configs: dict[str, ExperimentConfig]) -> tuple[Case, ...]:
-    goal = (Goal("time_apart", FLAT),)
+    goals = (Goal("time_apart", FLAT),)
     return tuple(
-        compile_case(name, partial(_compile, config), goal if index else ())
+        Case(name, partial(_compile, config), goals=goals if index else (), single=True)
         for index, (name, config) in enumerate(configs.items())
     )
 
 
 def comparisons() -> Iterator[Comparison]:
     """Cold and cached, depth, length."""
-    yield Comparison("compile/pilot", partial(cached_and_cold, pilot()))
-    depths = {f"{n} layers": pilot(model__num_layers=n) for n in DEPTHS}
+    yield Comparison("compile/pilot", partial(cached_and_cold, _pilot()))
+    depths = {f"{n} layers": _pilot(model__num_layers=n) for n in (2, 12, 24)}
     yield Comparison("compile/depth", partial(_growth_cases, depths))
-    lengths = {f"{n} tokens": pilot(data__seq_len=n, model__num_layers=2) for n in LENGTHS}
+    lengths = {f"{n} tokens": _pilot(data__seq_len=n, model__num_layers=2) for n in (256, 1024, 2048)}
     yield Comparison("compile/length", partial(_growth_cases, lengths))

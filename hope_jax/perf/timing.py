@@ -1,32 +1,20 @@
 """Timings that can be compared: everything in one run, in turns, beside the machine's matmul peak.
 
-A machine's speed drifts, so no time is given alone: each round times every case of a comparison once and,
-between them, a large float32 product; what is reported are medians over rounds, their ratios, and shares of
-that peak.
+A machine's speed drifts, so each round times every case of a comparison once and, between them, a large
+float32 product; what is reported are medians over rounds, their ratios, and shares of that peak.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Measure = Literal[
-    "ratio",
-    "share",
-    "share_ratio",
-    "tokens_per_second",
-    "tokens_ratio",
-    "temporary_mib",
-    "compile_seconds",
-    "seconds",
-    "time_apart",
-    "wait_share",
-]
-_AT_MOST: tuple[Measure, ...] = ("temporary_mib", "compile_seconds", "seconds", "time_apart", "wait_share")
+AT_MOST = ("temporary_mib", "compile_seconds", "seconds", "time_apart", "wait_share")
+"""Measures that a goal bounds from above; all others from below."""
 
 PEAK_SIZE = 2048
 """Side of the square float32 product that stands for the machine's peak."""
@@ -36,9 +24,9 @@ SHORTEST_SAMPLE = 0.02
 
 
 class Goal(NamedTuple):
-    """What a case is to reach: `measure` at least (memory and times: at most) `value`."""
+    """What a case is to reach. measure: a field of `Timing`."""
 
-    measure: Measure
+    measure: str
     value: float
 
 
@@ -64,8 +52,8 @@ class Case(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Cases timed against each other. name: "operation/what". build: compiles them; the first is what ratios
-    are taken over."""
+    """Cases timed against each other. name: "operation/what". build: compiles them; ratios are taken over the
+    first."""
 
     name: str
     build: Callable[[], tuple[Case, ...]]
@@ -75,11 +63,10 @@ class Timing(NamedTuple):
     """A case's figures.
 
     seconds: median of a call. spread: interquartile range over the median. ratio: the first case's median
-    over this one's (above 1: faster). share: flops / seconds / peak. share_ratio: of the first case's
-    share. time_apart: ratio or 1 / ratio, whichever is larger. tokens_ratio: tokens/s over the first case's.
+    over this one's (above 1: faster). time_apart: ratio or 1 / ratio, whichever is larger. share: flops /
+    seconds / peak. share_ratio, tokens_ratio: share and tokens/s over the first case's.
     tokens_per_second_at_peak: what no implementation exceeds. wait_share: of the time, spent waiting for
-    data. met: "measure value" of each goal -> whether it
-    is reached.
+    data. met: "measure value" of each goal -> whether it is reached.
     """
 
     comparison: str
@@ -102,12 +89,7 @@ class Timing(NamedTuple):
 
 
 def compiled(
-    name: str,
-    function: Callable[..., Any],
-    *arguments: Any,
-    flops: float = 0.0,
-    tokens: int = 0,
-    goals: tuple[Goal, ...] = (),
+    name: str, function: Callable[..., Any], *arguments: Any, flops: float, tokens: int = 0, goals: Any = ()
 ) -> Case:
     """A case that runs `function(*arguments)`, compiled here; every array is an argument, not a constant."""
     started = time.perf_counter()
@@ -118,10 +100,37 @@ def compiled(
     return Case(name, partial(executable, *arguments), flops, tokens, temporary, seconds, goals)
 
 
-def matmul_peak() -> Case:
-    """The product whose rate counts as the machine's peak."""
-    side = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.float32)
-    return compiled("matmul peak", jnp.matmul, side, side, flops=2.0 * PEAK_SIZE**3)
+def with_gradients(function: Callable[..., Any], by: tuple[int, ...]) -> Callable[..., Any]:
+    """Gradients of the summed squares of all that a function returns, by the arguments of these numbers."""
+
+    def total(*arguments: Any) -> Any:
+        leaves = jax.tree.leaves(function(*arguments))
+        return sum(jnp.square(t).sum() for t in leaves if jnp.issubdtype(t.dtype, jnp.floating))
+
+    return jax.grad(total, argnums=by)
+
+
+def forms(
+    functions: Mapping[str, Callable[..., Any]],
+    *arguments: Any,
+    flops: float,
+    tokens: int = 0,
+    goals: tuple[Goal, ...] = (),
+    by: tuple[int, ...] = (),
+) -> tuple[Case, ...]:
+    """Ways of computing one thing, each a case; the goals are for all but the first. With `by` each
+    is timed `with_gradients`, which are three times the useful operations."""
+    return tuple(
+        compiled(
+            name,
+            with_gradients(function, by) if by else function,
+            *arguments,
+            flops=flops * (3 if by else 1),
+            tokens=tokens,
+            goals=goals if index else (),
+        )
+        for index, (name, function) in enumerate(functions.items())
+    )
 
 
 def _sample(case: Case, calls: int) -> float:
@@ -143,7 +152,9 @@ def _calls(case: Case) -> int:
 
 def measure(comparison: Comparison, rounds: int) -> list[Timing]:
     """Times the cases in turns. rounds: samples of each case, at least 1."""
-    cases, peak = comparison.build(), matmul_peak()
+    side = jnp.ones((PEAK_SIZE, PEAK_SIZE), jnp.float32)
+    peak = compiled("matmul peak", jnp.matmul, side, side, flops=2.0 * PEAK_SIZE**3)
+    cases = comparison.build()
     calls = {case.name: _calls(case) for case in (*cases, peak)}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     before = {case.name: case.waited() for case in cases if case.waited}
@@ -151,16 +162,13 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
         for case in (peak, *cases):
             samples[case.name].append(_sample(case, calls[case.name]))
     peak_rate = peak.flops / float(np.median(samples[peak.name]))
-    base = cases[0], float(np.median(samples[cases[0].name]))
-    waits = {
-        case.name: (case.waited() - before[case.name]) / (sum(samples[case.name]) * calls[case.name])
-        for case in cases
-        if case.waited
-    }
-    return [
-        _timing(comparison.name, case, samples[case.name], peak_rate, *base, waits.get(case.name))
-        for case in cases
-    ]
+    found: list[Timing] = []
+    for case in cases:
+        own = samples[case.name]
+        waited = case.waited() - before[case.name] if case.waited else None
+        wait_share = None if waited is None else waited / (sum(own) * calls[case.name])
+        found.append(_timing(comparison.name, case, own, peak_rate, wait_share, found[0] if found else None))
+    return found
 
 
 def _timing(
@@ -168,28 +176,24 @@ def _timing(
     case: Case,
     samples: list[float],
     peak_rate: float,
-    base: Case,
-    base_seconds: float,
     wait_share: float | None,
+    first: Timing | None,
 ) -> Timing:
     seconds = float(np.median(samples))
     low, high = np.percentile(samples, (25, 75))
-    share = case.flops / seconds / peak_rate if case.flops else None
-    base_share = base.flops / base_seconds / peak_rate
-    rate, base_rate = case.tokens / seconds, base.tokens / base_seconds
-    most = case.tokens * peak_rate / case.flops if case.flops else 0.0
+    ratio = first.seconds / seconds if first else 1.0
     timing = Timing(
         comparison=comparison,
         case=case.name,
         seconds=seconds,
         spread=float((high - low) / seconds),
-        ratio=base_seconds / seconds,
-        time_apart=max(seconds / base_seconds, base_seconds / seconds),
-        share=share,
-        share_ratio=share / base_share if share and base_share else None,
-        tokens_per_second=rate or None,
-        tokens_per_second_at_peak=most or None,
-        tokens_ratio=rate / base_rate if base_rate else None,
+        ratio=ratio,
+        time_apart=max(ratio, 1 / ratio),
+        share=case.flops / seconds / peak_rate if case.flops else None,
+        share_ratio=None,
+        tokens_per_second=case.tokens / seconds or None,
+        tokens_per_second_at_peak=(case.tokens * peak_rate / case.flops or None) if case.flops else None,
+        tokens_ratio=None,
         temporary_mib=None if case.temporary_bytes is None else case.temporary_bytes / 2**20,
         compile_seconds=case.compile_seconds,
         wait_share=wait_share,
@@ -197,11 +201,16 @@ def _timing(
         rounds=len(samples),
         met={},
     )
-    return timing._replace(met={f"{g.measure} {g.value:g}": _reached(g, timing) for g in case.goals})
+    first = first or timing
+    if timing.share and first.share:
+        timing = timing._replace(share_ratio=timing.share / first.share)
+    if first.tokens_per_second:
+        timing = timing._replace(tokens_ratio=(timing.tokens_per_second or 0.0) / first.tokens_per_second)
+    return timing._replace(met={f"{goal.measure} {goal.value:g}": _met(goal, timing) for goal in case.goals})
 
 
-def _reached(goal: Goal, timing: Timing) -> bool:
+def _met(goal: Goal, timing: Timing) -> bool:
     value = getattr(timing, goal.measure)
     if value is None:
         return False
-    return bool(value <= goal.value if goal.measure in _AT_MOST else value >= goal.value)
+    return bool(value <= goal.value if goal.measure in AT_MOST else value >= goal.value)

@@ -9,7 +9,7 @@ from hope_jax.perf.rounding import self_mod as numerics
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float32", 2e-5), pytest.param("bfloat16", 0.1, marks=pytest.mark.nightly)]
 )
-def test_correlated_keys_at_a_large_rate(dtype: numerics.Dtype, bound: float) -> None:
+def test_correlated_keys_at_a_large_rate(dtype: str, bound: float) -> None:
     errors = numerics.chunk_error(64, 1.0, dtype, "correlated", dim=16)
     assert all(0 < error < bound for error in errors), errors
 

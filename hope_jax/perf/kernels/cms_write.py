@@ -10,7 +10,7 @@ W_down, an outer product a matrix), twice that backward. Not counted: the split 
 and delta, what the velocity and the bounds need, recomputation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import LevelSpec
 from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.state import own
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled
+from hope_jax.perf.timing import Case, Comparison, Goal, forms
 
-CHUNK, TOKENS, PRODUCTS = 32, 256, 4
+CHUNK, TOKENS, DIM, PRODUCTS = 32, 256, 256, 4
 
 
 class _Dense(LevelWriter):
@@ -34,82 +34,47 @@ class _Dense(LevelWriter):
         return PeriodWriter.write_periods(self, state, by_period)
 
 
-def _chunks(*streams: jax.Array) -> Any:
-    return jax.tree.map(lambda t: t.reshape(-1, CHUNK, t.shape[-1]), streams)
-
-
-def _with_matrices(
-    writer: type[LevelWriter], spec: LevelSpec, params: Any, state: Any, x: Any, teach: Any
-) -> Any:
-    """The state after one sequence [T, D]."""
-    norms = mlp_memory.group_norms(params)
+def _written(
+    writer: type[LevelWriter], spec: LevelSpec, params: Any, state: LevelState, *given: Any
+) -> LevelState:
+    """The state after one sequence. given: delta and average to begin with, x and teach signal [T, D]."""
+    norms, active = mlp_memory.group_norms(params), jnp.ones(CHUNK, bool)
+    delta, ema, *streams = given
+    state = state._replace(delta=delta, opt=(*state.opt[:-1], state.opt[-1]._replace(ema=ema)))
 
     def step(state: LevelState, xs: Any) -> tuple[LevelState, None]:
-        x, teach = xs
-        factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, x), teach)
-        active = jnp.ones(CHUNK, bool)
-        one = writer(WriteRules(CHUNK), spec, params, norms, own)
+        factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, xs[0]), xs[1])
         tokens = LevelTokens(factors, active, jnp.ones(CHUNK), active)
-        state, _ = one.write(state, tokens, jnp.int32(0), False)
-        return state, None
+        one = writer(WriteRules(CHUNK), spec, params, norms, own)
+        return one.write(state, tokens, jnp.int32(0), False)[0], None
 
-    return jax.lax.scan(step, state, _chunks(x, teach))[0]
+    return jax.lax.scan(step, state, [t.reshape(-1, CHUNK, t.shape[-1]) for t in streams])[0]
 
 
-def _arguments(spec: LevelSpec, dim: int, tokens: int, batch: int) -> tuple[Any, ...]:
+def _cases(period: int, batch: int, gradients: bool, goals: tuple[Goal, ...]) -> tuple[Case, ...]:
+    spec = LevelSpec("level", period, 0.03, "momentum", 0.9)
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
-        "w_up": jax.random.normal(keys[0], (dim, 4 * dim)) / dim**0.5,
-        "w_down": jax.random.normal(keys[1], (4 * dim, dim)) / (4 * dim) ** 0.5,
-        "ln_scale": jnp.ones(dim),
-        "ln_bias": jnp.zeros(dim),
+        "w_up": jax.random.normal(keys[0], (DIM, 4 * DIM)) / DIM**0.5,
+        "w_down": jax.random.normal(keys[1], (4 * DIM, DIM)) / (4 * DIM) ** 0.5,
+        "ln_scale": jnp.ones(DIM),
+        "ln_bias": jnp.zeros(DIM),
     }
     state = jax.tree.map(lambda s: jnp.stack([s] * batch), init_level(spec, params, CHUNK))
-    x = jax.random.normal(keys[2], (batch, tokens, dim))
-    return params, state, x, 0.1 * jax.random.normal(keys[3], x.shape)
-
-
-def _gradients(write: Callable[..., Any]) -> Callable[..., Any]:
-    def value(arrays: Any, params: Any, state: LevelState) -> jax.Array:
-        delta, ema, x, teach = arrays
-        count = state.opt[-1]
-        state = state._replace(delta=delta, opt=(*state.opt[:-1], count._replace(ema=ema)))
-        leaves = jax.tree.leaves(write(params, state, x, teach))
-        return jnp.asarray(sum(jnp.sum(jnp.sin(leaf)) for leaf in leaves if leaf.dtype == x.dtype))
-
-    def run(params: Any, state: LevelState, x: jax.Array, teach: jax.Array) -> Any:
-        return jax.grad(value)((state.delta, state.opt[-1].ema, x, teach), params, state)
-
-    return run
-
-
-FORMS: dict[str, Callable[..., Any]] = {
-    "dense": partial(_with_matrices, _Dense),
-    "gram": partial(_with_matrices, LevelWriter),
-}
-
-
-def _cases(
-    forms: tuple[str, ...],
-    period: int,
-    *,
-    gradients: bool,
-    dim: int = 256,
-    tokens: int = TOKENS,
-    batch: int = 1,
-    goals: tuple[Goal, ...] = (),
-) -> tuple[Case, ...]:
-    spec = LevelSpec("level", period, 0.03, "momentum", 0.9)
-    arguments = _arguments(spec, dim, tokens, batch)
-    flops = 2.0 * dim * 4 * dim * PRODUCTS * tokens * batch * (3 if gradients else 1)
-
-    def case(form: str) -> Case:
-        write = jax.vmap(partial(FORMS[form], spec), in_axes=(None, 0, 0, 0))
-        run = _gradients(write) if gradients else write
-        reach = () if form == forms[0] else goals
-        return compiled(form, run, *arguments, flops=flops, tokens=tokens * batch, goals=reach)
-
-    return tuple(case(form) for form in forms)
+    x = jax.random.normal(keys[2], (batch, TOKENS, DIM))
+    teach = 0.1 * jax.random.normal(keys[3], x.shape)
+    axes = (None, 0, 0, 0, 0, 0)
+    return forms(
+        {
+            name: jax.vmap(partial(_written, writer, spec), in_axes=axes)
+            for name, writer in {"dense": _Dense, "gram": LevelWriter}.items()
+        },
+        *(params, state, state.delta, state.opt[-1].ema, x, teach),
+        flops=2.0 * DIM * 4 * DIM * PRODUCTS * TOKENS * batch,
+        tokens=TOKENS * batch,
+        goals=goals,
+        by=(2, 3, 4, 5) if gradients else (),
+    )
 
 
 REACH = {1: (6.0, 8.0), 8: (3.0, 4.0)}
@@ -119,12 +84,11 @@ REACH = {1: (6.0, 8.0), 8: (3.0, 4.0)}
 def comparisons() -> Iterator[Comparison]:
     """Both forms, by period and batch. The dense scan's gradients at period 1 take 2.4 GB an example: there
     batches are of one."""
-    for kind, gradients in (("forward", False), ("gradients", True)):
+    for gradients, kind in enumerate(("forward", "gradients")):
         for period, batch in ((1, 1), (8, 1), (32, 1), (1, 4), (8, 4)):
             if gradients and period == 1 and batch > 1:
                 continue
-            goals: tuple[Goal, ...] = ()
-            if period in REACH:
-                goals = (Goal("ratio", REACH[period][gradients]), Goal("share", 0.5))
-            build = partial(_cases, ("dense", "gram"), period, gradients=gradients, batch=batch, goals=goals)
+            ratio = REACH[period][gradients] if period in REACH else None
+            goals = (Goal("ratio", ratio), Goal("share", 0.5)) if ratio else ()
+            build = partial(_cases, period, batch, bool(gradients), goals)
             yield Comparison(f"cms_write/{kind}-p{period}-b{batch}", build)

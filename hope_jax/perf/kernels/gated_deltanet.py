@@ -4,19 +4,17 @@ Useful operations of a token and head: 4 K V for its read and its write, 2 K V f
 so 6 K V; three times that with gradients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.gated_deltanet import gated_delta
-from hope_jax.perf.timing import Case, Comparison, compiled
+from hope_jax.perf.timing import Case, Comparison, forms
 
-SIZE = 64
-"""K = V."""
-
-Rule = Callable[..., tuple[jax.Array, jax.Array]]
+SIZE, HEADS = 64, 8
+"""SIZE: K = V."""
 
 
 def by_token(
@@ -45,28 +43,20 @@ def inputs(batch: int, n: int, heads: int, size: int = SIZE) -> tuple[jax.Array,
     return q, k, v, log_alpha, beta, jax.random.normal(keys[5], (batch, heads, size, size))
 
 
-def _cases(kind: str, batch: int, n: int, heads: int) -> tuple[Case, ...]:
-    given = inputs(batch, n, heads)
-
-    def timed(rule: Rule) -> Callable[..., object]:
-        if kind == "forward":
-            return jax.vmap(rule)
-
-        def loss(*given: jax.Array) -> jax.Array:
-            o, state = jax.vmap(rule)(*given)
-            return jnp.square(o).sum() + jnp.square(state).sum()
-
-        return jax.grad(loss, argnums=tuple(range(6)))
-
-    flops = 6.0 * SIZE * SIZE * batch * n * heads * (1 if kind == "forward" else 3)
-    case = partial(compiled, flops=flops, tokens=batch * n)
-    forms = [("token by token", by_token)]
-    forms += [(f"chunks of {size}", partial(gated_delta, chunk=size)) for size in (64, 32, 128)]
-    return tuple(case(name, timed(rule), *given) for name, rule in forms)
+def _cases(kind: str, batch: int, n: int) -> tuple[Case, ...]:
+    rules = {"token by token": by_token}
+    rules |= {f"chunks of {size}": partial(gated_delta, chunk=size) for size in (64, 32, 128)}
+    return forms(
+        {name: jax.vmap(rule) for name, rule in rules.items()},
+        *inputs(batch, n, HEADS),
+        flops=6.0 * SIZE * SIZE * batch * n * HEADS,
+        tokens=batch * n,
+        by=tuple(range(6)) if kind == "gradient" else (),
+    )
 
 
 def comparisons() -> Iterator[Comparison]:
     """An online chunk of a stream, and whole sequences, of width 512."""
     for kind in ("forward", "gradient"):
         for n, batch in ((32, 1), (512, 1), (2048, 1), (512, 4)):
-            yield Comparison(f"gated_deltanet/{kind}-t{n}-b{batch}", partial(_cases, kind, batch, n, 8))
+            yield Comparison(f"gated_deltanet/{kind}-t{n}-b{batch}", partial(_cases, kind, batch, n))

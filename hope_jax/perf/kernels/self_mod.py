@@ -1,10 +1,9 @@
 """Self-modifying Titans: the pass over a sequence with its writes, forward and through the writes.
 
 Useful operations of a token: 72 D^2 forward (as in `hope_jax.models.flops`), twice that backward;
-recomputation is not counted.
-
-The backward's memory grows with T by what a block of `chunk_pass.BLOCK_TOKENS` saves: its first weights (all
-memories together 8 D^2 and a little) and the results of the products of its tokens (about 29 D a token).
+recomputation is not counted. The backward's memory grows with T by what a block of `chunk_pass.BLOCK_TOKENS`
+saves: its first weights (all memories together 8 D^2 and a little) and the results of the products of its
+tokens (about 29 D a token).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.memory.self_mod import SelfMod
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled
+from hope_jax.perf.timing import Case, Comparison, Goal, compiled, with_gradients
 
 FORWARD_PRODUCTS = 36
 """Products with a D x D matrix a token, reads and writes."""
@@ -32,56 +31,42 @@ def _params(dim: int, seed: int = 0) -> Any:
         weights = {"w_in": matrix(dim, dim), "w_out": matrix(out, dim, 0.5)}
         return weights if out == dim else {**weights, "w_skip": matrix(out, dim)}
 
-    return {
-        **{name: memory(dim) for name in ("k", "v", "memory")},
-        **{name: memory(1) for name in ("eta", "alpha")},
-        "b_alpha": jnp.full((), 7.0),
-        "w_q": matrix(dim, dim),
-    }
+    widths = {"k": dim, "v": dim, "memory": dim, "eta": 1, "alpha": 1}
+    memories = {name: memory(out) for name, out in widths.items()}
+    return {**memories, "b_alpha": jnp.full((), 7.0), "w_q": matrix(dim, dim)}
 
 
 def _pass(memory: SelfMod) -> Callable[[Any, jax.Array], jax.Array]:
     """Outputs [B, T, D] of sequences [B, T, D], each with memories of its own."""
 
     def one(params: Any, x_td: jax.Array) -> jax.Array:
-        fast = memory.init(params)
-        return memory.read(params, fast, None, x_td, position=0)[0]
+        return memory.read(params, memory.init(params), None, x_td, position=0)[0]
 
     return lambda params, x_btd: jax.vmap(partial(one, params))(x_btd)
 
 
-def _cases(dim: int, tokens: int, batch: int, goals: dict[str, tuple[Goal, ...]]) -> tuple[Case, ...]:
-    memory = SelfMod(dim, online_chunk=64)
-    params = _params(dim)
-    x_btd = jax.random.normal(jax.random.key(1), (batch, tokens, dim))
-    run = _pass(memory)
-    products = 2.0 * dim * dim * FORWARD_PRODUCTS * tokens * batch
-
-    def loss(params: Any, x_btd: jax.Array) -> jax.Array:
-        return jnp.square(run(params, x_btd)).sum()
-
-    case = partial(compiled, tokens=tokens * batch)
-    return (
-        case("forward", run, params, x_btd, flops=products, goals=goals.get("forward", ())),
-        case(
-            "forward + backward",
-            jax.grad(loss, argnums=(0, 1)),
-            params,
-            x_btd,
-            flops=3 * products,
-            goals=goals.get("backward", ()),
-        ),
+def _cases(dim: int, tokens: int, batch: int) -> tuple[Case, ...]:
+    """Goals are for the sizes of docs/kernels.md; that of the memory is for a batch of one."""
+    arguments = _params(dim), jax.random.normal(jax.random.key(1), (batch, tokens, dim))
+    run, goal = _pass(SelfMod(dim, online_chunk=64)), (dim, tokens) == (512, 512)
+    memory = [Goal("temporary_mib", 100.0)] if batch == 1 else []
+    goals = {"forward": (Goal("share", 0.6),), "forward + backward": (Goal("share", 0.4), *memory)}
+    flops = 2.0 * dim * dim * FORWARD_PRODUCTS * tokens * batch
+    return tuple(
+        compiled(
+            *(name, function, *arguments),
+            flops=times * flops,
+            tokens=tokens * batch,
+            goals=goals[name] if goal else (),
+        )
+        for name, function, times in (
+            ("forward", run, 1),
+            ("forward + backward", with_gradients(run, (0, 1)), 3),
+        )
     )
 
 
 def comparisons() -> Iterator[Comparison]:
-    """The sizes of the table of goals, and a pass four times as long, for its memory."""
-    reach = {
-        "forward": (Goal("share", 0.6),),
-        "backward": (Goal("share", 0.4), Goal("temporary_mib", 100.0)),
-    }
+    """The sizes that have goals, a narrower pass, and one four times as long, for its memory."""
     for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1), (512, 2048, 1)):
-        goals = reach if (dim, tokens) == (512, 512) else {}
-        if batch > 1:
-            goals = {name: tuple(g for g in of if g.measure == "share") for name, of in goals.items()}
-        yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_cases, dim, tokens, batch, goals))
+        yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_cases, dim, tokens, batch))

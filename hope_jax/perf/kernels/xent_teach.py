@@ -13,9 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from hope_jax.kernels.xent_teach import cross_entropy, logits_of
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled
+from hope_jax.perf.timing import Case, Comparison, Goal, forms
 
 VOCAB, DIM = 32_000, 512
+
+KINDS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "gradients": (3, partial(jax.value_and_grad, argnums=(0, 1))),
+    "signal": (2, jax.value_and_grad),
+    "loss": (1, lambda loss: loss),
+}
+"""Name -> products with the head, and what makes the timed function of a loss."""
 
 
 def _plain(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> jax.Array:
@@ -28,26 +35,18 @@ def _blocks(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) ->
     return cross_entropy(hidden_btd, head_vd, targets_bt).total
 
 
-def _kinds() -> dict[str, tuple[int, Callable[..., Any]]]:
-    """Name -> products with the head, and what makes the timed function of a loss."""
-    return {
-        "gradients": (3, partial(jax.value_and_grad, argnums=(0, 1))),
-        "signal": (2, jax.value_and_grad),
-        "loss": (1, lambda loss: loss),
-    }
-
-
 def _cases(kind: str, batch: int, tokens: int) -> tuple[Case, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (batch, tokens, DIM))
     head = 0.05 * jax.random.normal(keys[1], (VOCAB, DIM))
     targets = jax.random.randint(keys[2], (batch, tokens), 0, VOCAB)
-    products, transform = _kinds()[kind]
-    flops = 2.0 * VOCAB * DIM * products * batch * tokens
-    case = partial(compiled, flops=flops, tokens=batch * tokens)
-    return (
-        case("whole logits", transform(_plain), hidden, head, targets),
-        case("blocks", transform(_blocks), hidden, head, targets, goals=(Goal("ratio", 1.0),)),
+    products, transform = KINDS[kind]
+    return forms(
+        {"whole logits": transform(_plain), "blocks": transform(_blocks)},
+        *(hidden, head, targets),
+        flops=2.0 * VOCAB * DIM * products * batch * tokens,
+        tokens=batch * tokens,
+        goals=(Goal("ratio", 1.0),),
     )
 
 
