@@ -30,7 +30,6 @@ from hope_jax.core.types import NO_TARGET, Batch, PyTree
 from hope_jax.data.inputs import open_inputs
 from hope_jax.learning.reread import reread
 from hope_jax.memory import rules
-from hope_jax.memory.levels import LevelSpec
 from hope_jax.models import blocks
 from hope_jax.models.lm import HopeModel
 from hope_jax.storage.stored import load_checkpoint
@@ -44,6 +43,9 @@ VARIANTS = ("hope_attention", "hope_hybrid", "titan")
 
 LONGEST_FULL_RATE = 128
 """Levels of longer periods gather more gradient, and get proportionally smaller rates."""
+
+
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Outcome(NamedTuple):
@@ -61,28 +63,13 @@ class Outcome(NamedTuple):
     surprise: np.ndarray
 
 
-QUANTILES = (0.1, 0.5, 0.9)
-
-
-def of_periods(surprise: np.ndarray, period: int) -> np.ndarray:
-    """Mean surprise of the whole periods of tokens [..., T], as the gate takes it; those without a token
-    that counts are left out."""
-    whole = surprise.shape[-1] // period * period
-    cut = surprise[..., :whole].reshape(-1, period)
-    return np.nanmean(cut[~np.isnan(cut).all(-1)], axis=-1)
-
-
 def measure(
     config: ExperimentConfig, params: PyTree, batches: list[Batch], rates: dict[str, float]
 ) -> Outcome:
     """Streams the batches with the given inner rates, by level name; levels without one are not written."""
     spec = assemble.model_spec(config)
-
-    def rated(level: LevelSpec) -> LevelSpec:
-        return level._replace(lr=rates.get(level.name, 0.0))
-
-    levels = tuple(rated(level) for level in spec.cms_levels)
-    model = HopeModel(spec._replace(cms_levels=levels, titan_level=rated(spec.titan_level)))
+    titan, *levels = (x._replace(lr=rates.get(x.name, 0.0)) for x in (spec.titan_level, *spec.cms_levels))
+    model = HopeModel(spec._replace(cms_levels=tuple(levels), titan_level=titan))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
     falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
     surprise = []
@@ -96,22 +83,23 @@ def measure(
         change += float((after - before)[counted].sum())
         streamed += float(before.sum())
         tokens += int((np.asarray(batch.targets) != NO_TARGET).sum())
-    per_write = max(writes, 1)
-    reread_change = change / (per_write * spec.chunk_size)
-    return Outcome(falls / per_write, reread_change, writes, streamed / tokens, np.concatenate(surprise, 1))
+    falling, change = falls / max(writes, 1), change / (max(writes, 1) * spec.chunk_size)
+    return Outcome(falling, change, writes, streamed / tokens, np.concatenate(surprise, 1))
 
 
 def show_surprise(surprise: np.ndarray, periods: dict[str, int], threshold: float | None) -> None:
-    """Prints a line a level. surprise: [L, rows, tokens]."""
+    """Prints a line a level: the mean surprise of its whole periods, as the gate takes it; those without a
+    token that counts are left out. surprise: [L, rows, tokens]."""
     say(f"mean surprise of periods (model.surprise_threshold={threshold})")
     say(f"{'levels':12} " + " ".join(f"{quantile:>8.0%}" for quantile in QUANTILES) + f" {'open':>7}")
     for name, period in periods.items():
-        means = of_periods(surprise, period)
-        if not means.size:
-            continue
-        values = " ".join(f"{value:8.3g}" for value in np.quantile(means, QUANTILES))
-        share = 1.0 if threshold is None else float((means >= threshold).mean())
-        say(f"{name:12} {values} {share:7.1%}")
+        whole = surprise.shape[-1] // period * period
+        cut = surprise[..., :whole].reshape(-1, period)
+        means = np.nanmean(cut[~np.isnan(cut).all(-1)], axis=-1)
+        if means.size:
+            values = " ".join(f"{value:8.3g}" for value in np.quantile(means, QUANTILES))
+            share = 1.0 if threshold is None else float((means >= threshold).mean())
+            say(f"{name:12} {values} {share:7.1%}")
 
 
 def main(argv: list[str]) -> None:
@@ -126,10 +114,8 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(loaded.config)
     validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
     if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
-        raise ConfigError(
-            "calibrate: want train.algorithm_mode=online and model.block_variant one of "
-            + ", ".join(VARIANTS)
-        )
+        wanted = f"train.algorithm_mode=online and model.block_variant one of {', '.join(VARIANTS)}"
+        raise ConfigError(f"calibrate: want {wanted}")
     if not levels_of(config):
         raise ConfigError(
             "calibrate: model.cms_levels is empty, so the model has no memory whose rate could be measured; "
@@ -139,8 +125,7 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data)
     batches = open_inputs(config, tokenizer).eval_batches()
     spec = assemble.model_spec(config)
-    by_memory = HopeModel(spec).memories()
-    taught = {name for memory in by_memory.values() for name in memory.level_names()}
+    taught = {name for memory in HopeModel(spec).memories().values() for name in memory.level_names()}
     levels = (spec.titan_level, *spec.cms_levels)
     periods = {level.name: level.update_period for level in levels if level.name in taught}
     without = measure(config, params, batches, {})

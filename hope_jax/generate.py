@@ -63,8 +63,7 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(argv: list[str]) -> None:
     """Raises: ConfigError for what the flags' types do not show."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag, --prompt too (--help)")
+    cli.refuse_arguments(argv)
     if not _CHECKPOINT.value:
         raise ConfigError(
             "--checkpoint is missing; want a workdir, for example --checkpoint=runs/pilot_smoke"
@@ -89,9 +88,7 @@ def _run(model: Trained) -> None:
     write, room = _WRITE.value, _MAX_TOKENS.value
     stream = read_text(model, stream, _PROMPT.value, targets=write != "none", more=room)
     drawn = continue_stream(
-        streamer,
-        model.params,
-        stream,
+        *(streamer, model.params, stream),
         max_tokens=room,
         temperature=_TEMPERATURE.value,
         seed=_SEED.value,
@@ -106,17 +103,14 @@ def _run(model: Trained) -> None:
                 return
             yield step.token
 
-    def save() -> None:
-        if target and owner:
-            digest = memory_file.save_memory(Path(target), streamer, stream, owner)
-            logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
-
+    lost: BaseException | None
     try:
         lost = _show(model.tokenizer.decode_stream(stream.recent.tokens[0], until_eos()), bool(target))
-    except KeyboardInterrupt:
-        save()
-        raise
-    save()
+    except KeyboardInterrupt as error:
+        lost = error
+    if target and owner:
+        digest = memory_file.save_memory(Path(target), streamer, stream, owner)
+        logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
     if lost:
         raise lost
 

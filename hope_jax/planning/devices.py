@@ -72,8 +72,8 @@ def _gpu(
     """teraflops: bfloat16, float32. cores: multiprocessors. shared_kib: shared memory of a multiprocessor; a
     block may ask for 1 KiB less. threads: of a multiprocessor.
 
-    The target is XLA's GpuTargetConfig. Limits that are no arguments are those of all GPUs of capability 8 and
-    9 (CUDA C Programming Guide, table of compute capabilities).
+    The target is XLA's GpuTargetConfig. Limits that are no arguments are those of all GPUs of capability 8
+    and 9 (CUDA C Programming Guide, table of compute capabilities).
     """
     memory = memory_gib * GIB
     target = f"""gpu_device_info {{
