@@ -29,16 +29,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
 MODULES = {
-    "causal_conv": "hope_jax.perf.kernels.causal_conv",
-    "cms_write": "hope_jax.perf.kernels.cms_write",
+    "causal_conv": "hope_jax.perf.kernel_benchmarks",
+    "cms_write": "hope_jax.perf.kernel_benchmarks",
     "compile": "hope_jax.perf.compilation",
-    "gated_deltanet": "hope_jax.perf.kernels.gated_deltanet",
+    "gated_deltanet": "hope_jax.perf.kernel_benchmarks",
     "loader": "hope_jax.perf.loader",
-    "newton_schulz": "hope_jax.perf.kernels.newton_schulz",
-    "self_mod": "hope_jax.perf.kernels.self_mod",
+    "newton_schulz": "hope_jax.perf.kernel_benchmarks",
+    "self_mod": "hope_jax.perf.kernel_benchmarks",
     "step": "hope_jax.perf.steps",
     "step_small": "hope_jax.perf.steps",
-    "xent_teach": "hope_jax.perf.kernels.xent_teach",
+    "xent_teach": "hope_jax.perf.kernel_benchmarks",
 }
 """Operation -> module with `comparisons() -> Iterator[Comparison]`."""
 
@@ -68,18 +68,18 @@ COLUMNS: tuple[tuple[str, str, str, int, float], ...] = (
     ("compile s", "compile_seconds", ".1f", 9, 1),
     ("waits", "wait_share", ".2%", 7, 1),
 )
-"""Title, field of `Timing`, format, width, and by how much the field is multiplied."""
+"""Title, key of a `Timing`, format, width, and by how much the figure is multiplied."""
 
 HEADER = f"{'case':34} " + " ".join(f"{title:>{width}}" for title, _, _, width, _ in COLUMNS) + "  goals"
 
 
 def line(timing: Timing) -> str:
     """One row of the table."""
-    cells = [f"  {timing.case:32}"]
+    cells = [f"  {timing['case']:32}"]
     for _, name, form, width, times in COLUMNS:
-        value = getattr(timing, name)
+        value = timing[name]
         cells.append(f"{'-' if value is None else format(value * times, form):>{width}}")
-    goals = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in timing.met.items())
+    goals = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in timing["met"].items())
     return " ".join([*cells, f" {goals}"]).rstrip()
 
 
@@ -103,9 +103,8 @@ def main(argv: list[str]) -> None:
         timings = measure(one, _ROUNDS.value)
         found += timings
         if target:  # after each comparison: an interrupted run keeps what it has measured
-            timed = [timing._asdict() for timing in found]
-            cli.write_json("json", target, {"machine": machine, "timings": timed})
-        say(f"{one.name} (peak {timings[0].peak_gflops:.0f} GFLOP/s, {_ROUNDS.value} rounds)")
+            cli.write_json("json", target, {"machine": machine, "timings": found})
+        say(f"{one.name} (peak {timings[0]['peak_gflops']:.0f} GFLOP/s, {_ROUNDS.value} rounds)")
         say("\n".join(line(timing) for timing in timings))
         jax.clear_caches()
 

@@ -98,10 +98,7 @@ def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dic
     if config.train.compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     validate(
-        config,
-        device_count=jax.device_count(),
-        built_variants=blocks.BLOCKS,
-        inner_optimizers=rules.VARIANTS,
+        config, device_count=jax.device_count(), built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS
     )
     from hope_jax.training.loop import run
 

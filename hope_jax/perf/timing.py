@@ -5,7 +5,7 @@ float32 product; what is reported are medians over rounds, their ratios, and sha
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ SHORTEST_SAMPLE = 0.02
 
 
 class Goal(NamedTuple):
-    """What a case is to reach. measure: a field of `Timing`."""
+    """What a case is to reach. measure: a key of its `Timing`."""
 
     measure: str
     value: float
@@ -59,33 +59,15 @@ class Comparison(NamedTuple):
     build: Callable[[], tuple[Case, ...]]
 
 
-class Timing(NamedTuple):
-    """A case's figures.
+Timing = dict[str, Any]
+"""A case's figures, None for those that it does not have.
 
-    seconds: median of a call. spread: interquartile range over the median. ratio: the first case's median
-    over this one's (above 1: faster). time_apart: ratio or 1 / ratio, whichever is larger. share: flops /
-    seconds / peak. share_ratio, tokens_ratio: share and tokens/s over the first case's.
-    tokens_per_second_at_peak: what no implementation exceeds. wait_share: of the time, spent waiting for
-    data. met: "measure value" of each goal -> whether it is reached.
-    """
-
-    comparison: str
-    case: str
-    seconds: float
-    spread: float
-    ratio: float
-    time_apart: float
-    share: float | None
-    share_ratio: float | None
-    tokens_per_second: float | None
-    tokens_per_second_at_peak: float | None
-    tokens_ratio: float | None
-    temporary_mib: float | None
-    compile_seconds: float | None
-    wait_share: float | None
-    peak_gflops: float
-    rounds: int
-    met: dict[str, bool]
+comparison, case: names. seconds: median of a call. spread: interquartile range over the median. ratio: the
+first case's median over this one's (above 1: faster). time_apart: ratio or 1 / ratio, whichever is larger.
+share: flops / seconds / peak. tokens_per_second, tokens_per_second_at_peak: the latter is what no
+implementation exceeds. share_ratio, tokens_ratio: share and tokens/s over the first case's. temporary_mib,
+compile_seconds: as of the case. wait_share: of the time, spent waiting for data. peak_gflops, rounds: of the
+measurement. met: "measure value" of each goal -> whether it is reached. """
 
 
 def compiled(
@@ -98,39 +80,6 @@ def compiled(
     analysis = executable.memory_analysis()
     temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
     return Case(name, partial(executable, *arguments), flops, tokens, temporary, seconds, goals)
-
-
-def with_gradients(function: Callable[..., Any], by: tuple[int, ...]) -> Callable[..., Any]:
-    """Gradients of the summed squares of all that a function returns, by the arguments of these numbers."""
-
-    def total(*arguments: Any) -> Any:
-        leaves = jax.tree.leaves(function(*arguments))
-        return sum(jnp.square(t).sum() for t in leaves if jnp.issubdtype(t.dtype, jnp.floating))
-
-    return jax.grad(total, argnums=by)
-
-
-def forms(
-    functions: Mapping[str, Callable[..., Any]],
-    *arguments: Any,
-    flops: float,
-    tokens: int = 0,
-    goals: tuple[Goal, ...] = (),
-    by: tuple[int, ...] = (),
-) -> tuple[Case, ...]:
-    """Ways of computing one thing, each a case; the goals are for all but the first. With `by` each
-    is timed `with_gradients`, which are three times the useful operations."""
-    return tuple(
-        compiled(
-            name,
-            with_gradients(function, by) if by else function,
-            *arguments,
-            flops=flops * (3 if by else 1),
-            tokens=tokens,
-            goals=goals if index else (),
-        )
-        for index, (name, function) in enumerate(functions.items())
-    )
 
 
 def _sample(case: Case, calls: int) -> float:
@@ -164,53 +113,48 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
     peak_rate = peak.flops / float(np.median(samples[peak.name]))
     found: list[Timing] = []
     for case in cases:
-        own = samples[case.name]
-        waited = case.waited() - before[case.name] if case.waited else None
-        wait_share = None if waited is None else waited / (sum(own) * calls[case.name])
-        found.append(_timing(comparison.name, case, own, peak_rate, wait_share, found[0] if found else None))
+        calls_in_all = calls[case.name] * sum(samples[case.name])
+        waits = (case.waited() - before[case.name]) / calls_in_all if case.waited else None
+        timing = {"comparison": comparison.name, "case": case.name} | _figures(
+            case, samples[case.name], peak_rate
+        )
+        first = found[0] if found else timing
+        ratio = first["seconds"] / timing["seconds"]
+        timing |= {
+            "ratio": ratio,
+            "time_apart": max(ratio, 1 / ratio),
+            "share_ratio": _over(timing["share"], first["share"]),
+            "tokens_ratio": _over(timing["tokens_per_second"], first["tokens_per_second"]),
+            "wait_share": waits,
+        }
+        timing["met"] = {f"{goal.measure} {goal.value:g}": _is_met(goal, timing) for goal in case.goals}
+        found.append(timing)
     return found
 
 
-def _timing(
-    comparison: str,
-    case: Case,
-    samples: list[float],
-    peak_rate: float,
-    wait_share: float | None,
-    first: Timing | None,
-) -> Timing:
+def _figures(case: Case, samples: list[float], peak_rate: float) -> Timing:
+    """Those of a case alone."""
     seconds = float(np.median(samples))
     low, high = np.percentile(samples, (25, 75))
-    ratio = first.seconds / seconds if first else 1.0
-    timing = Timing(
-        comparison=comparison,
-        case=case.name,
-        seconds=seconds,
-        spread=float((high - low) / seconds),
-        ratio=ratio,
-        time_apart=max(ratio, 1 / ratio),
-        share=case.flops / seconds / peak_rate if case.flops else None,
-        share_ratio=None,
-        tokens_per_second=case.tokens / seconds or None,
-        tokens_per_second_at_peak=(case.tokens * peak_rate / case.flops or None) if case.flops else None,
-        tokens_ratio=None,
-        temporary_mib=None if case.temporary_bytes is None else case.temporary_bytes / 2**20,
-        compile_seconds=case.compile_seconds,
-        wait_share=wait_share,
-        peak_gflops=peak_rate / 1e9,
-        rounds=len(samples),
-        met={},
-    )
-    first = first or timing
-    if timing.share and first.share:
-        timing = timing._replace(share_ratio=timing.share / first.share)
-    if first.tokens_per_second:
-        timing = timing._replace(tokens_ratio=(timing.tokens_per_second or 0.0) / first.tokens_per_second)
-    return timing._replace(met={f"{goal.measure} {goal.value:g}": _met(goal, timing) for goal in case.goals})
+    return {
+        "seconds": seconds,
+        "spread": float((high - low) / seconds),
+        "share": case.flops / seconds / peak_rate if case.flops else None,
+        "tokens_per_second": case.tokens / seconds if case.tokens else None,
+        "tokens_per_second_at_peak": _over(case.tokens * peak_rate, case.flops),
+        "temporary_mib": None if case.temporary_bytes is None else case.temporary_bytes / 2**20,
+        "compile_seconds": case.compile_seconds,
+        "peak_gflops": peak_rate / 1e9,
+        "rounds": len(samples),
+    }
 
 
-def _met(goal: Goal, timing: Timing) -> bool:
-    value = getattr(timing, goal.measure)
+def _over(value: float | None, other: float | None) -> float | None:
+    return value / other if value and other else None
+
+
+def _is_met(goal: Goal, timing: Timing) -> bool:
+    value = timing[goal.measure]
     if value is None:
         return False
     return bool(value <= goal.value if goal.measure in AT_MOST else value >= goal.value)

@@ -19,7 +19,7 @@ from hope_jax.training.step import Step, jit_train, state_shardings
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Both would run candidates on the device. Products then go to cuBLAS, whose workspace is counted.
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 }
 
 
