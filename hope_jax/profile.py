@@ -82,7 +82,7 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
     ops, run = Ops(compiled.executable.as_text()), StepRun(compiled)
     for _ in range(2):
         jax.block_until_ready(run())
-    found = [each for each in traced(run) if each.name in ops]
+    found = [each for each in traced(run) if each[0] in ops]
     parts: dict[str, dict[str, Any]] = {}
     operations: list[dict[str, Any]] = []
     products = 0.0

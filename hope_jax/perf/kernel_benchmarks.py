@@ -142,9 +142,9 @@ def delta_inputs(batch: int, n: int, heads: int, size: int) -> tuple[jax.Array, 
 def _gated_deltanet(kind: str, batch: int, tokens: int) -> Cases:
     """The gated delta rule in chunks over the rule token by token, 8 heads with K = V = 64. Operations of a
     token and head: 4 K V for its read and its write, 2 K V for what the write replaces."""
-    rules = {f"chunks of {size}": partial(gated_delta, chunk=size) for size in (64, 32, 128)}
+    chunks = {f"chunks of {n}": jax.vmap(partial(gated_delta, chunk=n)) for n in (64, 32, 128)}
     return _forms(
-        {name: jax.vmap(rule) for name, rule in {"token by token": delta_by_token, **rules}.items()},
+        {"token by token": jax.vmap(delta_by_token), **chunks},
         *delta_inputs(batch, tokens, 8, 64),
         flops=6.0 * 64 * 64 * 8 * batch * tokens,
         tokens=batch * tokens,

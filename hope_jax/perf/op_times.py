@@ -9,29 +9,17 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.profiler import ProfileData
 
 from hope_jax.core.errors import UserError
 
+Interval = tuple[str, float, float]
+"""An operation's name, and start and end of one run in seconds."""
+
 _END = "end: "
-
-
-class Interval(NamedTuple):
-    """One run of an operation, in seconds."""
-
-    name: str
-    start: float
-    end: float
-
-
-class OpTime(NamedTuple):
-    """seconds: the operation's share of wall time over `runs` runs."""
-
-    seconds: float
-    runs: int
 
 
 def traced(run: Callable[[], Any]) -> list[Interval]:
@@ -39,27 +27,23 @@ def traced(run: Callable[[], Any]) -> list[Interval]:
 
     Raises: UserError if the trace has no operations, as on other platforms than CPU.
     """
-    found: list[Interval] = []
+    events: list[Interval] = []
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())
-        for path in sorted(Path(folder).rglob("*.xplane.pb")):
-            planes = ProfileData.from_file(str(path)).planes
-            found += intervals(
-                (event.name, event.start_ns * 1e-9, (event.start_ns + event.duration_ns) * 1e-9)
-                for plane in planes
-                for line in plane.lines
-                for event in line.events
-                if event.name.startswith(_END) or any(key == "hlo_op" for key, _ in event.stats)
-            )
-    if not found:
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for line in (line for plane in ProfileData.from_file(str(path)).planes for line in plane.lines):
+                for event in line.events:
+                    if event.name.startswith(_END) or any(key == "hlo_op" for key, _ in event.stats):
+                        end = event.start_ns + event.duration_ns
+                        events.append((event.name, event.start_ns * 1e-9, end * 1e-9))
+    if not events:
         raise UserError("profile: the trace has no operations; this reads traces of XLA:CPU only")
-    return found
+    return intervals(events)
 
 
-def intervals(events: Iterable[tuple[str, float, float]]) -> list[Interval]:
-    """Events (name, start, end) of operations, each start with the end that belongs to it: an operation does
-    not overlap itself."""
+def intervals(events: Iterable[Interval]) -> list[Interval]:
+    """Each operation's start, with the end that belongs to it: an operation does not overlap itself."""
     starts, ends = defaultdict(list), defaultdict(list)
     for name, start, end in events:
         if name.startswith(_END):
@@ -70,26 +54,27 @@ def intervals(events: Iterable[tuple[str, float, float]]) -> list[Interval]:
     for name, own in starts.items():
         later = sorted(ends[name]) if len(ends[name]) == len(own) else [0.0] * len(own)
         pairs = zip(sorted(own), later, strict=True)
-        found += [Interval(name, start, max(end, done)) for (start, end), done in pairs]
+        found += [(name, start, max(end, done)) for (start, end), done in pairs]
     return found
 
 
-def wall_times(found: Iterable[Interval], is_container: Callable[[str], bool]) -> dict[str, OpTime]:
-    """Share of wall time by operation. is_container: loops, conditionals and calls, by name.
+def wall_times(
+    found: Iterable[Interval], is_container: Callable[[str], bool]
+) -> dict[str, tuple[float, int]]:
+    """Operation -> its share of wall time in seconds, and how often it ran. is_container: loops, conditionals
+    and calls, by name.
 
     Where only containers are under way, the one that started last has the time; gaps belong to nobody.
     """
-    moments = sorted(
-        moment
-        for index, (name, start, end) in enumerate(found)
-        for moment in ((start, True, index, name), (end, False, index, name))
-    )
+    moments = []
+    for index, (name, start, end) in enumerate(found):
+        moments += [(start, True, index, name), (end, False, index, name)]
     seconds: dict[str, float] = defaultdict(float)
     runs: dict[str, int] = defaultdict(int)
     leaves: dict[int, str] = {}
     containers: dict[int, str] = {}
     before = 0.0
-    for moment, starts, index, name in moments:
+    for moment, starts, index, name in sorted(moments):
         sharing = list(leaves.values()) or list(containers.values())[-1:]
         for each in sharing:
             seconds[each] += (moment - before) / len(sharing)
@@ -100,4 +85,4 @@ def wall_times(found: Iterable[Interval], is_container: Callable[[str], bool]) -
             under_way[index] = name
         else:
             under_way.pop(index, None)
-    return {name: OpTime(seconds[name], runs[name]) for name in runs}
+    return {name: (seconds[name], runs[name]) for name in runs}

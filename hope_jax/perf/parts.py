@@ -35,10 +35,7 @@ PARTS = {
 
 OTHER = "other"
 _CONTROL = {"while", "conditional", "call"}
-_CALLS = (
-    *("calls", "body", "condition", "to_apply"),
-    *("branch_computations", "true_computation", "false_computation"),
-)
+_CALLS = ("calls", "body", "condition", "to_apply", *hlo.BRANCHES)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 
@@ -58,35 +55,27 @@ class Ops:
     """The operations of a compiled program by name. text: of `compiled.as_text()`."""
 
     def __init__(self, text: str) -> None:
-        self._program = hlo.parse(text)
-        self._sources = _sources(text)
-        self._home: dict[str, dict[str, Instruction]] = {}
+        self._computations, self._sources = hlo.parse(text).computations, _sources(text)
+        self._home = {name: inside for inside in self._computations.values() for name in inside}
         callers: dict[str, Instruction] = {}
-        for inside in self._program.computations.values():
-            for instruction in inside.values():
-                self._home[instruction.name] = inside
-                for called in instruction.called(*_CALLS):
-                    callers.setdefault(called, instruction)
-        self._caller = {
-            name: caller
+        for name, inside in self._home.items():
+            for called in inside[name].called(*_CALLS):
+                callers.setdefault(called, inside[name])
+        inner = [
+            (name, caller)
             for called, caller in callers.items()
-            for name in self._program.computations.get(called, ())
-        }
+            for name in self._computations.get(called, ())
+        ]
+        self._caller = dict(inner)
 
     def __contains__(self, name: str) -> bool:
         return name in self._home
 
     def __getitem__(self, name: str) -> Op:
         instruction = self._home[name][name]
-        path = self._path(instruction)
-        frame = _FRAME.search(instruction.attributes)
-        return Op(
-            part=part_of(path),
-            backward="transpose(" in path,
-            recomputed="rematted" in path,
-            product_flops=self._flops(instruction),
-            source=self._sources.get(frame[1], "") if frame else "",
-        )
+        path, frame = self._path(instruction), _FRAME.search(instruction.attributes)
+        source = self._sources.get(frame[1], "") if frame else ""
+        return Op(part_of(path), "transpose(" in path, "rematted" in path, self._flops(instruction), source)
 
     def is_control(self, name: str) -> bool:
         """Whether it is a loop, conditional or call."""
@@ -95,7 +84,7 @@ class Ops:
     def _fused(self, instruction: Instruction) -> list[Instruction]:
         """What is fused into an operation."""
         names = instruction.called("calls") if instruction.opcode == "fusion" else ()
-        return [each for name in names for each in self._program.computations[name].values()]
+        return [each for name in names for each in self._computations[name].values()]
 
     def _flops(self, instruction: Instruction) -> float:
         own = sum(product_flops(self._home[instruction.name], instruction).values())

@@ -113,20 +113,15 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
     peak_rate = peak.flops / float(np.median(samples[peak.name]))
     found: list[Timing] = []
     for case in cases:
-        calls_in_all = calls[case.name] * sum(samples[case.name])
-        waits = (case.waited() - before[case.name]) / calls_in_all if case.waited else None
-        timing = {"comparison": comparison.name, "case": case.name} | _figures(
-            case, samples[case.name], peak_rate
-        )
+        own = samples[case.name]
+        timing: Timing = {"comparison": comparison.name, "case": case.name, **_figures(case, own, peak_rate)}
         first = found[0] if found else timing
         ratio = first["seconds"] / timing["seconds"]
-        timing |= {
-            "ratio": ratio,
-            "time_apart": max(ratio, 1 / ratio),
-            "share_ratio": _over(timing["share"], first["share"]),
-            "tokens_ratio": _over(timing["tokens_per_second"], first["tokens_per_second"]),
-            "wait_share": waits,
-        }
+        timing["ratio"], timing["time_apart"] = ratio, max(ratio, 1 / ratio)
+        timing["share_ratio"] = _over(timing["share"], first["share"])
+        timing["tokens_ratio"] = _over(timing["tokens_per_second"], first["tokens_per_second"])
+        waited = case.waited() - before[case.name] if case.waited else None
+        timing["wait_share"] = None if waited is None else waited / (calls[case.name] * sum(own))
         timing["met"] = {f"{goal.measure} {goal.value:g}": _is_met(goal, timing) for goal in case.goals}
         found.append(timing)
     return found

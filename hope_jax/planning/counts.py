@@ -104,8 +104,7 @@ class _Counter:
         if it.opcode == "while":
             return self._loop(it)
         if it.opcode == "conditional":
-            branches = it.called("branch_computations", "true_computation", "false_computation")
-            taken = [self.computation(name) for name in branches]
+            taken = [self.computation(name) for name in it.called(*hlo.BRANCHES)]
             return max(taken, key=lambda tally: (sum(_flops(tally).values()), tally.get(("bytes",), 0.0)))
         if it.opcode in ("call", "async-start"):
             return _sum(self.computation(name) for name in it.called("to_apply", "calls"))

@@ -42,7 +42,7 @@ def make_plan(
     def needed(per_device: int) -> float | None:
         logger.info("compiling for %d rows a device", per_device)
         try:
-            return compile.train_step(config, topology, devices, per_device * topology.devices).memory.peak
+            return compile.train_step(config, topology, devices, per_device * topology.devices).memory["peak"]
         except compile.DoesNotFit as error:
             return error.needed
 
@@ -51,7 +51,7 @@ def make_plan(
         tokens, size = rows * config.data.seq_len, None
         try:
             step = compile.train_step(config, topology, devices, rows)
-            useful, size = assemble.flops_per_token(config), step.memory.peak
+            useful, size = assemble.flops_per_token(config), step.memory["peak"]
             plan["train"] = describe(step, topology, tokens, useful)
         except compile.DoesNotFit as error:
             plan["train"] = {"tokens": tokens, "refused": error.needed, "fits": False}
@@ -85,9 +85,9 @@ def describe(compiled: Compiled, topology: Topology, tokens: int, useful_flops: 
     limits = bound(counts, peaks) if peaks else {}
     seconds = max(limits.values(), default=0.0)
     return {
-        "memory_bytes": compiled.memory._asdict(),
+        "memory_bytes": compiled.memory,
         "capacity_bytes": peaks.memory if peaks else None,
-        "fits": compiled.memory.peak <= peaks.memory if peaks else None,
+        "fits": compiled.memory["peak"] <= peaks.memory if peaks else None,
         "matmul_flops": counts.flops,
         "useful_flops": useful,
         "useful_share": useful / counts.total_flops if counts.total_flops else None,

@@ -8,6 +8,9 @@ import math
 import re
 from typing import NamedTuple
 
+BRANCHES = ("branch_computations", "true_computation", "false_computation")
+"""Attributes of a conditional that name computations."""
+
 _WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 DTYPES = ("float32", "bfloat16")
+CHUNKS = (8, 16, 32, 64, 128, 256)
 
 
 def begin() -> None:
@@ -53,11 +54,24 @@ def with_gradient(function: Callable[..., Any], slopes: Callable[[list[Any]], li
     return jax.jit(both)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """As Markdown, each row as soon as it is known."""
-    if title:
-        print(f"\n{title}\n")
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
+
+
+def print_grid(title: str, decay: str, decays: Sequence[float], error: Callable[[int, float], Any]) -> None:
+    """Errors forward / of the gradient by chunk size and decay. decay: the columns' format. error:
+    (chunk, decay) -> both; a FloatingPointError says that float64 is not finite itself."""
+
+    def cell(*case: Any) -> str:
+        try:
+            return "{:.0e} / {:.0e}".format(*error(*case))
+        except FloatingPointError:
+            return "diverges"
+
+    print(f"\n{title}\n")
+    rows = ([str(chunk), *(cell(chunk, value) for value in decays)] for chunk in CHUNKS)
+    print_table(["chunk", *map(decay.format, decays)], rows)

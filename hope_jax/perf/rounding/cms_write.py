@@ -10,7 +10,7 @@ share a direction, so that gradients add up. Bounds: `idle`, on but not reached;
 the delta, below what the writes come to.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ import numpy as np
 from hope_jax.kernels.cms_write import Affine, Map, Rows, write_periods
 from hope_jax.perf.rounding import against_float64 as against
 
-CHUNKS = (8, 16, 32, 64, 128, 256)
 DECAYS = (0.5, 1 - 2**-4, 1 - 2**-7, 1 - 2**-10, 1.0)
 """Exact in float32, with their differences from 1; a level's beta is a Python number."""
 
@@ -75,12 +74,8 @@ def main() -> None:
     bounds: tuple[Bound, ...] = ("idle", "active")
     for dtype in against.DTYPES:
         for bound in bounds:
-            rows = (
-                [str(chunk), *("{:.0e} / {:.0e}".format(*error(chunk, b, dtype, bound)) for b in DECAYS)]
-                for chunk in CHUNKS
-            )
-            heads = ["chunk", *(f"beta {beta:.3g}" for beta in DECAYS)]
-            against.print_table(heads, rows, f"{dtype}, bounds {bound}")
+            cell = partial(error, dtype=dtype, bound=bound)
+            against.print_grid(f"{dtype}, bounds {bound}", "beta {:.3g}", DECAYS, cell)
 
 
 if __name__ == "__main__":

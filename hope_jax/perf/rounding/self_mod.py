@@ -30,7 +30,6 @@ from hope_jax.perf.rounding import against_float64 as against
 Keys: TypeAlias = Literal["independent", "correlated"]
 KEYS: tuple[Keys, ...] = ("independent", "correlated")
 
-CHUNKS = (8, 16, 32, 64, 128, 256)
 CHUNK_DECAYS = (0.5, 0.9, 0.99, 0.999, 1.0)
 PASS_DECAYS = (0.99, 0.999, 1.0)
 """At 0.9 and below nothing is left of a pass's first weights at its end (4e-24): no error is to be seen."""
@@ -41,7 +40,7 @@ def _matrix(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape) / np.sqrt(shape[-1])
 
 
-def _group(dim: int) -> dict[str, dict[str, np.ndarray]]:
+def _group(dim: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     square = {name: {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, dim, dim)} for name in ("k", "v")}
     eta = {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, 1, dim), "w_skip": _matrix(rng, 1, dim)}
@@ -63,15 +62,11 @@ def _random(arrays: list[Any]) -> list[Any]:
     return [jnp.asarray(rng.normal(size=t.shape), t.dtype) for t in arrays]
 
 
-@cache
-def _chunk(size: int) -> Callable[..., tuple[Any, Any]]:
-    """One executable for each chunk size and dtype, whatever the tokens are."""
-    del size
+def _write(group: Any, tokens: Tokens) -> Any:
+    return write_chunk(stack(group), layout_of(group), tokens, Rule())
 
-    def write(group: Any, tokens: Tokens) -> Any:
-        return write_chunk(stack(group), layout_of(group), tokens, Rule())
 
-    return against.with_gradient(write, _random)
+_chunk = against.with_gradient(_write, _random)
 
 
 def _errors(run: Callable[..., Any], dtype: str, weights: Any, rows: Any) -> tuple[float, float]:
@@ -94,21 +89,13 @@ def _errors(run: Callable[..., Any], dtype: str, weights: Any, rows: Any) -> tup
 
 def chunk_error(size: int, alpha: float, dtype: str, keys: Keys, dim: int = DIM) -> tuple[float, float]:
     """Errors (forward, gradient) of one chunk of `size` tokens. Needs jax_enable_x64."""
-    return _errors(_chunk(size), dtype, _group(dim), _tokens(size, alpha, keys, dim))
-
-
-def _layer(dim: int, alpha: float) -> dict[str, Any]:
-    rng, group = np.random.default_rng(0), _group(dim)
-    group["alpha"] = {name: 0.1 * w for name, w in _group(dim)["eta"].items()}
-    memory = {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, dim, dim)}
-    bias = {} if alpha == 1 else {"b_alpha": np.log(alpha / (1 - alpha))}
-    return {**group, "memory": memory, "w_q": _matrix(rng, dim, dim), **bias}
+    return _errors(_chunk, dtype, _group(dim), _tokens(size, alpha, keys, dim))
 
 
 @cache
-def _pass(size: int, dim: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
+def _pass(size: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
     layer = SelfMod(
-        dim, size, chunk_size=size, chunk_size_memory=size, eta_scale=PASS_ETA, use_alpha=use_alpha
+        DIM, size, chunk_size=size, chunk_size_memory=size, eta_scale=PASS_ETA, use_alpha=use_alpha
     )
 
     def run(params: Any, x: jax.Array) -> Any:
@@ -122,22 +109,14 @@ def _pass(size: int, dim: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]
 def pass_error(size: int, alpha: float, dtype: str, tokens: int = PASS_TOKENS) -> tuple[float, float]:
     """Errors (forward, gradient) of a layer whose memories are all written every `size` tokens; alpha 1:
     without decay. Needs jax_enable_x64."""
-    params = _layer(DIM, alpha)
-    if alpha == 1:
-        del params["alpha"]
+    rng, params = np.random.default_rng(0), _group(DIM)
+    params["memory"] = {"w_in": _matrix(rng, DIM, DIM), "w_out": _matrix(rng, DIM, DIM)}
+    params["w_q"] = _matrix(rng, DIM, DIM)
+    if alpha < 1:
+        params["alpha"] = {name: 0.1 * w for name, w in params["eta"].items()}
+        params["b_alpha"] = np.log(alpha / (1 - alpha))
     x = against.bfloat16_values(np.random.default_rng(3).normal(size=(tokens, DIM)))
-    return _errors(_pass(size, DIM, alpha < 1), dtype, params, x)
-
-
-def _chunk_cell(keys: Keys, size: int, decay: float, dtype: str) -> tuple[float, float]:
-    return chunk_error(size, decay, dtype, keys)
-
-
-def _shown(error: Callable[[int, float, str], tuple[float, float]], *cell: Any) -> str:
-    try:
-        return "{:.0e} / {:.0e}".format(*error(*cell))
-    except FloatingPointError:
-        return "diverges"
+    return _errors(_pass(size, alpha < 1), dtype, params, x)
 
 
 def main() -> None:
@@ -145,13 +124,12 @@ def main() -> None:
     against.begin()
     chunk_pass.WIDE = DIM  # the form that wide memories take
     for dtype in against.DTYPES:
-        tables: list[tuple[str, tuple[float, ...], Callable[..., Any]]] = [
-            (f"chunk, {keys} keys", CHUNK_DECAYS, partial(_chunk_cell, keys)) for keys in KEYS
-        ]
-        for kind, decays, error in (*tables, ("pass", PASS_DECAYS, pass_error)):
-            rows = ([str(n), *(_shown(error, n, decay, dtype) for decay in decays)] for n in CHUNKS)
-            title = f"{dtype}, {kind}: error forward / gradient"
-            against.print_table(["chunk", *(f"decay {decay:g}" for decay in decays)], rows, title)
+        for keys in KEYS:
+            cell = partial(chunk_error, dtype=dtype, keys=keys)
+            title = f"{dtype}, chunk, {keys} keys: error forward / gradient"
+            against.print_grid(title, "decay {:g}", CHUNK_DECAYS, cell)
+        title = f"{dtype}, pass: error forward / gradient"
+        against.print_grid(title, "decay {:g}", PASS_DECAYS, partial(pass_error, dtype=dtype))
 
 
 if __name__ == "__main__":
