@@ -31,7 +31,7 @@ _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons 
 MODULES = {
     "causal_conv": "hope_jax.perf.kernel_benchmarks",
     "cms_write": "hope_jax.perf.kernel_benchmarks",
-    "compile": "hope_jax.perf.compilation",
+    "compile": "hope_jax.perf.steps",
     "gated_deltanet": "hope_jax.perf.kernel_benchmarks",
     "loader": "hope_jax.perf.loader",
     "newton_schulz": "hope_jax.perf.kernel_benchmarks",

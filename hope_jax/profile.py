@@ -76,7 +76,7 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
     from hope_jax.config import assemble
     from hope_jax.perf.op_times import traced, wall_times
     from hope_jax.perf.parts import Ops
-    from hope_jax.perf.runs import StepRun, compile_step
+    from hope_jax.perf.steps import StepRun, compile_step
 
     compiled = compile_step(config)
     ops, run = Ops(compiled.executable.as_text()), StepRun(compiled)

@@ -31,7 +31,7 @@ from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.perf.runs import StepRun, changed, compile_step, step_case
+from hope_jax.perf.steps import StepRun, changed, compile_step, step_case
 from hope_jax.perf.timing import Case, Comparison, Goal
 
 BATCHES, STEPS = 32, 8

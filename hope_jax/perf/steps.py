@@ -1,4 +1,4 @@
-"""The whole train step of every variant and mode, beside the transformer's and the published code's.
+"""The train step of a configuration as training runs it, and benchmarks of whole steps and of compiling them.
 
 `step/MODE/VARIANT` compares `transformer` with a variant in one mode: state donated, memories, teach signals,
 writes, outer gradient and outer step as training runs them. Width 512, 8 heads, vocabulary 32000, the pilot's
@@ -10,14 +10,33 @@ through the writes.
 chunks of 64; one row a step (`b1`) and four (`b4`). The goals are 60 times what the published code reached on
 two CPU cores. What a step can reach at most is the peak over its operations a token (the JSON's
 `tokens_per_second_at_peak`): where a goal lies above that, no implementation meets it.
-"""
 
+`compile/pilot` traces, lowers and compiles the step of `configs/pilot.py`: `cold`, and `cached`, where XLA's
+part is read from JAX's persistent cache. `compile/depth` and `compile/length` do it for 2, 12 and 24 layers,
+and rows of 256, 1024 and 2048 tokens in online chunks of 32: loops are loops, so neither may add to it. A
+sample is one compilation, from scratch."""
+
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+
+from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from hope_jax.config import assemble
+from hope_jax.config.check import validate
 from hope_jax.config.experiment import ExperimentConfig
-from hope_jax.perf.runs import step_case, timed_step
+from hope_jax.config.presets import pilot_config
+from hope_jax.config.values import resolve
+from hope_jax.core.program import TrainState
+from hope_jax.core.types import Batch, PyTree
 from hope_jax.perf.timing import Case, Comparison, Goal
+from hope_jax.training.step import Step, jit_train
 
 BASE = "transformer"
 VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
@@ -29,6 +48,105 @@ PUBLISHED = {"transformer": 475, "hope_attention": 87, "hope_hybrid": 89, "hope_
 """Variant -> tokens/s of the published code on two CPU cores."""
 
 TIMES = 60.0
+
+COLD_SECONDS = 40.0
+FLAT = 1.1
+"""How far a compile time may lie above or below that of the shallowest, shortest step."""
+
+
+class CompiledStep(NamedTuple):
+    """executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and
+    lowering. compile_seconds: of XLA."""
+
+    step: Step
+    mesh: Mesh
+    executable: Any
+    lower_seconds: float
+    compile_seconds: float
+
+
+def random_batch(config: ExperimentConfig, seed: int = 0) -> Batch:
+    """Rows [B, T] of random tokens, each followed by the next; one document a row."""
+    shape = (config.data.batch_size, config.data.seq_len + 1)
+    tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    one = np.ones((shape[0], config.data.seq_len), np.int32)
+    return Batch(*(t for t in (tokens[:, :-1].copy(), tokens[:, 1:].copy(), one)))  # type: ignore[arg-type]
+
+
+def compile_step(config: ExperimentConfig) -> CompiledStep:
+    """Compiles the train step of a configuration for one device; nothing of the state is allocated.
+
+    Raises: ConfigError.
+    """
+    validate(config)
+    mesh = make_mesh(jax.devices()[:1])
+    step = Step(config, mesh)
+
+    def placed(tree: PyTree, sharding: Any) -> Any:
+        return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+    state = placed(jax.eval_shape(step.init), replicated(mesh))
+    batch = placed(random_batch(config), batch_sharding(mesh))
+    started = time.perf_counter()
+    lowered = jit_train(step, mesh).lower(state, batch)
+    lowered_at = time.perf_counter()
+    executable = lowered.compile()
+    return CompiledStep(step, mesh, executable, lowered_at - started, time.perf_counter() - lowered_at)
+
+
+class StepRun:
+    """One step after the other from a fresh state: calling it starts the next, on one batch if given none."""
+
+    def __init__(self, compiled: CompiledStep) -> None:
+        step, mesh = compiled.step, compiled.mesh
+        self._executable = compiled.executable
+        self._batch = shard_batch(mesh, random_batch(step.config))
+        self._state: TrainState = jax.jit(step.init, out_shardings=replicated(mesh))()
+
+    def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
+        """The state after one more step, and its metrics. The state before it is gone: it was donated."""
+        self._state, metrics = self._executable(self._state, self._batch if batch is None else batch)
+        return self._state, metrics
+
+
+def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
+    """The train step of a configuration as a case."""
+    compiled = compile_step(config)
+    tokens = config.data.batch_size * config.data.seq_len
+    analysis = compiled.executable.memory_analysis()
+    return Case(
+        name,
+        StepRun(compiled),
+        flops=tokens * assemble.flops_per_token(config),
+        tokens=tokens,
+        temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
+        compile_seconds=compiled.lower_seconds + compiled.compile_seconds,
+        goals=goals,
+    )
+
+
+def changed(config: Any, **values: Any) -> ExperimentConfig:
+    """The resolved configuration of a ConfigDict with values set, `train__steps=3` for `train.steps`."""
+    for key, value in values.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return resolve(config.to_dict())
+
+
+def timed_step(variant: str, **values: Any) -> ExperimentConfig:
+    """The pilot with another block, of 2 layers, in rows of 256 tokens, float32, with AdamW; values as of
+    `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
+    so that the same batch keeps teaching."""
+    pilot = pilot_config()
+    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
+    pilot.optim.update({"name": "adamw", "lr": 1e-6})
+    own = {
+        "model__num_layers": 2,
+        "data__seq_len": 256,
+        "data__mixture": {},
+        "train__compute_dtype": "float32",
+    }
+    return changed(pilot, model__block_variant=variant, **{**own, **values})
 
 
 def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
@@ -53,8 +171,42 @@ def _small_cases(batch: int) -> tuple[Case, ...]:
     )
 
 
+def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
+    """Seconds of tracing and lowering, and of XLA, anew, with the persistent cache in `folder` or without."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
+    try:
+        compiled = compile_step(config)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+    return compiled.lower_seconds, compiled.compile_seconds
+
+
+def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
+    """`cold` and `cached` of one step; its first compilation fills the cache."""
+    folder = tempfile.TemporaryDirectory()
+    _compile(config, folder.name)
+    goals = (Goal("seconds", COLD_SECONDS),)
+    return (
+        Case("cold", lambda: _compile(config), goals=goals, single=True),
+        # the folder lives as long as the case that reads it
+        Case("cached", lambda: _compile(config, folder.name), single=True),
+    )
+
+
+def _growth_cases(configs: dict[str, ExperimentConfig]) -> tuple[Case, ...]:
+    goals = (Goal("time_apart", FLAT),)
+    return tuple(
+        Case(name, partial(_compile, config), goals=goals if index else (), single=True)
+        for index, (name, config) in enumerate(configs.items())
+    )
+
+
 def comparisons() -> Iterator[Comparison]:
-    """Every mode and variant, then longer rows, then small steps of one row and of four."""
+    """Every mode and variant, longer rows, small steps of one row and of four, and compiling."""
     for mode in MODES:
         for variant in VARIANTS:
             yield Comparison(f"step/{mode}/{variant}", partial(_against_base, variant, mode))
@@ -64,3 +216,11 @@ def comparisons() -> Iterator[Comparison]:
             yield Comparison(name, partial(_against_base, variant, mode, tokens))
     for batch in (1, 4):
         yield Comparison(f"step_small/b{batch}", partial(_small_cases, batch))
+    pilot = partial(changed, data__mixture={})  # its sources are not at hand
+    yield Comparison("compile/pilot", partial(cached_and_cold, pilot(pilot_config())))
+    depths = {f"{n} layers": pilot(pilot_config(), model__num_layers=n) for n in (2, 12, 24)}
+    yield Comparison("compile/depth", partial(_growth_cases, depths))
+    lengths = {
+        f"{n} tokens": pilot(pilot_config(), data__seq_len=n, model__num_layers=2) for n in (256, 1024, 2048)
+    }
+    yield Comparison("compile/length", partial(_growth_cases, lengths))

@@ -55,16 +55,14 @@ class Counts(NamedTuple):
         return sum(self.flops.values())
 
 
-def count(
-    text: str, devices: int = 1, on_chip: frozenset[int] = frozenset(), *, loops_once: bool = False
-) -> Counts:
+def count(text: str, devices: int = 1, on_chip: frozenset[int] = frozenset()) -> Counts:
     """Counts of the compiled program `text`.
 
     devices: the size of a collective's group where its text names none. on_chip: memory spaces that are not
-    main memory. loops_once: as XLA's own analysis counts, to compare with it.
+    main memory.
     """
     program = hlo.parse(text)
-    tally = _Counter(program, devices, on_chip, loops_once).computation(program.entry)
+    tally = _Counter(program, devices, on_chip).computation(program.entry)
     kinds = sorted({key[0] for key in tally} & _COLLECTIVES)
     return Counts(
         flops=_flops(tally),
@@ -87,9 +85,8 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 class _Counter:
-    def __init__(self, program: Program, devices: int, on_chip: frozenset[int], loops_once: bool) -> None:
-        self.program, self.devices, self.loops_once = program, devices, loops_once
-        self.on_chip = on_chip
+    def __init__(self, program: Program, devices: int, on_chip: frozenset[int]) -> None:
+        self.program, self.devices, self.on_chip = program, devices, on_chip
         self._done: dict[str, Tally] = {}
 
     def computation(self, name: str) -> Tally:
@@ -114,7 +111,7 @@ class _Counter:
         return {("bytes",): self._traffic(inside, it), **self._products(inside, it)}
 
     def _loop(self, it: Instruction) -> Tally:
-        times = 1 if self.loops_once else hlo.trip_count(self.program, it)
+        times = hlo.trip_count(self.program, it)
         body = _sum(self.computation(name) for name in it.called("body", "condition"))
         unknown = body.pop(("unknown_loops",), 0) + (times is None)
         runs = 1 if times is None else times

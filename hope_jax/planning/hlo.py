@@ -105,17 +105,12 @@ def _limit(program: Program, condition: str) -> int | None:
     """N of a condition `i < N`, which may be inside a fusion."""
     computation = program.computations[condition]
     test = root(computation)
+    values = [computation[name] for name in test.operands]
+    limits = [int(v.argument) if v.opcode == "constant" and v.argument.isdigit() else None for v in values]
     if test.opcode == "fusion":
-        bound = [
-            int(value.argument)
-            for name in test.operands
-            if (value := computation[name]).opcode == "constant" and value.argument.isdigit()
-        ]
-        return bound[0] if bound else _limit(program, test.called("calls")[0])
-    if test.opcode != "compare" or "direction=LT" not in test.attributes:
-        return None
-    limit = computation[test.operands[1]]
-    return int(limit.argument) if limit.opcode == "constant" and limit.argument.isdigit() else None
+        known = [limit for limit in limits if limit is not None]
+        return known[0] if known else _limit(program, test.called("calls")[0])
+    return limits[1] if test.opcode == "compare" and "direction=LT" in test.attributes else None
 
 
 def _instruction(line: str) -> Instruction | None:

@@ -9,8 +9,8 @@ import pytest
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.chunks import online_chunk, truncate
-from hope_jax.perf import compilation, loader, steps
-from hope_jax.perf.runs import compile_step, step_case
+from hope_jax.perf import loader, steps
+from hope_jax.perf.steps import compile_step, step_case
 from hope_jax.planning.counts import count
 from tests.perf import tiny
 
@@ -75,7 +75,7 @@ def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path, quick
 def test_compilation_starts_afresh_each_time() -> None:
     config = tiny.config("transformer", train__algorithm_mode="two_pass", model__num_layers=1)
     before = jax.config.jax_compilation_cache_dir
-    cases = compilation.cached_and_cold(config)
+    cases = steps.cached_and_cold(config)
     for case in cases:
         lower, xla = case.run()
         assert case.single and lower > 0 and xla > 0
