@@ -43,10 +43,7 @@ _DISTRIBUTED = flags.DEFINE_string(
     "distributed", "none", "auto: the processes are those of the Slurm, Open MPI, Kubernetes or TPU job."
 )
 _GONE_AFTER = flags.DEFINE_float(
-    "gone_after",
-    GONE_AFTER,
-    "Seconds without a sign of life after which another process counts as gone.",
-    5.0,
+    "gone_after", GONE_AFTER, "Seconds without a sign of life after which another process counts as gone.", 5
 )
 _JOIN_WITHIN = flags.DEFINE_float(
     "join_within", WITHIN, "Seconds in which all processes have to be started.", 1.0

@@ -76,10 +76,10 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
     from hope_jax.config import assemble
     from hope_jax.perf.op_times import traced, wall_times
     from hope_jax.perf.parts import Ops
-    from hope_jax.perf.steps import StepRun, compile_step
+    from hope_jax.perf.steps import StepRun
 
-    compiled = compile_step(config)
-    ops, run = Ops(compiled.executable.as_text()), StepRun(compiled)
+    run = StepRun(config)
+    ops = Ops(run.executable.as_text())
     for _ in range(2):
         jax.block_until_ready(run())
     found = [each for each in traced(run) if each[0] in ops]

@@ -31,7 +31,7 @@ from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.perf.steps import StepRun, changed, compile_step, step_case
+from hope_jax.perf.steps import StepRun, changed, step_case
 from hope_jax.perf.timing import Case, Comparison, Goal
 
 BATCHES, STEPS = 32, 8
@@ -61,13 +61,12 @@ def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: st
 def fed_case(config: ExperimentConfig) -> Case:
     """A call takes `STEPS` steps, each on the next batch and each to its end, and returns what the last one
     does."""
-    compiled, iterator, waits = compile_step(config), train_iterator(config), [0.0]
-    step = StepRun(compiled)
+    step, iterator, waits = StepRun(config), train_iterator(config), [0.0]
 
     def run() -> Any:
         for _ in range(STEPS):
             started = time.perf_counter()
-            batch = jax.block_until_ready(shard_batch(compiled.mesh, next(iterator)))
+            batch = jax.block_until_ready(shard_batch(step.mesh, next(iterator)))
             waits[0] += time.perf_counter() - started
             out = jax.block_until_ready(step(batch))
         return out

@@ -20,12 +20,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh
 
 from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated, shard_batch
 from hope_jax.config import assemble
@@ -54,73 +53,58 @@ FLAT = 1.1
 """How far a compile time may lie above or below that of the shallowest, shortest step."""
 
 
-class CompiledStep(NamedTuple):
-    """executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and
-    lowering. compile_seconds: of XLA."""
-
-    step: Step
-    mesh: Mesh
-    executable: Any
-    lower_seconds: float
-    compile_seconds: float
-
-
-def random_batch(config: ExperimentConfig, seed: int = 0) -> Batch:
+def random_batch(config: ExperimentConfig) -> Batch:
     """Rows [B, T] of random tokens, each followed by the next; one document a row."""
     shape = (config.data.batch_size, config.data.seq_len + 1)
-    tokens = np.random.default_rng(seed).integers(0, config.model.vocab_size, shape, dtype=np.int32)
-    one = np.ones((shape[0], config.data.seq_len), np.int32)
-    return Batch(*(t for t in (tokens[:, :-1].copy(), tokens[:, 1:].copy(), one)))  # type: ignore[arg-type]
-
-
-def compile_step(config: ExperimentConfig) -> CompiledStep:
-    """Compiles the train step of a configuration for one device; nothing of the state is allocated.
-
-    Raises: ConfigError.
-    """
-    validate(config)
-    mesh = make_mesh(jax.devices()[:1])
-    step = Step(config, mesh)
-
-    def placed(tree: PyTree, sharding: Any) -> Any:
-        return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
-
-    state = placed(jax.eval_shape(step.init), replicated(mesh))
-    batch = placed(random_batch(config), batch_sharding(mesh))
-    started = time.perf_counter()
-    lowered = jit_train(step, mesh).lower(state, batch)
-    lowered_at = time.perf_counter()
-    executable = lowered.compile()
-    return CompiledStep(step, mesh, executable, lowered_at - started, time.perf_counter() - lowered_at)
+    rows: Any = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    return Batch(rows[:, :-1], rows[:, 1:], np.ones_like(rows[:, 1:]))
 
 
 class StepRun:
-    """One step after the other from a fresh state: calling it starts the next, on one batch if given none."""
+    """The train step of a configuration, compiled for one device: calling it starts the next step, on one
+    batch if given none, from a state that the first call makes.
 
-    def __init__(self, compiled: CompiledStep) -> None:
-        step, mesh = compiled.step, compiled.mesh
-        self._executable = compiled.executable
-        self._batch = shard_batch(mesh, random_batch(step.config))
-        self._state: TrainState = jax.jit(step.init, out_shardings=replicated(mesh))()
+    executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and lowering.
+    compile_seconds: of XLA. Raises: ConfigError.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        validate(config)
+        self.mesh = make_mesh(jax.devices()[:1])
+        self._step, self._batch = Step(config, self.mesh), random_batch(config)
+
+        def placed(tree: PyTree, sharding: Any) -> Any:
+            return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+        state = placed(jax.eval_shape(self._step.init), replicated(self.mesh))
+        batch = placed(self._batch, batch_sharding(self.mesh))
+        started = time.perf_counter()
+        lowered = jit_train(self._step, self.mesh).lower(state, batch)
+        lowered_at = time.perf_counter()
+        self.executable = lowered.compile()
+        self.lower_seconds, self.compile_seconds = lowered_at - started, time.perf_counter() - lowered_at
+        self._state: TrainState | None = None
 
     def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
         """The state after one more step, and its metrics. The state before it is gone: it was donated."""
-        self._state, metrics = self._executable(self._state, self._batch if batch is None else batch)
+        if self._state is None:
+            self._state = jax.jit(self._step.init, out_shardings=replicated(self.mesh))()
+            self._batch = shard_batch(self.mesh, self._batch)
+        self._state, metrics = self.executable(self._state, self._batch if batch is None else batch)
         return self._state, metrics
 
 
 def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
     """The train step of a configuration as a case."""
-    compiled = compile_step(config)
-    tokens = config.data.batch_size * config.data.seq_len
-    analysis = compiled.executable.memory_analysis()
+    run, tokens = StepRun(config), config.data.batch_size * config.data.seq_len
+    analysis = run.executable.memory_analysis()
     return Case(
         name,
-        StepRun(compiled),
+        run,
         flops=tokens * assemble.flops_per_token(config),
         tokens=tokens,
         temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
-        compile_seconds=compiled.lower_seconds + compiled.compile_seconds,
+        compile_seconds=run.lower_seconds + run.compile_seconds,
         goals=goals,
     )
 
@@ -140,13 +124,10 @@ def timed_step(variant: str, **values: Any) -> ExperimentConfig:
     pilot = pilot_config()
     pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
     pilot.optim.update({"name": "adamw", "lr": 1e-6})
-    own = {
-        "model__num_layers": 2,
-        "data__seq_len": 256,
-        "data__mixture": {},
-        "train__compute_dtype": "float32",
-    }
-    return changed(pilot, model__block_variant=variant, **{**own, **values})
+    pilot.model.update({"block_variant": variant, "num_layers": 2})
+    pilot.data.update({"seq_len": 256, "mixture": {}})
+    pilot.train.compute_dtype = "float32"
+    return changed(pilot, **values)
 
 
 def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
@@ -178,11 +159,11 @@ def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
     try:
-        compiled = compile_step(config)
+        step = StepRun(config)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()
-    return compiled.lower_seconds, compiled.compile_seconds
+    return step.lower_seconds, step.compile_seconds
 
 
 def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:

@@ -10,7 +10,7 @@ from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.chunks import online_chunk, truncate
 from hope_jax.perf import loader, steps
-from hope_jax.perf.steps import compile_step, step_case
+from hope_jax.perf.steps import StepRun, step_case
 from hope_jax.planning.counts import count
 from tests.perf import tiny
 
@@ -45,7 +45,7 @@ def test_small_steps_have_the_published_sizes() -> None:
 def test_products_of_a_compiled_transformer_step_are_the_useful_ones() -> None:
     """But for the scores above the diagonal, which a mask takes away afterwards."""
     config = tiny.config("transformer", train__algorithm_mode="two_pass")
-    program = compile_step(config).executable.as_text()
+    program = StepRun(config).executable.as_text()
     tokens, model = config.data.batch_size * config.data.seq_len, config.model
     masked = 12 * model.dim * (config.data.seq_len / 2) * model.num_layers
     assert count(program).total_flops == tokens * (assemble.flops_per_token(config) + masked)
