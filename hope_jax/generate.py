@@ -52,17 +52,6 @@ logger = logging.getLogger("hope_jax.generate")
 
 def main(argv: list[str]) -> None:
     """Reads the prompt, prints what follows, saves the memory."""
-    _check_flags(argv)
-    loaded = load_checkpoint(Path(str(_CHECKPOINT.value)), ("params", "fast"))
-    config = resolve(loaded.config)
-    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
-    if config.train.compute_dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    _run(prepare(loaded, config))
-
-
-def _check_flags(argv: list[str]) -> None:
-    """Raises: ConfigError for what the flags' types do not show."""
     cli.refuse_arguments(argv)
     if not _CHECKPOINT.value:
         raise ConfigError(
@@ -74,6 +63,12 @@ def _check_flags(argv: list[str]) -> None:
         raise ConfigError(f"--temperature={_TEMPERATURE.value}: want a finite number")
     if _SAVE_MEMORY.value and Path(_SAVE_MEMORY.value).is_dir():
         raise ConfigError(f"--save_memory={_SAVE_MEMORY.value} is a folder; name a file in it")
+    loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params", "fast"))
+    config = resolve(loaded.config)
+    validate(config, built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS)
+    if config.train.compute_dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    _run(prepare(loaded, config))
 
 
 def _run(model: Trained) -> None:

@@ -14,16 +14,15 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags
 
 from hope_jax import cli, compilation_cache
 from hope_jax.cluster import addresses
 from hope_jax.cluster.meeting import WITHIN
-from hope_jax.cluster.peers import GONE_AFTER, Alone, Peers
+from hope_jax.cluster.peers import GONE_AFTER
 from hope_jax.config.check import validate, warnings
-from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.files import writing
 from hope_jax.core.output import say
 from hope_jax.core.paths import make_room
@@ -76,33 +75,24 @@ def main(argv: list[str]) -> None:
     from hope_jax.cluster import processes
 
     with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
-        summary = _train(config, workdir, peers)
+        with writing(workdir):
+            make_room(workdir)
+        compilation_cache.use()
+        from hope_jax.memory.rules import VARIANTS
+        from hope_jax.models.blocks import BLOCKS
+
+        if config.train.compute_dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        devices = jax.device_count()
+        validate(config, device_count=devices, built_variants=BLOCKS, inner_optimizers=VARIANTS)
+        from hope_jax.training.loop import run
+
         first = jax.process_index() == 0
+        for warning in warnings(config) if first else ():
+            logger.warning("warning: %s", warning)
+        summary = run(config, workdir, peers)
     if first:  # when no other process waits for this one
         say(json.dumps({key: summary[key] for key in SUMMARY_KEYS}))
-
-
-def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dict[str, Any]:
-    """What is left to check, then the run."""
-    import jax
-
-    with writing(workdir):
-        make_room(workdir)
-    compilation_cache.use()
-    from hope_jax.memory import rules
-    from hope_jax.models import blocks
-
-    if config.train.compute_dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    validate(
-        config, device_count=jax.device_count(), built_variants=blocks.BLOCKS, inner_optimizers=rules.VARIANTS
-    )
-    from hope_jax.training.loop import run
-
-    if jax.process_index() == 0:
-        for warning in warnings(config):
-            logger.warning("warning: %s", warning)
-    return run(config, workdir, peers)
 
 
 def _leave(code: int) -> NoReturn:

@@ -91,7 +91,10 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_used(str(error))) from error
+        # The TPU compiler says "Used 23.4G of 15.75G hbm".
+        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
+        needed = float(used[1]) * {"M": GIB / 1024, "G": GIB}[used[2]] if used else None
+        raise DoesNotFit(needed) from error
     seconds = time.perf_counter() - started
     counts = count(compiled.as_text(), topology.devices, topology.accelerator.on_chip)
     m, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -107,9 +110,3 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
     else:
         memory["peak"] = sum(memory.values()) - 2 * memory["aliased"]
     return Compiled(memory, counts, own.get("flops"), own.get("bytes accessed"), seconds)
-
-
-def _used(message: str) -> float | None:
-    """Bytes that an out-of-memory error of the TPU compiler says were wanted ("Used 23.4G of 15.75G hbm")."""
-    found = re.search(r"Used ([\d.]+)([MG]) of", message)
-    return float(found[1]) * {"M": GIB / 1024, "G": GIB}[found[2]] if found else None

@@ -29,7 +29,9 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> float:
         """Size without padding."""
-        return math.prod(self.dims) * _width(self.dtype)
+        bits = re.search(r"\d+", self.dtype)
+        width = _WIDTH.get(self.dtype, int(bits[0]) / 8 if bits else 0.0)
+        return math.prod(self.dims) * width
 
 
 class Instruction(NamedTuple):
@@ -153,10 +155,3 @@ def _shapes(text: str) -> list[Shape]:
         sizes = tuple(int(size) for size in dims.split(",") if size)
         found.append(Shape(dtype, sizes, int(space[1]) if space else 0))
     return found
-
-
-def _width(dtype: str) -> float:
-    if dtype in _WIDTH:
-        return _WIDTH[dtype]
-    bits = re.search(r"\d+", dtype)
-    return int(bits[0]) / 8 if bits else 0.0
