@@ -79,10 +79,10 @@ def define_checkpoint() -> flags.FlagHolder[str | None]:
     )
 
 
-def refuse_arguments(argv: list[str]) -> None:
+def refuse_arguments(argv: list[str], hint: str = "every option is a flag") -> None:
     """Of commands that take flags alone. Raises: ConfigError if anything else was given."""
     if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+        raise ConfigError(f"unexpected argument {argv[0]!r}; {hint} (--help)")
 
 
 def output_file(flag: str, value: str | None) -> Path | None:

@@ -52,7 +52,7 @@ logger = logging.getLogger("hope_jax.generate")
 
 def main(argv: list[str]) -> None:
     """Reads the prompt, prints what follows, saves the memory."""
-    cli.refuse_arguments(argv)
+    cli.refuse_arguments(argv, "every option is a flag, --prompt too")
     if not _CHECKPOINT.value:
         raise ConfigError(
             "--checkpoint is missing; want a workdir, for example --checkpoint=runs/pilot_smoke"
