@@ -45,6 +45,9 @@ LONGEST_FULL_RATE = 128
 """Levels of longer periods gather more gradient, and get proportionally smaller rates."""
 
 
+QUANTILES = (0.1, 0.5, 0.9)
+
+
 class Outcome(NamedTuple):
     """What writes at some rates did; losses in nats per token.
 
@@ -58,17 +61,6 @@ class Outcome(NamedTuple):
     writes: int
     streamed: float
     surprise: np.ndarray
-
-
-QUANTILES = (0.1, 0.5, 0.9)
-
-
-def of_periods(surprise: np.ndarray, period: int) -> np.ndarray:
-    """Mean surprise of the whole periods of tokens [..., T], as the gate takes it; those without a token
-    that counts are left out."""
-    whole = surprise.shape[-1] // period * period
-    cut = surprise[..., :whole].reshape(-1, period)
-    return np.nanmean(cut[~np.isnan(cut).all(-1)], axis=-1)
 
 
 def measure(
@@ -96,9 +88,8 @@ def measure(
         change += float((after - before)[counted].sum())
         streamed += float(before.sum())
         tokens += int((np.asarray(batch.targets) != NO_TARGET).sum())
-    per_write = max(writes, 1)
-    reread_change = change / (per_write * spec.chunk_size)
-    return Outcome(falls / per_write, reread_change, writes, streamed / tokens, np.concatenate(surprise, 1))
+    falling, change = falls / max(writes, 1), change / (max(writes, 1) * spec.chunk_size)
+    return Outcome(falling, change, writes, streamed / tokens, np.concatenate(surprise, 1))
 
 
 def show_surprise(surprise: np.ndarray, periods: dict[str, int], threshold: float | None) -> None:
@@ -106,12 +97,13 @@ def show_surprise(surprise: np.ndarray, periods: dict[str, int], threshold: floa
     say(f"mean surprise of periods (memory.surprise_threshold={threshold})")
     say(f"{'levels':12} " + " ".join(f"{quantile:>8.0%}" for quantile in QUANTILES) + f" {'open':>7}")
     for name, period in periods.items():
-        means = of_periods(surprise, period)
-        if not means.size:
-            continue
-        values = " ".join(f"{value:8.3g}" for value in np.quantile(means, QUANTILES))
-        share = 1.0 if threshold is None else float((means >= threshold).mean())
-        say(f"{name:12} {values} {share:7.1%}")
+        whole = surprise.shape[-1] // period * period
+        cut = surprise[..., :whole].reshape(-1, period)
+        means = np.nanmean(cut[~np.isnan(cut).all(-1)], axis=-1)
+        if means.size:
+            values = " ".join(f"{value:8.3g}" for value in np.quantile(means, QUANTILES))
+            share = 1.0 if threshold is None else float((means >= threshold).mean())
+            say(f"{name:12} {values} {share:7.1%}")
 
 
 def main(argv: list[str]) -> None:
@@ -126,10 +118,8 @@ def main(argv: list[str]) -> None:
     config = cli.load_config(loaded.config)
     validate(config)
     if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
-        raise ConfigError(
-            "calibrate: want train.algorithm_mode=online and model.block_variant one of "
-            + ", ".join(VARIANTS)
-        )
+        wanted = f"train.algorithm_mode=online and model.block_variant one of {', '.join(VARIANTS)}"
+        raise ConfigError(f"calibrate: want {wanted}")
     if not levels_of(config):
         raise ConfigError(
             "calibrate: cms.levels is empty, so the model has no memory whose rate could be measured; "

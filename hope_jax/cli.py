@@ -5,6 +5,7 @@ own config flag knows neither None nor a level that the file lacks, and reports 
 """
 
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -12,7 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from absl import flags
 
@@ -28,7 +29,6 @@ logger = logging.getLogger("hope_jax.cli")
 
 _CONFIG = "config"
 _OVERRIDES = "config_override"
-_CHECKPOINT = "checkpoint"
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
@@ -63,21 +63,26 @@ def define_paths(name: str, help_text: str) -> flags.FlagHolder[list[str]]:
 
 
 def define_config() -> None:
-    """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key; several commands
-    may be imported into one process."""
+    """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key."""
     define_path(
         _CONFIG,
         "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
         "--config.train.steps=20 or --config.cms.levels.cms_slow.update_period=64.",
     )
-    short_for = "KEY=VALUE; what --config.KEY=VALUE is short for."
-    flags.DEFINE_multi_string(_OVERRIDES, [], short_for, allow_override=True)
+    flags.DEFINE_multi_string(_OVERRIDES, [], "What --config.KEY=VALUE is short for.", allow_override=True)
 
 
 def define_checkpoint() -> flags.FlagHolder[str | None]:
-    """Gives the command `--checkpoint=PATH`; several commands may be imported into one process."""
-    help_text = "Workdir (its newest checkpoint), one checkpoints/<step>, or release bundle."
-    return define_path(_CHECKPOINT, help_text)
+    """Gives the command `--checkpoint=PATH`."""
+    return define_path(
+        "checkpoint", "Workdir (its newest checkpoint), one checkpoints/<step>, or release bundle."
+    )
+
+
+def refuse_arguments(argv: list[str], hint: str = "every option is a flag") -> None:
+    """Of commands that take flags alone. Raises: ConfigError if anything else was given."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; {hint} (--help)")
 
 
 def output_file(flag: str, value: str | None) -> Path | None:
@@ -91,13 +96,8 @@ def output_file(flag: str, value: str | None) -> Path | None:
 
 
 def write_files(flag: str, files: Mapping[Path, bytes]) -> None:
-    """Writes files that belong together: first all under temporary names, then the last takes its place
-    first, so that the first is there, or new, only if all are.
-
-    Args: the flag that names them, for errors, and their contents.
-
-    Raises: OutputError.
-    """
+    """Writes files that belong together, which a flag names: first all under temporary names, then the last
+    takes its place first, so that the first is there, or new, only if all are. Raises: OutputError."""
     from hope_jax.core.files import atomic_file
 
     try:
@@ -109,6 +109,11 @@ def write_files(flag: str, files: Mapping[Path, bytes]) -> None:
             f"--{flag}: {error.filename2 or error.filename or next(iter(files))} cannot be written "
             f"({error.strerror}); make room or give write permission, or choose another --{flag}"
         ) from None
+
+
+def write_json(flag: str, path: Path, value: Any) -> None:
+    """As `write_files`, one value as JSON."""
+    write_files(flag, {path: (json.dumps(value, indent=1) + "\n").encode()})
 
 
 def config_path() -> Path:
@@ -222,38 +227,36 @@ def run_command(
     command without a word, with 141. `--help` exits with 0. After an error `leave` ends the process.
     """
     arguments = list(sys.argv if argv is None else argv)
-    debug = "--debug" in arguments
+
+    def end(error: Exception, message: str, code: int) -> NoReturn:
+        if "--debug" in arguments:
+            output.complain("".join(traceback.format_exception(error)).rstrip())
+        output.complain(f"error: {message}")
+        leave(code)
+
     output.prepare()
     _log_to_stderr()
     try:
-        code = _called(main, arguments)
+        code: int | None = 0
+        if _HELP.intersection(arguments[1:]):
+            output.say(_help(main))
+        else:
+            given = split_overrides(arguments) if _OVERRIDES in FLAGS else arguments
+            code = main(FLAGS(given)[1:])
         output.finish()
-        sys.exit(code)
+        sys.exit(code or 0)
     except ClosedOutput as error:
         leave(error.exit_code)
     except UserError as error:
-        _report(error, str(error), debug)
-        leave(error.exit_code)
+        end(error, str(error), error.exit_code)
     except flags.Error as error:
-        _report(error, f"{error} (--help lists the flags)", debug)
-        leave(ConfigError.exit_code)
+        end(error, f"{error} (--help lists the flags)", ConfigError.exit_code)
     except KeyboardInterrupt:
         leave(130)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        _report(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", debug)
-        leave(1)
-
-
-def _called(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """Parses the flags and runs the command; its exit code."""
-    if _HELP.intersection(arguments[1:]):
-        output.say(_help(main))
-        return 0
-    if _OVERRIDES in FLAGS:
-        arguments = split_overrides(arguments)
-    return main(FLAGS(arguments)[1:]) or 0
+        end(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", 1)
 
 
 def _log_to_stderr() -> None:
@@ -265,23 +268,13 @@ def _log_to_stderr() -> None:
     ours.setLevel(logging.INFO)
 
 
-def _report(error: BaseException, message: str, debug: bool) -> None:
-    if debug:
-        output.complain("".join(traceback.format_exception(error)).rstrip())
-    output.complain(f"error: {message}")
-
-
 def _help(main: Callable[[list[str]], int | None]) -> str:
-    text = sys.modules[main.__module__].__doc__ or ""
-    shown = [FLAGS[name] for name in FLAGS if name != _OVERRIDES and _ours(name)]
+    """The module's docstring, and the flags that are no library's."""
+    modules = {name: FLAGS.find_module_defining_flag(name) or "" for name in FLAGS if name != _OVERRIDES}
+    shown = [FLAGS[name] for name, module in modules.items() if not module.startswith(("absl", "orbax"))]
     width = max(len(flag.name) for flag in shown)
     lines = [
         textwrap.fill(f"--{f.name:<{width}}  {f.help}", 100, subsequent_indent=" " * (width + 4))
         for f in shown
     ]
-    return "\n".join([text.strip(), "", *lines])
-
-
-def _ours(name: str) -> bool:
-    module = FLAGS.find_module_defining_flag(name) or ""
-    return not module.startswith(("absl", "orbax"))
+    return "\n".join([(sys.modules[main.__module__].__doc__ or "").strip(), "", *lines])

@@ -19,7 +19,6 @@ from hope_jax import cli
 
 logger = logging.getLogger("hope_jax")
 
-NONE = "none"
 WORTHWHILE = 1.0
 """Seconds: programs that compile faster are not kept."""
 
@@ -51,21 +50,20 @@ def use() -> None:
     """
     import jax
 
-    if _FOLDER.value == NONE:
+    if _FOLDER.value == "none":
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if _FOLDER.value or not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         folder = Path(_FOLDER.value) if _FOLDER.value else default_folder()
-        if folder is None or not _can_be_written(folder.absolute()):
-            what = "there is no home folder" if folder is None else f"{folder} cannot be written"
-            logger.warning("%s: compiled programs are not kept (--compilation_cache names a folder)", what)
+        why = "there is no home folder"
+        if folder:
+            folder = folder.absolute()
+            there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+            writable = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+            why = "" if writable else f"{folder} cannot be written"
+        if why:
+            logger.warning("%s: compiled programs are not kept (--compilation_cache names a folder)", why)
             jax.config.update("jax_enable_compilation_cache", False)
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTHWHILE)
-
-
-def _can_be_written(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is there or is to be made."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)

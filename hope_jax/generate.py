@@ -50,19 +50,7 @@ logger = logging.getLogger("hope_jax.generate")
 
 def main(argv: list[str]) -> None:
     """Reads the prompt, prints what follows, saves the memory."""
-    _check_flags(argv)
-    loaded = load_checkpoint(Path(str(_CHECKPOINT.value)), ("params", "fast"))
-    config = resolve(loaded.config)
-    validate(config)
-    if config.train.compute_dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    _run(prepare(loaded, config))
-
-
-def _check_flags(argv: list[str]) -> None:
-    """Raises: ConfigError for what the flags' types do not show."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag, --prompt too (--help)")
+    cli.refuse_arguments(argv, "every option is a flag, --prompt too")
     if not _CHECKPOINT.value:
         raise ConfigError(
             "--checkpoint is missing; want a workdir, for example --checkpoint=runs/pilot_smoke"
@@ -73,6 +61,12 @@ def _check_flags(argv: list[str]) -> None:
         raise ConfigError(f"--temperature={_TEMPERATURE.value}: want a finite number")
     if _SAVE_MEMORY.value and Path(_SAVE_MEMORY.value).is_dir():
         raise ConfigError(f"--save_memory={_SAVE_MEMORY.value} is a folder; name a file in it")
+    loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params", "fast"))
+    config = resolve(loaded.config)
+    validate(config)
+    if config.train.compute_dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    _run(prepare(loaded, config))
 
 
 def _run(model: Trained) -> None:
@@ -87,9 +81,7 @@ def _run(model: Trained) -> None:
     write, room = _WRITE.value, _MAX_TOKENS.value
     stream = read_text(model, stream, _PROMPT.value, targets=write != "none", more=room)
     drawn = continue_stream(
-        streamer,
-        model.params,
-        stream,
+        *(streamer, model.params, stream),
         max_tokens=room,
         temperature=_TEMPERATURE.value,
         seed=_SEED.value,
@@ -104,17 +96,14 @@ def _run(model: Trained) -> None:
                 return
             yield step.token
 
-    def save() -> None:
-        if target and owner:
-            digest = memory_file.save_memory(Path(target), streamer, stream, owner)
-            logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
-
+    lost: BaseException | None
     try:
         lost = _show(model.tokenizer.decode_stream(stream.recent.tokens[0], until_eos()), bool(target))
-    except KeyboardInterrupt:
-        save()
-        raise
-    save()
+    except KeyboardInterrupt as error:
+        lost = error
+    if target and owner:
+        digest = memory_file.save_memory(Path(target), streamer, stream, owner)
+        logger.info("memory of %d tokens in %s, digest %s", stream.position, target, digest)
     if lost:
         raise lost
 

@@ -14,18 +14,15 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags
 
 from hope_jax import cli, compilation_cache
-from hope_jax.cluster import addresses as cluster
-from hope_jax.cluster.addresses import Cluster
+from hope_jax.cluster import addresses
 from hope_jax.cluster.meeting import WITHIN
-from hope_jax.cluster.peers import GONE_AFTER, Alone, Peers
+from hope_jax.cluster.peers import GONE_AFTER
 from hope_jax.config.check import validate, warnings
-from hope_jax.config.experiment import ExperimentConfig
-from hope_jax.core.errors import ConfigError
 from hope_jax.core.files import writing
 from hope_jax.core.output import say
 from hope_jax.core.paths import make_room
@@ -39,16 +36,13 @@ _HOSTS = flags.DEFINE_list(
     "hosts",
     [],
     "All hosts, one process on each, the first (perhaps with :PORT) the coordinator. A process finds its "
-    f"place by the name of its host, or in {cluster.PROCESS_ID}.",
+    f"place by the name of its host, or in {addresses.PROCESS_ID}.",
 )
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed", "none", "auto: the processes are those of the Slurm, Open MPI, Kubernetes or TPU job."
 )
 _GONE_AFTER = flags.DEFINE_float(
-    "gone_after",
-    GONE_AFTER,
-    "Seconds without a sign of life after which another process counts as gone.",
-    5.0,
+    "gone_after", GONE_AFTER, "Seconds without a sign of life after which another process counts as gone.", 5
 )
 _JOIN_WITHIN = flags.DEFINE_float(
     "join_within", WITHIN, "Seconds in which all processes have to be started.", 1.0
@@ -65,13 +59,15 @@ SUMMARY_KEYS = (
 
 def main(argv: list[str]) -> None:
     """Reads and checks the configuration, the cheap checks first, then trains."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     config = cli.load_config()
     validate(config)
     find_task(config.data.source, config.data.task_options, config.data.seq_len)
     workdir = Path(_WORKDIR.value or Path("runs") / cli.config_path().stem)
-    found = _cluster()
+    found = addresses.find(
+        *(_COORDINATOR.value, _COUNT.value, _INDEX.value, _HOSTS.value, _DISTRIBUTED.value, os.environ),
+        addresses.own_names() if _HOSTS.value else (),
+    )
 
     # From here on JAX is needed, which takes seconds to import.
     import jax
@@ -79,41 +75,22 @@ def main(argv: list[str]) -> None:
     from hope_jax.cluster import processes
 
     with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
-        summary = _train(config, workdir, peers)
+        with writing(workdir):
+            make_room(workdir)
+        compilation_cache.use()
+
+        if config.train.compute_dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        devices = jax.device_count()
+        validate(config, device_count=devices)
+        from hope_jax.training.loop import run
+
         first = jax.process_index() == 0
+        for warning in warnings(config) if first else ():
+            logger.warning("warning: %s", warning)
+        summary = run(config, workdir, peers)
     if first:  # when no other process waits for this one
         say(json.dumps({key: summary[key] for key in SUMMARY_KEYS}))
-
-
-def _cluster() -> Cluster | None:
-    return cluster.find(
-        _COORDINATOR.value,
-        _COUNT.value,
-        _INDEX.value,
-        _HOSTS.value,
-        _DISTRIBUTED.value,
-        os.environ,
-        cluster.own_names() if _HOSTS.value else (),
-    )
-
-
-def _train(config: ExperimentConfig, workdir: Path, peers: Alone | Peers) -> dict[str, Any]:
-    """What is left to check, then the run."""
-    import jax
-
-    with writing(workdir):
-        make_room(workdir)
-    compilation_cache.use()
-
-    if config.train.compute_dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    validate(config, device_count=jax.device_count())
-    from hope_jax.training.loop import run
-
-    if jax.process_index() == 0:
-        for warning in warnings(config):
-            logger.warning("warning: %s", warning)
-    return run(config, workdir, peers)
 
 
 def _leave(code: int) -> NoReturn:

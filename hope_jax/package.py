@@ -23,8 +23,7 @@ _EVALS = cli.define_paths("evals", "Folder of evaluations' .json files; may be g
 
 def main(argv: list[str]) -> None:
     """Makes the bundle and prints its checkpoint's digest."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     if not _CHECKPOINT.value or not _OUT.value:
         missing = "--out" if _CHECKPOINT.value else "--checkpoint"
         raise ConfigError(f"{missing} is missing; want --checkpoint=WORKDIR --out=FOLDER")

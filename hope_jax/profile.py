@@ -12,9 +12,7 @@ there, and in operations that contain a matrix product, with the rate of those. 
 longest. A traced run is slower than others: read shares, not times.
 """
 
-import json
-from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
@@ -31,141 +29,106 @@ _JSON = cli.define_path("json", "File for the figures as JSON.")
 cli.define_config()
 
 
-class PartTime(NamedTuple):
-    """seconds: wall time. backward, recomputed, products: of it, in the backward pass; in forward work done
-    again; in operations with a matrix product. gflops: rate of the latter."""
-
-    part: str
-    seconds: float
-    backward: float
-    recomputed: float
-    products: float
-    gflops: float
-
-
-class TopOp(NamedTuple):
-    """One operation; runs: how often it ran."""
-
-    name: str
-    part: str
-    seconds: float
-    runs: int
-    gflops: float
-    source: str
-
-
-class Profile(NamedTuple):
-    """seconds: of the traced step. parts, top: the longest first. products: FLOPs of the matrix products that
-    ran. useful: FLOPs that the step's equations need (docs/speed.md)."""
-
-    seconds: float
-    products: float
-    useful: float
-    parts: list[PartTime]
-    top: list[TopOp]
-
-
 def main(argv: list[str]) -> None:
     """Prints the tables and writes the JSON."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     target = cli.output_file("json", _JSON.value)
     found = profile(_config(), _TOP.value)
     if target:
-        plain = {
-            "seconds": found.seconds,
-            "products": found.products,
-            "useful": found.useful,
-            "parts": [part._asdict() for part in found.parts],
-            "top": [op._asdict() for op in found.top],
-        }
-        cli.write_files("json", {target: (json.dumps(plain, indent=1) + "\n").encode()})
+        cli.write_json("json", target, found)
     say("\n".join(lines(found)))
 
 
 def _config() -> ExperimentConfig:
-    from hope_jax.perf import small_step as step_small
-    from hope_jax.perf import step_benchmark as step
+    from hope_jax.perf import steps
 
     if not _STEP.value:
         return cli.load_config()
     if cli.has_config():
         raise ConfigError("--step names a step whose configuration is given; leave out --config")
     mode, _, variant = str(_STEP.value).rpartition("/")
-    if mode in ("small/b1", "small/b4") and variant in step_small.PUBLISHED:
-        return step_small.config(variant, int(mode[-1]))
-    if mode not in step.MODES or variant not in (step.BASE, *step.VARIANTS):
+    if mode in ("small/b1", "small/b4") and variant in steps.PUBLISHED:
+        return steps.small(variant, int(mode[-1]))
+    variants = (steps.BASE, *steps.VARIANTS)
+    if mode not in steps.MODES or variant not in variants:
         raise ConfigError(
-            f"--step={_STEP.value}: want MODE/VARIANT, MODE one of {', '.join(step.MODES)}, VARIANT one of "
-            f"{', '.join((step.BASE, *step.VARIANTS))}; or small/b1/VARIANT or small/b4/VARIANT, VARIANT one "
-            f"of {', '.join(step_small.PUBLISHED)}"
+            f"--step={_STEP.value}: want MODE/VARIANT, MODE one of {', '.join(steps.MODES)}, VARIANT one of "
+            f"{', '.join(variants)}; or small/b1/VARIANT or small/b4/VARIANT, VARIANT one "
+            f"of {', '.join(steps.PUBLISHED)}"
         )
-    return step.config(variant, mode)
+    return steps.pilot_step(variant, mode)
 
 
-def profile(config: ExperimentConfig, top: int) -> Profile:
-    """Compiles, runs and traces the step of a configuration."""
+SUMS = ("seconds", "backward", "recomputed", "products", "gflops")
+"""Figures of a part; the last one is a rate."""
+
+
+def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
+    """Compiles, runs and traces the step of a configuration.
+
+    Returns: seconds: of the traced step. products: FLOPs of the matrix products that ran. useful: FLOPs that
+    the step's equations need (docs/speed.md). parts: the longest first, each with its wall time and, of it,
+    what is backward, recomputed, or in operations with products, whose rate is gflops. top: the `top` longest
+    operations, each with its part, its time in all its runs, and its source.
+    """
     import jax
 
     from hope_jax.config import assemble
     from hope_jax.perf.op_times import traced, wall_times
     from hope_jax.perf.parts import Ops
-    from hope_jax.perf.runs import StepRun, compile_step
+    from hope_jax.perf.steps import StepRun
 
-    compiled = compile_step(config)
-    ops = Ops(compiled.executable.as_text())
-    run = StepRun(compiled)
+    run = StepRun(config)
+    ops = Ops(run.executable.as_text())
     for _ in range(2):
         jax.block_until_ready(run())
-    times = wall_times((each for each in traced(run) if each.name in ops), ops.is_control)
-    useful = assemble.flops_per_token(config) * config.data.batch_size * config.data.seq_len
-    return summarise({name: (ops[name], time) for name, time in times.items()}, useful, top)
+    found = [each for each in traced(run) if each[0] in ops]
+    parts: dict[str, dict[str, Any]] = {}
+    operations: list[dict[str, Any]] = []
+    products = 0.0
+    for name, (seconds, runs) in wall_times(found, ops.is_control).items():
+        op = ops[name]
+        work = op.product_flops * runs / 1e9
+        products += op.product_flops * runs
+        part = parts.setdefault(op.part, {"part": op.part, **dict.fromkeys(SUMS, 0.0)})
+        forward_again = (op.backward and not op.recomputed, op.recomputed)
+        own = [seconds * share for share in (1, *forward_again, work > 0)]
+        part.update({key: part[key] + value for key, value in zip(SUMS, [*own, work], strict=True)})
+        row = {"name": name, "part": op.part, "seconds": seconds, "runs": runs}
+        operations.append({**row, "gflops": work / seconds if seconds else 0.0, "source": op.source})
+    for part in parts.values():
+        part["gflops"] /= part["products"] or 1.0
+
+    def longest(rows: Any) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: -row["seconds"])
+
+    return {
+        "seconds": sum(part["seconds"] for part in parts.values()),
+        "products": products,
+        "useful": assemble.flops_per_token(config) * config.data.batch_size * config.data.seq_len,
+        "parts": longest(parts.values()),
+        "top": longest(operations)[:top],
+    }
 
 
-def summarise(times: dict[str, tuple[Any, Any]], useful: float, top: int) -> Profile:
-    """times: operation -> (`parts.Op`, `op_times.OpTime`)."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 5)
-    for op, time in times.values():
-        work = op.product_flops * time.runs
-        own = (1, op.backward and not op.recomputed, op.recomputed, op.product_flops > 0)
-        added = [time.seconds * share for share in own]
-        sums[op.part] = [a + b for a, b in zip(sums[op.part], [*added, work], strict=True)]
-    parts = [
-        PartTime(name, total, backward, again, products, work / products / 1e9 if products else 0.0)
-        for name, (total, backward, again, products, work) in sums.items()
-    ]
-    listed = [
-        TopOp(name, op.part, time.seconds, time.runs, _rate(op, time), op.source)
-        for name, (op, time) in times.items()
-    ]
-    listed.sort(key=lambda op: -op.seconds)
-    parts.sort(key=lambda part: -part.seconds)
-    products = sum(op.product_flops * time.runs for op, time in times.values())
-    return Profile(sum(part.seconds for part in parts), products, useful, parts, listed[:top])
-
-
-def _rate(op: Any, time: Any) -> float:
-    return op.product_flops * time.runs / time.seconds / 1e9 if time.seconds else 0.0
-
-
-def lines(found: Profile) -> list[str]:
+def lines(found: dict[str, Any]) -> list[str]:
     """The two tables."""
     columns = "".join(f"{c:>10}" for c in ("ms", "share", "backward", "again", "products", "GFLOP/s"))
     out = [f"{'part':28}{columns}"]
-    for part in found.parts:
-        inner = [x / part.seconds if part.seconds else 0.0 for x in (part.backward, part.recomputed)]
-        inner.append(part.products / part.seconds if part.seconds else 0.0)
-        shares = "".join(f"{x:>10.1%}" for x in (part.seconds / found.seconds, *inner))
-        out.append(f"{part.part:28}{part.seconds * 1e3:>10.1f}{shares}{part.gflops:>10.0f}")
+    for part in found["parts"]:
+        own = part["seconds"] or 1.0
+        inner = (part[key] / own for key in ("backward", "recomputed", "products"))
+        shares = "".join(f"{x:>10.1%}" for x in (part["seconds"] / found["seconds"], *inner))
+        out.append(f"{part['part']:28}{part['seconds'] * 1e3:>10.1f}{shares}{part['gflops']:>10.0f}")
     out.append(
-        f"{'step':28}{found.seconds * 1e3:>10.1f}  {found.products / 1e9:.1f} GFLOP in products, "
-        f"{found.products / found.useful:.2f} times the useful"
+        f"{'step':28}{found['seconds'] * 1e3:>10.1f}  {found['products'] / 1e9:.1f} GFLOP in products, "
+        f"{found['products'] / found['useful']:.2f} times the useful"
     )
-    if found.top:
+    if found["top"]:
         out += ["", f"{'operation':44}{'ms':>9}{'runs':>7}{'GFLOP/s':>9}  part, source"]
-    for op in found.top:
-        head = f"{op.name:44}{op.seconds * 1e3:>9.1f}{op.runs:>7}{op.gflops:>9.0f}"
-        out.append(f"{head}  {op.part}, {op.source}")
+    for op in found["top"]:
+        head = f"{op['name']:44}{op['seconds'] * 1e3:>9.1f}{op['runs']:>7}{op['gflops']:>9.0f}"
+        out.append(f"{head}  {op['part']}, {op['source']}")
     return out
 
 

@@ -56,10 +56,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing(workdir: Path) -> Iterator[None]:
-    """Turns what the system says of a folder that cannot be written into a message with a remedy.
-
-    Raises: WorkdirError.
-    """
+    """Raises: WorkdirError, with a remedy, for what the system says of a folder that cannot be written."""
     try:
         yield
     except OSError as error:
@@ -115,10 +112,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        out |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return out
 
 
@@ -135,15 +130,11 @@ def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, up to the first line that a crash cut short; [] without a file."""
     rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_bytes().splitlines():
-        try:
+    with contextlib.suppress(ValueError):  # no JSON, or no text
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             row = json.loads(line)
-        except ValueError:  # no JSON, or no text
-            break
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 from hope_jax.core.errors import ClosedOutput, OutputError
@@ -26,12 +27,29 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Raises: ClosedOutput, OutputError; what is left in the buffer is then dropped."""
+    try:
+        yield
+    except OSError as error:
+        _drop(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise ClosedOutput("nobody reads the output any more") from None
+        remedy = "make room, or send it elsewhere"
+        raise OutputError(f"the output cannot be written ({error.strerror}); {remedy}") from None
+
+
 def say(text: object = "", end: str = "\n") -> None:
     """Prints a result, at once. Raises: ClosedOutput, OutputError; what follows is then dropped."""
-    try:
+    with _printing():
         print(text, end=end, flush=True)
-    except OSError as error:
-        raise _lost(error) from None
+
+
+def finish() -> None:
+    """Writes what libraries have left in the buffer. Raises: ClosedOutput, OutputError."""
+    with _printing():
+        sys.stdout.flush()
 
 
 def complain(text: str) -> None:
@@ -40,22 +58,6 @@ def complain(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         _drop(sys.stderr)
-
-
-def finish() -> None:
-    """Writes what libraries have left in the buffer. Raises: ClosedOutput, OutputError."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        raise _lost(error) from None
-
-
-def _lost(error: OSError) -> ClosedOutput | OutputError:
-    """The error to raise."""
-    _drop(sys.stdout)
-    if isinstance(error, BrokenPipeError):
-        return ClosedOutput("nobody reads the output any more")
-    return OutputError(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere")
 
 
 def _drop(stream: TextIO) -> None:

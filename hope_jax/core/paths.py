@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from itertools import accumulate
 from pathlib import Path, PurePath
 
 from hope_jax.core.errors import ConfigError
@@ -38,21 +37,19 @@ def split_paths(key: str, text: str) -> list[Path]:
     found: list[Path] = []
     parts = text.split(",")
     while parts:
-        joined = list(accumulate(parts, lambda a, b: f"{a},{b}"))
-        count = next(
-            (n for n in range(len(parts), 0, -1) if joined[n - 1].strip() and _is_there(joined[n - 1])), 1
-        )
-        if not joined[count - 1].strip():
+        runs = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        path = next((run for run in runs if run.strip() and os.path.exists(run)), parts[0])
+        if not path.strip():
             raise ConfigError(f"{key}={text}: want paths separated by commas, and one of them is empty")
-        found.append(Path(joined[count - 1]))
-        del parts[:count]
+        found.append(Path(path))
+        del parts[: path.count(",") + 1]
     return found
 
 
 def is_left_behind(path: PurePath) -> bool:
     """Whether a relative path is a file, or below a folder, that an operating system, a file manager or a
     network file system keeps for itself: no text or result of anybody."""
-    names = (name.lower() for name in path.parts)
+    names = [name.lower() for name in path.parts]
     return any(name in _LEFT_BEHIND or name.startswith(_LEFT_PREFIXES) for name in names)
 
 
@@ -73,10 +70,3 @@ def make_room(folder: Path) -> None:
     except FileNotFoundError:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["TMPDIR"] = str(folder.absolute())  # of processes that this one starts, too
-
-
-def _is_there(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except OSError:  # a name that is too long
-        return False

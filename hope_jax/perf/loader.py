@@ -31,15 +31,12 @@ from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.perf.runs import StepRun, changed, compile_step, step_case
+from hope_jax.perf.steps import StepRun, changed, step_case
 from hope_jax.perf.timing import Case, Comparison, Goal
 
-TIMES = 5.0
-WAITS = 0.01
-BATCHES = 32
-"""Batches of a call; more than are prefetched, so that a sample is not of those alone."""
-STEPS = 8
-"""Of a call of the fed step; more than are prefetched, so that what is waited for is the loader's pace."""
+BATCHES, STEPS = 32, 8
+"""Of a call of the loader alone, and of the fed step; more than are prefetched, so that a sample shows the
+loader's pace."""
 
 ROW_TOKENS, ROWS = 2048, 400
 """Of each made-up source."""
@@ -61,31 +58,21 @@ def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: st
     return Case(name, run, tokens=tokens, goals=goals)
 
 
-class FedSteps:
-    """`STEPS` steps a call, each on the next batch and each to its end."""
+def fed_case(config: ExperimentConfig) -> Case:
+    """A call takes `STEPS` steps, each on the next batch and each to its end, and returns what the last one
+    does."""
+    step, iterator, waits = StepRun(config), train_iterator(config), [0.0]
 
-    def __init__(self, config: ExperimentConfig) -> None:
-        compiled = compile_step(config)
-        self._mesh, self._step, self._iterator = compiled.mesh, StepRun(compiled), train_iterator(config)
-        self.waited = 0.0
-
-    def __call__(self) -> Any:
-        """The state after the steps, and the last one's metrics."""
+    def run() -> Any:
         for _ in range(STEPS):
             started = time.perf_counter()
-            batch = jax.block_until_ready(shard_batch(self._mesh, next(self._iterator)))
-            self.waited += time.perf_counter() - started
-            out = jax.block_until_ready(self._step(batch))
+            batch = jax.block_until_ready(shard_batch(step.mesh, next(iterator)))
+            waits[0] += time.perf_counter() - started
+            out = jax.block_until_ready(step(batch))
         return out
 
-
-def fed_case(config: ExperimentConfig) -> Case:
-    """The steps with their data."""
-    fed = FedSteps(config)
-    tokens = STEPS * config.data.batch_size * config.data.seq_len
-    return Case(
-        "fed steps", fed, tokens=tokens, goals=(Goal("wait_share", WAITS),), waited=lambda: fed.waited
-    )
+    tokens, goals = STEPS * config.data.batch_size * config.data.seq_len, (Goal("wait_share", 0.01),)
+    return Case("fed steps", run, tokens=tokens, goals=goals, waited=lambda: waits[0])
 
 
 def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = ROW_TOKENS) -> None:
@@ -113,7 +100,7 @@ def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = RO
 
 
 def _cases(config: ExperimentConfig) -> tuple[Case, ...]:
-    goal = (Goal("tokens_ratio", TIMES),)
+    goal = (Goal("tokens_ratio", 5.0),)
     return step_case("step", config), loader_case(config, goal), fed_case(config)
 
 

@@ -7,31 +7,19 @@ shares add up to the time that the program took; loops and conditionals count wh
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.profiler import ProfileData
 
 from hope_jax.core.errors import UserError
 
+Interval = tuple[str, float, float]
+"""An operation's name, and start and end of one run in seconds."""
+
 _END = "end: "
-
-
-class Interval(NamedTuple):
-    """One run of an operation, in seconds."""
-
-    name: str
-    start: float
-    end: float
-
-
-class OpTime(NamedTuple):
-    """seconds: the operation's share of wall time over `runs` runs."""
-
-    seconds: float
-    runs: int
 
 
 def traced(run: Callable[[], Any]) -> list[Interval]:
@@ -39,80 +27,62 @@ def traced(run: Callable[[], Any]) -> list[Interval]:
 
     Raises: UserError if the trace has no operations, as on other platforms than CPU.
     """
+    events: list[Interval] = []
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())
-        found = [
-            interval
-            for path in sorted(Path(folder).rglob("*.xplane.pb"))
-            for interval in intervals(_events(path))
-        ]
-    if not found:
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for line in (line for plane in ProfileData.from_file(str(path)).planes for line in plane.lines):
+                for event in line.events:
+                    if event.name.startswith(_END) or any(key == "hlo_op" for key, _ in event.stats):
+                        end = event.start_ns + event.duration_ns
+                        events.append((event.name, event.start_ns * 1e-9, end * 1e-9))
+    if not events:
         raise UserError("profile: the trace has no operations; this reads traces of XLA:CPU only")
-    return found
+    return intervals(events)
 
 
-def _events(path: Path) -> Iterable[tuple[str, float, float, bool]]:
-    """(name, start, end, whether an operation starts) of each event of a trace."""
-    for plane in ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                starts = not event.name.startswith(_END) and any(key == "hlo_op" for key, _ in event.stats)
-                if starts or event.name.startswith(_END):
-                    start = event.start_ns * 1e-9
-                    yield event.name, start, start + event.duration_ns * 1e-9, starts
-
-
-def intervals(events: Iterable[tuple[str, float, float, bool]]) -> list[Interval]:
-    """Each operation's start, and the end that belongs to it: an operation does not overlap itself."""
-    starts: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    ends: dict[str, list[float]] = defaultdict(list)
-    for name, start, end, is_start in events:
-        if is_start:
-            starts[name].append((start, end))
-        else:
+def intervals(events: Iterable[Interval]) -> list[Interval]:
+    """Each operation's start, with the end that belongs to it: an operation does not overlap itself."""
+    starts, ends = defaultdict(list), defaultdict(list)
+    for name, start, end in events:
+        if name.startswith(_END):
             ends[name.removeprefix(_END)].append(end)
+        else:
+            starts[name].append((start, end))
     found = []
     for name, own in starts.items():
-        own.sort()
-        later = sorted(ends.get(name, []))
-        if len(later) != len(own):
-            later = [end for _, end in own]
-        found += [
-            Interval(name, start, max(end, done)) for (start, end), done in zip(own, later, strict=True)
-        ]
+        later = sorted(ends[name]) if len(ends[name]) == len(own) else [0.0] * len(own)
+        pairs = zip(sorted(own), later, strict=True)
+        found += [(name, start, max(end, done)) for (start, end), done in pairs]
     return found
 
 
-def wall_times(found: Iterable[Interval], is_container: Callable[[str], bool]) -> Mapping[str, OpTime]:
-    """Share of wall time by operation. is_container: loops, conditionals and calls, by name.
+def wall_times(
+    found: Iterable[Interval], is_container: Callable[[str], bool]
+) -> dict[str, tuple[float, int]]:
+    """Operation -> its share of wall time in seconds, and how often it ran. is_container: loops, conditionals
+    and calls, by name.
 
     Where only containers are under way, the one that started last has the time; gaps belong to nobody.
     """
-    moments: list[tuple[float, bool, int]] = []
-    listed = list(found)
-    for index, interval in enumerate(listed):
-        moments += [(interval.start, True, index), (interval.end, False, index)]
-    moments.sort()
+    moments = []
+    for index, (name, start, end) in enumerate(found):
+        moments += [(start, True, index, name), (end, False, index, name)]
     seconds: dict[str, float] = defaultdict(float)
     runs: dict[str, int] = defaultdict(int)
-    leaves: set[int] = set()
-    containers: dict[int, None] = {}
+    leaves: dict[int, str] = {}
+    containers: dict[int, str] = {}
     before = 0.0
-    for moment, starts, index in moments:
-        sharing = list(leaves) or list(containers)[-1:]
+    for moment, starts, index, name in sorted(moments):
+        sharing = list(leaves.values()) or list(containers.values())[-1:]
         for each in sharing:
-            seconds[listed[each].name] += (moment - before) / len(sharing)
+            seconds[each] += (moment - before) / len(sharing)
         before = moment
-        name = listed[index].name
         runs[name] += starts
-        if is_container(name):
-            if starts:
-                containers[index] = None
-            else:
-                containers.pop(index, None)
-        elif starts:
-            leaves.add(index)
+        under_way = containers if is_container(name) else leaves
+        if starts:
+            under_way[index] = name
         else:
-            leaves.discard(index)
-    return {name: OpTime(seconds[name], runs[name]) for name in runs}
+            under_way.pop(index, None)
+    return {name: (seconds[name], runs[name]) for name in runs}

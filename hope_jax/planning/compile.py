@@ -19,29 +19,20 @@ from hope_jax.training.step import Step, jit_train, state_shardings
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Both would run candidates on the device. Products then go to cuBLAS, whose workspace is counted.
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 }
 
 
-class Memory(NamedTuple):
-    """Bytes on each device, by the compiler. aliased: of the outputs, in the place of arguments (the donated
-    state). peak: what has to fit: on TPUs the compiler's peak and the code, as temporaries are not all
-    there at once; elsewhere arguments + outputs - aliased + temporaries + code, as temporaries are one
-    allocation."""
-
-    arguments: float
-    outputs: float
-    aliased: float
-    temporaries: float
-    code: float
-    peak: float
-
-
 class Compiled(NamedTuple):
-    """A program as compiled. xla_flops, xla_bytes: the compiler's own analysis, which counts each loop's body
-    once; None where it gives none. seconds: of tracing and compiling."""
+    """A program as compiled.
 
-    memory: Memory
+    memory: bytes on each device, by the compiler: arguments, outputs, aliased (of the outputs, in the place
+    of arguments: the donated state), temporaries, code, and peak, which has to fit: on TPUs the compiler's
+    peak and the code, as temporaries are not all there at once; elsewhere arguments + outputs - aliased +
+    temporaries + code, as temporaries are one allocation. xla_flops, xla_bytes: the compiler's own analysis,
+    which counts each loop's body once; None where it gives none. seconds: of tracing and compiling."""
+
+    memory: dict[str, float]
     counts: Counts
     xla_flops: float | None
     xla_bytes: float | None
@@ -100,29 +91,22 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_used(str(error))) from error
+        # The TPU compiler says "Used 23.4G of 15.75G hbm".
+        used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
+        needed = float(used[1]) * {"M": GIB / 1024, "G": GIB}[used[2]] if used else None
+        raise DoesNotFit(needed) from error
     seconds = time.perf_counter() - started
     counts = count(compiled.as_text(), topology.devices, topology.accelerator.on_chip)
     m, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    used = m.peak_memory_in_bytes if platform == "tpu" else held + m.temp_size_in_bytes
-    return Compiled(
-        memory=Memory(
-            arguments=m.argument_size_in_bytes,
-            outputs=m.output_size_in_bytes,
-            aliased=m.alias_size_in_bytes,
-            temporaries=m.temp_size_in_bytes,
-            code=m.generated_code_size_in_bytes,
-            peak=used + m.generated_code_size_in_bytes,
-        ),
-        counts=counts,
-        xla_flops=own.get("flops"),
-        xla_bytes=own.get("bytes accessed"),
-        seconds=seconds,
-    )
-
-
-def _used(message: str) -> float | None:
-    """Bytes that an out-of-memory error of the TPU compiler says were wanted ("Used 23.4G of 15.75G hbm")."""
-    found = re.search(r"Used ([\d.]+)([MG]) of", message)
-    return float(found[1]) * {"M": GIB / 1024, "G": GIB}[found[2]] if found else None
+    memory: dict[str, float] = {
+        "arguments": m.argument_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "aliased": m.alias_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "code": m.generated_code_size_in_bytes,
+    }
+    if platform == "tpu":
+        memory["peak"] = m.peak_memory_in_bytes + memory["code"]
+    else:
+        memory["peak"] = sum(memory.values()) - 2 * memory["aliased"]
+    return Compiled(memory, counts, own.get("flops"), own.get("bytes accessed"), seconds)

@@ -26,6 +26,11 @@ _THROUGH = {"bitcast", "reshape"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
+Tally = dict[tuple[str, ...], float]
+"""Sums that instructions add to: ("flops", dtype), ("bytes",), ("unknown_loops",), and of a kind of
+collective (kind, "times" | "payload" | "sent")."""
+
+
 class Collective(NamedTuple):
     """Collectives of one kind in one run of the program. times: how often they run. payload: bytes
     of the whole arrays. sent: bytes that a device sends in the best ring."""
@@ -50,76 +55,85 @@ class Counts(NamedTuple):
         return sum(self.flops.values())
 
 
-_NOTHING = Counts({}, 0.0, {})
-
-
-def count(
-    text: str, devices: int = 1, on_chip: frozenset[int] = frozenset(), *, loops_once: bool = False
-) -> Counts:
+def count(text: str, devices: int = 1, on_chip: frozenset[int] = frozenset()) -> Counts:
     """Counts of the compiled program `text`.
 
     devices: the size of a collective's group where its text names none. on_chip: memory spaces that are not
-    main memory. loops_once: as XLA's own analysis counts, to compare with it.
+    main memory.
     """
-    return _Counter(hlo.parse(text), devices, on_chip, loops_once).run()
+    program = hlo.parse(text)
+    tally = _Counter(program, devices, on_chip).computation(program.entry)
+    kinds = sorted({key[0] for key in tally} & _COLLECTIVES)
+    return Counts(
+        flops=_flops(tally),
+        bytes=tally.get(("bytes",), 0.0),
+        collectives={kind: Collective(*(tally[kind, name] for name in Collective._fields)) for kind in kinds},
+        unknown_loops=int(tally.get(("unknown_loops",), 0)),
+    )
+
+
+def _flops(tally: Tally) -> dict[str, float]:
+    return {key[1]: value for key, value in tally.items() if key[0] == "flops"}
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    total: Tally = {}
+    for tally in tallies:
+        for key, value in tally.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
 
 
 class _Counter:
-    def __init__(self, program: Program, devices: int, on_chip: frozenset[int], loops_once: bool) -> None:
-        self.program, self.devices, self.loops_once = program, devices, loops_once
-        self.on_chip = on_chip
-        self._done: dict[str, Counts] = {}
+    def __init__(self, program: Program, devices: int, on_chip: frozenset[int]) -> None:
+        self.program, self.devices, self.on_chip = program, devices, on_chip
+        self._done: dict[str, Tally] = {}
 
-    def run(self) -> Counts:
-        return self.computation(self.program.entry)
-
-    def computation(self, name: str) -> Counts:
+    def computation(self, name: str) -> Tally:
         if name not in self._done:
             inside = self.program.computations[name]
             self._done[name] = _sum(self.instruction(inside, each) for each in inside.values())
         return self._done[name]
 
-    def instruction(self, inside: Computation, it: Instruction) -> Counts:
+    def instruction(self, inside: Computation, it: Instruction) -> Tally:
         if it.opcode in _FREE or it.opcode.endswith("-done"):
-            return _NOTHING
+            return {}
         if it.opcode == "while":
             return self._loop(it)
         if it.opcode == "conditional":
-            branches = it.called("branch_computations", "true_computation", "false_computation")
-            taken = [self.computation(name) for name in branches]
-            return max(taken, key=lambda counts: (counts.total_flops, counts.bytes))
+            taken = [self.computation(name) for name in it.called(*hlo.BRANCHES)]
+            return max(taken, key=lambda tally: (sum(_flops(tally).values()), tally.get(("bytes",), 0.0)))
         if it.opcode in ("call", "async-start"):
             return _sum(self.computation(name) for name in it.called("to_apply", "calls"))
         kind = it.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
             return self._collective(inside, it, kind)
-        flops = self._fused_flops(it) if it.opcode == "fusion" else product_flops(inside, it)
-        return Counts(flops, self._traffic(inside, it), {})
+        return {("bytes",): self._traffic(inside, it), **self._products(inside, it)}
 
-    def _loop(self, it: Instruction) -> Counts:
-        times = 1 if self.loops_once else hlo.trip_count(self.program, it)
+    def _loop(self, it: Instruction) -> Tally:
+        times = hlo.trip_count(self.program, it)
         body = _sum(self.computation(name) for name in it.called("body", "condition"))
-        if times is None:
-            return body._replace(unknown_loops=body.unknown_loops + 1)
-        return _times(body, times)
+        unknown = body.pop(("unknown_loops",), 0) + (times is None)
+        runs = 1 if times is None else times
+        return {**{key: runs * value for key, value in body.items()}, ("unknown_loops",): unknown}
 
-    def _fused_flops(self, it: Instruction) -> dict[str, float]:
-        flops: dict[str, float] = {}
-        for name in it.called("calls"):
-            inside = self.program.computations[name]
-            for each in inside.values():
-                own = self._fused_flops(each) if each.opcode == "fusion" else product_flops(inside, each)
-                flops = _add(flops, own)
-        return flops
+    def _products(self, inside: Computation, it: Instruction) -> Tally:
+        """FLOPs of an instruction and of what is fused into it."""
+        if it.opcode != "fusion":
+            return {("flops", dtype): flops for dtype, flops in product_flops(inside, it).items()}
+        computations = (self.program.computations[name] for name in it.called("calls"))
+        return _sum(self._products(fused, each) for fused in computations for each in fused.values())
 
-    def _collective(self, inside: Computation, it: Instruction, kind: str) -> Counts:
+    def _collective(self, inside: Computation, it: Instruction, kind: str) -> Tally:
         group = group_size(it.attributes) or self.devices
         own = sum(shape.bytes for shape in self._operand_shapes(inside, it))
         whole = own * group if kind == "all-gather" else own
-        around = {"all-reduce": 2.0, "collective-permute": group / max(group - 1, 1)}.get(kind, 1.0)
+        traffic: Tally = {("bytes",): own + whole}
+        if group == 1:
+            return traffic
+        around = {"all-reduce": 2.0, "collective-permute": group / (group - 1)}.get(kind, 1.0)
         sent = around * whole * (group - 1) / group
-        found = {kind: Collective(1.0, whole, sent)} if group > 1 else {}
-        return Counts({}, own + (whole if kind == "all-gather" else own), found)
+        return {**traffic, (kind, "times"): 1.0, (kind, "payload"): whole, (kind, "sent"): sent}
 
     def _operand_shapes(self, inside: Computation, it: Instruction) -> list[Shape]:
         return [shape for name in it.operands for shape in inside[name].shapes]
@@ -171,8 +185,9 @@ class _Counter:
     def _read(self, computation: str, index: int) -> float:
         """Bytes that a fusion reads of its parameter `index`."""
         fused = self.program.computations[computation]
-        parameter = next(i for i in fused.values() if i.opcode == "parameter" and i.argument == str(index))
-        return self._used(fused, parameter)
+        return self._used(
+            fused, next(i for i in fused.values() if (i.opcode, i.argument) == ("parameter", str(index)))
+        )
 
     def _used(self, fused: Computation, it: Instruction) -> float:
         whole, total = sum(shape.bytes for shape in it.shapes), 0.0
@@ -180,10 +195,10 @@ class _Counter:
             for place, operand in enumerate(user.operands):
                 if operand != it.name:
                     continue
+                if user.opcode == "dynamic-update-slice" and place == 0:
+                    continue  # written in place
                 if user.opcode in _SLICES and place == 0:
                     total += sum(shape.bytes for shape in user.shapes)
-                elif user.opcode == "dynamic-update-slice" and place == 0:
-                    total += 0.0  # written in place
                 elif user.opcode in _THROUGH and not user.root:
                     total += self._used(fused, user)
                 elif user.opcode == "fusion":
@@ -230,34 +245,23 @@ def _convolution_flops(inside: Computation, it: Instruction) -> float:
     out = it.shapes[0].dims
     flops = 2.0 * out[result.index("b")] * out[result.index("f")] * kernel[right.index("i")]
     for axis, label in enumerate(sorted(c for c in result if c.isdigit())):
-        flops *= _meetings(
-            image[left.index(label)],
-            kernel[right.index(label)],
-            out[result.index(label)],
-            *(_window(it.attributes, key, axis, default) for key, default in _WINDOW),
+        stride, dilation = (_window(it.attributes, key, axis, 1) for key in ("stride", "rhs_dilate"))
+        holes, pad = _window(it.attributes, "lhs_dilate", axis, 1), _window(it.attributes, "pad", axis, 0)
+        size = image[left.index(label)]
+        # Pairs of an output position and a kernel position that meet an element of the image.
+        places = (
+            o * stride + k * dilation - pad
+            for k in range(kernel[right.index(label)])
+            for o in range(out[result.index(label)])
         )
+        flops *= sum(place % holes == 0 and 0 <= place // holes < size for place in places)
     return flops
 
 
-_WINDOW = (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
-
-
-def _window(attributes: str, key: str, axis: int, default: str) -> int:
+def _window(attributes: str, key: str, axis: int, default: int) -> int:
     found = re.search(rf"window=\{{[^}}]*\b{key}=([\d_x\-]+)", attributes)
     values = found[1].split("x") if found else []
-    return int((values[axis] if axis < len(values) else default).split("_")[0])
-
-
-def _meetings(
-    image: int, kernel: int, out: int, stride: int, pad: int, image_dilation: int, kernel_dilation: int
-) -> int:
-    """Pairs of an output position and a kernel position that meet an element of the image."""
-    total = 0
-    for k in range(kernel):
-        for o in range(out):
-            place = o * stride + k * kernel_dilation - pad
-            total += place % image_dilation == 0 and 0 <= place // image_dilation < image
-    return total
+    return int(values[axis].split("_")[0]) if axis < len(values) else default
 
 
 def group_size(attributes: str) -> int | None:
@@ -271,28 +275,3 @@ def group_size(attributes: str) -> int | None:
         return int(iota[2])
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes)
     return len(listed[1].split(",")) if listed else None
-
-
-def _add(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in (*a, *(k for k in b if k not in a))}
-
-
-def _sum(parts: Iterable[Counts]) -> Counts:
-    flops: dict[str, float] = {}
-    traffic, unknown = 0.0, 0
-    collectives: dict[str, Collective] = {}
-    for part in parts:
-        flops, traffic, unknown = _add(flops, part.flops), traffic + part.bytes, unknown + part.unknown_loops
-        for kind, more in part.collectives.items():
-            old = collectives.get(kind, Collective())
-            collectives[kind] = Collective(*(x + y for x, y in zip(old, more, strict=True)))
-    return Counts(flops, traffic, collectives, unknown)
-
-
-def _times(counts: Counts, times: int) -> Counts:
-    return Counts(
-        {dtype: times * flops for dtype, flops in counts.flops.items()},
-        times * counts.bytes,
-        {kind: Collective(*(times * x for x in each)) for kind, each in counts.collectives.items()},
-        counts.unknown_loops,
-    )

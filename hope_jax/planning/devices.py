@@ -55,34 +55,40 @@ _GPU_HEADROOM = 0.95
 """Share of a GPU's memory that a program may fill: the driver's context and NCCL take some. An assumption."""
 
 
-def _gpu_target(
-    *,
+def _gpu(
     title: str,
     capability: tuple[int, int],
+    *,
+    teraflops: tuple[float, float],
+    link: float,
     cores: int,
     clock_ghz: float,
-    memory: float,
+    memory_gib: int,
     bandwidth: float,
     l2_mib: int,
     shared_kib: int,
-    threads_per_core: int,
-) -> str:
-    """XLA's GpuTargetConfig. shared_kib: shared memory of a multiprocessor; a block may ask for 1 KiB less.
+    threads: int,
+) -> Accelerator:
+    """teraflops: bfloat16, float32. cores: multiprocessors. shared_kib: shared memory of a multiprocessor; a
+    block may ask for 1 KiB less. threads: of a multiprocessor.
 
-    The limits that follow are those of all GPUs of capability 8 and 9 (CUDA C Programming Guide, table of
-    compute capabilities).
+    The target is XLA's GpuTargetConfig. Limits that are no arguments are those of all GPUs of capability 8
+    and 9 (CUDA C Programming Guide, table of compute capabilities).
     """
-    return f"""gpu_device_info {{
+    memory = memory_gib * GIB
+    target = f"""gpu_device_info {{
         cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
         core_count: {cores} fpus_per_core: 128 clock_rate_ghz: {clock_ghz}
         device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2_mib * 2**20}
         shared_memory_per_block: 49152 shared_memory_per_block_optin: {(shared_kib - 1) * 1024}
         shared_memory_per_core: {shared_kib * 1024}
-        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads_per_core}
+        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
         block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
         registers_per_core_limit: 65536 registers_per_block_limit: 65536
     }}
     platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{title}" """
+    bf16, float32 = (rate * TERA for rate in teraflops)
+    return Accelerator(title, "cuda", Peaks(bf16, float32, bandwidth, link, _GPU_HEADROOM * memory), target)
 
 
 # 142 multiprocessors (18,176 cores), 48 GB on 384 bits, 960 GB/s, 91.1 TFLOPS outside the tensor cores:
@@ -91,39 +97,33 @@ def _gpu_target(
 # is four times the 91.06 TFLOPS of 18,176 x 2 x 2.505 GHz and TF32 twice, NVIDIA's ratios for its
 # professional GPUs (A40 datasheet: 37.4, 149.7, 74.8). NVIDIA's own page was not at hand. PCIe: 16 GT/s x
 # 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
-_RTX6000ADA = Accelerator(
-    title="NVIDIA RTX 6000 Ada Generation",
-    platform="cuda",
-    peaks=Peaks(364.2 * TERA, 182.1 * TERA, 960e9, 31.5e9, _GPU_HEADROOM * 48 * GIB),
-    target=_gpu_target(
-        title="NVIDIA RTX 6000 Ada Generation",
-        capability=(8, 9),
-        cores=142,
-        clock_ghz=2.505,
-        memory=48 * GIB,
-        bandwidth=960e9,
-        l2_mib=96,
-        shared_kib=100,
-        threads_per_core=1536,
-    ),
+_RTX6000ADA = _gpu(
+    "NVIDIA RTX 6000 Ada Generation",
+    (8, 9),
+    teraflops=(364.2, 182.1),
+    link=31.5e9,
+    cores=142,
+    clock_ghz=2.505,
+    memory_gib=48,
+    bandwidth=960e9,
+    l2_mib=96,
+    shared_kib=100,
+    threads=1536,
 )
 # NVIDIA H100 datasheet and Hopper architecture whitepaper, SXM5: 132 multiprocessors, 80 GB of HBM3 at
 # 3.35 TB/s, 989.4 TFLOPS of dense bfloat16, 494.7 of TF32, NVLink 900 GB/s (450 each way), 50 MB of L2.
-_H100 = Accelerator(
-    title="NVIDIA H100 80GB HBM3",
-    platform="cuda",
-    peaks=Peaks(989.4 * TERA, 494.7 * TERA, 3350e9, 450e9, _GPU_HEADROOM * 80 * GIB),
-    target=_gpu_target(
-        title="NVIDIA H100 80GB HBM3",
-        capability=(9, 0),
-        cores=132,
-        clock_ghz=1.98,
-        memory=80 * GIB,
-        bandwidth=3350e9,
-        l2_mib=50,
-        shared_kib=228,
-        threads_per_core=2048,
-    ),
+_H100 = _gpu(
+    "NVIDIA H100 80GB HBM3",
+    (9, 0),
+    teraflops=(989.4, 494.7),
+    link=450e9,
+    cores=132,
+    clock_ghz=1.98,
+    memory_gib=80,
+    bandwidth=3350e9,
+    l2_mib=50,
+    shared_kib=228,
+    threads=2048,
 )
 # cloud.google.com/tpu/docs/v5e: 197 TFLOPS of bfloat16, 16 GB of HBM at 819 GB/s, interconnect 400 GB/s both
 # ways. libtpu leaves 15.75 GiB to a program: it is what its out-of-memory error names as the capacity.
@@ -170,43 +170,41 @@ def find_devices(topology: Topology) -> list[Any]:
     """
     # Nothing runs on an accelerator, and looking for one would take its memory or complain.
     jax.config.update("jax_platforms", "cpu")
-    finders = {"tpu": _tpu_devices, "cuda": _gpu_devices, "cpu": _cpu_devices}
-    return finders[topology.accelerator.platform](topology)
+    platform, name = topology.accelerator.platform, topology.name
+    if platform == "cpu":
+        return _cpu_devices(topology)
+    for variable, value in _ENVIRONMENT[platform].items():
+        os.environ.setdefault(variable, value)
+    if platform == "cuda":
+        target = topology.accelerator.target
+        described: dict[str, Any] = {"target_config": target, "topology": f"1x1x{topology.devices}"}
+    else:
+        # Slices below a host's 2x2 chips are a host of that size.
+        sides = [int(n) for n in topology.shape.split("x")]
+        described = {"chips_per_host_bounds": (*sides, 1)} if topology.devices < 4 else {}
+    absent = NotImplementedError if platform == "cuda" else RuntimeError
+    try:
+        return list(topologies.get_topology_desc(name, platform=platform, **described).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"--topology={name}: {error}") from error
+    except absent as error:
+        raise ConfigError(
+            f"--topology={name} needs JAX's {platform} compiler, which is not installed (the device is "
+            f'not needed): pip install "jax[{_PIP[platform]}]=={jax.__version__}", best in an environment of '
+            "its own"
+        ) from error
 
 
-def _tpu_devices(topology: Topology) -> list[Any]:
+_ENVIRONMENT = {
     # Without these libtpu asks the network which TPU this is.
-    for variable, value in {
+    "tpu": {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
-    }.items():
-        os.environ.setdefault(variable, value)
-    # Slices below a host's 2x2 chips are a host of that size.
-    sides = [int(n) for n in topology.shape.split("x")]
-    bounds = {"chips_per_host_bounds": (*sides, 1)} if topology.devices < 4 else {}
-    try:
-        found = topologies.get_topology_desc(topology.name, platform="tpu", **bounds)
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"--topology={topology.name}: {error}") from error
-    except RuntimeError as error:
-        raise _missing(topology) from error
-    return list(found.devices)
-
-
-def _gpu_devices(topology: Topology) -> list[Any]:
+    },
     # The plugin refuses to load without a driver otherwise.
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    try:
-        found = topologies.get_topology_desc(
-            topology.name,
-            platform="cuda",
-            target_config=topology.accelerator.target,
-            topology=f"1x1x{topology.devices}",
-        )
-    except NotImplementedError as error:
-        raise _missing(topology) from error
-    return list(found.devices)
+    "cuda": {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+}
 
 
 def _cpu_devices(topology: Topology) -> list[Any]:
@@ -219,12 +217,3 @@ def _cpu_devices(topology: Topology) -> list[Any]:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
         )
     return list(found[: topology.devices])
-
-
-def _missing(topology: Topology) -> ConfigError:
-    platform = topology.accelerator.platform
-    return ConfigError(
-        f"--topology={topology.name} needs JAX's {platform} compiler, which is not installed (the device is "
-        f'not needed): pip install "jax[{_PIP[platform]}]=={jax.__version__}", best in an environment of its '
-        "own"
-    )

@@ -8,6 +8,9 @@ import math
 import re
 from typing import NamedTuple
 
+BRANCHES = ("branch_computations", "true_computation", "false_computation")
+"""Attributes of a conditional that name computations."""
+
 _WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -26,7 +29,9 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> float:
         """Size without padding."""
-        return math.prod(self.dims) * _width(self.dtype)
+        bits = re.search(r"\d+", self.dtype)
+        width = _WIDTH.get(self.dtype, int(bits[0]) / 8 if bits else 0.0)
+        return math.prod(self.dims) * width
 
 
 class Instruction(NamedTuple):
@@ -102,17 +107,12 @@ def _limit(program: Program, condition: str) -> int | None:
     """N of a condition `i < N`, which may be inside a fusion."""
     computation = program.computations[condition]
     test = root(computation)
+    values = [computation[name] for name in test.operands]
+    limits = [int(v.argument) if v.opcode == "constant" and v.argument.isdigit() else None for v in values]
     if test.opcode == "fusion":
-        bound = [
-            int(value.argument)
-            for name in test.operands
-            if (value := computation[name]).opcode == "constant" and value.argument.isdigit()
-        ]
-        return bound[0] if bound else _limit(program, test.called("calls")[0])
-    if test.opcode != "compare" or "direction=LT" not in test.attributes:
-        return None
-    limit = computation[test.operands[1]]
-    return int(limit.argument) if limit.opcode == "constant" and limit.argument.isdigit() else None
+        known = [limit for limit in limits if limit is not None]
+        return known[0] if known else _limit(program, test.called("calls")[0])
+    return limits[1] if test.opcode == "compare" and "direction=LT" in test.attributes else None
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -155,10 +155,3 @@ def _shapes(text: str) -> list[Shape]:
         sizes = tuple(int(size) for size in dims.split(",") if size)
         found.append(Shape(dtype, sizes, int(space[1]) if space else 0))
     return found
-
-
-def _width(dtype: str) -> float:
-    if dtype in _WIDTH:
-        return _WIDTH[dtype]
-    bits = re.search(r"\d+", dtype)
-    return int(bits[0]) / 8 if bits else 0.0

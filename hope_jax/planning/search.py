@@ -32,23 +32,22 @@ def largest_batch(
     """
     tried = dict(known)
 
-    def fits(rows: int) -> bool:
-        size = tried[rows]
-        return size is not None and size <= capacity
+    def so_far() -> Fit:
+        fits = {rows: size is not None and size <= capacity for rows, size in tried.items()}
+        largest = max((rows for rows, fit in fits.items() if fit), default=0)
+        return Fit(largest, min((rows for rows, fit in fits.items() if not fit), default=None), tried)
 
     for _ in range(compilations):
-        good = max((rows for rows in tried if fits(rows)), default=0)
-        bad = min((rows for rows in tried if not fits(rows)), default=None)
-        if bad == good + 1:
+        fit = so_far()
+        if fit.exact:
             break
+        good, bad = fit.largest, fit.failing
         guess = _guess({rows: size for rows, size in tried.items() if size is not None}, capacity)
         if guess is None or (bad is not None and guess >= bad):
             guess = 2 * good if bad is None else (good + bad) // 2
-        high = bad - 1 if bad is not None else max(guess, good + 1)
-        rows = min(max(guess, good + 1), high)
+        rows = max(guess, good + 1) if bad is None else min(max(guess, good + 1), bad - 1)
         tried[rows] = needed(rows)
-    good = max((rows for rows in tried if fits(rows)), default=0)
-    return Fit(good, min((rows for rows in tried if not fits(rows)), default=None), tried)
+    return so_far()
 
 
 def _guess(sizes: dict[int, float], capacity: float) -> int | None:

@@ -1,73 +1,15 @@
-"""A plan as plain values for JSON, and as a table for people."""
+"""A plan as a table for people."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from hope_jax.planning.compile import Compiled
-from hope_jax.planning.devices import GIB, Peaks, Topology
-from hope_jax.planning.roofline import bound
-from hope_jax.planning.search import Fit
+from hope_jax.planning.devices import GIB
 
 NOTE = (
     "Compiled, not run: times are bounds from published peaks, never forecasts. Counts walk the compiled "
     "program with its loops' lengths; a conditional counts its costlier branch; no cache is assumed between "
     "kernels."
 )
-
-
-def describe_topology(topology: Topology) -> dict[str, Any]:
-    """The devices and the peaks that bounds are taken from."""
-    peaks = topology.accelerator.peaks
-    return {
-        "name": topology.name,
-        "title": topology.accelerator.title,
-        "devices": topology.devices,
-        "peaks": peaks._asdict() if peaks else None,
-    }
-
-
-def describe(compiled: Compiled, topology: Topology, tokens: int, useful_flops: float) -> dict[str, Any]:
-    """One program, per device. tokens: that one run of it reads on all devices together. useful_flops: of a
-    token."""
-    counts, peaks = compiled.counts, topology.accelerator.peaks
-    mine = tokens / topology.devices
-    described: dict[str, Any] = {
-        "memory_bytes": compiled.memory._asdict(),
-        "capacity_bytes": peaks.memory if peaks else None,
-        "fits": compiled.memory.peak <= peaks.memory if peaks else None,
-        "matmul_flops": counts.flops,
-        "useful_flops": useful_flops * mine,
-        "useful_share": useful_flops * mine / counts.total_flops if counts.total_flops else None,
-        "bytes_accessed": counts.bytes,
-        "collectives": {kind: each._asdict() for kind, each in sorted(counts.collectives.items())},
-        "loops_of_unknown_length": counts.unknown_loops,
-        "compiler_counts_loops_once": {"flops": compiled.xla_flops, "bytes": compiled.xla_bytes},
-        "tokens": tokens,
-        "compile_seconds": compiled.seconds,
-    }
-    return {**described, "bound": _bound(compiled, peaks, tokens)}
-
-
-def _bound(compiled: Compiled, peaks: Peaks | None, tokens: int) -> dict[str, Any] | None:
-    if peaks is None:
-        return None
-    limits = bound(compiled.counts, peaks)
-    return {
-        "seconds": limits._asdict(),
-        "limit": limits.limit,
-        "step_seconds": limits.seconds,
-        "tokens_per_second": tokens / limits.seconds if limits.seconds else None,
-    }
-
-
-def describe_fit(fit: Fit) -> dict[str, Any]:
-    """The search for the largest batch a device."""
-    return {
-        "per_device": fit.largest,
-        "smallest_failing": fit.failing,
-        "exact": fit.exact,
-        "tried": {str(rows): size for rows, size in sorted(fit.tried.items())},
-    }
 
 
 def lines(plan: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hope_jax.kernels.gated_deltanet import gated_delta
 
-from hope_jax.perf.kernels import gated_deltanet as bench
+from hope_jax.perf import kernel_benchmarks as bench
 from tests.oracle.bridge import assert_close
 from tests.oracle.kernels.gated_deltanet import recurrence, value
 
@@ -117,5 +117,7 @@ def test_rounding(dtype: str, bound: float) -> None:
 
 
 def test_the_scan_that_the_benchmark_compares_with_computes_the_same() -> None:
-    given = [jnp.float64(t) for t in bench.inputs(2, 9, HEADS, 6)]
-    assert_close(*(quick(jax.vmap(rule))(*given) for rule in (bench.by_token, gated_delta)), "scan", 1e-12)
+    given = [jnp.float64(t) for t in bench.delta_inputs(2, 9, HEADS, 6)]
+    assert_close(
+        *(quick(jax.vmap(rule))(*given) for rule in (bench.delta_by_token, gated_delta)), "scan", 1e-12
+    )

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from hope_jax.kernels.self_mod.chunk_pass import BLOCK_TOKENS
 
-from hope_jax.memory.self_mod import SelfMod
-from hope_jax.perf.kernels import self_mod as bench
+from hope_jax.perf import kernel_benchmarks as bench
 
 DIM = 256
 WORD = 4
@@ -14,10 +13,9 @@ WORD = 4
 
 def temporaries(tokens: int) -> int:
     """Bytes, by the compiler's analysis, of the gradient by parameters and inputs of one sequence."""
-    run = bench._pass(SelfMod(dim=DIM, online_chunk=64, local_conv_window=0))
-    params = jax.eval_shape(lambda: jax.tree.map(jnp.float32, bench._params(DIM)))
+    params = jax.eval_shape(lambda: jax.tree.map(jnp.float32, bench.self_mod_params(DIM)))
     x_btd = jax.ShapeDtypeStruct((1, tokens, DIM), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.square(run(p, x)).sum(), argnums=(0, 1)))
+    gradient = jax.jit(jax.grad(lambda p, x: jnp.square(bench.self_mod_pass(p, x)).sum(), argnums=(0, 1)))
     analysis = gradient.lower(params, x_btd).compile().memory_analysis()
     assert analysis is not None
     return int(analysis.temp_size_in_bytes)

@@ -9,10 +9,8 @@ import pytest
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.chunks import online_chunk, truncate
-from hope_jax.perf import compilation, loader
-from hope_jax.perf import small_step as step_small
-from hope_jax.perf import step_benchmark as step
-from hope_jax.perf.runs import compile_step, step_case
+from hope_jax.perf import loader, steps
+from hope_jax.perf.steps import StepRun, step_case
 from hope_jax.planning.counts import count
 from tests.perf import tiny
 
@@ -27,10 +25,10 @@ def test_a_step_goes_on_from_the_state_that_the_last_one_left() -> None:
     assert case.tokens == 64 and case.flops == 64 * assemble.flops_per_token(config)
 
 
-@pytest.mark.parametrize("mode", step.MODES)
-@pytest.mark.parametrize("variant", [step.BASE, *step.VARIANTS])
+@pytest.mark.parametrize("mode", steps.MODES)
+@pytest.mark.parametrize("variant", [steps.BASE, *steps.VARIANTS])
 def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
-    config = step.config(variant, mode)
+    config = steps.pilot_step(variant, mode)
     validate(config)
     assert online_chunk(config) == (256 if mode == "two_pass" else 32)
     assert truncate(config) == (256 if variant == "hope_selfmod" else online_chunk(config))
@@ -38,8 +36,8 @@ def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
 
 
 def test_small_steps_have_the_published_sizes() -> None:
-    for variant in step_small.PUBLISHED:
-        config = step_small.config(variant, batch=4)
+    for variant in steps.PUBLISHED:
+        config = steps.small(variant, batch=4)
         validate(config)
         assert (config.model.dim, config.model.vocab_size, config.data.batch_size) == (128, 8192, 4)
 
@@ -47,7 +45,7 @@ def test_small_steps_have_the_published_sizes() -> None:
 def test_products_of_a_compiled_transformer_step_are_the_useful_ones() -> None:
     """But for the scores above the diagonal, which a mask takes away afterwards."""
     config = tiny.config("transformer", train__algorithm_mode="two_pass")
-    program = compile_step(config).executable.as_text()
+    program = StepRun(config).executable.as_text()
     tokens, model = config.data.batch_size * config.data.seq_len, config.model
     masked = 12 * model.dim * (config.data.seq_len / 2) * model.num_layers
     assert count(program).total_flops == tokens * (assemble.flops_per_token(config) + masked)
@@ -77,7 +75,7 @@ def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path, quick
 def test_compilation_starts_afresh_each_time() -> None:
     config = tiny.config("transformer", train__algorithm_mode="two_pass", model__num_layers=1)
     before = jax.config.jax_compilation_cache_dir
-    cases = compilation.cached_and_cold(config)
+    cases = steps.cached_and_cold(config)
     for case in cases:
         lower, xla = case.run()
         assert case.single and lower > 0 and xla > 0

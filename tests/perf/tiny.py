@@ -3,11 +3,11 @@
 from typing import Any
 
 from hope_jax.config.experiment import ExperimentConfig, base_config, level
-from hope_jax.perf.runs import changed
+from hope_jax.perf.steps import changed
 
 
 def config(variant: str = "hope_attention", **values: Any) -> ExperimentConfig:
-    """Width 16, 2 layers, rows of 32 tokens in online chunks of 16; values as of `runs.changed`."""
+    """Width 16, 2 layers, rows of 32 tokens in online chunks of 16; values as of `steps.changed`."""
     base = base_config()
     base.cms.levels = {"cms_fast": level(update_period=8)}
     base.model.update({"block_variant": variant, "dim": 16, "num_layers": 2, "heads": 2, "vocab_size": 64})

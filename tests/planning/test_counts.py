@@ -32,13 +32,11 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     assert counts.bytes >= 15 * 64 * 64 * 4
 
 
-def test_once_around_the_count_is_the_compilers() -> None:
+def test_without_loops_the_count_is_the_compilers() -> None:
     program = compiled(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (4, 32, 16), (4, 16, 64))
     counts, own = count(program.as_text()), program.cost_analysis()
     assert counts.total_flops == own["flops"] == 2 * 4 * 32 * 16 * 64
     assert counts.bytes == pytest.approx(own["bytes accessed"], rel=0.01)
-    once = count(compiled(layers, (8, 64), (64, 64)).as_text(), loops_once=True)
-    assert once.total_flops == 2 * 8 * 64 * 64
 
 
 def test_a_slice_of_a_stack_counts_as_the_slice() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.planning.counts import Collective, Counts
 from hope_jax.planning.devices import Peaks
-from hope_jax.planning.roofline import bound
+from hope_jax.planning.figures import bound
 from hope_jax.planning.search import largest_batch
 
 
@@ -47,8 +47,7 @@ def test_without_compilations_left_it_gives_a_bracket() -> None:
     assert fit.largest <= 37 < fit.failing <= 64
 
 
-def test_the_bound_is_the_slowest_part() -> None:
+def test_the_bound_of_each_part_is_its_work_over_its_peak() -> None:
     counts = Counts({"bf16": 10.0, "f32": 6.0}, 40.0, {"all-reduce": Collective(1, 5.0, 9.0)})
-    limits = bound(counts, Peaks(bf16=10.0, float32=2.0, bandwidth=20.0, link=1.0, memory=1.0))
-    assert limits == (4.0, 2.0, 9.0)
-    assert (limits.seconds, limits.limit) == (9.0, "links")
+    peaks = Peaks(bf16=10.0, float32=2.0, bandwidth=20.0, link=1.0, memory=1.0)
+    assert bound(counts, peaks) == {"compute": 4.0, "memory": 2.0, "links": 9.0}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, Coefficients, iterate
+from hope_jax.perf.rounding.against_float64 import DTYPES, begin, print_table, relative
 
 SHAPES = ((384, 512), (640, 768))
 SMALLEST = (1.0, 1e-2, 1e-4, 1e-6, 0.0)
@@ -26,21 +27,21 @@ def error(dtype: str, rule: tuple[Coefficients, int], smallest: float, shape: tu
     values = np.geomspace(1, smallest, shape[0]) if smallest else np.eye(shape[0])[0]
     x64 = (left * values) @ right
     x = jnp.asarray(x64 / np.linalg.norm(x64), dtype)
-    wanted = np.asarray(iterate(x.astype(jnp.float64) / jnp.linalg.norm(x.astype(jnp.float64)), *rule))
-    scale = jnp.linalg.norm(x.astype(jnp.float64)).astype(dtype)
-    got = np.asarray(jax.jit(iterate, static_argnums=(1, 2))(x / scale, *rule), np.float64)
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    exact = x.astype(jnp.float64)
+    scale = jnp.linalg.norm(exact)
+    got = jax.jit(iterate, static_argnums=(1, 2))(x / scale.astype(dtype), *rule)
+    return relative(got, iterate(exact / scale, *rule))
 
 
 def main() -> None:
     """Prints the table of docs/numerics.md."""
-    jax.config.update("jax_enable_x64", True)
-    print("| dtype | size | smallest | " + " | ".join(RULES) + " |")
-    print("|---" * (3 + len(RULES)) + "|")
-    for dtype, shape, smallest in itertools.product(("float32", "bfloat16"), SHAPES, SMALLEST):
-        errors = [error(dtype, rule, smallest, shape) for rule in RULES.values()]
-        figures = " | ".join(f"{e:.0e}" for e in errors)
-        print(f"| {dtype} | {shape[0]} x {shape[1]} | {smallest:g} | {figures} |", flush=True)
+    begin()
+    rows = (
+        [dtype, "{} x {}".format(*shape), f"{smallest:g}"]
+        + [f"{error(dtype, rule, smallest, shape):.0e}" for rule in RULES.values()]
+        for dtype, shape, smallest in itertools.product(DTYPES, SHAPES, SMALLEST)
+    )
+    print_table(["dtype", "size", "smallest", *RULES], rows)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ import numpy as np
 
 from hope_jax.kernels.self_mod import Rule, Tokens, chunk_pass, layout_of, stack, write_chunk
 from hope_jax.memory.self_mod import SelfMod
+from hope_jax.perf.rounding import against_float64 as against
 
 Keys: TypeAlias = Literal["independent", "correlated"]
-Dtype: TypeAlias = Literal["float32", "bfloat16"]
+KEYS: tuple[Keys, ...] = ("independent", "correlated")
 
-CHUNKS = (8, 16, 32, 64, 128, 256)
 CHUNK_DECAYS = (0.5, 0.9, 0.99, 0.999, 1.0)
 PASS_DECAYS = (0.99, 0.999, 1.0)
 """At 0.9 and below nothing is left of a pass's first weights at its end (4e-24): no error is to be seen."""
@@ -40,11 +40,7 @@ def _matrix(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape) / np.sqrt(shape[-1])
 
 
-def _bfloat16_values(x: np.ndarray) -> np.ndarray:
-    return np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float64))
-
-
-def _group(dim: int) -> dict[str, dict[str, np.ndarray]]:
+def _group(dim: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     square = {name: {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, dim, dim)} for name in ("k", "v")}
     eta = {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, 1, dim), "w_skip": _matrix(rng, 1, dim)}
@@ -57,79 +53,54 @@ def _tokens(size: int, alpha: float, keys: Keys, dim: int) -> Tokens:
     eta = rng.uniform(size=size) * 0.1
     if keys == "correlated":
         k, eta = 0.2 * k + rng.normal(size=dim), np.full(size, 0.5)
-    k = _bfloat16_values(k / np.linalg.norm(k, axis=1, keepdims=True))
-    return Tokens(k, _bfloat16_values(v / np.sqrt(dim)), eta, np.full(size, np.log(alpha)))
+    k = against.bfloat16_values(k / np.linalg.norm(k, axis=1, keepdims=True))
+    return Tokens(k, against.bfloat16_values(v / np.sqrt(dim)), eta, np.full(size, np.log(alpha)))
 
 
-def _held_in(dtype: str, weights: Any, rows: Any) -> tuple[Any, Any]:
-    """Weights in at least float32; rows: arrays of two axes in `dtype`, of one in at least float32."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    held = jax.tree.map(lambda t: jnp.asarray(t, wide if np.ndim(t) < 2 else dtype), rows)
-    return jax.tree.map(lambda w: jnp.asarray(w, wide), weights), held
+def _random(arrays: list[Any]) -> list[Any]:
+    rng = np.random.default_rng(2)
+    return [jnp.asarray(rng.normal(size=t.shape), t.dtype) for t in arrays]
 
 
-def _with_gradient(function: Callable[..., Any], seed: int) -> Callable[..., tuple[Any, Any]]:
-    """function(*arguments) and the gradients, in all arguments, of a random linear function of it."""
-
-    def linear(*arguments: Any) -> tuple[jax.Array, Any]:
-        rng, made = np.random.default_rng(seed), function(*arguments)
-        parts = [jnp.vdot(t, jnp.asarray(rng.normal(size=t.shape), t.dtype)) for t in jax.tree.leaves(made)]
-        return sum(parts[1:], parts[0]), made
-
-    def both(*arguments: Any) -> tuple[Any, Any]:
-        (_, made), gradient = jax.value_and_grad(linear, argnums=(0, 1), has_aux=True)(*arguments)
-        return made, gradient
-
-    return jax.jit(both)
+def _write(group: Any, tokens: Tokens) -> Any:
+    return write_chunk(stack(group), layout_of(group), tokens, Rule())
 
 
-@cache
-def _chunk(size: int) -> Callable[..., tuple[Any, Any]]:
-    """One executable for each chunk size and dtype, whatever the tokens are."""
-    del size
-
-    def write(group: Any, tokens: Tokens) -> Any:
-        return write_chunk(stack(group), layout_of(group), tokens, Rule())
-
-    return _with_gradient(write, seed=2)
+_chunk = against.with_gradient(_write, _random)
 
 
-def _errors(run: Callable[..., Any], dtype: Dtype, weights: Any, rows: Any) -> tuple[float, float]:
-    """Of outputs and of gradients. Raises: FloatingPointError if float64 is not finite itself."""
+def _errors(run: Callable[..., Any], dtype: str, weights: Any, rows: Any) -> tuple[float, float]:
+    """Of outputs and of gradients. Weights and rows of one axis are held in at least float32.
 
-    def error(got: Any, wanted: Any) -> float:
-        apart = jax.tree.map(lambda a, b: np.linalg.norm(np.float64(a) - b) / np.linalg.norm(b), got, wanted)
-        return float(np.max(jax.tree.leaves(apart)))
+    Raises: FloatingPointError if float64 is not finite itself.
+    """
 
-    wanted = run(*_held_in("float64", weights, rows))
+    def outcome(kind: str) -> Any:
+        wide = against.wide(kind)
+        held = jax.tree.map(lambda t: jnp.asarray(t, wide if np.ndim(t) < 2 else kind), rows)
+        return run(jax.tree.map(lambda w: jnp.asarray(w, wide), weights), held)
+
+    wanted = outcome("float64")
     if not all(np.isfinite(t).all() for t in jax.tree.leaves(wanted)):
         raise FloatingPointError("the float64 run diverges: nothing to compare with")
-    got = run(*_held_in(dtype, weights, rows))
-    return error(got[0], wanted[0]), error(got[1], wanted[1])
+    made, gradient = (max(jax.tree.leaves(e)) for e in jax.tree.map(against.relative, outcome(dtype), wanted))
+    return made, gradient
 
 
-def chunk_error(size: int, alpha: float, dtype: Dtype, keys: Keys, dim: int = DIM) -> tuple[float, float]:
+def chunk_error(size: int, alpha: float, dtype: str, keys: Keys, dim: int = DIM) -> tuple[float, float]:
     """Errors (forward, gradient) of one chunk of `size` tokens. Needs jax_enable_x64."""
-    return _errors(_chunk(size), dtype, _group(dim), _tokens(size, alpha, keys, dim))
-
-
-def _layer(dim: int, alpha: float) -> dict[str, Any]:
-    rng, group = np.random.default_rng(0), _group(dim)
-    group["alpha"] = {name: 0.1 * w for name, w in _group(dim)["eta"].items()}
-    memory = {"w_in": _matrix(rng, dim, dim), "w_out": _matrix(rng, dim, dim)}
-    bias = {} if alpha == 1 else {"b_alpha": np.log(alpha / (1 - alpha))}
-    return {**group, "memory": memory, "w_q": _matrix(rng, dim, dim), **bias}
+    return _errors(_chunk, dtype, _group(dim), _tokens(size, alpha, keys, dim))
 
 
 @cache
-def _pass(size: int, dim: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
+def _pass(size: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
     layer = SelfMod(
         chunk_size=size,
         chunk_size_memory=size,
         eta_scale=PASS_ETA,
         use_alpha=use_alpha,
         local_conv_window=0,
-        dim=dim,
+        dim=DIM,
         online_chunk=size,
     )
 
@@ -138,52 +109,33 @@ def _pass(size: int, dim: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]
         assert state is not None
         return out, state.weights
 
-    return _with_gradient(run, seed=2)
+    return against.with_gradient(run, _random)
 
 
-def pass_error(size: int, alpha: float, dtype: Dtype, tokens: int = PASS_TOKENS) -> tuple[float, float]:
-    """Errors (forward, gradient) of a layer whose memories are all written every `size` tokens.
-    alpha 1: without decay. Needs jax_enable_x64."""
-    params = _layer(DIM, alpha)
-    if alpha == 1:
-        del params["alpha"]
-    x = _bfloat16_values(np.random.default_rng(3).normal(size=(tokens, DIM)))
-    return _errors(_pass(size, DIM, alpha < 1), dtype, params, x)
-
-
-def _table(title: str, decays: tuple[float, ...], cell: Callable[[int, float], tuple[float, float]]) -> None:
-    print(f"\n{title}: error forward / gradient\n")
-    print("| chunk | " + " | ".join(f"decay {decay:g}" for decay in decays) + " |")
-    print("|---" * (len(decays) + 1) + "|")
-    for size in CHUNKS:
-        print(f"| {size} | " + " | ".join(_shown(cell, size, decay) for decay in decays) + " |", flush=True)
-
-
-def _shown(cell: Callable[[int, float], tuple[float, float]], size: int, decay: float) -> str:
-    try:
-        return "{:.0e} / {:.0e}".format(*cell(size, decay))
-    except FloatingPointError:
-        return "diverges"
+def pass_error(size: int, alpha: float, dtype: str, tokens: int = PASS_TOKENS) -> tuple[float, float]:
+    """Errors (forward, gradient) of a layer whose memories are all written every `size` tokens; alpha 1:
+    without decay. Needs jax_enable_x64."""
+    rng, params = np.random.default_rng(0), _group(DIM)
+    params["memory"] = {"w_in": _matrix(rng, DIM, DIM), "w_out": _matrix(rng, DIM, DIM)}
+    params["w_q"] = _matrix(rng, DIM, DIM)
+    if alpha < 1:
+        params["alpha"] = {name: 0.1 * w for name, w in params["eta"].items()}
+        params["b_alpha"] = np.log(alpha / (1 - alpha))
+    x = against.bfloat16_values(np.random.default_rng(3).normal(size=(tokens, DIM)))
+    return _errors(_pass(size, alpha < 1), dtype, params, x)
 
 
 def main() -> None:
     """Prints the tables of docs/numerics.md."""
-    jax.config.update("jax_enable_x64", True)
+    against.begin()
     chunk_pass.WIDE = DIM  # the form that wide memories take
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    kinds: tuple[Keys, ...] = ("independent", "correlated")
-    for dtype in dtypes:
-        for keys in kinds:
-            _table(f"{dtype}, chunk, {keys} keys", CHUNK_DECAYS, partial(_chunk_cell, dtype, keys))
-        _table(f"{dtype}, pass", PASS_DECAYS, partial(_pass_cell, dtype))
-
-
-def _chunk_cell(dtype: Dtype, keys: Keys, size: int, decay: float) -> tuple[float, float]:
-    return chunk_error(size, decay, dtype, keys)
-
-
-def _pass_cell(dtype: Dtype, size: int, decay: float) -> tuple[float, float]:
-    return pass_error(size, decay, dtype)
+    for dtype in against.DTYPES:
+        for keys in KEYS:
+            cell = partial(chunk_error, dtype=dtype, keys=keys)
+            title = f"{dtype}, chunk, {keys} keys: error forward / gradient"
+            against.print_grid(title, "decay {:g}", CHUNK_DECAYS, cell)
+        title = f"{dtype}, pass: error forward / gradient"
+        against.print_grid(title, "decay {:g}", PASS_DECAYS, partial(pass_error, dtype=dtype))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+"""The train step of a configuration as training runs it, and benchmarks of whole steps and of compiling them.
+
+`step/MODE/VARIANT` compares `transformer` with a variant in one mode: state donated, memories, teach signals,
+writes, outer gradient and outer step as training runs them. Width 512, 8 heads, vocabulary 32000, the pilot's
+CMS levels, TITAN memory, inner optimizer and online chunk of 32 tokens; 2 layers, one row of 256 tokens,
+float32, AdamW. `step/MODE-TOKENS/VARIANT` is the same in longer rows: the pilot's own of 2,048, and of 512
+through the writes.
+
+`step_small` is the online step of width 128, 2 layers, 4 heads, vocabulary 8192, rows of 256 tokens in online
+chunks of 64; one row a step (`b1`) and four (`b4`). The goals are 60 times what the published code reached on
+two CPU cores. What a step can reach at most is the peak over its operations a token (the JSON's
+`tokens_per_second_at_peak`): where a goal lies above that, no implementation meets it.
+
+`compile/pilot` traces, lowers and compiles the step of `configs/pilot.py`: `cold`, and `cached`, where XLA's
+part is read from JAX's persistent cache. `compile/depth` and `compile/length` do it for 2, 12 and 24 layers,
+and rows of 256, 1024 and 2048 tokens in online chunks of 32: loops are loops, so neither may add to it. A
+sample is one compilation, from scratch."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from hope_jax.config import assemble
+from hope_jax.config.check import validate
+from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.presets import pilot_config
+from hope_jax.config.values import resolve
+from hope_jax.core.program import TrainState
+from hope_jax.core.types import Batch, PyTree
+from hope_jax.perf.timing import Case, Comparison, Goal
+from hope_jax.training.step import Step, jit_train
+
+BASE = "transformer"
+VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
+MODES = ("online", "two_pass", "through_writes")
+LONGER = (("online", 2048), ("through_writes", 512))
+TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
+
+PUBLISHED = {"transformer": 475, "hope_attention": 87, "hope_hybrid": 89, "hope_selfmod": 68}
+"""Variant -> tokens/s of the published code on two CPU cores."""
+
+TIMES = 60.0
+
+COLD_SECONDS = 40.0
+FLAT = 1.1
+"""How far a compile time may lie above or below that of the shallowest, shortest step."""
+
+
+def random_batch(config: ExperimentConfig) -> Batch:
+    """Rows [B, T] of random tokens, each followed by the next; one document a row."""
+    shape = (config.data.batch_size, config.data.seq_len + 1)
+    rows: Any = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    return Batch(rows[:, :-1], rows[:, 1:], np.ones_like(rows[:, 1:]))
+
+
+class StepRun:
+    """The train step of a configuration, compiled for one device: calling it starts the next step, on one
+    batch if given none, from a state that the first call makes.
+
+    executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and lowering.
+    compile_seconds: of XLA. Raises: ConfigError.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        validate(config)
+        self.mesh = make_mesh(jax.devices()[:1])
+        self._step, self._batch = Step(config, self.mesh), random_batch(config)
+
+        def placed(tree: PyTree, sharding: Any) -> Any:
+            return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+        state = placed(jax.eval_shape(self._step.init), replicated(self.mesh))
+        batch = placed(self._batch, batch_sharding(self.mesh))
+        started = time.perf_counter()
+        lowered = jit_train(self._step, self.mesh).lower(state, batch)
+        lowered_at = time.perf_counter()
+        self.executable = lowered.compile()
+        self.lower_seconds, self.compile_seconds = lowered_at - started, time.perf_counter() - lowered_at
+        self._state: TrainState | None = None
+
+    def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
+        """The state after one more step, and its metrics. The state before it is gone: it was donated."""
+        if self._state is None:
+            self._state = jax.jit(self._step.init, out_shardings=replicated(self.mesh))()
+            self._batch = shard_batch(self.mesh, self._batch)
+        self._state, metrics = self.executable(self._state, self._batch if batch is None else batch)
+        return self._state, metrics
+
+
+def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
+    """The train step of a configuration as a case."""
+    run, tokens = StepRun(config), config.data.batch_size * config.data.seq_len
+    analysis = run.executable.memory_analysis()
+    return Case(
+        name,
+        run,
+        flops=tokens * assemble.flops_per_token(config),
+        tokens=tokens,
+        temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
+        compile_seconds=run.lower_seconds + run.compile_seconds,
+        goals=goals,
+    )
+
+
+def changed(config: Any, **values: Any) -> ExperimentConfig:
+    """The resolved configuration of a ConfigDict with values set, `train__steps=3` for `train.steps`."""
+    for key, value in values.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return resolve(config.to_dict())
+
+
+def timed_step(variant: str, **values: Any) -> ExperimentConfig:
+    """The pilot with another block, of 2 layers, in rows of 256 tokens, float32, with AdamW; values as of
+    `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
+    so that the same batch keeps teaching."""
+    pilot = pilot_config()
+    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
+    pilot.optim.update({"name": "adamw", "lr": 1e-6})
+    pilot.model.update({"block_variant": variant, "num_layers": 2})
+    pilot.data.update({"seq_len": 256, "mixture": {}})
+    pilot.train.compute_dtype = "float32"
+    return changed(pilot, **values)
+
+
+def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
+    """One row a step, of a variant in a mode."""
+    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1, data__seq_len=tokens)
+
+
+def small(variant: str, batch: int) -> ExperimentConfig:
+    """The pilot's mechanisms at the small width."""
+    sizes = {"model__dim": 128, "model__heads": 4, "model__vocab_size": 8192}
+    return timed_step(variant, **sizes, data__batch_size=batch, train__online_chunk_size=64)
+
+
+def _against_base(variant: str, mode: str, tokens: int = 256) -> tuple[Case, ...]:
+    return tuple(step_case(each, pilot_step(each, mode, tokens)) for each in (BASE, variant))
+
+
+def _small_cases(batch: int) -> tuple[Case, ...]:
+    return tuple(
+        step_case(variant, small(variant, batch), (Goal("tokens_per_second", TIMES * published),))
+        for variant, published in PUBLISHED.items()
+    )
+
+
+def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
+    """Seconds of tracing and lowering, and of XLA, anew, with the persistent cache in `folder` or without."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", folder)
+    try:
+        step = StepRun(config)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+    return step.lower_seconds, step.compile_seconds
+
+
+def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
+    """`cold` and `cached` of one step; its first compilation fills the cache."""
+    folder = tempfile.TemporaryDirectory()
+    _compile(config, folder.name)
+    goals = (Goal("seconds", COLD_SECONDS),)
+    return (
+        Case("cold", lambda: _compile(config), goals=goals, single=True),
+        # the folder lives as long as the case that reads it
+        Case("cached", lambda: _compile(config, folder.name), single=True),
+    )
+
+
+def _growth_cases(configs: dict[str, ExperimentConfig]) -> tuple[Case, ...]:
+    goals = (Goal("time_apart", FLAT),)
+    return tuple(
+        Case(name, partial(_compile, config), goals=goals if index else (), single=True)
+        for index, (name, config) in enumerate(configs.items())
+    )
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Every mode and variant, longer rows, small steps of one row and of four, and compiling."""
+    for mode in MODES:
+        for variant in VARIANTS:
+            yield Comparison(f"step/{mode}/{variant}", partial(_against_base, variant, mode))
+    for mode, tokens in LONGER:
+        for variant in TEACH_DRIVEN:
+            name = f"step/{mode}-{tokens}/{variant}"
+            yield Comparison(name, partial(_against_base, variant, mode, tokens))
+    for batch in (1, 4):
+        yield Comparison(f"step_small/b{batch}", partial(_small_cases, batch))
+    pilot = partial(changed, data__mixture={})  # its sources are not at hand
+    yield Comparison("compile/pilot", partial(cached_and_cold, pilot(pilot_config())))
+    depths = {f"{n} layers": pilot(pilot_config(), model__num_layers=n) for n in (2, 12, 24)}
+    yield Comparison("compile/depth", partial(_growth_cases, depths))
+    lengths = {
+        f"{n} tokens": pilot(pilot_config(), data__seq_len=n, model__num_layers=2) for n in (256, 1024, 2048)
+    }
+    yield Comparison("compile/length", partial(_growth_cases, lengths))
