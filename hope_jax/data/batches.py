@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import grain
@@ -171,6 +171,20 @@ def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[B
     full = [*rows, *[padding] * (-len(rows) % batch_size)]
     groups = (full[i : i + batch_size] for i in range(0, len(full), batch_size))
     return [host_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
+
+
+def unigram_entropy(targets: Iterable[np.ndarray]) -> float:
+    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none.
+
+    The least loss of a model that ignores context, fitted to these very tokens.
+
+    Args:
+        targets: int arrays of any shape; `NO_TARGET` entries are left out.
+    """
+    flat = np.concatenate([np.zeros(0, np.int32), *map(np.ravel, targets)])
+    counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float((shares * -np.log(shares)).sum())
 
 
 def spread(count: int, rows: int) -> np.ndarray:

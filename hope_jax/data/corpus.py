@@ -3,6 +3,7 @@
 A file holds one document, or several separated by lines that hold only a form feed.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,15 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
-import numpy as np
-
 from hope_jax.core.errors import DataError
 from hope_jax.core.paths import as_path, files_in, is_left_behind
-from hope_jax.core.types import NO_TARGET
 from hope_jax.data import text_files
-from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 
 EMBEDDED = "embedded"
+HOLDOUT_FRACTION = 0.09
+SPLIT_SALT = "hope_jax.split.515"
+"""Of the split. This value holds out 8-10 % of the embedded corpus and of each of its sources."""
+
 _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
 
 
@@ -41,6 +42,22 @@ class Document:
         return text_digest(self.text)
 
 
+def text_digest(text: str) -> str:
+    """Hex SHA-256 of a document's text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def is_held_out(digest: str, holdout: float, salt: str) -> bool:
+    """Whether the document of this `text_digest` is held out, at an expected share of `holdout`."""
+    return _unit_hash(digest, salt) < holdout
+
+
+def _unit_hash(digest: str, salt: str) -> float:
+    """A number in [0, 1) that depends on both strings alone."""
+    raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
+    return int.from_bytes(raw[:6], "big") / 2**48
+
+
 def load_documents(source: str) -> list[Document]:
     """Reads a corpus in a fixed order (file name, then position in the file).
 
@@ -51,8 +68,7 @@ def load_documents(source: str) -> list[Document]:
         DataError: the folder is missing, holds no text, or holds a file that is not UTF-8.
     """
     if source == EMBEDDED:
-        assets = resources.files("hope_jax.data") / "assets"
-        files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if is_text(f))
+        files = [(file.name, file.read_bytes()) for file in embedded_files()]
     else:
         files = _read_folder(as_path("data.source", source))
     documents = [d for name, raw in files for d in parse_documents(name, raw)]
@@ -69,7 +85,13 @@ def parse_documents(name: str, raw: bytes, key: str = "data.source") -> list[Doc
     Raises:
         DataError: the bytes are not UTF-8.
     """
-    texts = (part.strip("\r\n") for part in _SEPARATOR.split(_decode(name, raw, key)))
+    try:
+        text = text_files.decode(raw)
+    except text_files.NotUtf8Error as error:
+        raise DataError(
+            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
+        ) from None
+    texts = (part.strip("\r\n") for part in _SEPARATOR.split(text))
     return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
 
 
@@ -107,32 +129,17 @@ def held_out_digests(
     digests: Iterable[str], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
 ) -> set[str]:
     """Which documents, by digest, `split_documents` holds out; none if there are fewer than two digests."""
-    score = {digest: unit_hash(salt, digest) for digest in digests}
+    score = {digest: _unit_hash(digest, salt) for digest in digests}
     ranked = sorted(score, key=score.__getitem__)
     below = sum(score[digest] < holdout for digest in ranked)
     return set(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
 
 
-def unigram_entropy(targets: np.ndarray | Iterable[np.ndarray]) -> float:
-    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none.
-
-    The least loss of a model that ignores context, fitted to these very tokens.
-
-    Args:
-        targets: int arrays of any shape; `NO_TARGET` entries are left out.
-    """
-    arrays = [targets] if isinstance(targets, np.ndarray) else list(targets)
-    flat = np.concatenate([np.ravel(a) for a in arrays]) if arrays else np.zeros(0, np.int32)
-    counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
-    if counts.size == 0:
-        return 0.0
-    p = counts / counts.sum()
-    return float(-(p * np.log(p)).sum())
-
-
-def is_text(asset: Traversable) -> bool:
-    """Whether a file beside the embedded corpus's is one of them."""
-    return asset.name.endswith(".txt") and not is_left_behind(PurePath(asset.name))
+def embedded_files() -> list[Traversable]:
+    """The files of the embedded corpus, by name."""
+    assets = resources.files("hope_jax.data") / "assets"
+    texts = (f for f in assets.iterdir() if f.name.endswith(".txt"))
+    return sorted((f for f in texts if not is_left_behind(PurePath(f.name))), key=lambda f: f.name)
 
 
 def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
@@ -148,13 +155,4 @@ def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
     except OSError as error:
         raise DataError(
             f"data.source={str(folder)!r}: cannot read {error.filename}: {error.strerror}"
-        ) from None
-
-
-def _decode(name: str, raw: bytes, key: str) -> str:
-    try:
-        return text_files.decode(raw)
-    except text_files.NotUtf8Error as error:
-        raise DataError(
-            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
         ) from None

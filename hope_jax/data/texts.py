@@ -5,7 +5,6 @@ such file, or the embedded corpus, which is three sources. A `.txt` file holds d
 line of a `.jsonl` file is an object with a document in its text field.
 """
 
-import contextlib
 import gzip
 import hashlib
 import heapq
@@ -13,19 +12,15 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import IO, Literal
 
 from hope_jax.core.errors import DataError
 from hope_jax.core.paths import as_path, files_in
 from hope_jax.data import text_files
-from hope_jax.data.corpus import EMBEDDED, Document, held_out_digests, is_text, parse_documents
+from hope_jax.data.corpus import EMBEDDED, Document, embedded_files, held_out_digests, parse_documents
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 _KINDS = ", ".join(SUFFIXES)
-Split = Literal["all", "train", "heldout"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,10 @@ class TextSource:
                 if file.name.endswith(".txt"):
                     yield from parse_documents(str(file), file.read_bytes(), "--input")
                 else:
-                    yield from _read_json_lines(file, self.text_field)
+                    with file.open("rb") as raw:
+                        packed = file.name.endswith(".gz")
+                        lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+                        yield from _parse_lines(file, lines, self.text_field)
             except (OSError, EOFError, zlib.error) as error:
                 problem = getattr(error, "strerror", None) or error
                 raise DataError(
@@ -69,16 +67,46 @@ def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSo
         raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a file ({_KINDS})")
     sources: list[TextSource] = []
     for name in inputs:
+        path, where = as_path("--input", name), f"--input={name}"
         if inputs.count(name) > 1:
-            raise DataError(f"--input={name}: given twice; name each input once")
+            raise DataError(f"{where}: given twice; name each input once")
         if name == EMBEDDED:
-            assets = resources.files("hope_jax.data") / "assets"
-            texts = sorted(filter(is_text, assets.iterdir()), key=lambda f: f.name)
-            sources += [TextSource(f.name, (f,)) for f in texts]
-        else:
-            path = as_path("--input", name)
-            sources.append(TextSource(path.resolve().name, _find_files(path), text_field))
+            sources += [TextSource(file.name, (file,)) for file in embedded_files()]
+            continue
+        if not path.exists():
+            raise DataError(f"{where}: no such file or folder; give {EMBEDDED!r} or a path that exists")
+        if not path.is_dir() and not name.endswith(SUFFIXES):
+            raise DataError(f"{where}: want a folder, or a file that ends in one of {_KINDS}")
+        files = files_in(path, *(f"**/*{suffix}" for suffix in SUFFIXES)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{where}: no file of text in this folder; want {_KINDS}")
+        sources.append(TextSource(path.resolve().name, tuple(files), text_field))
     return sources
+
+
+def _parse_lines(file: Traversable, lines: Iterable[bytes], text_field: str) -> Iterator[Document]:
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = text_files.begin(raw) if number == 1 else raw
+            if not line.strip():
+                continue
+            text = text_files.parse_json(line)[text_field]
+            text.encode("utf-8")
+        except text_files.NotUtf8Error as error:
+            problem = f"the file {error}"
+        except UnicodeDecodeError:
+            problem = "not UTF-8"
+        except UnicodeEncodeError:
+            problem = f"{text_field!r} holds a lone surrogate, which no UTF-8 text can"
+        except ValueError as error:
+            problem = f"not JSON ({error})"
+        except (KeyError, TypeError, AttributeError):
+            problem = f"want an object with a string under {text_field!r} (--text_field)"
+        else:
+            if text.strip():
+                yield Document(text, file.name, number)
+            continue
+        raise DataError(f"--input: {file}, line {number}: {problem}; mend the line or take it out")
 
 
 def held_out(digests: Iterable[Iterable[str]]) -> set[str]:
@@ -91,8 +119,8 @@ def held_out(digests: Iterable[Iterable[str]]) -> set[str]:
     return {digest for of_source in digests for digest in held_out_digests(set(of_source))}
 
 
-def select(source: TextSource, split: Split, held: set[str]) -> Iterator[Document]:
-    """The documents of one side of the split; held: what `held_out` says."""
+def select(source: TextSource, split: str, held: set[str]) -> Iterator[Document]:
+    """The documents of one side of the split (train, heldout or all); held: what `held_out` says."""
     for document in source.documents():
         if split == "all" or (document.digest in held) == (split == "heldout"):
             yield document
@@ -119,46 +147,3 @@ def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
 def combined_digest(digests: Iterable[str]) -> str:
     """One hex SHA-256 of documents' digests in their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _find_files(path: Path) -> tuple[Path, ...]:
-    if path.is_dir():
-        files = tuple(files_in(path, *(f"**/*{suffix}" for suffix in SUFFIXES)))
-        if not files:
-            raise DataError(f"--input={path}: no file of text in this folder; want {_KINDS}")
-        return files
-    if not path.exists():
-        raise DataError(f"--input={path}: no such file or folder; give {EMBEDDED!r} or a path that exists")
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(f"--input={path}: want a folder, or a file that ends in one of {_KINDS}")
-    return (path,)
-
-
-def _read_json_lines(file: Traversable, text_field: str) -> Iterator[Document]:
-    with contextlib.ExitStack() as stack:
-        lines: IO[bytes] = stack.enter_context(file.open("rb"))
-        if file.name.endswith(".gz"):
-            lines = stack.enter_context(gzip.GzipFile(fileobj=lines))  # type: ignore[arg-type]
-        for number, raw in enumerate(lines, 1):
-            try:
-                line = text_files.begin(raw) if number == 1 else raw
-                if not line.strip():
-                    continue
-                entry = text_files.parse_json(line)
-                text = entry[text_field]
-                text.encode("utf-8")
-            except text_files.NotUtf8Error as error:
-                problem = f"the file {error}"
-            except UnicodeDecodeError:
-                problem = "not UTF-8"
-            except UnicodeEncodeError:
-                problem = f"{text_field!r} holds a lone surrogate, which no UTF-8 text can"
-            except ValueError as error:
-                problem = f"not JSON ({error})"
-            except (KeyError, TypeError, AttributeError):
-                problem = f"want an object with a string under {text_field!r} (--text_field)"
-            else:
-                if text.strip():
-                    yield Document(text, file.name, number)
-                continue
-            raise DataError(f"--input: {file}, line {number}: {problem}; mend the line or take it out")

@@ -1,21 +1,23 @@
 """Text to token ids and back: a sentencepiece model, the embedded one or any other."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from hope_jax.core.errors import DataError
-from hope_jax.data.sidecar import check_digest, read_sidecar, sidecar_name
 
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"
+KIND = "hope_jax.tokenizer"
+"""What tells a sidecar, NAME.json beside NAME.model, from another file of its name, such as the
+tokenizer.json of other libraries."""
 
 # Sentencepiece writes a space as this character and reads it back as a space, so the character itself is
 # spelt in bytes to survive. Another one that the model spells in bytes stands for it in the text: were the
@@ -62,10 +64,9 @@ class Tokenizer:
             DataError: the file is missing, is not a sentencepiece model, lacks BOS or EOS, or has another
                 digest than `train_tokenizer` wrote beside it.
         """
-        model, record, sidecar = read_model(source)
-        if record is not None:
-            found = hashlib.sha256(model).hexdigest()
-            check_digest(f"data.tokenizer={source!r}", found, record["sha256"], str(sidecar))
+        model, wanted, sidecar = read_model(source)
+        if wanted is not None:
+            check_digest(f"data.tokenizer={source!r}", model, wanted, str(sidecar))
         return cls(model, source)
 
     def encode(self, text: str) -> np.ndarray:
@@ -196,21 +197,45 @@ class Tokenizer:
         return pad if pad >= 0 else self.eos_id
 
 
-def read_model(source: str) -> tuple[bytes, dict[str, Any] | None, Traversable]:
-    """A serialized model as it is, what its sidecar holds (None without one), and the sidecar's place.
+_REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"
+
+
+def read_model(source: str) -> tuple[bytes, str | None, Traversable]:
+    """A serialized model as it is, the digest that its sidecar says (None without one), and that one's place.
 
     Raises:
-        DataError: the model or its sidecar cannot be read.
+        DataError: the model cannot be read, or there is a sidecar that cannot, or that has no digest.
     """
-    embedded = source == EMBEDDED
-    folder: Traversable = resources.files("hope_jax.data") / "assets" if embedded else Path(source).parent
-    name = EMBEDDED_MODEL if embedded else Path(source).name
+    path: Traversable = Path(source)
+    if source == EMBEDDED:
+        path = resources.files("hope_jax.data") / "assets" / EMBEDDED_MODEL
     try:
-        model = (folder / name).read_bytes()
+        model = path.read_bytes()
     except OSError as error:
         raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
-    sidecar = folder / sidecar_name(name)
-    return model, read_sidecar(sidecar), sidecar
+    sidecar = Path(str(path)).with_name(path.name.removesuffix(".model") + ".json")
+    try:
+        record = json.loads(sidecar.read_bytes())
+    except FileNotFoundError:
+        return model, None, sidecar
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{sidecar}: cannot be read ({error}), so that the model beside it cannot be checked; "
+            "bring it back, or remove it to use the model unchecked"
+        ) from None
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        return model, None, sidecar
+    if not isinstance(record.get("sha256"), str):
+        raise DataError(f"{sidecar}: has no sha256; bring it back, or train the tokenizer again")
+    return model, record["sha256"], sidecar
 
 
-_REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"
+def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> str:
+    """The hex SHA-256 of a model if it is the one wanted, in whatever case. Raises: DataError if not."""
+    found = hashlib.sha256(model).hexdigest()
+    if found != wanted.lower():
+        raise DataError(
+            f"{name}: its sha256 is {found}, but {said_by} says {wanted}; the file is damaged or is another "
+            "model: bring back the right one, or train it again"
+        )
+    return found

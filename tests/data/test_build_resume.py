@@ -166,7 +166,7 @@ from hope_jax import cli
 from hope_jax.data import build
 from hope_jax.data.building import executors
 
-calm = executors.LocalExecutor._run_for_rank
+calm = executors.LocalPipelineExecutor._run_for_rank
 
 
 def killed(self, rank, *others):
@@ -175,7 +175,7 @@ def killed(self, rank, *others):
     return calm(self, rank, *others)
 
 
-executors.LocalExecutor._run_for_rank = killed
+executors.LocalPipelineExecutor._run_for_rank = killed
 executors.START_METHOD = "fork"  # has the patch in the worker too
 cli.run_command(build.main)
 """
@@ -187,7 +187,7 @@ def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, f"--manifest={path}", "--workers=2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()[-1:]) == 1
-    assert "clean-a: clean: task 1: its process was ended" in done.stderr.splitlines()[-1]
+    assert "clean-a: clean: the process of a task was ended" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "shards").glob("*/manifest.json"))
     build(path, workers=2)
     assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 2

@@ -51,14 +51,12 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 def _unpacked(path: Path) -> Iterator[bytes]:
     try:
-        if path.suffix == ".gz":
-            _check_not_empty(path)  # gzip takes no bytes for no text
-            with gzip.open(path) as file:
-                yield from iter(lambda: file.read(CHUNK), b"")
-        elif path.suffix == ".zst":
+        if path.suffix in (".gz", ".zst") and not path.stat().st_size:
+            raise EOFError("it has no bytes at all")  # which gzip takes for no text
+        if path.suffix == ".zst":
             yield from _zstd_chunks(path)
         else:
-            with path.open("rb") as file:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from iter(lambda: file.read(CHUNK), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
@@ -71,22 +69,15 @@ def _unpacked(path: Path) -> Iterator[bytes]:
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
     # zstandard's own stream reader takes the end of a cut file for the end of its text.
-    _check_not_empty(path)
     frame = None
     with path.open("rb") as file:
         while packed := file.read(_PACKED):
             while packed:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 yield frame.decompress(packed)
-                packed = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
+                packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("it ends within a frame")
-
-
-def _check_not_empty(path: Path) -> None:
-    if not path.stat().st_size:
-        raise EOFError("it has no bytes at all")
 
 
 def lines(parts: Iterable[bytes], limit: int) -> Iterator[bytes | None]:

