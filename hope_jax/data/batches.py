@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -118,20 +118,16 @@ class TrainIterator(grain.DatasetIterator):
         return iter(piped.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
-class Sharing(TypedDict, total=False):
-    """How batches are prepared, and whose rows they are. process_index, process_count: default one process.
-    prefetch, workers, start_batch: see `TrainIterator`."""
+class Stream(NamedTuple):
+    """Endless rows, Batches of int32 [T], found by number, and a digest of all that decides what batch n
+    holds."""
 
-    process_index: int
-    process_count: int
-    prefetch: int
-    workers: int
-    start_batch: int
+    rows: grain.MapDataset
+    digest: str
 
 
 def shared_batches(
-    rows: grain.MapDataset,
-    stream_digest: str,
+    stream: Stream,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -140,7 +136,8 @@ def shared_batches(
     workers: int = 0,
     start_batch: int = 0,
 ) -> TrainIterator:
-    """Batches of endless rows (Batches of int32 [T]); process p of P gets rows [p B/P, (p+1) B/P) of each.
+    """Batches of rows; process p of P gets rows [p B/P, (p+1) B/P) of each. prefetch, workers, start_batch:
+    see `TrainIterator`.
 
     Raises:
         DataError: the processes do not divide the batch.
@@ -150,13 +147,22 @@ def shared_batches(
             f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
             f"try {-(-batch_size // process_count) * process_count}"
         )
-    if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0 or workers < 0:
-        raise ValueError(
-            f"{process_index=}, {process_count=}, {prefetch=}, {workers=}, {start_batch=}: out of range"
-        )
     # Batches of a share's size, every process_count-th of them: together exactly the global batches.
-    shares = rows.batch(batch_size // process_count)[process_index::process_count]
-    return TrainIterator(shares, stream_digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
+    shares = stream.rows.batch(batch_size // process_count)[process_index::process_count]
+    return TrainIterator(shares, stream.digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
+
+
+def as_row(row: Sequence[np.ndarray] | np.ndarray) -> Batch:
+    """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
+    tokens, numbers = row
+    here, following = numbers[:-1], numbers[1:]
+    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
+    supervised = (here == following) & (here > 0)
+    return host_batch(
+        tokens=tokens[:-1],
+        targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
+        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
+    )
 
 
 def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""A mixture of token shards to batches: every source shuffled and repeated for itself, rows taken by weight.
+"""A mixture of token shards to rows: every source shuffled and repeated for itself, rows taken by weight.
 
 Which source gives the next row is computed, not drawn: among any first k rows a source has its share of k to
 within a few rows, and exactly its share where that is a whole number for all sources at once. Any row is at
@@ -11,23 +11,12 @@ import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Unpack
 
 import grain
-import numpy as np
 
 from hope_jax.core.errors import DataError
-from hope_jax.core.types import NO_TARGET, Batch
-from hope_jax.data.batches import (
-    ENDLESS,
-    Sharing,
-    TrainIterator,
-    digest_int,
-    fixed_batches,
-    host_batch,
-    shared_batches,
-    spread,
-)
+from hope_jax.core.types import Batch
+from hope_jax.data.batches import ENDLESS, Stream, as_row, digest_int, spread
 from hope_jax.data.sources import Source
 
 
@@ -70,95 +59,22 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
         return found
 
 
-def make_mixture_iterator(
-    *,
-    sources: Sequence[Source],
-    seq_len: int,
-    batch_size: int,
-    seed: int,
-    **sharing: Unpack[Sharing],
-) -> TrainIterator:
-    """Endless batches of the training splits by weight. Every epoch of a source visits each of its rows once,
-    in an order of its own. Arguments as of `make_train_iterator`.
+def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, seed: int) -> Stream:
+    """Endless rows of the training splits by weight. Every epoch of a source visits each of its rows once, in
+    an order of its own.
 
     Raises:
         DataError: sizes that do not fit each other, or a source without rows.
     """
-    shuffled = [
-        _endless(source.rows("train", seq_len), digest_int(f"{seed}:{source.name}"), source)
-        for source in sources
-    ]
+    shuffled = []
+    for source in sources:
+        rows = source.rows("train", seq_len)
+        if not len(rows):
+            raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
+        order = grain.MapDataset.source(rows).shuffle(seed=digest_int(f"{seed}:{source.name}"))
+        # The mixture is as long as ENDLESS, and no source can be longer.
+        shuffled.append(order.repeat(-(-ENDLESS // len(rows))))
     mixed = grain.MapDataset.select_from_datasets(shuffled, Interleaving([s.weight for s in sources]))
-    return shared_batches(
-        mixed.map(as_batch),
-        _digest(sources, seq_len, batch_size, seed),
-        batch_size=batch_size,
-        **sharing,
-    )
-
-
-def make_mixture_eval_batches(
-    *, sources: Sequence[Source], seq_len: int, batch_size: int, max_batches: int, pad_id: int
-) -> list[Batch]:
-    """The held-out splits as batches of int32 [B, T], the same on every call and process.
-
-    Sources have their weights' shares of the rows, so the loss is that of the mixture; each row is there at
-    most once, and those of a source are spread evenly over its split. max_batches: at most; 0: as many rows
-    as there are in these proportions. Padding rows fill the last batch.
-
-    Raises:
-        DataError: a source without rows.
-    """
-    available = [source.rows("heldout", seq_len) for source in sources]
-    interleaving = Interleaving([source.weight for source in sources])
-    wanted = max_batches * batch_size or sum(map(len, available))
-    counts = interleaving.counts(_most(interleaving, [len(rows) for rows in available], wanted))
-    if not sum(counts):
-        raise DataError("data.source: the held-out split is empty; build shards from more documents")
-    chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
-    places = [interleaving[k] for k in range(sum(counts))]
-    rows = [as_batch(available[source][int(chosen[source][at])]) for source, at in places]
-    return fixed_batches(rows, batch_size, pad_id)
-
-
-def epochs(sources: Sequence[Source], seq_len: int, batches: int, batch_size: int) -> dict[str, float]:
-    """How often a run of so many batches reads each source's training rows."""
-    counts = Interleaving([source.weight for source in sources]).counts(batches * batch_size)
-    return {s.name: n / len(s.rows("train", seq_len)) for s, n in zip(sources, counts, strict=True)}
-
-
-def as_batch(row: tuple[np.ndarray, np.ndarray]) -> Batch:
-    """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
-    tokens, numbers = row
-    here, following = numbers[:-1], numbers[1:]
-    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
-    supervised = (here == following) & (here > 0)
-    return host_batch(
-        tokens=tokens[:-1],
-        targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
-        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
-    )
-
-
-def _endless(rows: grain.sources.RandomAccessDataSource, seed: int, source: Source) -> grain.MapDataset:
-    if not len(rows):
-        raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
-    # The mixture is as long as ENDLESS, and no source can be longer.
-    return grain.MapDataset.source(rows).shuffle(seed=seed).repeat(-(-ENDLESS // len(rows)))
-
-
-def _most(interleaving: Interleaving, available: Sequence[int], wanted: int) -> int:
-    """The largest number of rows, at most `wanted`, of which no source has more than are available."""
-    low, high = 0, wanted
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = all(n <= m for n, m in zip(interleaving.counts(middle), available, strict=True))
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
-def _digest(sources: Sequence[Source], seq_len: int, batch_size: int, seed: int) -> str:
-    """Of all that decides what batch n holds."""
     described = [
         {
             "name": source.name,
@@ -169,4 +85,39 @@ def _digest(sources: Sequence[Source], seq_len: int, batch_size: int, seed: int)
         for source in sources
     ]
     stream = {"sources": described, "seq_len": seq_len, "batch_size": batch_size, "seed": seed}
-    return hashlib.sha256(json.dumps(stream, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(stream, sort_keys=True).encode()).hexdigest()
+    return Stream(mixed.map(as_row), digest)
+
+
+def held_out_rows(
+    sources: Sequence[Source], *, seq_len: int, batch_size: int, max_batches: int
+) -> list[Batch]:
+    """Rows of the held-out splits, int32 [T], the same on every call and process.
+
+    Sources have their weights' shares of the rows, so the loss is that of the mixture; each row is there at
+    most once, and those of a source are spread evenly over its split. max_batches: at most; 0: as many rows
+    as there are in these proportions.
+
+    Raises:
+        DataError: a source without rows.
+    """
+    available = [source.rows("heldout", seq_len) for source in sources]
+    interleaving = Interleaving([source.weight for source in sources])
+    # The largest number of rows of which no source has more than are available.
+    low, high = 0, max_batches * batch_size or sum(map(len, available))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = all(n <= len(m) for n, m in zip(interleaving.counts(middle), available, strict=True))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if not low:
+        raise DataError("data.source: the held-out split is empty; build shards from more documents")
+    counts = interleaving.counts(low)
+    chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
+    places = [interleaving[k] for k in range(low)]
+    return [as_row(available[source][int(chosen[source][at])]) for source, at in places]
+
+
+def epochs(sources: Sequence[Source], seq_len: int, batches: int, batch_size: int) -> dict[str, float]:
+    """How often a run of so many batches reads each source's training rows."""
+    counts = Interleaving([source.weight for source in sources]).counts(batches * batch_size)
+    return {s.name: n / len(s.rows("train", seq_len)) for s, n in zip(sources, counts, strict=True)}

@@ -119,7 +119,7 @@ def check_sources(
 ) -> None:
     """Holds the sources against their files, the run and each other.
 
-    document_multiple: see `make_train_iterator`. digests: read every file and compare its digest, not only
+    document_multiple: see `pipeline.training_rows`. digests: read every file and compare its digest, not only
     its size.
 
     Raises:
