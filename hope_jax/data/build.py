@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
-        from hope_jax.data.building import executors, finish, stages
+        from hope_jax.data.building import finish, stages
         from hope_jax.data.building import recipe as manifest
         from hope_jax.data.building import tasks as plan
     except ModuleNotFoundError as error:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         say(_description(planned))
         return
-    machine = executors.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
+    machine = stages.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
     with _alone(planned.mixture.out), _room(planned.mixture.out):
         if not stages.run(planned, machine):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")

@@ -13,7 +13,7 @@ from pathlib import Path
 from hope_jax.core.errors import DataError, instead
 from hope_jax.core.paths import as_path, files_in
 from hope_jax.data.corpus import EMBEDDED
-from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, ShardRows, Split, check_files, read_manifest
+from hope_jax.data.shards import MANIFEST, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 
 logger = logging.getLogger("hope_jax.data")
@@ -38,8 +38,8 @@ class Source:
 
     def digest(self) -> str:
         """Hex SHA-256 of its shards' digests, in order."""
-        files = [file.sha256 for split in SPLITS for file in self.manifest.files[split]]
-        return hashlib.sha256("\n".join(files).encode()).hexdigest()
+        digests = "\n".join(file.sha256 for file in self.manifest.every_file())
+        return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def variable(name: str) -> str:
@@ -110,12 +110,7 @@ def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -
 
 
 def check_sources(
-    sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    *,
-    seq_len: int,
-    document_multiple: int,
-    digests: bool,
+    sources: Sequence[Source], tokenizer: Tokenizer, *, seq_len: int, document_multiple: int, digests: bool
 ) -> None:
     """Holds the sources against their files, the run and each other.
 
@@ -128,8 +123,8 @@ def check_sources(
     for source in sources:
         _check_fit(source, tokenizer, seq_len, document_multiple)
     _check_together(sources)
-    size = sum(file.size for source in sources for split in SPLITS for file in source.manifest.files[split])
     if digests:
+        size = sum(file.size for source in sources for file in source.manifest.every_file())
         logger.info("checking the digests of %.1f MB of shards (data.verify_shards)", size / 1e6)
     for source in sources:
         check_files(source.folder, source.manifest, digests=digests)
@@ -174,7 +169,7 @@ def _check_together(sources: Sequence[Source]) -> None:
                 f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
                 "), so one document may be on both sides; build them with the same"
             )
-        for file in (f for split in SPLITS for f in source.manifest.files[split] if f.supervised):
+        for file in (f for f in source.manifest.every_file() if f.supervised):
             other = owner.setdefault(file.sha256, source)
             if other is not source:  # within a source: `check_files`
                 raise DataError(

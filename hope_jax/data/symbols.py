@@ -20,10 +20,10 @@ class SymbolTokenizer(Tokenizer):
     """
 
     def __init__(self, source: str, symbols: tuple[str, ...]) -> None:
-        self.name = source
-        self.model = b""
+        self.name, self.model = source, b""
         self.sha256 = hashlib.sha256("\n".join((source, *symbols)).encode()).hexdigest()
-        self._symbols = symbols
+        self._symbols, self.vocab_size = symbols, len(symbols)
+        self.pad_id = 0  # any will do, as segment ids mark padding
 
     def encode(self, text: str) -> np.ndarray:
         """Raises: DataError."""
@@ -34,30 +34,10 @@ class SymbolTokenizer(Tokenizer):
         names = dict(enumerate(self._symbols))
         return " ".join(names.get(int(i), "\ufffd") for i in ids)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of symbols."""
-        return len(self._symbols)
-
-    @property
-    def bos_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def eos_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def unk_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows: any will do, as segment ids mark padding."""
-        return 0
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("bos_id", "eos_id", "unk_id"):
+            self._refuse()
+        raise AttributeError(name)
 
     def _refuse(self) -> NoReturn:
         raise DataError(

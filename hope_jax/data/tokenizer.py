@@ -32,26 +32,30 @@ class Tokenizer:
 
     With the embedded model `decode(encode(text)) == text` for every text: what the vocabulary lacks is spelt
     in bytes. BOS and EOS are never produced from text; the pipeline puts them around documents.
-    model, sha256: the serialized model, and its hex digest.
+    Has `model` and `sha256`, the serialized model and its hex digest; `vocab_size`, ids being 0 to that less
+    one; `bos_id` and `eos_id`, put before and after every document; `unk_id`, of what can neither be told in
+    pieces nor spelt in bytes; and `pad_id`, which fills rows: EOS where the model has none, as segment ids
+    mark padding, not this.
     """
 
     def __init__(self, model: bytes, name: str) -> None:
         """Args: the serialized sentencepiece model, and the name to use in errors. Raises: DataError."""
-        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor = processor = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = self._processor.LoadFromSerializedProto(model) if model else False
+            loaded = processor.LoadFromSerializedProto(model) if model else False
         except (RuntimeError, OSError):
             loaded = False
+        where = f"data.tokenizer={name!r}"
         if not loaded:
-            raise DataError(
-                f"data.tokenizer={name!r}: not a sentencepiece model ({len(model)} bytes); {_REMEDY}"
-            )
+            raise DataError(f"{where}: not a sentencepiece model ({len(model)} bytes); {_REMEDY}")
+        self.name, self.model, self.sha256 = name, model, hashlib.sha256(model).hexdigest()
+        self.vocab_size = int(processor.get_piece_size())
+        self.bos_id, self.eos_id = int(processor.bos_id()), int(processor.eos_id())
+        self.unk_id, pad = int(processor.unk_id()), int(processor.pad_id())
+        self.pad_id = pad if pad >= 0 else self.eos_id
         for role, token in (("BOS", self.bos_id), ("EOS", self.eos_id)):
             if token < 0:
-                raise DataError(f"data.tokenizer={name!r}: the model has no {role} token; train it with one")
-        self.name = name
-        self.model = model
-        self.sha256 = hashlib.sha256(model).hexdigest()
+                raise DataError(f"{where}: the model has no {role} token; train it with one")
 
     @classmethod
     def load(cls, source: str = EMBEDDED) -> "Tokenizer":
@@ -169,32 +173,6 @@ class Tokenizer:
                 for i, piece in enumerate(pieces)
             ]
         )  # fmt: skip
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids: 0 to vocab_size - 1."""
-        return int(self._processor.get_piece_size())
-
-    @property
-    def bos_id(self) -> int:
-        """Id put before every document."""
-        return int(self._processor.bos_id())
-
-    @property
-    def eos_id(self) -> int:
-        """Id put after every document."""
-        return int(self._processor.eos_id())
-
-    @property
-    def unk_id(self) -> int:
-        """Id of what can neither be told in pieces nor spelt in bytes."""
-        return int(self._processor.unk_id())
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows; EOS where the model has none (segment ids mark padding, not this)."""
-        pad = int(self._processor.pad_id())
-        return pad if pad >= 0 else self.eos_id
 
 
 _REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 from hope_jax.core.errors import DataError
 from hope_jax.data import build as command
-from hope_jax.data.building import executors
+from hope_jax.data.building import stages
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 MINHASH = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 4}
@@ -164,9 +163,9 @@ KILLED = """
 import os, signal
 from hope_jax import cli
 from hope_jax.data import build
-from hope_jax.data.building import executors
+from hope_jax.data.building import stages
 
-calm = executors.LocalPipelineExecutor._run_for_rank
+calm = stages.LocalPipelineExecutor._run_for_rank
 
 
 def killed(self, rank, *others):
@@ -175,8 +174,8 @@ def killed(self, rank, *others):
     return calm(self, rank, *others)
 
 
-executors.LocalPipelineExecutor._run_for_rank = killed
-executors.START_METHOD = "fork"  # has the patch in the worker too
+stages.LocalPipelineExecutor._run_for_rank = killed
+stages.START_METHOD = "fork"  # has the patch in the worker too
 cli.run_command(build.main)
 """
 """The command, whose task 1 is killed as for want of memory. Apart: a fork of a process with JAX can hang."""
@@ -212,10 +211,9 @@ def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
 def test_tasks_that_outlive_their_build_are_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    planned = types.SimpleNamespace(work=tmp_path)
     with (tmp_path / "busy").open("a") as task, caplog.at_level(logging.INFO):
         fcntl.flock(task, fcntl.LOCK_SH)
-        waiting = threading.Thread(target=executors.wait_for_tasks, args=(planned,))
+        waiting = threading.Thread(target=stages.wait_for_tasks, args=(tmp_path / "busy",))
         waiting.start()
         deadline = time.monotonic() + 60
         while not caplog.records and time.monotonic() < deadline:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hope_jax.core.errors import DataError
-from hope_jax.data.building.executors import run_all
+from hope_jax.data.building.stages import run_all
 
 
 class Work:

@@ -183,7 +183,7 @@ def experiment(source: str = "synthetic:mqar", seed: int = 0, **data: object) ->
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_gives_rows_that_depend_on_their_number_alone(name: str) -> None:
-    seq_len = task(name).most_tokens("train")
+    seq_len = task(name).most_tokens()
     config = experiment(f"synthetic:{name}", seq_len=seq_len)
     tokenizer = open_tokenizer(config.data)
     inputs = open_inputs(config, tokenizer)

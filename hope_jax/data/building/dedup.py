@@ -3,7 +3,12 @@
 Both look at the documents that the sources' filters kept, in the order of the mixture's tasks.
 """
 
+from glob import escape
+from pathlib import Path, PurePosixPath
+from typing import Any
+
 from datatrove.data import Document
+from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import (
     ExactDedupConfig,
@@ -17,10 +22,29 @@ from datatrove.pipeline.dedup import (
     MinhashDedupSignature,
 )
 from datatrove.utils.word_tokenizers import WordTokenizer
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from hope_jax.data.building.executors import PlainFolder
+from hope_jax.core.paths import is_left_behind
 from hope_jax.data.building.steps import CleanReader
 from hope_jax.data.building.tasks import MOST_TASKS, Plan
+
+
+class PlainFolder(DataFolder):
+    """A local folder. datatrove's own takes brackets and stars in its path for a pattern, so that it finds no
+    file there, and a double colon for a chain of file systems."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(str(path), LocalFileSystem())
+
+    def glob(self, path: str, **options: Any) -> Any:
+        """What fits a pattern below this folder, as fsspec has it."""
+        found = self.fs.glob(f"{escape(self.path)}/{path}", **options)
+        return {self._relpath(p): info for p, info in found.items()} if options.get("detail") else found
+
+    def list_files(self, *arguments: Any, **options: Any) -> list[str]:
+        """Files by path in this folder, sorted; none that an operating system left behind."""
+        found = super().list_files(*arguments, **options)
+        return [name for name in found if not is_left_behind(PurePosixPath(name))]
 
 
 def text_of(document: Document) -> str:

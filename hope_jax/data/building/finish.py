@@ -52,7 +52,7 @@ def finish(plan: Plan) -> dict[str, Any]:
             _LOG.warning("WARNING: sources.%s: no document was held out; none can be evaluated on", name)
         folder = plan.mixture.out / name
         _write_new(folder / MANIFEST, manifest.to_json())
-        names = {file.name for files in manifest.files.values() for file in files}
+        names = {file.name for file in manifest.every_file()}
         for stray in folder.iterdir():
             if _OURS.fullmatch(stray.name) and stray.name not in names:
                 stray.unlink()
@@ -142,7 +142,7 @@ def mixture_statistics(plan: Plan, made: dict[str, ShardManifest]) -> dict[str, 
         }
         if mixture.train_tokens is not None:
             entry["epochs"] = round(mixture.train_tokens * source.weight / tokens, 4)
-        entry["sha256"] = {f.name: f.sha256 for split in SPLITS for f in manifest.files[split]}
+        entry["sha256"] = {f.name: f.sha256 for f in manifest.every_file()}
         sources[source.name] = entry
     keys = ("row_tokens", "document_multiple", "holdout", "salt", "train_tokens")
     return {

@@ -5,23 +5,33 @@ dedup            find duplicates over all sources      -> numbers of the documen
 shards           leave out, encode, pack               -> shards, and what each task made
 """
 
+import contextlib
+import copy
+import fcntl
+import importlib.util
 import json
 import logging
+import multiprocessing
+import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dill  # type: ignore[import-untyped]
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
-from hope_jax.core.errors import DataError
+from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
 from hope_jax.data.building import dedup, filters, readers
-from hope_jax.data.building.executors import Machine, make_executor, run_local, wait_for_tasks
 from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.steps import CleanReader, CleanWriter, ShardStep, read_result, seal_of
 from hope_jax.data.building.tasks import Plan, PlannedSource
@@ -29,6 +39,18 @@ from hope_jax.data.shards import MANIFEST, sha256_of
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
+_BUSY = "busy"
+START_METHOD = "forkserver"
+"""Of worker processes: not fork, as this process may hold threads."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to run. kind: local, slurm or ray. workers: tasks at once. verbose: show datatrove's own log."""
+
+    kind: str = "local"
+    workers: int = 1
+    verbose: bool = False
 
 
 @dataclass
@@ -102,7 +124,7 @@ def run(plan: Plan, machine: Machine) -> bool:
     if not shards.to_do():
         return True
     plan.work.mkdir(parents=True, exist_ok=True)
-    wait_for_tasks(plan)
+    wait_for_tasks(plan.work / _BUSY)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
@@ -169,16 +191,17 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
+    """Runs what is to be done of each stage. False if Slurm was told to. Raises: ConfigError: an argument or
+    package that the kind of machine needs is missing; UserError: of a step."""
     previous = None
     for stage in stages:
         if not (tasks := stage.to_do()):
             continue
         _LOG.info("%s: %d of %d tasks to do", stage.title, len(tasks), stage.tasks)
-        job = f"{plan.mixture.path.stem}-{stage.name}"
-        executor = make_executor(list(stage.steps), stage.tasks, stage.logs, job, plan, machine, previous)
+        executor = _make_executor(stage, plan, machine, previous)
         if machine.kind == "local":
             try:
-                run_local(executor, tasks, plan, machine.verbose)
+                _run_local(executor, tasks, plan.work / _BUSY, machine.verbose)
             except BrokenProcessPool:
                 raise DataError(
                     f"{stage.title}: the process of a task was ended, often for want of memory; run again, "
@@ -191,3 +214,92 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         elif left := stage.to_do():
             raise DataError(f"{stage.title}: tasks {left} failed; see the logs in {stage.logs}")
     return previous is None
+
+
+def _make_executor(
+    stage: Stage, plan: Plan, machine: Machine, previous: PipelineExecutor | None
+) -> PipelineExecutor:
+    """previous: of the Slurm job that this one waits for."""
+    workers, steps = min(machine.workers, stage.tasks), list(stage.steps)
+    common: dict[str, Any] = {"tasks": stage.tasks, "logging_dir": dedup.PlainFolder(stage.logs)}
+    if machine.kind == "slurm":
+        wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}
+        if not {"time", "partition"} <= set(wanted):
+            raise ConfigError(
+                f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm"
+            )
+        return SlurmPipelineExecutor(steps, workers=machine.workers, depends=previous, **common, **wanted)
+    if machine.kind == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("--executor=ray: ray is not installed; pip install ray")
+        return RayPipelineExecutor(steps, workers=workers, **common, **plan.mixture.ray)
+    return LocalPipelineExecutor(steps, workers=workers, **common)
+
+
+def _run_local(executor: LocalPipelineExecutor, tasks: list[int], busy: Path, verbose: bool) -> None:
+    """One worker is this process. datatrove's own `run` keeps a manager process, which outlives a process
+    that is killed, and a pool that waits for ever for the task of a worker that was."""
+    if executor.workers == 1:
+        for task in tasks:
+            _run_task(copy.deepcopy(executor), verbose, task)
+    else:
+        packed = dill.dumps(executor)
+        run_all(_run_packed, [(packed, verbose, task) for task in tasks], executor.workers, busy)
+
+
+def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int, busy: Path) -> None:
+    """Makes all calls of `work`, by some processes that hold a shared lock on `busy` and end with this one.
+
+    The first exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed.
+    """
+    context = multiprocessing.get_context(START_METHOD)
+    with ProcessPoolExecutor(processes, context, _start_worker, (busy,)) as pool:
+        try:
+            for done in as_completed([pool.submit(work, *call) for call in calls]):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _run_packed(packed: bytes, verbose: bool, task: int) -> None:
+    _run_task(dill.loads(packed), verbose, task)
+
+
+def _run_task(executor: LocalPipelineExecutor, verbose: bool, task: int) -> None:
+    if verbose:
+        executor._run_for_rank(task)
+        return
+    try:
+        # It sets up its log anew for each task, on whatever is the standard error then.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            executor._run_for_rank(task)
+    finally:
+        datatrove_log.remove()
+
+
+def _start_worker(busy: Path) -> None:
+    lock = busy.open("a")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    threading.Thread(target=_end_with_parent, args=(lock,), daemon=True).start()
+
+
+def _end_with_parent(lock: Any) -> None:
+    """Also where that was killed; the lock is held until then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    lock.close()
+    os._exit(1)
+
+
+def wait_for_tasks(busy: Path) -> None:
+    """Returns when no worker of an earlier build runs any more."""
+    with busy.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _LOG.info("waiting for the last tasks of a build that was killed")
+            fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,9 +7,15 @@ import dataclasses
 from collections.abc import Mapping
 
 from hope_jax.core.errors import ConfigError, instead
-from hope_jax.data.synthetic.copying import Compression, SelectiveCopying
 from hope_jax.data.synthetic.languages import AA, ABAB, AnBn, AnBnCn, Parity, Shuffle2
-from hope_jax.data.synthetic.recall import FuzzyRecall, InContextRecall, Memorization, Mqar
+from hope_jax.data.synthetic.recall import (
+    Compression,
+    FuzzyRecall,
+    InContextRecall,
+    Memorization,
+    Mqar,
+    SelectiveCopying,
+)  # fmt: skip
 from hope_jax.data.synthetic.task import Example, Task
 
 __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
@@ -68,7 +74,7 @@ def find_task(source: str, options: Mapping[str, int], seq_len: int) -> Task | N
     task = kind(**options)
     for problem in task.problems():
         raise ConfigError(f"data.task_options.{problem}")
-    if (longest := task.most_tokens("train")) > seq_len:
+    if (longest := task.most_tokens()) > seq_len:
         raise ConfigError(
             f"data.seq_len={seq_len}: {source} has strings of {longest} tokens; raise it, or lower "
             f"data.task_options ({', '.join(known)})"

@@ -41,9 +41,9 @@ class Language(Task):
         if not self.sizes("bin0") or not self.sizes("bin1"):
             yield f"longest={self.longest}: no string is so short; use {self.unit} or more"
 
-    def most_tokens(self, split: str) -> int:
+    def most_tokens(self) -> int:
         """See `Task`."""
-        return self.sizes(split)[-1]
+        return self.sizes("train")[-1]
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`; all sizes are equally likely."""
@@ -114,9 +114,9 @@ class AnBn(_OneString):
     letters: ClassVar[tuple[str, ...]] = ("a", "b")
     labels: ClassVar[tuple[str, ...]] = ("=ab", "=b", "=.")
 
-    def most_tokens(self, split: str) -> int:
+    def most_tokens(self) -> int:
         """See `Task`."""
-        return len(self.letters) * self.sizes(split)[-1]
+        return len(self.letters) * self.longest
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
         """See `Language`."""

@@ -1,5 +1,5 @@
-"""Tasks of recall: which value came with this key? In the context (MQAR, MAD's in-context recall and its
-fuzzy form), or in all of training (MAD's memorization)."""
+"""MQAR and MAD's tasks. Which value came with this key, in the context or in all of training (memorization)?
+And a whole sequence is kept: selective copying, and compression into a state."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hope_jax.data.synthetic.task import Example, Task, ask
+from hope_jax.data.synthetic.task import Example, Task, ask, named
 
 _POWER = 0.01
 """MQAR: a query g pairs after the last pair has a probability in proportion to g^(_POWER - 1)."""
@@ -39,20 +39,12 @@ class Mqar(Task):
 
     def symbols(self) -> tuple[str, ...]:
         """Filler, keys, values."""
-        half = range(self.vocab // 2)
-        return ("_", *(f"k{i}" for i in half), *(f"v{i}" for i in half))
-
-    def _sized(self, split: str) -> tuple[int, int]:
-        times = {"half": 0.5, "double": 2}.get(split, 1)
-        return int(self.pairs * times), int(self.length * times)
-
-    def most_tokens(self, split: str) -> int:
-        """See `Task`."""
-        return self._sized(split)[1]
+        return ("_", *named(k=self.vocab // 2, v=self.vocab // 2))
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. Queries stand at even distances from the pairs, each followed by its value."""
-        pairs, length = self._sized(split)
+        times = {"half": 0.5, "double": 2}.get(split, 1)
+        pairs, length = int(self.pairs * times), int(self.length * times)
         half = self.vocab // 2
         keys, values = 1 + rng.permutation(half)[:pairs], 1 + half + rng.integers(0, half, pairs)
         gaps = np.arange(1, (length - 2 * pairs) // 2 + 1)
@@ -86,12 +78,7 @@ class InContextRecall(Task):
 
     def symbols(self) -> tuple[str, ...]:
         """Keys, values."""
-        half = range(self.vocab // 2)
-        return (*(f"k{i}" for i in half), *(f"v{i}" for i in half))
-
-    def most_tokens(self, split: str) -> int:
-        """See `Task`."""
-        return self.length
+        return named(k=self.vocab // 2, v=self.vocab // 2)
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. The last key is one that came before."""
@@ -132,36 +119,29 @@ class FuzzyRecall(Task):
 
     def symbols(self) -> tuple[str, ...]:
         """Keys' symbols, values' symbols."""
-        keys = self.vocab // 2
-        return (*(f"k{i}" for i in range(keys)), *(f"v{i}" for i in range(self.vocab - keys)))
-
-    def most_tokens(self, split: str) -> int:
-        """See `Task`."""
-        return self.length
-
-    def _motif(self, rng: np.random.Generator, first: int, count: int, shortest: int) -> tuple[int, ...]:
-        size = int(rng.integers(shortest, self.motif + 1))
-        return tuple((first + rng.permutation(count)[:size]).tolist())
+        return named(k=self.vocab // 2, v=self.vocab - self.vocab // 2)
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. Pairs until the string is full, then one of their keys again."""
         keys = self.vocab // 2
-        shortest = 1 if split == "train" else self.motif
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
         tokens: list[int] = []
         at: list[int] = []
 
+        def motif(first: int, count: int, shortest: int) -> tuple[int, ...]:
+            size = int(rng.integers(shortest, self.motif + 1))
+            return tuple((first + rng.permutation(count)[:size]).tolist())
+
         def add(key: tuple[int, ...]) -> None:
-            value, asked = known.get(key), key in known
-            if value is None:
-                value = known[key] = self._motif(rng, keys, self.vocab - keys, 1)
-            if asked:
+            if key in known:
                 start = len(tokens) + len(key) - 1
-                at.extend(range(start, start + len(value)))
-            tokens.extend((*key, *value))
+                at.extend(range(start, start + len(known[key])))
+            else:
+                known[key] = motif(keys, self.vocab - keys, 1)
+            tokens.extend((*key, *known[key]))
 
         while len(tokens) + 4 * self.motif <= self.length:
-            add(self._motif(rng, 0, keys, shortest))
+            add(motif(0, keys, 1 if split == "train" else self.motif))
         add(list(known)[int(rng.integers(len(known)))])
         row, places = np.array(tokens), np.array(at)
         return ask(row, places, row[places + 1])
@@ -187,12 +167,7 @@ class Memorization(Task):
 
     def symbols(self) -> tuple[str, ...]:
         """Keys, values, the question mark."""
-        half = range(self.vocab // 2)
-        return (*(f"k{i}" for i in half), *(f"v{i}" for i in half), "?")
-
-    def most_tokens(self, split: str) -> int:
-        """See `Task`."""
-        return self.length
+        return (*named(k=self.vocab // 2, v=self.vocab // 2), "?")
 
     def values(self) -> np.ndarray:
         """int64 [vocab / 2]: the value of each key."""
@@ -204,3 +179,59 @@ class Memorization(Task):
         keys = rng.integers(0, self.vocab // 2, self.length // 2)
         tokens = np.stack([keys, np.full_like(keys, self.vocab)], axis=1).reshape(-1)
         return ask(tokens, np.arange(1, self.length, 2), self.values()[keys])
+
+
+@dataclass(frozen=True)
+class SelectiveCopying(Task):
+    """MAD: some symbols among blanks, then the sign to copy, and as many blanks, at which they are asked for
+    in order.
+
+    vocab: symbols that are copied. length: tokens of a string. copied: symbols of a string.
+    """
+
+    vocab: int = 14
+    length: int = 256
+    copied: int = 16
+
+    def problems(self) -> Iterator[str]:
+        """See `Task`."""
+        if self.length < 2 * self.copied + 1:
+            yield f"length={self.length}: want at least {2 * self.copied + 1} for copied={self.copied}"
+
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols, blank, the sign to copy."""
+        return (*named(s=self.vocab), "_", "copy")
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`."""
+        before, symbols = self.length - self.copied - 1, rng.integers(0, self.vocab, self.copied)
+        tokens = np.full(self.length, self.vocab)
+        tokens[np.sort(rng.permutation(before)[: self.copied])] = symbols
+        tokens[before] = self.vocab + 1
+        return ask(tokens, np.arange(before + 1, self.length), symbols)
+
+
+@dataclass(frozen=True)
+class Compression(Task):
+    """After MAD's compression: random symbols, a sign, and as many blanks, at which they are asked for in
+    order. MAD decodes the one vector at the sign; here all that the model carries may be used.
+
+    vocab: different symbols. kept: symbols of a string.
+    """
+
+    vocab: int = 15
+    kept: int = 31
+
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols, blank, the sign."""
+        return (*named(s=self.vocab), "_", "end")
+
+    def most_tokens(self) -> int:
+        """See `Task`."""
+        return 2 * self.kept + 1
+
+    def example(self, rng: np.random.Generator, split: str) -> Example:
+        """See `Task`."""
+        symbols = rng.integers(0, self.vocab, self.kept)
+        tokens = np.concatenate([symbols, [self.vocab + 1], np.full(self.kept, self.vocab)])
+        return ask(tokens, np.arange(self.kept + 1, 2 * self.kept + 1), symbols)

@@ -44,9 +44,9 @@ class Task:
         """The name of each token id, from 0."""
         raise NotImplementedError
 
-    def most_tokens(self, split: str) -> int:
-        """Length of the longest string of a split."""
-        raise NotImplementedError
+    def most_tokens(self) -> int:
+        """Length of the longest string in training: the option of that name, unless a task says otherwise."""
+        return int(vars(self)["length"])
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """A string of a split, drawn."""
@@ -54,7 +54,6 @@ class Task:
 
     def every(self, split: str) -> list[Example] | None:
         """All strings of a split, if they are so few that an eval reads each once; else None."""
-        del split
         return None
 
 
@@ -65,3 +64,8 @@ def ask(tokens: np.ndarray, at: np.ndarray, answers: np.ndarray, groups: np.ndar
     if groups is not None:
         by[at] = groups
     return Example(np.asarray(tokens, np.int32), targets, by)
+
+
+def named(**counts: int) -> tuple[str, ...]:
+    """Names of symbols: of each letter so many, numbered from 0."""
+    return tuple(f"{letter}{i}" for letter, count in counts.items() for i in range(count))
