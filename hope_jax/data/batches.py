@@ -42,12 +42,8 @@ class TrainIterator(grain.DatasetIterator):
     same state, and it may be restored under another number of processes, workers or prefetched batches.
     Threads and workers start with the first batch; `close` ends them.
 
-    Args:
-        batches: the process's share of each global batch.
-        stream_digest: of what the batches are made of.
-        start_batch: number of the first batch, as if those before it had been read.
-        prefetch: batches prepared ahead.
-        workers: processes that prepare them; 0: a thread of this process (none if `prefetch` is 0).
+    batches: the process's share of each global batch. start_batch: number of the first. prefetch: batches
+    prepared ahead. workers: processes that prepare them; 0: a thread of this one (none if `prefetch` is 0).
     """
 
     def __init__(
@@ -72,11 +68,7 @@ class TrainIterator(grain.DatasetIterator):
         return {"next_batch": self._next_batch, "stream": self._stream_digest}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state of `get_state`.
-
-        Raises:
-            CheckpointError: the state is not one, or counts in another stream.
-        """
+        """Continues from a state of `get_state`. Raises: CheckpointError: it is none, or another stream's."""
         following = state.get("next_batch")
         if not isinstance(following, int) or following < 0:
             raise CheckpointError(
@@ -136,12 +128,8 @@ def shared_batches(
     workers: int = 0,
     start_batch: int = 0,
 ) -> TrainIterator:
-    """Batches of rows; process p of P gets rows [p B/P, (p+1) B/P) of each. prefetch, workers, start_batch:
-    see `TrainIterator`.
-
-    Raises:
-        DataError: the processes do not divide the batch.
-    """
+    """Batches of rows; process p of P gets rows [p B/P, (p+1) B/P) of each. Other arguments as of
+    `TrainIterator`. Raises: DataError: the processes do not divide the batch."""
     if batch_size % process_count:
         raise DataError(
             f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
@@ -180,13 +168,9 @@ def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[B
 
 
 def unigram_entropy(targets: Iterable[np.ndarray]) -> float:
-    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none.
-
-    The least loss of a model that ignores context, fitted to these very tokens.
-
-    Args:
-        targets: int arrays of any shape; `NO_TARGET` entries are left out.
-    """
+    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none: the least
+    loss of a model that ignores context, fitted to these very tokens. targets: int arrays of any shape,
+    whose `NO_TARGET` entries are left out."""
     flat = np.concatenate([np.zeros(0, np.int32), *map(np.ravel, targets)])
     counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
     shares = counts / counts.sum()
@@ -212,7 +196,6 @@ def digest_int(seed: int | str) -> int:
 def _start_worker(index: int, count: int) -> None:
     """A worker leaves when its run does: not on a signal to the whole job, upon which the run first ends its
     step and saves, and always with a run that was killed."""
-    del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

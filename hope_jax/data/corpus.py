@@ -26,11 +26,8 @@ _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Document:
-    """One text that belongs together: never cut by the split, its tokens end with EOS.
-
-    source: name of the file it comes from, relative to the corpus folder.
-    index: position in that file, from 0.
-    """
+    """One text that belongs together: never cut by the split, its tokens end with EOS. source: the file it
+    comes from, relative to the corpus folder. index: position in that file, from 0."""
 
     text: str
     source: str
@@ -59,14 +56,8 @@ def _unit_hash(digest: str, salt: str) -> float:
 
 
 def load_documents(source: str) -> list[Document]:
-    """Reads a corpus in a fixed order (file name, then position in the file).
-
-    Args:
-        source: "embedded", or a folder that holds UTF-8 `.txt` files (at any depth).
-
-    Raises:
-        DataError: the folder is missing, holds no text, or holds a file that is not UTF-8.
-    """
+    """Reads a corpus in a fixed order (file name, then position in the file): the embedded one, or a folder
+    of UTF-8 `.txt` files at any depth. Raises: DataError: no folder or text, or a file that is not UTF-8."""
     if source == EMBEDDED:
         files = [(file.name, file.read_bytes()) for file in embedded_files()]
     else:
@@ -78,13 +69,8 @@ def load_documents(source: str) -> list[Document]:
 
 
 def parse_documents(name: str, raw: bytes, key: str = "data.source") -> list[Document]:
-    """The documents of a file's bytes that hold more than white space.
-
-    Args: the file's name, its content, and the key or flag to use in errors.
-
-    Raises:
-        DataError: the bytes are not UTF-8.
-    """
+    """The documents of a file's bytes that hold more than white space. key: for errors. Raises: DataError:
+    the bytes are not UTF-8."""
     try:
         text = text_files.decode(raw)
     except text_files.NotUtf8Error as error:
@@ -102,14 +88,9 @@ def split_documents(
 
     A document's side depends on its text alone: it does not move when files are renamed, reordered or
     added, and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
+    holdout: expected share of documents held out. salt: makes another split of the same corpus.
 
-    Args:
-        documents: at least two that differ.
-        holdout: expected share of documents held out, in (0, 1).
-        salt: makes another split of the same corpus.
-
-    Raises:
-        DataError: holdout is out of range, or there are fewer than two different documents.
+    Raises: DataError: holdout is not in (0, 1), or there are fewer than two different documents.
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
@@ -143,16 +124,13 @@ def embedded_files() -> list[Traversable]:
 
 
 def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
+    where = f"data.source={str(folder)!r}"
     if not folder.is_dir():
-        raise DataError(
-            f"data.source={str(folder)!r}: no such folder; give {EMBEDDED!r} or a folder of .txt files"
-        )
+        raise DataError(f"{where}: no such folder; give {EMBEDDED!r} or a folder of .txt files")
     paths = files_in(folder, "**/*.txt")
     if not paths:
-        raise DataError(f"data.source={str(folder)!r}: no .txt file in it; text files must end in .txt")
+        raise DataError(f"{where}: no .txt file in it; text files must end in .txt")
     try:
         return [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in paths]
     except OSError as error:
-        raise DataError(
-            f"data.source={str(folder)!r}: cannot read {error.filename}: {error.strerror}"
-        ) from None
+        raise DataError(f"{where}: cannot read {error.filename}: {error.strerror}") from None

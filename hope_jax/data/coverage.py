@@ -129,14 +129,9 @@ def main(argv: list[str]) -> None:
 def report_coverage(
     tokenizer: Tokenizer, sources: Sequence[TextSource], split: str, max_characters: int, seed: int
 ) -> Report:
-    """Counts each source.
+    """Counts each source, or of each a sample of whole documents of at most `max_characters` (0: all).
 
-    Args:
-        split: which side of the held-out split; "all" for both.
-        max_characters: of the sample of whole documents of each source, 0 for all. seed: of the sample.
-
-    Raises:
-        DataError: a source cannot be read or has no document on that side of the split.
+    Raises: DataError: a source cannot be read or has no document on that side of the split.
     """
     held = set() if split == "all" else held_out({d.digest for d in s.documents()} for s in sources)
     counted = []
@@ -206,11 +201,7 @@ def to_json(report: Report) -> str:
 
 
 def read_report(path: Path) -> Report:
-    """A report that `to_json` wrote.
-
-    Raises:
-        ConfigError: it is missing or is not one.
-    """
+    """A report that `to_json` wrote. Raises: ConfigError: it is missing or is not one."""
     remedy = "write one with python -m hope_jax.data.coverage --out=FILE"
     try:
         raw = json.loads(path.read_bytes())
@@ -231,15 +222,11 @@ def compare(before: Report, now: Report, increase: float, drop: float) -> list[C
     """Both measures of the guard, overall and of every source, which are told by their text and not by name.
 
     A measure that is worse by just what is allowed passes. increase: of the tokens per word. drop: of the
-    share of words that are one token, a difference of shares, 0.02 for two of a hundred words.
-
-    Raises:
-        ConfigError: the reports are of other texts.
+    share of words that are one token. Raises: ConfigError: the reports are of other texts.
     """
     theirs, ours = ({s["text_sha256"]: s for s in report["sources"]} for report in (before, now))
-    if Counter(s["text_sha256"] for s in before["sources"]) != Counter(
-        s["text_sha256"] for s in now["sources"]
-    ):
+    digests = (sorted(s["text_sha256"] for s in report["sources"]) for report in (before, now))
+    if next(digests) != next(digests):
         raise ConfigError(
             "--baseline is of another text than --input: it counted "
             f"{_names(before, ours)}, and now it is {_names(now, theirs)}; give the same --input, --split, "

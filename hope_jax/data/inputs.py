@@ -106,12 +106,8 @@ class Inputs:
 
 def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer) -> Inputs:
     """Finds the texts or shards that `data.source` and `data.mixture` name, and checks them. All processes
-    do: each may have a disk of its own.
-
-    Raises:
-        ConfigError: a synthetic task that cannot be.
-        DataError: what is there cannot be used.
-    """
+    do: each may have a disk of its own. Raises: ConfigError: a synthetic task that cannot be; DataError: what
+    is there cannot be used."""
     data = config.data
     task = find_task(data.source, data.task_options, data.seq_len)
     if task is not None:

@@ -61,11 +61,7 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
 
 def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, seed: int) -> Stream:
     """Endless rows of the training splits by weight. Every epoch of a source visits each of its rows once, in
-    an order of its own.
-
-    Raises:
-        DataError: sizes that do not fit each other, or a source without rows.
-    """
+    an order of its own. Raises: DataError: sizes that do not fit each other, or a source without rows."""
     shuffled = []
     for source in sources:
         rows = source.rows("train", seq_len)
@@ -95,11 +91,8 @@ def held_out_rows(
     """Rows of the held-out splits, int32 [T], the same on every call and process.
 
     Sources have their weights' shares of the rows, so the loss is that of the mixture; each row is there at
-    most once, and those of a source are spread evenly over its split. max_batches: at most; 0: as many rows
-    as there are in these proportions.
-
-    Raises:
-        DataError: a source without rows.
+    most once, and those of a source are spread evenly over its split. max_batches: 0: as many rows as there
+    are in these proportions. Raises: DataError: a source without rows.
     """
     available = [source.rows("heldout", seq_len) for source in sources]
     interleaving = Interleaving([source.weight for source in sources])

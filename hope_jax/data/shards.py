@@ -51,12 +51,9 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What a folder of shards holds.
-
-    row_tokens: R. document_multiple: tokens of which documents are padded to a multiple. origin, licence: of
-    the texts, for people. holdout, salt: of the split (`corpus.split_documents`). statistics: what was read,
-    rejected by reason and kept.
-    """
+    """What a folder of shards holds. row_tokens: R. document_multiple: tokens of which documents are padded
+    to a multiple. origin, licence: of the texts, for people. holdout, salt: of the split
+    (`corpus.split_documents`). statistics: what was read, rejected by reason and kept."""
 
     source: str
     row_tokens: int
@@ -86,10 +83,8 @@ def dtype_of(vocab_size: int) -> np.dtype:
 
 
 class RowWriter:
-    """Packs documents into the rows of one file. `close` fills up the last row with padding.
-
-    path: of the file. One that was not closed has no index, and nothing can read it.
-    """
+    """Packs documents into the rows of one file. `close` fills up the last row with padding; a file that was
+    not closed has no index, and nothing can read it."""
 
     def __init__(self, path: Path, *, row_tokens: int, vocab_size: int, pad_id: int) -> None:
         self._path, self._row_tokens, self._pad_id = path, row_tokens, pad_id
@@ -137,10 +132,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> ShardManifest:
-    """The manifest of a folder of shards.
-
-    Raises: DataError: it is missing, unfinished, of another format, or not one.
-    """
+    """The manifest of a folder of shards. Raises: DataError: it is missing, of another format, or not one."""
     path, again = folder / MANIFEST, "build the shards again"
     try:
         raw = json.loads(path.read_text())
@@ -224,10 +216,7 @@ class ShardRows:
     """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain.
 
     Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0:
-    padding. Can be sent to worker processes, which open the files for themselves.
-
-    Raises:
-      DataError: seq_len does not divide the rows.
+    padding. Worker processes open the files for themselves. Raises: DataError: seq_len does not divide rows.
     """
 
     def __init__(self, folder: Path, manifest: ShardManifest, split: Split, seq_len: int) -> None:

@@ -53,8 +53,7 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
     A source of the mixture is in the folder that its environment variable names, or in `<source>/<name>`.
     Without a mixture `source` itself may be a folder of shards.
 
-    Raises:
-        DataError: a folder or its manifest is missing or is not one, or shards lie there in another way.
+    Raises: DataError: a folder or its manifest is missing or is not one, or shards lie there in another way.
     """
     if source == EMBEDDED:
         return []
@@ -112,14 +111,8 @@ def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -
 def check_sources(
     sources: Sequence[Source], tokenizer: Tokenizer, *, seq_len: int, document_multiple: int, digests: bool
 ) -> None:
-    """Holds the sources against their files, the run and each other.
-
-    document_multiple: see `pipeline.training_rows`. digests: read every file and compare its digest, not only
-    its size.
-
-    Raises:
-        DataError: names the first that does not fit.
-    """
+    """Holds the sources against their files, the run and each other. digests: read every file and compare its
+    digest, not only its size. Raises: DataError: names the first that does not fit."""
     for source in sources:
         _check_fit(source, tokenizer, seq_len, document_multiple)
     _check_together(sources)

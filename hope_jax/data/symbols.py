@@ -47,11 +47,7 @@ class SymbolTokenizer(Tokenizer):
 
 
 def open_tokenizer(data: DataConfig) -> Tokenizer:
-    """The tokenizer that `data` names; of a synthetic task its symbols.
-
-    Raises:
-        ConfigError: a synthetic task that cannot be.
-        DataError: the tokenizer cannot be read.
-    """
+    """The tokenizer that `data` names; of a synthetic task its symbols. Raises: ConfigError: a synthetic task
+    that cannot be; DataError: the tokenizer cannot be read."""
     task = find_task(data.source, data.task_options, data.seq_len)
     return Tokenizer.load(data.tokenizer) if task is None else SymbolTokenizer(data.source, task.symbols())

@@ -32,11 +32,8 @@ class TextSource:
     text_field: str = "text"
 
     def documents(self) -> Iterator[Document]:
-        """The documents that hold more than white space, in the files' order.
-
-        Raises:
-            DataError: a file cannot be read, is not UTF-8, or holds a line that is not an object with text.
-        """
+        """The documents that hold more than white space, in the files' order. Raises: DataError: a file
+        cannot be read, is not UTF-8, or holds a line that is not an object with text."""
         for file in self.files:
             try:
                 if file.name.endswith(".txt"):
@@ -54,14 +51,10 @@ class TextSource:
 
 
 def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSource]:
-    """The sources that inputs name, in the given order; no text is read yet.
+    """The sources that inputs name ("embedded", folders, files), in the given order; no text is read yet.
+    text_field: of a `.jsonl` line, the key of its text.
 
-    Args:
-        inputs: "embedded", or paths of folders and of files.
-        text_field: of a `.jsonl` line, the key of its text.
-
-    Raises:
-        DataError: no input, one that is missing or given twice, or a folder without such files.
+    Raises: DataError: no input, one that is missing or given twice, or a folder without such files.
     """
     if not inputs:
         raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a file ({_KINDS})")
@@ -110,12 +103,8 @@ def _parse_lines(file: Traversable, lines: Iterable[bytes], text_field: str) -> 
 
 
 def held_out(digests: Iterable[Iterable[str]]) -> set[str]:
-    """The documents that training leaves out: of each source those that `split_documents` would hold out. A
-    source of one document is used whole.
-
-    Args:
-        digests: for each source, those of its documents.
-    """
+    """The documents that training leaves out, of each source's digests: those that `split_documents` would
+    hold out. A source of one document is used whole."""
     return {digest for of_source in digests for digest in held_out_digests(set(of_source))}
 
 
@@ -127,11 +116,10 @@ def select(source: TextSource, split: str, held: set[str]) -> Iterator[Document]
 
 
 def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
-    """Texts, in their order, that have at most `limit` characters together.
+    """Texts, in their order, that have at most `limit` characters together (0: all), at least one of them.
 
     They are taken in an order shuffled by the seed while they fit, so that nothing but the seed prefers one
-    to another. All texts if limit is 0; at least one if there is any. Holds no more in memory than it gives
-    back.
+    to another. Holds no more in memory than it gives back.
     """
     numbers = random.Random(seed)
     kept: list[tuple[float, int, str]] = []

@@ -59,36 +59,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str = EMBEDDED) -> "Tokenizer":
-        """Reads a tokenizer, and holds it against its sidecar if there is one.
-
-        Args:
-            source: "embedded", or the path of a sentencepiece `.model` file.
-
-        Raises:
-            DataError: the file is missing, is not a sentencepiece model, lacks BOS or EOS, or has another
-                digest than `train_tokenizer` wrote beside it.
-        """
+        """Reads a tokenizer ("embedded", or a sentencepiece `.model` file), and holds it against its sidecar
+        if there is one. Raises: DataError: the file is missing, is no such model, lacks BOS or EOS, or has
+        another digest than `train_tokenizer` wrote beside it."""
         model, wanted, sidecar = read_model(source)
         if wanted is not None:
             check_digest(f"data.tokenizer={source!r}", model, wanted, str(sidecar))
         return cls(model, source)
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids int32 [n] of a text, without BOS and EOS.
-
-        Raises:
-            DataError: the text holds a lone surrogate, which no UTF-8 text can.
-        """
+        """Token ids int32 [n] of a text, without BOS and EOS. Raises: DataError: it holds a lone surrogate,
+        which no UTF-8 text can."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"text: character {error.start} is a lone surrogate; give valid Unicode"
-            ) from None
+            problem = f"character {error.start} is a lone surrogate"
+            raise DataError(f"text: {problem}; give valid Unicode") from None
         mark = self._in_bytes(_SPACE_MARK)
         if _SPACE_MARK not in text or mark is None:
             return np.asarray(self._processor.encode(text), np.int32)
-        other = next(c for c in map(chr, _STAND_INS) if c not in text and not self._has(c))
+        known = self._processor.piece_to_id
+        other = next(c for c in map(chr, _STAND_INS) if c not in text and known(c) == self.unk_id)
         ids, stand_in = self._processor.encode(text.replace(_SPACE_MARK, other)), self._in_bytes(other)
         for i in range(len(ids)):
             if ids[i : i + len(mark)] == stand_in:
@@ -100,16 +91,9 @@ class Tokenizer:
         ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
         return ids if all(self._processor.is_byte(i) for i in ids) else None
 
-    def _has(self, piece: str) -> bool:
-        """Whether the model has a piece."""
-        return int(self._processor.piece_to_id(piece)) != self.unk_id
-
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of token ids [n].
-
-        Special ids are left out. Bytes that are not UTF-8 and ids beyond the vocabulary (which a model with
-        a larger head can sample) become U+FFFD.
-        """
+        """The text of token ids [n]. Special ids are left out. Bytes that are not UTF-8 and ids beyond the
+        vocabulary (which a model with a larger head can sample) become U+FFFD."""
         runs: list[list[int]] = [[]]
         for token in ids:
             if 0 <= (i := int(token)) < self.vocab_size:
@@ -180,10 +164,7 @@ _REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"
 
 def read_model(source: str) -> tuple[bytes, str | None, Traversable]:
     """A serialized model as it is, the digest that its sidecar says (None without one), and that one's place.
-
-    Raises:
-        DataError: the model cannot be read, or there is a sidecar that cannot, or that has no digest.
-    """
+    Raises: DataError: the model cannot be read, or there is a sidecar that cannot, or that has no digest."""
     path: Traversable = Path(source)
     if source == EMBEDDED:
         path = resources.files("hope_jax.data") / "assets" / EMBEDDED_MODEL

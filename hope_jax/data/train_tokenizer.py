@@ -148,17 +148,11 @@ def train_tokenizer(
     """A serialized model of the documents that the split does not hold out, and what its sidecar says.
 
     The sources are read twice, document by document; only the sample is held in memory. The same input gives
-    the same bytes under the same version of sentencepiece.
+    the same bytes under the same version of sentencepiece. Arguments as of the flags; hard_vocab_limit: None
+    is `auto`.
 
-    Args:
-        vocab_size: pieces wanted, special ones and bytes included.
-        hard_vocab_limit: whether it must come out so; else a text that does not hold as many gives fewer;
-            None: only of a text that is no small sample.
-        character_coverage: share of the text's characters that get a piece; the rarest are spelt in bytes.
-        max_characters: of the sample that is trained on, 0 for all of the text. seed: of the sample.
-
-    Raises:
-        DataError: a source that cannot be read, or holds no text; a text that does not fit the vocabulary.
+    Raises: DataError: a source that cannot be read, or holds no text; a text that does not fit the
+    vocabulary.
     """
     described = [_describe(source) for source in sources]
     held = held_out(digests for _, digests in described)
@@ -215,10 +209,8 @@ def train_model(
     """A serialized unigram model of lines (`cut_lines`); arguments as of `train_tokenizer`.
 
     Nothing is normalised and no space is added, a newline is a piece of its own, and what the vocabulary
-    lacks is spelt in bytes, so that decoding gives back the text.
-
-    Raises:
-        DataError: no lines, or a vocabulary that is too large or too small for them; names one that fits.
+    lacks is spelt in bytes, so that decoding gives back the text. Raises: DataError: no lines, or a
+    vocabulary that is too large or too small for them; names one that fits.
     """
     if not lines:
         raise DataError("--input: no text to train on; put text in it")
