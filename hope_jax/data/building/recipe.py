@@ -28,9 +28,6 @@ from hope_jax.data.tokenizer import EMBEDDED
 READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 SEPARATORS = ("form_feed", "none")
-_TEXTS = (
-    "field", "dataset", "config", "data_files", "revision", "split", "fallback_split", "licence", "origin",
-)  # fmt: skip
 _MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
 _LONGEST_NAME = 64
 _DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
@@ -193,24 +190,14 @@ def _mixture(path: Path, raw: Any) -> Mixture:
     values |= {"out": values["out"].resolve(), "tokenizer": str(values["tokenizer"]), "sources": sources}
     values["dedup"] = _dedup(f"{where}: dedup", values.get("dedup", {}))
     mixture = Mixture(path=path, **values)
-    for key, least in (("row_tokens", 2), ("document_multiple", 1)):
-        _whole(getattr(mixture, key), f"{where}: {key}", least)
-    _want(
-        mixture.row_tokens < 2**16 and mixture.row_tokens % mixture.document_multiple == 0,
-        f"{where}: row_tokens",
-        mixture.row_tokens,
-        f"a multiple of document_multiple={mixture.document_multiple}, at most 65535",
-    )
+    _check_kinds(f"{where}: ", mixture)
+    rows, multiple, tokens = mixture.row_tokens, mixture.document_multiple, mixture.train_tokens
+    want = f"a multiple of document_multiple={multiple}, from 2 to 65535"
+    _want(1 < rows < 2**16 and rows % multiple == 0, f"{where}: row_tokens", rows, want)
     good = _is_number(mixture.holdout) and 0 < mixture.holdout < 1
     _want(good, f"{where}: holdout", mixture.holdout, "a number above 0 and below 1")
-    tokens = mixture.train_tokens
     good = tokens is None or (_is_number(tokens) and 0 < tokens < math.inf)
     _want(good, f"{where}: train_tokens", tokens, "a number above 0")
-    for key, kind, want in (
-        ("salt", str, "a text"), ("words", str, "a text"),
-        ("slurm", dict, "a mapping of arguments"), ("ray", dict, "a mapping of arguments"),
-    ):  # fmt: skip
-        _want(isinstance(getattr(mixture, key), kind), f"{where}: {key}", getattr(mixture, key), want)
     return mixture
 
 
@@ -255,6 +242,7 @@ def _local(where: str, source: Source, folder: Path) -> dict[str, Any]:
 
 def _check_source(where: str, source: Source) -> None:
     """All values but the filters. Raises: ConfigError."""
+    _check_kinds(f"{where}.", source)
     good = _is_number(source.weight) and 0 < source.weight <= 1
     _want(good, f"{where}.weight", source.weight, "a number above 0 and at most 1")
     for key, choices in (("reader", READERS), ("separator", SEPARATORS)):
@@ -263,19 +251,26 @@ def _check_source(where: str, source: Source) -> None:
     needed, idle = ("dataset", "paths") if source.reader == "huggingface" else ("paths", "dataset")
     if not getattr(source, needed) or getattr(source, idle):
         raise ConfigError(f"{where}: the reader {source.reader} wants `{needed}` and no `{idle}`")
-    for key in ("shards", "min_characters", "max_bytes", "limit"):
-        if getattr(source, key) is not None:
-            _whole(getattr(source, key), f"{where}.{key}", 1)
-    for key in ("glob", *_TEXTS):
-        value = getattr(source, key)
-        _want(isinstance(value, str | None), f"{where}.{key}", value, "a text; put it in quotes")
-        if key != "glob" and value is not None and not value.strip() and value != getattr(Source, key):
-            raise ConfigError(f"{where}.{key}={value!r}: the text is empty; give one, or leave the key out")
     try:
         next(Path().glob("*" if source.glob is None else source.glob), None)
     except (ValueError, NotImplementedError) as error:
         want = "want a pattern relative to the folder, such as **/*.txt"
         raise ConfigError(f"{where}.glob={source.glob!r}: {error}; {want}") from None
+
+
+def _check_kinds(where: str, of: Source | Mixture) -> None:
+    """Texts, mappings, and whole numbers, which are at least 1."""
+    for f in fields(of):
+        at, value = where + f.name, getattr(of, f.name)
+        if f.type in (str, str | None):
+            good = isinstance(value, str) or (value is None and f.type is not str)
+            _want(good, at, value, "a text; put it in quotes")
+            if f.name not in ("glob", "salt") and value not in (None, f.default) and not value.strip():
+                raise ConfigError(f"{at}={value!r}: the text is empty; give one, or leave the key out")
+        elif f.type == Mapping[str, Any]:
+            _want(isinstance(value, dict), at, value, "a mapping of arguments")
+        elif f.type is int or (f.type == int | None and value is not None):
+            _whole(value, at, 1)
 
 
 def _dedup(where: str, raw: Any) -> Dedup:
