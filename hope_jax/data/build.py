@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
-        from hope_jax.data.building import finish, stages
+        from hope_jax.data.building import filters, finish, stages
         from hope_jax.data.building import recipe as manifest
         from hope_jax.data.building import tasks as plan
     except ModuleNotFoundError as error:
@@ -61,13 +61,15 @@ def main(argv: list[str]) -> None:
             f"{error.name} is not installed; building shards needs pip install 'hope_jax[data]'"
         ) from error
     planned = plan.make_plan(_chosen(manifest.load_manifest(Path(_MANIFEST.value))))
-    stages.check_filters(planned)
+    words = filters.make_words(planned.mixture.words)
+    for source in planned.mixture.sources:
+        filters.make_filters(source, words)
     finish.check_outputs(planned)
     if _DRY_RUN.value:
         say(_description(planned))
         return
-    machine = stages.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
-    with _alone(planned.mixture.out), _room(planned.mixture.out):
+    machine = stages.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1)
+    with _alone(planned.mixture.out):
         if not stages.run(planned, machine):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")
             return
@@ -121,7 +123,8 @@ def _description(planned: "Plan") -> str:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Holds the lock of an output folder. Raises: DataError: another build has it, or it is read-only."""
+    """Holds the lock of an output folder. Raises: DataError: another build has it, or it or a file cannot be
+    written; those that cannot be read are one already."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
@@ -132,24 +135,17 @@ def _alone(out: Path) -> Iterator[None]:
             # Unlike flock's, this lock is not inherited by processes that outlive this one.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            problem = "another build is writing there; wait for it, or choose another --out"
+            raise DataError(f"{out}: {problem}") from None
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
+                raise
             raise DataError(
-                f"{out}: another build is writing there; wait for it, or choose another --out"
-            ) from None
-        yield
-
-
-@contextmanager
-def _room(out: Path) -> Iterator[None]:
-    """Files that cannot be written become one DataError; those that cannot be read are one already."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
-            raise
-        raise DataError(
-            f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or choose "
-            "another --out; run again, what is done stays"
-        ) from error
+                f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or "
+                "choose another --out; run again, what is done stays"
+            ) from error
 
 
 if __name__ == "__main__":

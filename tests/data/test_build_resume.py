@@ -1,13 +1,11 @@
 """A build goes on where it was killed, makes again what was damaged, and skips what is done and verified."""
 
-import fcntl
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 
 from hope_jax.core.errors import DataError
 from hope_jax.data import build as command
-from hope_jax.data.building import stages
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 MINHASH = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 4}
@@ -206,19 +203,3 @@ def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
         other.kill()
     with command._alone(tmp_path):  # and the lock ends with the build
         pass
-
-
-def test_tasks_that_outlive_their_build_are_waited_for(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (tmp_path / "busy").open("a") as task, caplog.at_level(logging.INFO):
-        fcntl.flock(task, fcntl.LOCK_SH)
-        waiting = threading.Thread(target=stages.wait_for_tasks, args=(tmp_path / "busy",))
-        waiting.start()
-        deadline = time.monotonic() + 60
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert "waiting for the last tasks" in caplog.text and waiting.is_alive()
-        fcntl.flock(task, fcntl.LOCK_UN)
-        waiting.join(60)
-    assert not waiting.is_alive()

@@ -29,7 +29,7 @@ class Work:
 
 
 def done(work: Work, tasks: Iterable[int]) -> None:
-    run_all(work, [(task,) for task in tasks], 2, work.folder.parent / "busy")
+    run_all(work, [(task,) for task in tasks], 2)
 
 
 @pytest.fixture

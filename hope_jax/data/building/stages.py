@@ -6,8 +6,6 @@ shards           leave out, encode, pack               -> shards, and what each 
 """
 
 import contextlib
-import copy
-import fcntl
 import importlib.util
 import json
 import logging
@@ -39,18 +37,16 @@ from hope_jax.data.shards import MANIFEST, sha256_of
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
-_BUSY = "busy"
 START_METHOD = "forkserver"
 """Of worker processes: not fork, as this process may hold threads."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to run. kind: local, slurm or ray. workers: tasks at once. verbose: show datatrove's own log."""
+    """Where to run. kind: local, slurm or ray. workers: tasks at once."""
 
     kind: str = "local"
     workers: int = 1
-    verbose: bool = False
 
 
 @dataclass
@@ -99,13 +95,6 @@ def shards_stage(plan: Plan) -> Stage:
     return Stage("shards", plan.shards_folder, plan.tasks)
 
 
-def check_filters(plan: Plan) -> None:
-    """Makes all filters once. Raises: ConfigError for options that do not fit."""
-    words = filters.make_words(plan.mixture.words)
-    for planned in plan.sources:
-        filters.make_filters(planned.source, words)
-
-
 def run(plan: Plan, machine: Machine) -> bool:
     """Runs what is not done. False if it was only handed to a cluster, and is to be called again later.
 
@@ -124,12 +113,10 @@ def run(plan: Plan, machine: Machine) -> bool:
     if not shards.to_do():
         return True
     plan.work.mkdir(parents=True, exist_ok=True)
-    wait_for_tasks(plan.work / _BUSY)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
-    if not machine.verbose:
-        datatrove_log.remove()
+    datatrove_log.remove()
     words = filters.make_words(plan.mixture.words)
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
     stages += _dedup_stages(plan, words)
@@ -201,7 +188,7 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         executor = _make_executor(stage, plan, machine, previous)
         if machine.kind == "local":
             try:
-                _run_local(executor, tasks, plan.work / _BUSY, machine.verbose)
+                _run_local(executor, tasks)
             except BrokenProcessPool:
                 raise DataError(
                     f"{stage.title}: the process of a task was ended, often for want of memory; run again, "
@@ -236,24 +223,24 @@ def _make_executor(
     return LocalPipelineExecutor(steps, workers=workers, **common)
 
 
-def _run_local(executor: LocalPipelineExecutor, tasks: list[int], busy: Path, verbose: bool) -> None:
+def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
     """One worker is this process. datatrove's own `run` keeps a manager process, which outlives a process
     that is killed, and a pool that waits for ever for the task of a worker that was."""
+    packed = dill.dumps(executor)
     if executor.workers == 1:
         for task in tasks:
-            _run_task(copy.deepcopy(executor), verbose, task)
+            _run_task(packed, task)
     else:
-        packed = dill.dumps(executor)
-        run_all(_run_packed, [(packed, verbose, task) for task in tasks], executor.workers, busy)
+        run_all(_run_task, [(packed, task) for task in tasks], executor.workers)
 
 
-def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int, busy: Path) -> None:
-    """Makes all calls of `work`, by some processes that hold a shared lock on `busy` and end with this one.
+def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int) -> None:
+    """Makes all calls of `work`, by some processes that end with this one, also where it is killed.
 
     The first exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed.
     """
     context = multiprocessing.get_context(START_METHOD)
-    with ProcessPoolExecutor(processes, context, _start_worker, (busy,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
         try:
             for done in as_completed([pool.submit(work, *call) for call in calls]):
                 done.result()
@@ -264,42 +251,20 @@ def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processe
             raise
 
 
-def _run_packed(packed: bytes, verbose: bool, task: int) -> None:
-    _run_task(dill.loads(packed), verbose, task)
-
-
-def _run_task(executor: LocalPipelineExecutor, verbose: bool, task: int) -> None:
-    if verbose:
-        executor._run_for_rank(task)
-        return
-    try:
-        # It sets up its log anew for each task, on whatever is the standard error then.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            executor._run_for_rank(task)
-    finally:
-        datatrove_log.remove()
-
-
-def _start_worker(busy: Path) -> None:
-    lock = busy.open("a")
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    threading.Thread(target=_end_with_parent, args=(lock,), daemon=True).start()
-
-
-def _end_with_parent(lock: Any) -> None:
-    """Also where that was killed; the lock is held until then."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    lock.close()
-    os._exit(1)
-
-
-def wait_for_tasks(busy: Path) -> None:
-    """Returns when no worker of an earlier build runs any more."""
-    with busy.open("a") as lock:
+def _run_task(packed: bytes, task: int) -> None:
+    # It sets up its log anew for each task, on whatever is the standard error then.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _LOG.info("waiting for the last tasks of a build that was killed")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            dill.loads(packed)._run_for_rank(task)
+        finally:
+            datatrove_log.remove()
+
+
+def _start_worker() -> None:
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
