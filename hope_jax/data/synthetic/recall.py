@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hope_jax.data.synthetic.task import Example, Task, ask, named
+from hope_jax.data.synthetic.task import Example, Task, ask
 
 _POWER = 0.01
 """MQAR: a query g pairs after the last pair has a probability in proportion to g^(_POWER - 1)."""
@@ -25,6 +25,7 @@ class Mqar(Task):
     pairs: int = 8
     length: int = 64
 
+    signs: ClassVar[tuple[str, ...]] = ("_", "k*", "v*")
     splits: ClassVar[tuple[str, ...]] = ("test", "half", "double")
     grouped_by: ClassVar[str] = "distance"
 
@@ -36,10 +37,6 @@ class Mqar(Task):
             yield f"pairs={self.pairs}: want an even number from 2, as one split has half of them"
         if self.length % 4 or self.length < 4 * self.pairs:
             yield f"length={self.length}: want a multiple of 4 from {4 * self.pairs} for pairs={self.pairs}"
-
-    def symbols(self) -> tuple[str, ...]:
-        """Filler, keys, values."""
-        return ("_", *named(k=self.vocab // 2, v=self.vocab // 2))
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. Queries stand at even distances from the pairs, each followed by its value."""
@@ -67,6 +64,7 @@ class InContextRecall(Task):
     vocab: int = 16
     length: int = 128
 
+    signs: ClassVar[tuple[str, ...]] = ("k*", "v*")
     grouped_by: ClassVar[str] = "distance"
 
     def problems(self) -> Iterator[str]:
@@ -75,10 +73,6 @@ class InContextRecall(Task):
             yield f"vocab={self.vocab}: want an even number from 4"
         if self.length < 4 or self.length % 2:
             yield f"length={self.length}: want an even number from 4"
-
-    def symbols(self) -> tuple[str, ...]:
-        """Keys, values."""
-        return named(k=self.vocab // 2, v=self.vocab // 2)
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. The last key is one that came before."""
@@ -110,16 +104,14 @@ class FuzzyRecall(Task):
     length: int = 128
     motif: int = 3
 
+    signs: ClassVar[tuple[str, ...]] = ("k*", "v*")
+
     def problems(self) -> Iterator[str]:
         """See `Task`."""
         if self.vocab < 2 * self.motif:
             yield f"vocab={self.vocab}: want at least {2 * self.motif} for motif={self.motif}"
         if self.length < 6 * self.motif:
             yield f"length={self.length}: want at least {6 * self.motif} for motif={self.motif}"
-
-    def symbols(self) -> tuple[str, ...]:
-        """Keys' symbols, values' symbols."""
-        return named(k=self.vocab // 2, v=self.vocab - self.vocab // 2)
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`. Pairs until the string is full, then one of their keys again."""
@@ -158,16 +150,14 @@ class Memorization(Task):
     length: int = 32
     table: int = 1
 
+    signs: ClassVar[tuple[str, ...]] = ("k*", "v*", "?")
+
     def problems(self) -> Iterator[str]:
         """See `Task`."""
         if self.vocab < 4 or self.vocab % 2:
             yield f"vocab={self.vocab}: want an even number from 4"
         if self.length % 2:
             yield f"length={self.length}: want an even number"
-
-    def symbols(self) -> tuple[str, ...]:
-        """Keys, values, the question mark."""
-        return (*named(k=self.vocab // 2, v=self.vocab // 2), "?")
 
     def values(self) -> np.ndarray:
         """int64 [vocab / 2]: the value of each key."""
@@ -193,14 +183,12 @@ class SelectiveCopying(Task):
     length: int = 256
     copied: int = 16
 
+    signs: ClassVar[tuple[str, ...]] = ("s*", "_", "copy")
+
     def problems(self) -> Iterator[str]:
         """See `Task`."""
         if self.length < 2 * self.copied + 1:
             yield f"length={self.length}: want at least {2 * self.copied + 1} for copied={self.copied}"
-
-    def symbols(self) -> tuple[str, ...]:
-        """Symbols, blank, the sign to copy."""
-        return (*named(s=self.vocab), "_", "copy")
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`."""
@@ -222,9 +210,7 @@ class Compression(Task):
     vocab: int = 15
     kept: int = 31
 
-    def symbols(self) -> tuple[str, ...]:
-        """Symbols, blank, the sign."""
-        return (*named(s=self.vocab), "_", "end")
+    signs: ClassVar[tuple[str, ...]] = ("s*", "_", "end")
 
     def most_tokens(self) -> int:
         """See `Task`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -30,11 +31,13 @@ class Task:
     """A task; its fields are the options that `data.task_options` sets, all whole numbers from 1.
 
     splits: what an eval measures, the one most like training first. grouped_by: the name of a group's
-    number; "": positions are not grouped.
+    number; "": positions are not grouped. signs: of the symbols; k* and v* are keys and values, each half of
+    the option `vocab`, s* is all of it.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     grouped_by: ClassVar[str] = ""
+    signs: ClassVar[tuple[str, ...]] = ()
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the options, a sentence each."""
@@ -42,7 +45,10 @@ class Task:
 
     def symbols(self) -> tuple[str, ...]:
         """The name of each token id, from 0."""
-        raise NotImplementedError
+        vocab = int(vars(self)["vocab"])
+        sizes = {"k*": vocab // 2, "v*": vocab - vocab // 2, "s*": vocab}
+        names = ([f"{s[0]}{i}" for i in range(sizes[s])] if s in sizes else [s] for s in self.signs)
+        return tuple(chain.from_iterable(names))
 
     def most_tokens(self) -> int:
         """Length of the longest string in training: the option of that name, unless a task says otherwise."""
@@ -64,8 +70,3 @@ def ask(tokens: np.ndarray, at: np.ndarray, answers: np.ndarray, groups: np.ndar
     if groups is not None:
         by[at] = groups
     return Example(np.asarray(tokens, np.int32), targets, by)
-
-
-def named(**counts: int) -> tuple[str, ...]:
-    """Names of symbols: of each letter so many, numbered from 0."""
-    return tuple(f"{letter}{i}" for letter, count in counts.items() for i in range(count))
