@@ -16,17 +16,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, DataError, instead
 from hope_jax.core.output import say
-
-if TYPE_CHECKING:
-    from hope_jax.data.building.recipe import Mixture
-    from hope_jax.data.building.tasks import Plan
+from hope_jax.data.building.recipe import Mixture, load_manifest
+from hope_jax.data.building.tasks import LOCK, Plan, make_plan
 
 _MANIFEST = cli.define_path("manifest", "YAML file that describes the mixture.")
 _OUT = cli.define_path("out", "Folder of the shards, instead of the manifest's.")
@@ -54,13 +51,11 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
         from hope_jax.data.building import filters, finish, stages
-        from hope_jax.data.building import recipe as manifest
-        from hope_jax.data.building import tasks as plan
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; building shards needs pip install 'hope_jax[data]'"
         ) from error
-    planned = plan.make_plan(_chosen(manifest.load_manifest(Path(_MANIFEST.value))))
+    planned = make_plan(_chosen(load_manifest(Path(_MANIFEST.value))))
     words = filters.make_words(planned.mixture.words)
     for source in planned.mixture.sources:
         filters.make_filters(source, words)
@@ -68,16 +63,15 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         say(_description(planned))
         return
-    machine = stages.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1)
     with _alone(planned.mixture.out):
-        if not stages.run(planned, machine):
+        if not stages.run(planned, _EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")
             return
         statistics = finish.finish(planned)
     say(json.dumps(statistics) if _JSON.value else finish.table(statistics))
 
 
-def _chosen(mixture: "Mixture") -> "Mixture":
+def _chosen(mixture: Mixture) -> Mixture:
     """The mixture with `--out` and `--only`."""
     if _OUT.value:
         mixture = dataclasses.replace(mixture, out=Path(_OUT.value).resolve())
@@ -98,7 +92,7 @@ def _chosen(mixture: "Mixture") -> "Mixture":
     return dataclasses.replace(mixture, sources=chosen, statistics=None)
 
 
-def _description(planned: "Plan") -> str:
+def _description(planned: Plan) -> str:
     mixture = planned.mixture
     lines = [
         f"{mixture.path} -> {mixture.out}",
@@ -127,7 +121,7 @@ def _alone(out: Path) -> Iterator[None]:
     written; those that cannot be read are one already."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        file = (out / LOCK).open("w")
     except OSError as error:
         raise DataError(f"--out={out}: {error.strerror}; choose a folder that can be written") from None
     with file:

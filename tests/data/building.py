@@ -60,7 +60,7 @@ def write_manifest(folder: Path, sources: dict[str, Any], **keys: Any) -> Path:
 def build(path: Path, workers: int = 1) -> dict[str, Any]:
     """Builds in this process; the statistics."""
     planned = plan.make_plan(manifest.load_manifest(path, {}))
-    assert stages.run(planned, stages.Machine(workers=workers))
+    assert stages.run(planned, workers=workers)
     return finish.finish(planned)
 
 

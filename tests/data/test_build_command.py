@@ -147,7 +147,7 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
     keys = {"slurm": {"time": "1:00:00", "partition": "p", "with_srun": False}}
     path = write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, **keys)
     planned = plan.make_plan(manifest.load_manifest(path, {}))
-    assert not stages.run(planned, stages.Machine("slurm", workers=2))
+    assert not stages.run(planned, "slurm", workers=2)
     jobs = (tmp_path / "jobs").read_text().splitlines()
     assert [job.split()[0] for job in jobs] == ["m-clean", "m-exact-signatures", "m-exact-find", "m-shards"]
     assert [job.split()[1:] for job in jobs] == [["none"], ["afterok:1"], ["afterok:2"], ["afterok:3"]]
@@ -159,7 +159,7 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
         planned = plan.make_plan(
             manifest.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a"}}, out="x"), {})
         )
-        stages.run(planned, stages.Machine("slurm"))
+        stages.run(planned, "slurm")
 
 
 SBATCH = """#!{python}

@@ -41,14 +41,6 @@ START_METHOD = "forkserver"
 """Of worker processes: not fork, as this process may hold threads."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where to run. kind: local, slurm or ray. workers: tasks at once."""
-
-    kind: str = "local"
-    workers: int = 1
-
-
 @dataclass
 class Stage:
     """Steps to run as `tasks` tasks, whose marks of completion are in `folder`."""
@@ -95,8 +87,9 @@ def shards_stage(plan: Plan) -> Stage:
     return Stage("shards", plan.shards_folder, plan.tasks)
 
 
-def run(plan: Plan, machine: Machine) -> bool:
+def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     """Runs what is not done. False if it was only handed to a cluster, and is to be called again later.
+    kind: local, slurm or ray. workers: tasks at once.
 
     Raises: UserError: of a step; nothing that looks finished is left.
     """
@@ -121,7 +114,7 @@ def run(plan: Plan, machine: Machine) -> bool:
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
     stages += _dedup_stages(plan, words)
     shards.steps = [CleanReader(plan), *dedup.filters(plan), ShardStep(plan)]
-    finished = _execute([*stages, shards], plan, machine)
+    finished = _execute([*stages, shards], plan, kind, workers)
     seal = plan.dedup_folder / _SEAL
     if finished and plan.dedup_folder.is_dir() and not seal.is_file():
         write_atomic(seal, json.dumps(_digests(plan.dedup_folder), sort_keys=True))
@@ -177,7 +170,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
 
 
-def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
+def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bool:
     """Runs what is to be done of each stage. False if Slurm was told to. Raises: ConfigError: an argument or
     package that the kind of machine needs is missing; UserError: of a step."""
     previous = None
@@ -185,8 +178,8 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
         if not (tasks := stage.to_do()):
             continue
         _LOG.info("%s: %d of %d tasks to do", stage.title, len(tasks), stage.tasks)
-        executor = _make_executor(stage, plan, machine, previous)
-        if machine.kind == "local":
+        executor = _make_executor(stage, plan, kind, workers, previous)
+        if kind == "local":
             try:
                 _run_local(executor, tasks)
             except BrokenProcessPool:
@@ -196,7 +189,7 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
                 ) from None
         else:
             executor.run()
-        if machine.kind == "slurm":
+        if kind == "slurm":
             previous = executor
         elif left := stage.to_do():
             raise DataError(f"{stage.title}: tasks {left} failed; see the logs in {stage.logs}")
@@ -204,23 +197,26 @@ def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
 
 
 def _make_executor(
-    stage: Stage, plan: Plan, machine: Machine, previous: PipelineExecutor | None
+    stage: Stage, plan: Plan, kind: str, workers: int, previous: PipelineExecutor | None
 ) -> PipelineExecutor:
     """previous: of the Slurm job that this one waits for."""
-    workers, steps = min(machine.workers, stage.tasks), list(stage.steps)
-    common: dict[str, Any] = {"tasks": stage.tasks, "logging_dir": dedup.PlainFolder(stage.logs)}
-    if machine.kind == "slurm":
+    common: dict[str, Any] = {
+        "pipeline": list(stage.steps), "tasks": stage.tasks, "workers": workers,
+        "logging_dir": dedup.PlainFolder(stage.logs),
+    }  # fmt: skip
+    if kind == "slurm":
         wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}
         if not {"time", "partition"} <= set(wanted):
             raise ConfigError(
                 f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm"
             )
-        return SlurmPipelineExecutor(steps, workers=machine.workers, depends=previous, **common, **wanted)
-    if machine.kind == "ray":
+        return SlurmPipelineExecutor(depends=previous, **common, **wanted)
+    common["workers"] = min(workers, stage.tasks)
+    if kind == "ray":
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("--executor=ray: ray is not installed; pip install ray")
-        return RayPipelineExecutor(steps, workers=workers, **common, **plan.mixture.ray)
-    return LocalPipelineExecutor(steps, workers=workers, **common)
+        return RayPipelineExecutor(**common, **plan.mixture.ray)
+    return LocalPipelineExecutor(**common)
 
 
 def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
