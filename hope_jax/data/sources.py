@@ -59,7 +59,16 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
         return []
     folder = as_path("data.source", source)
     if mixture:
-        _check_names(mixture)
+        owner: dict[str, str] = {}
+        for name in sorted(mixture):
+            if not _NAME.fullmatch(name):
+                raise DataError(
+                    f"data.mixture: {name!r} is not a source's name; use letters, digits, '.', '_' and '-', "
+                    f"and {_VARIABLE}NAME for a folder elsewhere"
+                )
+            if (other := owner.setdefault(variable(name), name)) != name:
+                problem = f"{other} and {name} share the variable {variable(name)}"
+                raise DataError(f"data.mixture: {problem}; rename a folder")
         return [_named(folder, name, mixture[name], environ) for name in sorted(mixture)]
     if (folder / MANIFEST).is_file() or files_in(folder, "*.arrayrecord"):
         manifest = read_manifest(folder)
@@ -71,20 +80,6 @@ def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str
             f"--config.data.mixture=\"{{'{inside[0]}': 1.0}}\", or one of these folders"
         )
     return []
-
-
-def _check_names(mixture: Mapping[str, float]) -> None:
-    owner: dict[str, str] = {}
-    for name in sorted(mixture):
-        if not _NAME.fullmatch(name):
-            raise DataError(
-                f"data.mixture: {name!r} is not a source's name; use letters, digits, '.', '_' and '-', and "
-                f"{_VARIABLE}NAME for a folder elsewhere"
-            )
-        if (other := owner.setdefault(variable(name), name)) != name:
-            raise DataError(
-                f"data.mixture: {other} and {name} share the variable {variable(name)}; rename a folder"
-            )
 
 
 def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -> Source:
@@ -115,7 +110,23 @@ def check_sources(
     digest, not only its size. Raises: DataError: names the first that does not fit."""
     for source in sources:
         _check_fit(source, tokenizer, seq_len, document_multiple)
-    _check_together(sources)
+    # No shard twice, and one rule of what is held out: then no document is on both sides.
+    owner: dict[str, Source] = {}
+    for source in sources:
+        first, rules = sources[0], (source.manifest.holdout, source.manifest.salt)
+        if rules != (first.manifest.holdout, first.manifest.salt):
+            raise DataError(
+                f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
+                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
+                "), so one document may be on both sides; build them with the same"
+            )
+        for file in (f for f in source.manifest.every_file() if f.supervised):
+            other = owner.setdefault(file.sha256, source)
+            if other is not source:  # within a source: `check_files`
+                raise DataError(
+                    f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
+                    "trained on twice: take one of them out of data.mixture"
+                )
     if digests:
         size = sum(file.size for source in sources for file in source.manifest.every_file())
         logger.info("checking the digests of %.1f MB of shards (data.verify_shards)", size / 1e6)
@@ -149,23 +160,3 @@ def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_mult
                 f"{source.name}: the shards in {folder} have no text {what}; build them from more documents, "
                 "or leave the source out of data.mixture"
             )
-
-
-def _check_together(sources: Sequence[Source]) -> None:
-    """No shard twice, and one rule of what is held out: then no document is on both sides."""
-    owner: dict[str, Source] = {}
-    for source in sources:
-        first, rules = sources[0], (source.manifest.holdout, source.manifest.salt)
-        if rules != (first.manifest.holdout, first.manifest.salt):
-            raise DataError(
-                f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
-                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
-                "), so one document may be on both sides; build them with the same"
-            )
-        for file in (f for f in source.manifest.every_file() if f.supervised):
-            other = owner.setdefault(file.sha256, source)
-            if other is not source:  # within a source: `check_files`
-                raise DataError(
-                    f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
-                    "trained on twice: take one of them out of data.mixture"
-                )

@@ -134,29 +134,18 @@ class Tokenizer:
         yield self.decode(held)[len(shown) :]
 
     def characters_in_bytes(self, ids: np.ndarray) -> int:
-        """How many characters the token ids [n] of a text spell in bytes: those that no piece has."""
-        return int(self._begins_in_bytes[ids].sum())
-
-    @cached_property
-    def _begins_in_bytes(self) -> np.ndarray:
-        """bool [vocab_size]: the piece is a byte with which a character begins in UTF-8."""
-        pieces = ((i, self._processor.id_to_piece(i)) for i in range(self.vocab_size))
-        values = [int(p[3:5], 16) if self._processor.is_byte(i) else None for i, p in pieces]
-        return np.array([value is not None and value & 0xC0 != 0x80 for value in values])
+        """How many characters the token ids [n] of a text spell in bytes: as many as bytes that begin one."""
+        found = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True)}
+        names = {i: self._processor.id_to_piece(i) for i in found if self._processor.is_byte(i)}
+        return sum(found[i] for i, name in names.items() if int(name[3:5], 16) & 0xC0 != 0x80)
 
     @cached_property
     def byte_counts(self) -> np.ndarray:
         """int64 [vocab_size]: UTF-8 bytes of text that each id stands for; none for special ids."""
-        pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
-        special = (self._processor.is_control, self._processor.is_unknown)
-        return np.array(
-            [
-                1 if self._processor.is_byte(i)
-                else 0 if any(kind(i) for kind in special)
-                else len(piece.replace(_SPACE_MARK, " ").encode())
-                for i, piece in enumerate(pieces)
-            ]
-        )  # fmt: skip
+        every, processor = list(range(self.vocab_size)), self._processor
+        pieces = (piece.replace(_SPACE_MARK, " ").encode() for piece in processor.id_to_piece(every))
+        special = np.array(processor.is_control(every)) | np.array(processor.is_unknown(every))
+        return np.where(processor.is_byte(every), 1, np.where(special, 0, [len(p) for p in pieces]))
 
 
 _REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"

@@ -77,20 +77,6 @@ class ShippedLanguageFilter(BaseFilter):
         return {key: value for key, value in self.__dict__.items() if key != "_detector"}
 
 
-class StillFits(BaseFilter):
-    """Drops documents that the filters before it left without enough text."""
-
-    name = "rest"
-
-    def __init__(self, min_characters: int) -> None:
-        super().__init__()
-        self.min_characters = min_characters
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether enough is left."""
-        return len(doc.text.strip()) >= self.min_characters or (False, "too_short_when_filtered")
-
-
 def make_words(words: str) -> WordTokenizer:
     """The word tokenizer of that name. Raises: ConfigError."""
     try:
@@ -109,7 +95,7 @@ def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
         else:
             _check_options(where, _QUALITY[name], options)
             chosen.append(_QUALITY[name](**options, language=words))
-    return [*chosen, StillFits(source.min_characters)] if chosen else []
+    return chosen
 
 
 def _language(where: str, options: dict[str, Any]) -> PipelineStep:

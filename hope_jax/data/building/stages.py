@@ -133,7 +133,7 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     if stage.to_do():
         split = _split(source) if source.reader == "huggingface" else ""
         reader = readers.Reader(source, planned.files, split)
-        writer = CleanWriter(stage.folder / "documents")
+        writer = CleanWriter(stage.folder / "documents", source.min_characters)
         stage.steps = [reader, *filters.make_filters(source, words), writer]
     return stage
 

@@ -26,13 +26,14 @@ _LONGEST_LINE = 2**31
 
 
 class CleanWriter(PipelineStep):
-    """Writes the kept documents of a task and, when they are complete, their digest beside them."""
+    """Writes the kept documents of a task, but those that filters left without enough text, and, when they are
+    complete, their digest beside them."""
 
     type, name = "writer", "kept documents"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, min_characters: int) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.min_characters = folder, min_characters
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Writes all documents of a task, and a file also where none is left; yields nothing."""
@@ -41,6 +42,9 @@ class CleanWriter(PipelineStep):
         seal_of(path).unlink(missing_ok=True)
         with zstandard.open(path, "wb") as file:
             for document in data:
+                if len(document.text.strip()) < self.min_characters:
+                    self.stat_update("dropped_too_short_when_filtered")
+                    continue
                 row = {"text": document.text, "id": document.id}
                 file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         write_atomic(seal_of(path), sha256_of(path))

@@ -34,12 +34,9 @@ def chunks(path: Path) -> Iterator[bytes]:
 
     Raises: DataError: a damaged archive, a file that cannot be read; OtherEncodingError.
     """
-    parts = _unpacked(path)
-    head = b""
-    for part in parts:
+    parts, head = _unpacked(path), b""
+    while len(head) < _LONGEST_MARK and (part := next(parts, None)) is not None:
         head += part
-        if len(head) >= _LONGEST_MARK:
-            break
     try:
         yield text_files.begin(head)
     except text_files.NotUtf8Error as error:
