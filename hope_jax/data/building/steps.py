@@ -26,7 +26,7 @@ _LONGEST_LINE = 2**31
 
 
 class CleanWriter(PipelineStep):
-    """Writes the kept documents of a task, but those that filters left without enough text, and, when they are
+    """Writes the kept documents of a task (not those of which filters left too little text) and, when they are
     complete, their digest beside them."""
 
     type, name = "writer", "kept documents"
