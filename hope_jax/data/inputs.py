@@ -11,7 +11,7 @@ from hope_jax.core.types import Batch
 from hope_jax.data import mixture, pipeline
 from hope_jax.data.batches import TrainIterator, fixed_batches, shared_batches
 from hope_jax.data.corpus import Document, load_documents, split_documents
-from hope_jax.data.sources import Source, check_sources, find_sources
+from hope_jax.data.mixture import Source, check_sources, find_sources
 from hope_jax.data.synthetic import Task, find_task, rows
 from hope_jax.data.tokenizer import Tokenizer
 

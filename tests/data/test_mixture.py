@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET, Batch
-from hope_jax.data import sources as found
+from hope_jax.data import mixture as found
 from hope_jax.data.batches import as_row, fixed_batches, shared_batches
 from hope_jax.data.corpus import load_documents, split_documents
 from hope_jax.data.mixture import Interleaving, epochs, held_out_rows, training_rows
@@ -296,7 +296,7 @@ CHILD = """
 import multiprocessing, sys
 from hope_jax.data.batches import shared_batches
 from hope_jax.data.mixture import training_rows
-from hope_jax.data.sources import find_sources
+from hope_jax.data.mixture import find_sources
 
 if __name__ == "__main__":
     sources = find_sources(sys.argv[1], {"a": 1.0}, {})

@@ -29,9 +29,8 @@ from loguru import logger as datatrove_log
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
-from hope_jax.data.building import dedup, filters, readers
+from hope_jax.data.building import filters, readers, steps
 from hope_jax.data.building.recipe import Source
-from hope_jax.data.building.steps import CleanReader, CleanWriter, ShardStep, read_result, seal_of
 from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, sha256_of
 
@@ -43,12 +42,12 @@ START_METHOD = "forkserver"
 
 @dataclass
 class Stage:
-    """Steps to run as `tasks` tasks, whose marks of completion are in `folder`."""
+    """Steps (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
 
     name: str
     folder: Path
     tasks: int
-    steps: Sequence[PipelineStep] = ()
+    work: Sequence[PipelineStep] = ()
 
     @property
     def logs(self) -> Path:
@@ -97,7 +96,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
         planned, index = plan.source_of(task)
         told = clean_stage(plan, planned).statistics(index) and shards.statistics(task)
-        if not told or read_result(plan, task) is None:
+        if not told or steps.read_result(plan, task) is None:
             _LOG.info(
                 "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
                 *(planned.source.name, index),
@@ -113,7 +112,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     words = filters.make_words(plan.mixture.words)
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
     stages += _dedup_stages(plan, words)
-    shards.steps = [CleanReader(plan), *dedup.filters(plan), ShardStep(plan)]
+    shards.work = [steps.CleanReader(plan), *steps.dedup_filters(plan), steps.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
     seal = plan.dedup_folder / _SEAL
     if finished and plan.dedup_folder.is_dir() and not seal.is_file():
@@ -126,15 +125,15 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     source, stage = planned.source, clean_stage(plan, planned)
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
-        seal = seal_of(path)
+        seal = steps.seal_of(path)
         sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
         if not (sound and stage.statistics(index)):
             stage.mark(index).unlink(missing_ok=True)
     if stage.to_do():
         split = _split(source) if source.reader == "huggingface" else ""
         reader = readers.Reader(source, planned.files, split)
-        writer = CleanWriter(stage.folder / "documents", source.min_characters)
-        stage.steps = [reader, *filters.make_filters(source, words), writer]
+        writer = steps.CleanWriter(stage.folder / "documents", source.min_characters)
+        stage.work = [reader, *filters.make_filters(source, words), writer]
     return stage
 
 
@@ -162,7 +161,7 @@ def _dedup_stages(plan: Plan, words: Any) -> list[Stage]:
     if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
-    return [Stage(name, folder, tasks, steps) for name, steps, tasks in dedup.stages(plan, words)]
+    return [Stage(name, folder, tasks, work) for name, work, tasks in steps.dedup_stages(plan, words)]
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -201,8 +200,8 @@ def _make_executor(
 ) -> PipelineExecutor:
     """previous: of the Slurm job that this one waits for."""
     common: dict[str, Any] = {
-        "pipeline": list(stage.steps), "tasks": stage.tasks, "workers": workers,
-        "logging_dir": dedup.PlainFolder(stage.logs),
+        "pipeline": list(stage.work), "tasks": stage.tasks, "workers": workers,
+        "logging_dir": steps.PlainFolder(stage.logs),
     }  # fmt: skip
     if kind == "slurm":
         wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}

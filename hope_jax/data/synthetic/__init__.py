@@ -7,15 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hope_jax.core.errors import ConfigError, instead
-from hope_jax.data.synthetic.languages import AA, ABAB, AnBn, AnBnCn, Parity, Shuffle2
-from hope_jax.data.synthetic.recall import (
-    Compression,
-    FuzzyRecall,
-    InContextRecall,
-    Memorization,
-    Mqar,
-    SelectiveCopying,
-)  # fmt: skip
+from hope_jax.data.synthetic import languages, recall
 from hope_jax.data.synthetic.task import Example, Task
 
 __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
@@ -23,18 +15,18 @@ __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
 PREFIX = "synthetic:"
 
 TASKS: Mapping[str, type[Task]] = {
-    "parity": Parity,
-    "aa": AA,
-    "abab": ABAB,
-    "anbn": AnBn,
-    "anbncn": AnBnCn,
-    "shuffle2": Shuffle2,
-    "mqar": Mqar,
-    "compression": Compression,
-    "in_context_recall": InContextRecall,
-    "fuzzy_recall": FuzzyRecall,
-    "selective_copying": SelectiveCopying,
-    "memorization": Memorization,
+    "parity": languages.Parity,
+    "aa": languages.AA,
+    "abab": languages.ABAB,
+    "anbn": languages.AnBn,
+    "anbncn": languages.AnBnCn,
+    "shuffle2": languages.Shuffle2,
+    "mqar": recall.Mqar,
+    "compression": recall.Compression,
+    "in_context_recall": recall.InContextRecall,
+    "fuzzy_recall": recall.FuzzyRecall,
+    "selective_copying": recall.SelectiveCopying,
+    "memorization": recall.Memorization,
 }
 """By the name that follows `synthetic:`: Table 5's languages, MQAR, MAD's five."""
 
