@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from hope_jax.core.errors import ConfigError, DataError
@@ -51,7 +50,9 @@ def finish(plan: Plan) -> dict[str, Any]:
         if not manifest.files["heldout"]:
             _LOG.warning("WARNING: sources.%s: no document was held out; none can be evaluated on", name)
         folder = plan.mixture.out / name
-        _write_new(folder / MANIFEST, manifest.to_json())
+        path, text = folder / MANIFEST, manifest.to_json()
+        if not path.is_file() or path.read_text() != text:
+            write_atomic(path, text)
         names = {file.name for file in manifest.every_file()}
         for stray in folder.iterdir():
             if _OURS.fullmatch(stray.name) and stray.name not in names:
@@ -60,11 +61,6 @@ def finish(plan: Plan) -> dict[str, Any]:
     if plan.mixture.statistics is not None:
         write_atomic(plan.mixture.statistics, json.dumps(statistics, indent=1) + "\n")
     return statistics
-
-
-def _write_new(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:
-        write_atomic(path, text)
 
 
 def _manifest(plan: Plan, planned: PlannedSource) -> ShardManifest:

@@ -10,6 +10,7 @@ limit. Half of a compressed file, which ends too early or is damaged, is never t
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -298,24 +299,18 @@ def lines(parts: Iterable[bytes], limit: int) -> Iterator[bytes | None]:
 def texts(parts: Iterable[bytes], limit: int, separated: bool) -> Iterator[bytes | None]:
     """Documents of a text file: all of it, or what lies between lines that hold only a form feed; white space
     alone is no document. None for one of more than `limit` bytes."""
+    end: Any = object()
     held: list[bytes] = []
     size, over = 0, False
-    for line in lines(parts, limit):
-        if separated and line == SEPARATOR:
-            yield from _document(held, over)
+    for line in chain(lines(parts, limit), (end,)):
+        if line is end or (separated and line == SEPARATOR):
+            text = b"\n".join(held).strip(b"\r\n")
+            if over or text.strip():
+                yield None if over else text
             held, size, over = [], 0, False
             continue
-        if line is not None:
-            size += len(line) + 1
+        size += len(line or b"") + 1
         if over or line is None or size - 1 > limit:
             held, over = [], True
         else:
             held.append(line)
-    yield from _document(held, over)
-
-
-def _document(held: list[bytes], over: bool) -> Iterator[bytes | None]:
-    if over:
-        yield None
-    elif (text := b"\n".join(held).strip(b"\r\n")) and text.strip():
-        yield text

@@ -78,12 +78,12 @@ class Stage:
 
 def clean_stage(plan: Plan, planned: PlannedSource) -> Stage:
     """Of a source, without its steps."""
-    return Stage("clean", plan.clean_folder(planned), planned.source.shards)
+    return Stage("clean", planned.folder, planned.source.shards)
 
 
 def shards_stage(plan: Plan) -> Stage:
     """Of all sources, without its steps."""
-    return Stage("shards", plan.shards_folder, plan.tasks)
+    return Stage("shards", plan.shards, plan.tasks)
 
 
 def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
@@ -111,12 +111,16 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     datatrove_log.remove()
     words = filters.make_words(plan.mixture.words)
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
-    stages += _dedup_stages(plan, words)
-    shards.work = [steps.CleanReader(plan), *steps.dedup_filters(plan), steps.ShardStep(plan)]
+    folder, seal = plan.dedup, plan.dedup / _SEAL
+    if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
+        _LOG.info("duplicates: what was found is damaged: looked for again")
+        shutil.rmtree(folder)
+    dedup, left_out = steps.find_duplicates(plan, words)
+    stages += [Stage(name, folder, tasks, work) for name, work, tasks in dedup]
+    shards.work = [steps.CleanReader(plan), *left_out, steps.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
-    seal = plan.dedup_folder / _SEAL
-    if finished and plan.dedup_folder.is_dir() and not seal.is_file():
-        write_atomic(seal, json.dumps(_digests(plan.dedup_folder), sort_keys=True))
+    if finished and folder.is_dir() and not seal.is_file():
+        write_atomic(seal, json.dumps(_digests(folder), sort_keys=True))
     return finished
 
 
@@ -125,7 +129,7 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     source, stage = planned.source, clean_stage(plan, planned)
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
-        seal = steps.seal_of(path)
+        seal = path.with_suffix(steps.SEAL)
         sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
         if not (sound and stage.statistics(index)):
             stage.mark(index).unlink(missing_ok=True)
@@ -153,15 +157,6 @@ def _split(source: Source) -> str:
                 *(source.name, source.dataset, split, source.fallback_split),
             )
     raise DataError(problem)
-
-
-def _dedup_stages(plan: Plan, words: Any) -> list[Stage]:
-    """The stages; their folder is emptied first if what they found is not as it was left."""
-    folder, seal = plan.dedup_folder, plan.dedup_folder / _SEAL
-    if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
-        _LOG.info("duplicates: what was found is damaged: looked for again")
-        shutil.rmtree(folder)
-    return [Stage(name, folder, tasks, work) for name, work, tasks in steps.dedup_stages(plan, words)]
 
 
 def _digests(folder: Path) -> dict[str, str]:

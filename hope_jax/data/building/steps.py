@@ -39,6 +39,8 @@ from hope_jax.data.building.tasks import MOST_TASKS, Plan
 from hope_jax.data.corpus import is_held_out, text_digest
 from hope_jax.data.shards import SPLITS, RowWriter, ShardFile, sha256_of
 
+SEAL = ".sha256"
+"""Suffix of the file with the digest of a file of kept documents."""
 _LONGEST_LINE = 2**31
 
 
@@ -56,7 +58,7 @@ class CleanWriter(PipelineStep):
         """Writes all documents of a task, and a file also where none is left; yields nothing."""
         path = self.folder / f"{rank:05d}.jsonl.zst"
         path.parent.mkdir(parents=True, exist_ok=True)
-        seal_of(path).unlink(missing_ok=True)
+        path.with_suffix(SEAL).unlink(missing_ok=True)
         with zstandard.open(path, "wb") as file:
             for document in data:
                 if len(document.text.strip()) < self.min_characters:
@@ -64,13 +66,8 @@ class CleanWriter(PipelineStep):
                     continue
                 row = {"text": document.text, "id": document.id}
                 file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        write_atomic(seal_of(path), sha256_of(path))
+        write_atomic(path.with_suffix(SEAL), sha256_of(path))
         yield from ()
-
-
-def seal_of(path: Path) -> Path:
-    """The file with the digest of a file of kept documents."""
-    return path.with_suffix(".sha256")
 
 
 class CleanReader(PipelineStep):
@@ -107,52 +104,37 @@ class PlainFolder(DataFolder):
         return [name for name in found if not is_left_behind(PurePosixPath(name))]
 
 
-def text_of(document: Document) -> str:
-    """What exact duplicates share."""
-    return document.text
+# The earlier a document's task, the higher its priority: the first source that has a text keeps it.
+_EXACT = ExactDedupConfig(lambda d: d.text, lambda d: MOST_TASKS - int(d.metadata["task"]))
 
 
-def priority_of(document: Document) -> int:
-    """The earlier the task, the higher: the first source that has a text keeps it."""
-    return MOST_TASKS - int(document.metadata["task"])
-
-
-_EXACT = ExactDedupConfig(content_getter=text_of, document_priority=priority_of)
-
-
-def dedup_stages(plan: Plan, words: WordTokenizer) -> list[tuple[str, list[PipelineStep], int]]:
-    """(name, steps, tasks) of what finds the duplicates, in order; empty if nothing does."""
-    dedup, folder, found = plan.mixture.dedup, plan.dedup_folder, []
+def find_duplicates(
+    plan: Plan, words: WordTokenizer
+) -> tuple[list[tuple[str, list[PipelineStep], int]], list[PipelineStep]]:
+    """(name, steps, tasks) of the stages that find the duplicates, in order, and the steps that leave these
+    out; both are empty if nothing does."""
+    dedup, folder = plan.mixture.dedup, plan.dedup
+    stages: list[tuple[str, list[PipelineStep], int]] = []
+    left_out: list[PipelineStep] = []
     if dedup.exact:
-        signatures = PlainFolder(folder / "exact-signatures")
-        found += [
+        signatures, found = PlainFolder(folder / "exact-signatures"), PlainFolder(folder / "exact")
+        stages += [
             ("exact-signatures", [CleanReader(plan), ExactDedupSignature(signatures, _EXACT)], plan.tasks),
-            ("exact-find", [ExactFindDedups(signatures, PlainFolder(folder / "exact"), _EXACT)], 1),
+            ("exact-find", [ExactFindDedups(signatures, found, _EXACT)], 1),
         ]
+        left_out.append(ExactDedupFilter(found, _EXACT))
     if dedup.minhash is not None:
-        config, parts = MinhashConfig(**dedup.minhash), [PlainFolder(folder / f"minhash-{i}") for i in (1, 2)]
+        config, found = MinhashConfig(**dedup.minhash), PlainFolder(folder / "minhash")
+        parts = [PlainFolder(folder / f"minhash-{i}") for i in (1, 2)]
         signature = MinhashDedupSignature(parts[0], config, language=words)
-        buckets = MinhashDedupBuckets(parts[0], parts[1], config=config)
-        cluster = MinhashDedupCluster(parts[1], PlainFolder(folder / "minhash"), config)
         # After the exact duplicates: of two equal texts the one of the first source is to stay.
-        found += [
-            ("minhash-signatures", [CleanReader(plan), *_exact_filter(plan), signature], plan.tasks),
-            ("minhash-buckets", [buckets], config.num_buckets),
-            ("minhash-cluster", [cluster], 1),
+        stages += [
+            ("minhash-signatures", [CleanReader(plan), *left_out, signature], plan.tasks),
+            ("minhash-buckets", [MinhashDedupBuckets(*parts, config=config)], config.num_buckets),
+            ("minhash-cluster", [MinhashDedupCluster(parts[1], found, config)], 1),
         ]
-    return found
-
-
-def dedup_filters(plan: Plan) -> list[PipelineStep]:
-    """Steps that leave the duplicates out."""
-    if plan.mixture.dedup.minhash is None:
-        return _exact_filter(plan)
-    return [*_exact_filter(plan), MinhashDedupFilter(PlainFolder(plan.dedup_folder / "minhash"))]
-
-
-def _exact_filter(plan: Plan) -> list[PipelineStep]:
-    folder = PlainFolder(plan.dedup_folder / "exact")
-    return [ExactDedupFilter(folder, _EXACT)] if plan.mixture.dedup.exact else []
+        left_out.append(MinhashDedupFilter(found))
+    return stages, left_out
 
 
 @dataclass(frozen=True)
@@ -225,7 +207,7 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def _result_path(plan: Plan, task: int) -> Path:
-    return plan.shards_folder / "results" / f"{task:05d}.json"
+    return plan.shards / "results" / f"{task:05d}.json"
 
 
 def read_result(plan: Plan, task: int) -> TaskResult | None:

