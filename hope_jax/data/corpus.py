@@ -86,11 +86,10 @@ def split_documents(
 ) -> tuple[list[Document], list[Document]]:
     """Splits documents into (training, held-out), each in the given order.
 
-    A document's side depends on its text alone: it does not move when files are renamed, reordered or
-    added, and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
-    holdout: expected share of documents held out. salt: makes another split of the same corpus.
-
-    Raises: DataError: holdout is not in (0, 1), or there are fewer than two different documents.
+    A document's side depends on its text alone: it does not move when files are renamed, reordered or added,
+    and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
+    holdout: expected share of documents held out. salt: makes another split of the same corpus. Raises:
+    DataError: holdout is not in (0, 1), or there are fewer than two different documents.
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")

@@ -125,9 +125,7 @@ def report_coverage(
     tokenizer: Tokenizer, sources: Sequence[TextSource], split: str, max_characters: int, seed: int
 ) -> Report:
     """Counts each source, or of each a sample of whole documents of at most `max_characters` (0: all).
-
-    Raises: DataError: a source cannot be read or has no document on that side of the split.
-    """
+    Raises: DataError: a source cannot be read or has no document on that side of the split."""
     held = set() if split == "all" else held_out({d.digest for d in s.documents()} for s in sources)
     counted = []
     for source in sources:
@@ -215,10 +213,8 @@ def read_report(path: Path) -> Report:
 
 def compare(before: Report, now: Report, increase: float, drop: float) -> list[Comparison]:
     """Both measures of the guard, overall and of every source, which are told by their text and not by name.
-
     A measure that is worse by just what is allowed passes. increase: of the tokens per word. drop: of the
-    share of words that are one token. Raises: ConfigError: the reports are of other texts.
-    """
+    share of words that are one token. Raises: ConfigError: the reports are of other texts."""
     theirs, ours = ({s["text_sha256"]: s for s in report["sources"]} for report in (before, now))
     digests = (sorted(s["text_sha256"] for s in report["sources"]) for report in (before, now))
     if next(digests) != next(digests):

@@ -60,13 +60,10 @@ def variable(name: str) -> str:
 
 
 def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str, str]) -> list[Source]:
-    """The shards that `data.source` and `data.mixture` name, in the order of their names; none: texts.
-
-    A source of the mixture is in the folder that its environment variable names, or in `<source>/<name>`.
-    Without a mixture `source` itself may be a folder of shards.
-
-    Raises: DataError: a folder or its manifest is missing or is not one, or shards lie there in another way.
-    """
+    """The shards that `data.source` and `data.mixture` name, in the order of their names; none: texts. A
+    source of the mixture is in the folder that its environment variable names, or in `<source>/<name>`.
+    Without a mixture `source` itself may be a folder of shards. Raises: DataError: a folder or its manifest
+    is missing or is not one, or shards lie there in another way."""
     if source == EMBEDDED:
         return []
     folder = as_path("data.source", source)
@@ -242,12 +239,10 @@ def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, s
 def held_out_rows(
     sources: Sequence[Source], *, seq_len: int, batch_size: int, max_batches: int
 ) -> list[Batch]:
-    """Rows of the held-out splits, int32 [T], the same on every call and process.
-
-    Sources have their weights' shares of the rows, so the loss is that of the mixture; each row is there at
-    most once, and those of a source are spread evenly over its split. max_batches: 0: as many rows as there
-    are in these proportions. Raises: DataError: a source without rows.
-    """
+    """Rows of the held-out splits, int32 [T], the same on every call and process. Sources have their weights'
+    shares of the rows, so the loss is that of the mixture; each row is there at most once, and those of a
+    source are spread evenly over its split. max_batches: 0: as many rows as there are in these proportions.
+    Raises: DataError: a source without rows."""
     available = [source.rows("heldout", seq_len) for source in sources]
     interleaving = Interleaving([source.weight for source in sources])
     # The largest number of rows of which no source has more than are available.

@@ -32,11 +32,9 @@ def training_rows(
     document_multiple: int = 1,
 ) -> Stream:
     """Endless rows of the training split's documents, shuffled by the seed; every epoch visits every row
-    once, in an order of its own. A last row that is not full is left out.
-
-    seq_len: T, tokens per row. document_multiple: tokens of which each document is padded to a multiple;
-    divides `seq_len`. Raises: DataError: sizes that do not fit each other, or less text than one batch.
-    """
+    once, in an order of its own. A last row that is not full is left out. seq_len: T, tokens per row.
+    document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`. Raises:
+    DataError: sizes that do not fit each other, or less text than one batch."""
     _check_sizes(seq_len, batch_size, document_multiple)
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = max(len(tokens) - 1, 0) // seq_len
@@ -61,13 +59,10 @@ def held_out_rows(
     max_batches: int,
     document_multiple: int = 1,
 ) -> list[Batch]:
-    """Rows of the held-out split, int32 [T], the same on every call and process.
-
-    A last row that is not full is padded. Where `max_batches` (0: all) does not reach, rows are spread evenly
-    over the split, so that every source is among them. Other arguments as of `training_rows`.
-
-    Raises: DataError: a size below its least, or no pair of tokens to predict.
-    """
+    """Rows of the held-out split, int32 [T], the same on every call and process. A last row that is not full
+    is padded. Where `max_batches` (0: all) does not reach, rows are spread evenly over the split, so that
+    every source is among them. Other arguments as of `training_rows`. Raises: DataError: a size below its
+    least, or no pair of tokens to predict."""
     _check_sizes(seq_len, batch_size, document_multiple)
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = -(-max(len(tokens) - 1, 0) // seq_len)

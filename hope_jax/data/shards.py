@@ -181,10 +181,8 @@ def _wrong(of: ShardManifest | ShardFile, least: Mapping[str, int]) -> Iterator[
 
 
 def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
-    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests.
-
-    Raises: DataError: names the first file that is missing, not what the manifest says, or there twice.
-    """
+    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests. Raises:
+    DataError: names the first file that is missing, not what the manifest says, or there twice."""
     seen: dict[str, str] = {}
     again = "build the shards again"
     for file in manifest.every_file():
@@ -213,11 +211,9 @@ def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) 
 
 
 class ShardRows:
-    """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain.
-
-    Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0:
-    padding. Worker processes open the files for themselves. Raises: DataError: seq_len does not divide rows.
-    """
+    """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain. Item i is
+    (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0: padding.
+    Worker processes open the files for themselves. Raises: DataError: seq_len does not divide rows."""
 
     def __init__(self, folder: Path, manifest: ShardManifest, split: Split, seq_len: int) -> None:
         if manifest.row_tokens % seq_len:

@@ -13,11 +13,9 @@ from hope_jax.data.tokenizer import Tokenizer
 
 
 class SymbolTokenizer(Tokenizer):
-    """Stands where a run's tokenizer does, under `data.source="synthetic:..."`.
-
-    `decode` names the symbols; whatever asks for text, or for a document's ends, is refused. sha256: of the
-    names, in order. model: empty, as there is no file.
-    """
+    """Stands where a run's tokenizer does, under `data.source="synthetic:..."`. `decode` names the symbols;
+    whatever asks for text, or for a document's ends, is refused. sha256: of the names, in order. model:
+    empty, as there is no file."""
 
     def __init__(self, source: str, symbols: tuple[str, ...]) -> None:
         self.name, self.model = source, b""

@@ -19,10 +19,8 @@ class NotUtf8Error(ValueError):
 
 
 def begin(head: bytes) -> bytes:
-    """The bytes with which a file begins (all, or at least four), without UTF-8's byte order mark.
-
-    Raises: NotUtf8Error: the mark of another encoding.
-    """
+    """The bytes with which a file begins (all, or at least four), without UTF-8's byte order mark. Raises:
+    NotUtf8Error: the mark of another encoding."""
     for name, marks in _OTHERS:
         if head.startswith(marks):
             raise NotUtf8Error(f"is {name}, as its byte order mark says, not UTF-8")
@@ -40,10 +38,8 @@ def decode(raw: bytes) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of JSON text. NaN and Infinity, which JSON does not have, are refused.
-
-    Raises: ValueError: no JSON; UnicodeDecodeError: bytes that are not UTF-8.
-    """
+    """The value of JSON text. NaN and Infinity, which JSON does not have, are refused. Raises: ValueError: no
+    JSON; UnicodeDecodeError: bytes that are not UTF-8."""
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         return json.loads(text, parse_constant=_refuse)

@@ -52,10 +52,8 @@ class TextSource:
 
 def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSource]:
     """The sources that inputs name ("embedded", folders, files), in the given order; no text is read yet.
-    text_field: of a `.jsonl` line, the key of its text.
-
-    Raises: DataError: no input, one that is missing or given twice, or a folder without such files.
-    """
+    text_field: of a `.jsonl` line, the key of its text. Raises: DataError: no input, one that is missing or
+    given twice, or a folder without such files."""
     if not inputs:
         raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a file ({_KINDS})")
     sources: list[TextSource] = []
@@ -117,10 +115,8 @@ def select(source: TextSource, split: str, held: set[str]) -> Iterator[Document]
 
 def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
     """Texts, in their order, that have at most `limit` characters together (0: all), at least one of them.
-
     They are taken in an order shuffled by the seed while they fit, so that nothing but the seed prefers one
-    to another. Holds no more in memory than it gives back.
-    """
+    to another. Holds no more in memory than it gives back."""
     numbers = random.Random(seed)
     kept: list[tuple[float, int, str]] = []
     size = 0

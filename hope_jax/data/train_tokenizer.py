@@ -149,9 +149,7 @@ def train_tokenizer(
 
     The sources are read twice, document by document; only the sample is held in memory. The same input gives
     the same bytes under the same version of sentencepiece. Arguments as of the flags; hard_vocab_limit: None
-    is `auto`.
-
-    Raises: DataError: a source that cannot be read, or holds no text; a text that does not fit the
+    is `auto`. Raises: DataError: a source that cannot be read, or holds no text; a text that does not fit the
     vocabulary.
     """
     described = [_describe(source) for source in sources]
@@ -206,12 +204,10 @@ def _describe(source: TextSource) -> tuple[dict[str, Any], list[str]]:
 def train_model(
     lines: Sequence[str], vocab_size: int, character_coverage: float = 1.0, hard_vocab_limit: bool = True
 ) -> bytes:
-    """A serialized unigram model of lines (`cut_lines`); arguments as of `train_tokenizer`.
-
-    Nothing is normalised and no space is added, a newline is a piece of its own, and what the vocabulary
-    lacks is spelt in bytes, so that decoding gives back the text. Raises: DataError: no lines, or a
-    vocabulary that is too large or too small for them; names one that fits.
-    """
+    """A serialized unigram model of lines (`cut_lines`); arguments as of `train_tokenizer`. Nothing is
+    normalised and no space is added, a newline is a piece of its own, and what the vocabulary lacks is spelt
+    in bytes, so that decoding gives back the text. Raises: DataError: no lines, or a vocabulary that is too
+    large or too small for them; names one that fits."""
     if not lines:
         raise DataError("--input: no text to train on; put text in it")
     out = io.BytesIO()

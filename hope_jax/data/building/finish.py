@@ -39,10 +39,8 @@ def check_outputs(plan: Plan) -> None:
 
 
 def finish(plan: Plan) -> dict[str, Any]:
-    """Writes the manifests, each last and at once, and the statistics; returns the latter.
-
-    Raises: DataError: nothing is left of a source, or one of its shards occurs twice.
-    """
+    """Writes the manifests, each last and at once, and the statistics; returns the latter. Raises: DataError:
+    nothing is left of a source, or one of its shards occurs twice."""
     made = {planned.source.name: _manifest(plan, planned) for planned in plan.sources}
     for name, manifest in made.items():
         check_files(plan.mixture.out / name, manifest, digests=False)  # which `read_result` has looked at
@@ -120,11 +118,8 @@ def _dropped(step: dict[str, Any]) -> dict[str, int]:
 
 
 def mixture_statistics(plan: Plan, made: dict[str, ShardManifest]) -> dict[str, Any]:
-    """Counts, weights and digests of all sources.
-
-    tokens_until_repeated: of the whole mixture, after which the source has been read once at its weight.
-    epochs: of the source, in a run of `train_tokens`.
-    """
+    """Counts, weights and digests of all sources. tokens_until_repeated: of the whole mixture, after which
+    the source has been read once at its weight. epochs: of the source, in a run of `train_tokens`."""
     mixture, sources = plan.mixture, {}
     for source in mixture.sources:
         manifest = made[source.name]

@@ -203,10 +203,8 @@ class NoSuchSplit(Exception):
 
 
 def load_rows(source: Source, split: str) -> Any:
-    """The rows of a split, as `datasets` streams them.
-
-    Raises: NoSuchSplit; DataError: the dataset cannot be had.
-    """
+    """The rows of a split, as `datasets` streams them. Raises: NoSuchSplit; DataError: the dataset cannot be
+    had."""
     import datasets
 
     files = {"data_files": source.data_files} if source.data_files else {}
@@ -231,9 +229,7 @@ class OtherEncodingError(DataError):
 
 def chunks(path: Path) -> Iterator[bytes]:
     """The unpacked bytes of a file, by its suffix (.gz, .zst, else plain), from behind a byte order mark on.
-
-    Raises: DataError: a damaged archive, a file that cannot be read; OtherEncodingError.
-    """
+    Raises: DataError: a damaged archive, a file that cannot be read; OtherEncodingError."""
     parts, head = _unpacked(path), b""
     while len(head) < _LONGEST_MARK and (part := next(parts, None)) is not None:
         head += part

@@ -74,10 +74,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Dedup:
-    """Removal of duplicates over the whole mixture: the first source that has a text keeps it.
-
-    exact: of equal texts. minhash: of near-equal ones; options of datatrove's MinhashConfig, None: off.
-    """
+    """Removal of duplicates over the whole mixture: the first source that has a text keeps it. exact: of
+    equal texts. minhash: of near-equal ones; options of datatrove's MinhashConfig, None: off."""
 
     exact: bool = True
     minhash: Mapping[str, int] | None = None
@@ -107,10 +105,8 @@ class Mixture:
 
 
 def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> Mixture:
-    """Reads and checks a manifest. `environment`: in place of the process's.
-
-    Raises: ConfigError: names the key, the value and the remedy.
-    """
+    """Reads and checks a manifest. `environment`: in place of the process's. Raises: ConfigError: names the
+    key, the value and the remedy."""
     variables = {
         "PYTHON_STDLIB": sysconfig.get_path("stdlib"),
         "ASSETS": str(resources.files("hope_jax.data") / "assets"),

@@ -87,11 +87,9 @@ def shards_stage(plan: Plan) -> Stage:
 
 
 def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
-    """Runs what is not done. False if it was only handed to a cluster, and is to be called again later.
-    kind: local, slurm or ray. workers: tasks at once.
-
-    Raises: UserError: of a step; nothing that looks finished is left.
-    """
+    """Runs what is not done. False if it was only handed to a cluster, and is to be called again later. kind:
+    local, slurm or ray. workers: tasks at once. Raises: UserError: of a step; nothing that looks finished is
+    left."""
     shards = shards_stage(plan)
     for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
         planned, index = plan.source_of(task)
@@ -225,10 +223,8 @@ def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
 
 
 def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int) -> None:
-    """Makes all calls of `work`, by some processes that end with this one, also where it is killed.
-
-    The first exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed.
-    """
+    """Makes all calls of `work`, by some processes that end with this one, also where it is killed. The first
+    exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed."""
     context = multiprocessing.get_context(START_METHOD)
     with ProcessPoolExecutor(processes, context, _start_worker) as pool:
         try:

@@ -146,11 +146,9 @@ class TaskResult:
 
 
 class ShardStep(PipelineStep):
-    """Encodes documents, puts each on its side of the split, and writes the rows of a task.
-
-    A file gets its name only after it is complete and its digest has been noted, so one that bears its name
-    and has that digest is whole.
-    """
+    """Encodes documents, puts each on its side of the split, and writes the rows of a task. A file gets its
+    name only after it is complete and its digest has been noted, so one that bears its name and has that
+    digest is whole."""
 
     type, name = "writer", "shards"
 

@@ -75,10 +75,8 @@ class Plan:
 
 
 def make_plan(mixture: Mixture) -> Plan:
-    """Finds all files and loads the tokenizer.
-
-    Raises: DataError, ConfigError: a source or the tokenizer is missing, or more shards than files.
-    """
+    """Finds all files and loads the tokenizer. Raises: DataError, ConfigError: a source or the tokenizer is
+    missing, or more shards than files."""
     if mixture.tokenizer != EMBEDDED and not Path(mixture.tokenizer).is_file():
         raise ConfigError(
             f"{mixture.path}: tokenizer={mixture.tokenizer!r}: no such file; want {EMBEDDED!r} or a "
@@ -115,9 +113,7 @@ def make_plan(mixture: Mixture) -> Plan:
 
 def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:
     """The files of a source: in the order of `paths`, those of a folder sorted; none that a build has `made`.
-
-    Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards.
-    """
+    Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards."""
     found: list[Path] = []
     globs = _GLOBS[source.reader] if source.glob is None else (source.glob,)
     for path in source.paths:

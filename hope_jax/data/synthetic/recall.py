@@ -16,10 +16,8 @@ _POWER = 0.01
 @dataclass(frozen=True)
 class Mqar(Task):
     """Multi-query associative recall (Arora et al. 2023): pairs, then each key once more, answered by its
-    value; filler between. `half` and `double` have so many times the pairs, and tokens.
-
-    vocab: keys and values, half each. pairs: of a string. length: its tokens.
-    """
+    value; filler between. `half` and `double` have so many times the pairs, and tokens. vocab: keys and
+    values, half each. pairs: of a string. length: its tokens."""
 
     vocab: int = 64
     pairs: int = 8
@@ -56,10 +54,7 @@ class Mqar(Task):
 @dataclass(frozen=True)
 class InContextRecall(Task):
     """MAD: keys are drawn again and again, each with a value that stays the same within the string; asked
-    wherever a key comes back.
-
-    vocab: keys and values, half each. length: tokens of a string.
-    """
+    wherever a key comes back. vocab: keys and values, half each. length: tokens of a string."""
 
     vocab: int = 16
     length: int = 128
@@ -95,10 +90,8 @@ class InContextRecall(Task):
 @dataclass(frozen=True)
 class FuzzyRecall(Task):
     """MAD: keys and values are motifs of 1 to `motif` different symbols; at test all keys have `motif`.
-
-    vocab: symbols of keys and of values, about half each. length: tokens of the longest string.
-    motif: symbols of the longest key and value.
-    """
+    vocab: symbols of keys and of values, about half each. length: tokens of the longest string. motif:
+    symbols of the longest key and value."""
 
     vocab: int = 14
     length: int = 128
@@ -142,9 +135,7 @@ class FuzzyRecall(Task):
 @dataclass(frozen=True)
 class Memorization(Task):
     """MAD: a map from keys to values that is the same in every string and has to be learned by training.
-
-    vocab: keys and values, half each. length: tokens of a string. table: names the map.
-    """
+    vocab: keys and values, half each. length: tokens of a string. table: names the map."""
 
     vocab: int = 254
     length: int = 32
@@ -174,10 +165,7 @@ class Memorization(Task):
 @dataclass(frozen=True)
 class SelectiveCopying(Task):
     """MAD: some symbols among blanks, then the sign to copy, and as many blanks, at which they are asked for
-    in order.
-
-    vocab: symbols that are copied. length: tokens of a string. copied: symbols of a string.
-    """
+    in order. vocab: symbols that are copied. length: tokens of a string. copied: symbols of a string."""
 
     vocab: int = 14
     length: int = 256
@@ -202,10 +190,8 @@ class SelectiveCopying(Task):
 @dataclass(frozen=True)
 class Compression(Task):
     """After MAD's compression: random symbols, a sign, and as many blanks, at which they are asked for in
-    order. MAD decodes the one vector at the sign; here all that the model carries may be used.
-
-    vocab: different symbols. kept: symbols of a string.
-    """
+    order. MAD decodes the one vector at the sign; here all that the model carries may be used. vocab:
+    different symbols. kept: symbols of a string."""
 
     vocab: int = 15
     kept: int = 31

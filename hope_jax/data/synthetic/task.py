@@ -14,12 +14,9 @@ TRAIN = "train"
 
 
 class Example(NamedTuple):
-    """One string, int32 [n] each.
-
-    tokens: what is read. targets: what is to be answered once the position has been read, `NO_TARGET` where
-    nothing is asked. groups: where something is asked, the number by which an eval groups it
-    (`Task.grouped_by`), else 0.
-    """
+    """One string, int32 [n] each. tokens: what is read. targets: what is to be answered once the position has
+    been read, `NO_TARGET` where nothing is asked. groups: where something is asked, the number by which an
+    eval groups it (`Task.grouped_by`), else 0."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -28,12 +25,10 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A task; its fields are the options that `data.task_options` sets, all whole numbers from 1.
-
-    splits: what an eval measures, the one most like training first. grouped_by: the name of a group's
-    number; "": positions are not grouped. signs: of the symbols; k* and v* are keys and values, each half of
-    the option `vocab`, s* is all of it.
-    """
+    """A task; its fields are the options that `data.task_options` sets, all whole numbers from 1. splits:
+    what an eval measures, the one most like training first. grouped_by: the name of a group's number; "":
+    positions are not grouped. signs: of the symbols; k* and v* are keys and values, each half of the option
+    `vocab`, s* is all of it."""
 
     splits: ClassVar[tuple[str, ...]] = ("test",)
     grouped_by: ClassVar[str] = ""
