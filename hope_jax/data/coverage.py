@@ -23,8 +23,7 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, DataError, GuardError
 from hope_jax.core.output import say
-from hope_jax.data.corpus import text_digest
-from hope_jax.data.texts import TextSource, combined_digest, held_out, open_sources, sample, select
+from hope_jax.data import corpus
 from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 
 _INPUTS = cli.define_paths(
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"--{flag.name}={flag.value}: want a finite number; a large one lets all pass")
     baseline = read_report(Path(_BASELINE.value)) if _BASELINE.value else None
     tokenizer = Tokenizer.load(_TOKENIZER.value or EMBEDDED)
-    sources = open_sources(_INPUTS.value, _TEXT_FIELD.value)
+    sources = corpus.open_sources(_INPUTS.value, _TEXT_FIELD.value)
     report = report_coverage(tokenizer, sources, _SPLIT.value, _MAX_CHARACTERS.value, _SEED.value)
     if out:
         cli.write_files("out", {out: to_json(report).encode()})
@@ -122,18 +121,18 @@ def main(argv: list[str]) -> None:
 
 
 def report_coverage(
-    tokenizer: Tokenizer, sources: Sequence[TextSource], split: str, max_characters: int, seed: int
+    tokenizer: Tokenizer, sources: Sequence[corpus.TextSource], split: str, max_characters: int, seed: int
 ) -> Report:
     """Counts each source, or of each a sample of whole documents of at most `max_characters` (0: all).
     Raises: DataError: a source cannot be read or has no document on that side of the split."""
-    held = set() if split == "all" else held_out({d.digest for d in s.documents()} for s in sources)
+    held = set() if split == "all" else corpus.held_out({d.digest for d in s.documents()} for s in sources)
     counted = []
     for source in sources:
-        texts = sample((d.text for d in select(source, split, held)), max_characters, seed)
+        texts = corpus.sample((d.text for d in corpus.select(source, split, held)), max_characters, seed)
         if not texts:
             side = "" if split == "all" else f" on the side {split!r} of the held-out split"
             raise DataError(f"--input: {source.name} holds no text{side}; put text in it, or leave it out")
-        digest = combined_digest(map(text_digest, texts))
+        digest = corpus.combined_digest(map(corpus.text_digest, texts))
         counted.append({"name": source.name, "text_sha256": digest, **count(tokenizer, texts)})
     name, size = Path(tokenizer.name).name, tokenizer.vocab_size
     return {

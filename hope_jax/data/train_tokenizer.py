@@ -26,8 +26,7 @@ import hope_jax
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.output import say
-from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
-from hope_jax.data.texts import TextSource, combined_digest, held_out, open_sources, sample, select
+from hope_jax.data import corpus
 from hope_jax.data.tokenizer import KIND, check_digest, read_model
 
 _INPUTS = cli.define_paths(
@@ -112,7 +111,7 @@ def train(sha256: str | None) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"--out={out}: {folder} is no folder that can be written to; choose another --out")
     model, record = train_tokenizer(
-        open_sources(_INPUTS.value, _TEXT_FIELD.value),
+        corpus.open_sources(_INPUTS.value, _TEXT_FIELD.value),
         vocab_size=_VOCAB_SIZE.value,
         hard_vocab_limit={"on": True, "off": False, "auto": None}[_HARD.value],
         character_coverage=_COVERAGE.value,
@@ -137,7 +136,7 @@ def train(sha256: str | None) -> None:
 
 
 def train_tokenizer(
-    sources: Sequence[TextSource],
+    sources: Sequence[corpus.TextSource],
     *,
     vocab_size: int,
     hard_vocab_limit: bool | None = None,
@@ -153,9 +152,9 @@ def train_tokenizer(
     vocabulary.
     """
     described = [_describe(source) for source in sources]
-    held = held_out(digests for _, digests in described)
-    lines = sample(
-        (line for s in sources for d in select(s, "train", held) for line in cut_lines(d.text)),
+    held = corpus.held_out(digests for _, digests in described)
+    lines = corpus.sample(
+        (line for s in sources for d in corpus.select(s, "train", held) for line in cut_lines(d.text)),
         max_characters,
         seed,
     )
@@ -180,7 +179,7 @@ def train_tokenizer(
             "byte_fallback": True,
             "normalization": "identity",
         },
-        "split": {"holdout": HOLDOUT_FRACTION, "salt": SPLIT_SALT},
+        "split": {"holdout": corpus.HOLDOUT_FRACTION, "salt": corpus.SPLIT_SALT},
         "inputs": [{**entry, "held_out": sum(d in held for d in digests)} for entry, digests in described],
         "trained_on": {
             "lines": len(lines),
@@ -191,14 +190,14 @@ def train_tokenizer(
     }
 
 
-def _describe(source: TextSource) -> tuple[dict[str, Any], list[str]]:
+def _describe(source: corpus.TextSource) -> tuple[dict[str, Any], list[str]]:
     """What the sidecar says of a source, and the digests of its documents."""
     found = [(document.digest, len(document.text)) for document in source.documents()]
     if not found:
         raise DataError(f"--input: {source.name} holds no text; put text in it, or leave it out")
     digests, sizes = map(list, zip(*found, strict=True))
     entry = {"name": source.name, "documents": len(found), "characters": sum(sizes)}
-    return {**entry, "text_sha256": combined_digest(digests)}, digests
+    return {**entry, "text_sha256": corpus.combined_digest(digests)}, digests
 
 
 def train_model(

@@ -13,8 +13,8 @@ import pytest
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data import corpus, coverage
+from hope_jax.data.corpus import open_sources
 from hope_jax.data.coverage import BUCKETS, Report, compare, count
-from hope_jax.data.texts import open_sources
 from hope_jax.data.tokenizer import Tokenizer
 from tests.data import handmade
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hope_jax import cli
 from hope_jax.core.errors import DataError, OutputError
 from hope_jax.data import corpus, train_tokenizer
-from hope_jax.data.texts import open_sources
+from hope_jax.data.corpus import open_sources
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.train_tokenizer import cut_lines, train_model
 from tests.data import handmade
