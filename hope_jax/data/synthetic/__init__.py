@@ -37,13 +37,9 @@ def is_synthetic(source: str) -> bool:
 
 
 def find_task(source: str, options: Mapping[str, int], seq_len: int) -> Task | None:
-    """The task that `data.source` and `data.task_options` name; None: another kind of source.
-
-    seq_len: tokens of a row, which holds one string.
-
-    Raises:
-        ConfigError: no such task or option, options that do not fit each other, or too short rows.
-    """
+    """The task that `data.source` and `data.task_options` name; None: another kind of source. seq_len: tokens
+    of a row, which holds one string. Raises: ConfigError: no such task or option, options that do not fit
+    each other, or too short rows."""
     if not is_synthetic(source):
         if options:
             raise ConfigError(

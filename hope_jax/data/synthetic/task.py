@@ -40,7 +40,7 @@ class Task:
 
     def symbols(self) -> tuple[str, ...]:
         """The name of each token id, from 0."""
-        vocab = int(vars(self)["vocab"])
+        vocab = int(vars(self).get("vocab", 0))
         sizes = {"k*": vocab // 2, "v*": vocab - vocab // 2, "s*": vocab}
         names = ([f"{s[0]}{i}" for i in range(sizes[s])] if s in sizes else [s] for s in self.signs)
         return tuple(chain.from_iterable(names))
