@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -42,12 +42,8 @@ class TrainIterator(grain.DatasetIterator):
     same state, and it may be restored under another number of processes, workers or prefetched batches.
     Threads and workers start with the first batch; `close` ends them.
 
-    Args:
-        batches: the process's share of each global batch.
-        stream_digest: of what the batches are made of.
-        start_batch: number of the first batch, as if those before it had been read.
-        prefetch: batches prepared ahead.
-        workers: processes that prepare them; 0: a thread of this process (none if `prefetch` is 0).
+    batches: the process's share of each global batch. start_batch: number of the first. prefetch: batches
+    prepared ahead. workers: processes that prepare them; 0: a thread of this one (none if `prefetch` is 0).
     """
 
     def __init__(
@@ -72,11 +68,7 @@ class TrainIterator(grain.DatasetIterator):
         return {"next_batch": self._next_batch, "stream": self._stream_digest}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from a state of `get_state`.
-
-        Raises:
-            CheckpointError: the state is not one, or counts in another stream.
-        """
+        """Continues from a state of `get_state`. Raises: CheckpointError: it is none, or another stream's."""
         following = state.get("next_batch")
         if not isinstance(following, int) or following < 0:
             raise CheckpointError(
@@ -118,20 +110,16 @@ class TrainIterator(grain.DatasetIterator):
         return iter(piped.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
-class Sharing(TypedDict, total=False):
-    """How batches are prepared, and whose rows they are. process_index, process_count: default one process.
-    prefetch, workers, start_batch: see `TrainIterator`."""
+class Stream(NamedTuple):
+    """Endless rows, Batches of int32 [T], found by number, and a digest of all that decides what batch n
+    holds."""
 
-    process_index: int
-    process_count: int
-    prefetch: int
-    workers: int
-    start_batch: int
+    rows: grain.MapDataset
+    digest: str
 
 
 def shared_batches(
-    rows: grain.MapDataset,
-    stream_digest: str,
+    stream: Stream,
     *,
     batch_size: int,
     process_index: int = 0,
@@ -140,23 +128,29 @@ def shared_batches(
     workers: int = 0,
     start_batch: int = 0,
 ) -> TrainIterator:
-    """Batches of endless rows (Batches of int32 [T]); process p of P gets rows [p B/P, (p+1) B/P) of each.
-
-    Raises:
-        DataError: the processes do not divide the batch.
-    """
+    """Batches of rows; process p of P gets rows [p B/P, (p+1) B/P) of each. Other arguments as of
+    `TrainIterator`. Raises: DataError: the processes do not divide the batch."""
     if batch_size % process_count:
         raise DataError(
             f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
             f"try {-(-batch_size // process_count) * process_count}"
         )
-    if not 0 <= process_index < process_count or prefetch < 0 or start_batch < 0 or workers < 0:
-        raise ValueError(
-            f"{process_index=}, {process_count=}, {prefetch=}, {workers=}, {start_batch=}: out of range"
-        )
     # Batches of a share's size, every process_count-th of them: together exactly the global batches.
-    shares = rows.batch(batch_size // process_count)[process_index::process_count]
-    return TrainIterator(shares, stream_digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
+    shares = stream.rows.batch(batch_size // process_count)[process_index::process_count]
+    return TrainIterator(shares, stream.digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
+
+
+def as_row(row: Sequence[np.ndarray] | np.ndarray) -> Batch:
+    """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
+    tokens, numbers = row
+    here, following = numbers[:-1], numbers[1:]
+    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
+    supervised = (here == following) & (here > 0)
+    return host_batch(
+        tokens=tokens[:-1],
+        targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
+        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
+    )
 
 
 def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[Batch]:
@@ -171,6 +165,16 @@ def fixed_batches(rows: Sequence[Batch], batch_size: int, pad_id: int) -> list[B
     full = [*rows, *[padding] * (-len(rows) % batch_size)]
     groups = (full[i : i + batch_size] for i in range(0, len(full), batch_size))
     return [host_batch(*(np.stack(arrays) for arrays in zip(*group, strict=True))) for group in groups]
+
+
+def unigram_entropy(targets: Iterable[np.ndarray]) -> float:
+    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none: the least
+    loss of a model that ignores context, fitted to these very tokens. targets: int arrays of any shape,
+    whose `NO_TARGET` entries are left out."""
+    flat = np.concatenate([np.zeros(0, np.int32), *map(np.ravel, targets)])
+    counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float((shares * -np.log(shares)).sum())
 
 
 def spread(count: int, rows: int) -> np.ndarray:
@@ -192,7 +196,6 @@ def digest_int(seed: int | str) -> int:
 def _start_worker(index: int, count: int) -> None:
     """A worker leaves when its run does: not on a signal to the whole job, upon which the run first ends its
     step and saves, and always with a run that was killed."""
-    del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

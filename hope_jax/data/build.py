@@ -16,17 +16,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, DataError, instead
 from hope_jax.core.output import say
-
-if TYPE_CHECKING:
-    from hope_jax.data.building.recipe import Mixture
-    from hope_jax.data.building.tasks import Plan
+from hope_jax.data.building.recipe import Mixture, load_manifest
+from hope_jax.data.building.tasks import LOCK, Plan, make_plan
 
 _MANIFEST = cli.define_path("manifest", "YAML file that describes the mixture.")
 _OUT = cli.define_path("out", "Folder of the shards, instead of the manifest's.")
@@ -53,29 +50,28 @@ def main(argv: list[str]) -> None:
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
-        from hope_jax.data.building import executors, finish, stages
-        from hope_jax.data.building import recipe as manifest
-        from hope_jax.data.building import tasks as plan
+        from hope_jax.data.building import filters, finish, stages
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; building shards needs pip install 'hope_jax[data]'"
         ) from error
-    planned = plan.make_plan(_chosen(manifest.load_manifest(Path(_MANIFEST.value))))
-    stages.check_filters(planned)
+    planned = make_plan(_chosen(load_manifest(Path(_MANIFEST.value))))
+    words = filters.make_words(planned.mixture.words)
+    for source in planned.mixture.sources:
+        filters.make_filters(source, words)
     finish.check_outputs(planned)
     if _DRY_RUN.value:
         say(_description(planned))
         return
-    machine = executors.Machine(_EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1, bool(cli.FLAGS.debug))
-    with _alone(planned.mixture.out), _room(planned.mixture.out):
-        if not stages.run(planned, machine):
+    with _alone(planned.mixture.out):
+        if not stages.run(planned, _EXECUTOR.value, _WORKERS.value or os.cpu_count() or 1):
             _LOG.info("handed to Slurm; run the command again when its jobs are done, to verify and finish")
             return
         statistics = finish.finish(planned)
     say(json.dumps(statistics) if _JSON.value else finish.table(statistics))
 
 
-def _chosen(mixture: "Mixture") -> "Mixture":
+def _chosen(mixture: Mixture) -> Mixture:
     """The mixture with `--out` and `--only`."""
     if _OUT.value:
         mixture = dataclasses.replace(mixture, out=Path(_OUT.value).resolve())
@@ -96,7 +92,7 @@ def _chosen(mixture: "Mixture") -> "Mixture":
     return dataclasses.replace(mixture, sources=chosen, statistics=None)
 
 
-def _description(planned: "Plan") -> str:
+def _description(planned: Plan) -> str:
     mixture = planned.mixture
     lines = [
         f"{mixture.path} -> {mixture.out}",
@@ -121,10 +117,11 @@ def _description(planned: "Plan") -> str:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Holds the lock of an output folder. Raises: DataError: another build has it, or it is read-only."""
+    """Holds the lock of an output folder. Raises: DataError: another build has it, or it or a file cannot be
+    written; those that cannot be read are one already."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        file = (out / LOCK).open("w")
     except OSError as error:
         raise DataError(f"--out={out}: {error.strerror}; choose a folder that can be written") from None
     with file:
@@ -132,24 +129,17 @@ def _alone(out: Path) -> Iterator[None]:
             # Unlike flock's, this lock is not inherited by processes that outlive this one.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            problem = "another build is writing there; wait for it, or choose another --out"
+            raise DataError(f"{out}: {problem}") from None
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
+                raise
             raise DataError(
-                f"{out}: another build is writing there; wait for it, or choose another --out"
-            ) from None
-        yield
-
-
-@contextmanager
-def _room(out: Path) -> Iterator[None]:
-    """Files that cannot be written become one DataError; those that cannot be read are one already."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
-            raise
-        raise DataError(
-            f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or choose "
-            "another --out; run again, what is done stays"
-        ) from error
+                f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or "
+                "choose another --out; run again, what is done stays"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -1,35 +1,41 @@
-"""Documents: the embedded corpus or a folder of text files, and their split into training and held-out.
+"""Documents: the embedded corpus or a folder of text files, split into training and held-out; and the sources
+that a tokenizer is trained or judged on, read document by document, and samples of them.
 
-A file holds one document, or several separated by lines that hold only a form feed.
+A `.txt` file holds one document, or several separated by lines that hold only a form feed; a line of a
+`.jsonl` file is an object with a document in its text field.
 """
 
+import gzip
+import hashlib
+import heapq
+import random
 import re
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
-import numpy as np
-
 from hope_jax.core.errors import DataError
 from hope_jax.core.paths import as_path, files_in, is_left_behind
-from hope_jax.core.types import NO_TARGET
 from hope_jax.data import text_files
-from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT, text_digest, unit_hash
 
 EMBEDDED = "embedded"
+HOLDOUT_FRACTION = 0.09
+SPLIT_SALT = "hope_jax.split.515"
+"""Of the split. This value holds out 8-10 % of the embedded corpus and of each of its sources."""
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+_KINDS = ", ".join(SUFFIXES)
 _SEPARATOR = re.compile(r"^\f\r?(?:\n|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text that belongs together: never cut by the split, its tokens end with EOS.
-
-    source: name of the file it comes from, relative to the corpus folder.
-    index: position in that file, from 0.
-    """
+    """One text that belongs together: never cut by the split, its tokens end with EOS. source: the file it
+    comes from, relative to the corpus folder. index: position in that file, from 0."""
 
     text: str
     source: str
@@ -41,18 +47,27 @@ class Document:
         return text_digest(self.text)
 
 
+def text_digest(text: str) -> str:
+    """Hex SHA-256 of a document's text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def is_held_out(digest: str, holdout: float, salt: str) -> bool:
+    """Whether the document of this `text_digest` is held out, at an expected share of `holdout`."""
+    return _unit_hash(digest, salt) < holdout
+
+
+def _unit_hash(digest: str, salt: str) -> float:
+    """A number in [0, 1) that depends on both strings alone."""
+    raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
+    return int.from_bytes(raw[:6], "big") / 2**48
+
+
 def load_documents(source: str) -> list[Document]:
-    """Reads a corpus in a fixed order (file name, then position in the file).
-
-    Args:
-        source: "embedded", or a folder that holds UTF-8 `.txt` files (at any depth).
-
-    Raises:
-        DataError: the folder is missing, holds no text, or holds a file that is not UTF-8.
-    """
+    """Reads a corpus in a fixed order (file name, then position in the file): the embedded one, or a folder
+    of UTF-8 `.txt` files at any depth. Raises: DataError: no folder or text, or a file that is not UTF-8."""
     if source == EMBEDDED:
-        assets = resources.files("hope_jax.data") / "assets"
-        files = sorted((f.name, f.read_bytes()) for f in assets.iterdir() if is_text(f))
+        files = [(file.name, file.read_bytes()) for file in embedded_files()]
     else:
         files = _read_folder(as_path("data.source", source))
     documents = [d for name, raw in files for d in parse_documents(name, raw)]
@@ -62,14 +77,15 @@ def load_documents(source: str) -> list[Document]:
 
 
 def parse_documents(name: str, raw: bytes, key: str = "data.source") -> list[Document]:
-    """The documents of a file's bytes that hold more than white space.
-
-    Args: the file's name, its content, and the key or flag to use in errors.
-
-    Raises:
-        DataError: the bytes are not UTF-8.
-    """
-    texts = (part.strip("\r\n") for part in _SEPARATOR.split(_decode(name, raw, key)))
+    """The documents of a file's bytes that hold more than white space. key: for errors. Raises: DataError:
+    the bytes are not UTF-8."""
+    try:
+        text = text_files.decode(raw)
+    except text_files.NotUtf8Error as error:
+        raise DataError(
+            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
+        ) from None
+    texts = (part.strip("\r\n") for part in _SEPARATOR.split(text))
     return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
 
 
@@ -78,16 +94,10 @@ def split_documents(
 ) -> tuple[list[Document], list[Document]]:
     """Splits documents into (training, held-out), each in the given order.
 
-    A document's side depends on its text alone: it does not move when files are renamed, reordered or
-    added, and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
-
-    Args:
-        documents: at least two that differ.
-        holdout: expected share of documents held out, in (0, 1).
-        salt: makes another split of the same corpus.
-
-    Raises:
-        DataError: holdout is out of range, or there are fewer than two different documents.
+    A document's side depends on its text alone: it does not move when files are renamed, reordered or added,
+    and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
+    holdout: expected share of documents held out. salt: makes another split of the same corpus. Raises:
+    DataError: holdout is not in (0, 1), or there are fewer than two different documents.
     """
     if not 0.0 < holdout < 1.0:
         raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
@@ -107,54 +117,138 @@ def held_out_digests(
     digests: Iterable[str], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
 ) -> set[str]:
     """Which documents, by digest, `split_documents` holds out; none if there are fewer than two digests."""
-    score = {digest: unit_hash(salt, digest) for digest in digests}
+    score = {digest: _unit_hash(digest, salt) for digest in digests}
     ranked = sorted(score, key=score.__getitem__)
     below = sum(score[digest] < holdout for digest in ranked)
     return set(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
 
 
-def unigram_entropy(targets: np.ndarray | Iterable[np.ndarray]) -> float:
-    """Plug-in entropy of the tokens' own frequencies, in nats per token; 0.0 if there are none.
-
-    The least loss of a model that ignores context, fitted to these very tokens.
-
-    Args:
-        targets: int arrays of any shape; `NO_TARGET` entries are left out.
-    """
-    arrays = [targets] if isinstance(targets, np.ndarray) else list(targets)
-    flat = np.concatenate([np.ravel(a) for a in arrays]) if arrays else np.zeros(0, np.int32)
-    counts = np.unique(flat[flat != NO_TARGET], return_counts=True)[1]
-    if counts.size == 0:
-        return 0.0
-    p = counts / counts.sum()
-    return float(-(p * np.log(p)).sum())
-
-
-def is_text(asset: Traversable) -> bool:
-    """Whether a file beside the embedded corpus's is one of them."""
-    return asset.name.endswith(".txt") and not is_left_behind(PurePath(asset.name))
+def embedded_files() -> list[Traversable]:
+    """The files of the embedded corpus, by name."""
+    assets = resources.files("hope_jax.data") / "assets"
+    texts = (f for f in assets.iterdir() if f.name.endswith(".txt"))
+    return sorted((f for f in texts if not is_left_behind(PurePath(f.name))), key=lambda f: f.name)
 
 
 def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
+    where = f"data.source={str(folder)!r}"
     if not folder.is_dir():
-        raise DataError(
-            f"data.source={str(folder)!r}: no such folder; give {EMBEDDED!r} or a folder of .txt files"
-        )
+        raise DataError(f"{where}: no such folder; give {EMBEDDED!r} or a folder of .txt files")
     paths = files_in(folder, "**/*.txt")
     if not paths:
-        raise DataError(f"data.source={str(folder)!r}: no .txt file in it; text files must end in .txt")
+        raise DataError(f"{where}: no .txt file in it; text files must end in .txt")
     try:
         return [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in paths]
     except OSError as error:
-        raise DataError(
-            f"data.source={str(folder)!r}: cannot read {error.filename}: {error.strerror}"
-        ) from None
+        raise DataError(f"{where}: cannot read {error.filename}: {error.strerror}") from None
 
 
-def _decode(name: str, raw: bytes, key: str) -> str:
-    try:
-        return text_files.decode(raw)
-    except text_files.NotUtf8Error as error:
-        raise DataError(
-            f"{key}: {name} {error}; convert it, for example with iconv, or take it out of the folder"
-        ) from None
+@dataclass(frozen=True)
+class TextSource:
+    """What one `--input` names: a folder of files with `SUFFIXES` at any depth, or one of them; the embedded
+    corpus is three. name: the last part of the path; no folder of a machine."""
+
+    name: str
+    files: tuple[Traversable, ...]
+    text_field: str = "text"
+
+    def documents(self) -> Iterator[Document]:
+        """The documents that hold more than white space, in the files' order. Raises: DataError: a file
+        cannot be read, is not UTF-8, or holds a line that is not an object with text."""
+        for file in self.files:
+            try:
+                if file.name.endswith(".txt"):
+                    yield from parse_documents(str(file), file.read_bytes(), "--input")
+                else:
+                    with file.open("rb") as raw:
+                        packed = file.name.endswith(".gz")
+                        lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+                        yield from _parse_lines(file, lines, self.text_field)
+            except (OSError, EOFError, zlib.error) as error:
+                problem = getattr(error, "strerror", None) or error
+                raise DataError(
+                    f"--input: cannot read {file}: {problem}; bring it back or take it out"
+                ) from None
+
+
+def open_sources(inputs: Sequence[str], text_field: str = "text") -> list[TextSource]:
+    """The sources that inputs name ("embedded", folders, files), in the given order; no text is read yet.
+    text_field: of a `.jsonl` line, the key of its text. Raises: DataError: no input, one that is missing or
+    given twice, or a folder without such files."""
+    if not inputs:
+        raise DataError(f"--input is missing; give {EMBEDDED!r}, a folder, or a file ({_KINDS})")
+    sources: list[TextSource] = []
+    for name in inputs:
+        path, where = as_path("--input", name), f"--input={name}"
+        if inputs.count(name) > 1:
+            raise DataError(f"{where}: given twice; name each input once")
+        if name == EMBEDDED:
+            sources += [TextSource(file.name, (file,)) for file in embedded_files()]
+            continue
+        if not path.exists():
+            raise DataError(f"{where}: no such file or folder; give {EMBEDDED!r} or a path that exists")
+        if not path.is_dir() and not name.endswith(SUFFIXES):
+            raise DataError(f"{where}: want a folder, or a file that ends in one of {_KINDS}")
+        files = files_in(path, *(f"**/*{suffix}" for suffix in SUFFIXES)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{where}: no file of text in this folder; want {_KINDS}")
+        sources.append(TextSource(path.resolve().name, tuple(files), text_field))
+    return sources
+
+
+def _parse_lines(file: Traversable, lines: Iterable[bytes], text_field: str) -> Iterator[Document]:
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = text_files.begin(raw) if number == 1 else raw
+            if not line.strip():
+                continue
+            text = text_files.parse_json(line)[text_field]
+            text.encode("utf-8")
+        except text_files.NotUtf8Error as error:
+            problem = f"the file {error}"
+        except UnicodeDecodeError:
+            problem = "not UTF-8"
+        except UnicodeEncodeError:
+            problem = f"{text_field!r} holds a lone surrogate, which no UTF-8 text can"
+        except ValueError as error:
+            problem = f"not JSON ({error})"
+        except (KeyError, TypeError, AttributeError):
+            problem = f"want an object with a string under {text_field!r} (--text_field)"
+        else:
+            if text.strip():
+                yield Document(text, file.name, number)
+            continue
+        raise DataError(f"--input: {file}, line {number}: {problem}; mend the line or take it out")
+
+
+def held_out(digests: Iterable[Iterable[str]]) -> set[str]:
+    """The documents that training leaves out, of each source's digests: those that `split_documents` would
+    hold out. A source of one document is used whole."""
+    return {digest for of_source in digests for digest in held_out_digests(set(of_source))}
+
+
+def select(source: TextSource, split: str, held: set[str]) -> Iterator[Document]:
+    """The documents of one side of the split (train, heldout or all); held: what `held_out` says."""
+    for document in source.documents():
+        if split == "all" or (document.digest in held) == (split == "heldout"):
+            yield document
+
+
+def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
+    """Texts, in their order, that have at most `limit` characters together (0: all), at least one of them.
+    They are taken in an order shuffled by the seed while they fit, so that nothing but the seed prefers one
+    to another. Holds no more in memory than it gives back."""
+    numbers = random.Random(seed)
+    kept: list[tuple[float, int, str]] = []
+    size = 0
+    for index, text in enumerate(texts):
+        heapq.heappush(kept, (-numbers.random(), index, text))
+        size += len(text)
+        while 0 < limit < size and len(kept) > 1:
+            size -= len(heapq.heappop(kept)[2])
+    return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
+
+
+def combined_digest(digests: Iterable[str]) -> str:
+    """One hex SHA-256 of documents' digests in their order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -9,21 +9,22 @@ texts, exit code 1 if in a source, or overall, words need more tokens, or fewer 
 two limits allow; 2 if the report is of other texts. docs/data.md says what is counted.
 """
 
-from __future__ import annotations
-
+import json
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.core.errors import ConfigError, GuardError
+from hope_jax.core.errors import ConfigError, DataError, GuardError
 from hope_jax.core.output import say
-
-if TYPE_CHECKING:
-    from hope_jax.data.texts import Split
-    from hope_jax.data.tokenizer_coverage import Comparison, Report
+from hope_jax.data import corpus
+from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 
 _INPUTS = cli.define_paths(
     "input", "Folder, .txt, .jsonl or .jsonl.gz file, or embedded; may be given again."
@@ -53,6 +54,40 @@ _MAX_CHARACTERS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sample.", allow_override=True)
 
+KIND = "hope_jax.coverage"
+OVERALL = "overall"
+"""All sources together."""
+BUCKETS = (*map(str, range(8)), "8+")
+"""Of the histogram: tokens of a word. A word without any is one that the model's normalisation takes away."""
+COUNTS = (
+    "documents", "characters", "tokens", "words", "word_tokens", "words_by_tokens", "byte_characters",
+    "unknown_tokens",
+)  # fmt: skip
+"""tokens: of whole documents, without BOS and EOS. word_tokens: of the words. words_by_tokens: histogram over
+`BUCKETS`. byte_characters: spelt in bytes. unknown_tokens: those with the unknown id."""
+
+Counts: TypeAlias = dict[str, Any]
+Report: TypeAlias = dict[str, Any]
+"""As in its file: under `OVERALL` and for each of `sources` the counts and their measures."""
+
+_WORD = re.compile(r" ?\S+")
+_MEASURES = {
+    "tokens_per_word": ("word_tokens", "words"),
+    "single_token_share": ("1", "words"),
+    "tokens_per_character": ("tokens", "characters"),
+    "byte_character_share": ("byte_characters", "characters"),
+    "unknown_token_share": ("unknown_tokens", "tokens"),
+}
+
+
+class Comparison(NamedTuple):
+    """A measure of a source (or `OVERALL`) before and now. worse: by more than is allowed."""
+
+    source: str
+    measure: str
+    said: str
+    worse: bool
+
 
 def main(argv: list[str]) -> None:
     """Counts, prints, writes and compares. Raises: GuardError: coverage is worse than the limits allow."""
@@ -62,97 +97,169 @@ def main(argv: list[str]) -> None:
     for flag in (_INCREASE, _DROP):
         if not math.isfinite(flag.value):
             raise ConfigError(f"--{flag.name}={flag.value}: want a finite number; a large one lets all pass")
-    # JAX, which the corpus module reaches, takes seconds to import.
-    from hope_jax.data.texts import open_sources
-    from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
-    from hope_jax.data.tokenizer_coverage import OVERALL, compare, read_report, report_coverage
-
     baseline = read_report(Path(_BASELINE.value)) if _BASELINE.value else None
     tokenizer = Tokenizer.load(_TOKENIZER.value or EMBEDDED)
-    report = report_coverage(
-        tokenizer,
-        open_sources(_INPUTS.value, _TEXT_FIELD.value),
-        split=cast("Split", _SPLIT.value),
-        max_characters=_MAX_CHARACTERS.value,
-        seed=_SEED.value,
-    )
+    sources = corpus.open_sources(_INPUTS.value, _TEXT_FIELD.value)
+    report = report_coverage(tokenizer, sources, _SPLIT.value, _MAX_CHARACTERS.value, _SEED.value)
     if out:
-        cli.write_files("out", {out: report.to_json().encode()})
+        cli.write_files("out", {out: to_json(report).encode()})
     say(render(report))
     if baseline is None:
         return
-    found = compare(
-        baseline,
-        report,
-        max_tokens_per_word_increase=_INCREASE.value,
-        max_single_token_drop=_DROP.value,
-    )
+    found = compare(baseline, report, _INCREASE.value, _DROP.value)
     limits = {
         "tokens_per_word": f"may grow by {_INCREASE.value:g}",
         "single_token_share": f"may fall by {_DROP.value:g}",
     }
-    if worse := [f"{describe(c)}, {limits[c.measure]}" for c in found if c.worse]:
+    if worse := [f"{c.said}, {limits[c.measure]}" for c in found if c.worse]:
         raise GuardError(
             f"--tokenizer={tokenizer.name} covers the text worse than --baseline={_BASELINE.value} says: "
             f"{'; '.join(worse)}. "
             "Keep the tokenizer of before, or, if the loss is meant, write the baseline again"
         )
-    passed = "; ".join(describe(c) for c in found if c.source == OVERALL)
-    say(f"\nguard passed: {passed}")
+    say(f"\nguard passed: {'; '.join(c.said for c in found if c.source == OVERALL)}")
 
 
-def describe(found: Comparison) -> str:
-    """A measure with both its numbers."""
-    before, now, change = (float(x) for x in (found.before, found.now, found.now - found.before))
-    return f"{found.source}: {found.measure} was {before:.4f}, is {now:.4f} ({change:+.4f})"
+def report_coverage(
+    tokenizer: Tokenizer, sources: Sequence[corpus.TextSource], split: str, max_characters: int, seed: int
+) -> Report:
+    """Counts each source, or of each a sample of whole documents of at most `max_characters` (0: all).
+    Raises: DataError: a source cannot be read or has no document on that side of the split."""
+    held = set() if split == "all" else corpus.held_out({d.digest for d in s.documents()} for s in sources)
+    counted = []
+    for source in sources:
+        texts = corpus.sample((d.text for d in corpus.select(source, split, held)), max_characters, seed)
+        if not texts:
+            side = "" if split == "all" else f" on the side {split!r} of the held-out split"
+            raise DataError(f"--input: {source.name} holds no text{side}; put text in it, or leave it out")
+        digest = corpus.combined_digest(map(corpus.text_digest, texts))
+        counted.append({"name": source.name, "text_sha256": digest, **count(tokenizer, texts)})
+    name, size = Path(tokenizer.name).name, tokenizer.vocab_size
+    return {
+        "kind": KIND,
+        "tokenizer": {"name": name, "sha256": tokenizer.sha256, "vocab_size": size},
+        "sampling": {"split": split, "max_characters": max_characters, "seed": seed},
+        OVERALL: add_counts(counted),
+        "sources": counted,
+    }
+
+
+def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
+    """Counts of documents' texts, and their measures.
+
+    A *word* is a run of characters that are not white space (`str.isspace`), with its punctuation, and with
+    the one space before it where there is one: " word" after a space, "word" at the start of a line. That is
+    how it stands in the text, and pieces begin with that space and never go over one, so a word has the same
+    tokens here as in the text. White space that is no part of a word counts in `tokens` alone.
+    """
+    found: Counts = dict.fromkeys(COUNTS, 0) | {"words_by_tokens": dict.fromkeys(BUCKETS, 0)}
+    words: Counter[str] = Counter()
+    for text in texts:
+        ids = tokenizer.encode(text)
+        found["documents"] += 1
+        found["characters"] += len(text)
+        found["tokens"] += len(ids)
+        found["byte_characters"] += tokenizer.characters_in_bytes(ids)
+        found["unknown_tokens"] += int((ids == tokenizer.unk_id).sum())
+        words.update(match[0] for match in _WORD.finditer(text))
+    found["words"] = words.total()
+    for word, times in words.items():
+        length = len(tokenizer.encode(word))
+        found["word_tokens"] += times * length
+        found["words_by_tokens"][BUCKETS[min(length, len(BUCKETS) - 1)]] += times
+    return _measured(found)
+
+
+def add_counts(parts: Sequence[Counts]) -> Counts:
+    """The counts of several texts together, and their measures."""
+    total: Counts = {name: sum(p[name] for p in parts) for name in COUNTS if name != "words_by_tokens"}
+    histogram = {bucket: sum(p["words_by_tokens"][bucket] for p in parts) for bucket in BUCKETS}
+    return _measured({**total, "words_by_tokens": histogram})
+
+
+def measure(counts: Counts, name: str) -> Fraction:
+    """A measure as it is exactly; 0 where there is nothing to measure."""
+    part, whole = _MEASURES[name]
+    return Fraction({**counts, **counts["words_by_tokens"]}[part], max(counts[whole], 1))
+
+
+def _measured(counts: Counts) -> Counts:
+    return {name: float(measure(counts, name)) for name in _MEASURES} | {n: counts[n] for n in COUNTS}
+
+
+def to_json(report: Report) -> str:
+    """A report as JSON text."""
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """A report that `to_json` wrote. Raises: ConfigError: it is missing or is not one."""
+    remedy = "write one with python -m hope_jax.data.coverage --out=FILE"
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["kind"] != KIND:
+            raise ValueError(f"is of kind {raw['kind']!r}")
+        if not all(isinstance(s["name"], str) and isinstance(s["text_sha256"], str) for s in raw["sources"]):
+            raise TypeError("a source without a name")
+        return {**raw, "sampling": dict(raw["sampling"]), OVERALL: add_counts(raw["sources"])}
+    except OSError as error:
+        raise ConfigError(f"--baseline={path}: {error.strerror or error}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--baseline={path}: not a coverage report ({type(error).__name__}: {error}); {remedy}"
+        ) from None
+
+
+def compare(before: Report, now: Report, increase: float, drop: float) -> list[Comparison]:
+    """Both measures of the guard, overall and of every source, which are told by their text and not by name.
+    A measure that is worse by just what is allowed passes. increase: of the tokens per word. drop: of the
+    share of words that are one token. Raises: ConfigError: the reports are of other texts."""
+    theirs, ours = ({s["text_sha256"]: s for s in report["sources"]} for report in (before, now))
+    digests = (sorted(s["text_sha256"] for s in report["sources"]) for report in (before, now))
+    if next(digests) != next(digests):
+        raise ConfigError(
+            "--baseline is of another text than --input: it counted "
+            f"{_names(before, ours)}, and now it is {_names(now, theirs)}; give the same --input, --split, "
+            f"--max_characters and --seed (then {before['sampling']}), or write the baseline again"
+        )
+    pairs = [(OVERALL, before[OVERALL], now[OVERALL])]
+    pairs += [(s["name"], theirs[s["text_sha256"]], s) for s in now["sources"]]
+    found = []
+    for source, old, new in pairs:
+        for name, sign, limit in (("tokens_per_word", 1, increase), ("single_token_share", -1, drop)):
+            was, is_now = measure(old, name), measure(new, name)
+            said = f"{name} was {float(was):.4f}, is {float(is_now):.4f} ({float(is_now - was):+.4f})"
+            # Written in decimals, limits are exact, and so are the measures: 1.55 is not past 1.5 + 0.05.
+            worse = sign * (is_now - was) > Fraction(repr(limit))
+            found.append(Comparison(source, name, f"{source}: {said}", worse))
+    return found
+
+
+def _names(report: Report, known: Mapping[str, object]) -> str:
+    """Its sources; those that the other report lacks with their digests."""
+    told = ((s["name"], s["text_sha256"]) for s in report["sources"])
+    return ", ".join(name if digest in known else f"{name} (digest {digest})" for name, digest in told)
 
 
 def render(report: Report) -> str:
     """The tokenizer and two tables: measures, and the histogram in per cent of the words."""
-    from hope_jax.data.tokenizer_coverage import BUCKETS, OVERALL
-
-    measures = [
-        [
-            "source",
-            "documents",
-            "words",
-            "tokens/word",
-            "one token",
-            "tokens/char",
-            "chars in bytes",
-            "unknown",
-        ]
-    ]
-    histogram = [["words of ... tokens", *BUCKETS]]
-    for name, counts in [*((s.name, s.counts) for s in report.sources), (OVERALL, report.overall)]:
-        found = counts.measures()
-        measures.append(
-            [
-                name,
-                f"{counts.documents:,}",
-                f"{counts.words:,}",
-                f"{found['tokens_per_word']:.4f}",
-                f"{found['single_token_share']:.2%}",
-                f"{found['tokens_per_character']:.4f}",
-                f"{found['byte_character_share']:.3%}",
-                f"{found['unknown_token_share']:.3%}",
-            ]
-        )
-        words = max(counts.words, 1)
-        histogram.append([name, *(f"{counts.words_by_tokens[b] / words:.1%}" for b in BUCKETS)])
-    about = report.tokenizer
-    head = f"{about['name']}, {about['vocab_size']:,} pieces, sha256 {about['sha256']}"
-    return "\n".join([head, "", *_table(measures), "", *_table(histogram)])
+    head = ["source", "documents", "words", "tokens/word", "one token", "tokens/char", "chars in bytes"]
+    measures, histogram = [[*head, "unknown"]], [["words of ... tokens", *BUCKETS]]
+    forms = ("{:.4f}", "{:.2%}", "{:.4f}", "{:.3%}", "{:.3%}")
+    for entry in (*report["sources"], {"name": OVERALL, **report[OVERALL]}):
+        name, words = entry["name"], max(entry["words"], 1)
+        told = (form.format(entry[key]) for form, key in zip(forms, _MEASURES, strict=True))
+        measures.append([name, f"{entry['documents']:,}", f"{entry['words']:,}", *told])
+        histogram.append([name, *(f"{n / words:.1%}" for n in entry["words_by_tokens"].values())])
+    about = report["tokenizer"]
+    title = f"{about['name']}, {about['vocab_size']:,} pieces, sha256 {about['sha256']}"
+    return "\n".join([title, "", *_table(measures), "", *_table(histogram)])
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    layout = "  ".join([f"{{:{first}}}", *(f"{{:>{width}}}" for width in widths)])
+    return [layout.format(*row) for row in rows]
 
 
 if __name__ == "__main__":

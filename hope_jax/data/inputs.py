@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from hope_jax.config.chunks import document_multiple
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.types import Batch
-from hope_jax.data.batches import Sharing, TrainIterator
+from hope_jax.data import mixture, pipeline
+from hope_jax.data.batches import TrainIterator, fixed_batches, shared_batches
 from hope_jax.data.corpus import Document, load_documents, split_documents
-from hope_jax.data.mixture import epochs, make_mixture_eval_batches, make_mixture_iterator
-from hope_jax.data.pipeline import make_eval_batches, make_train_iterator
-from hope_jax.data.sources import Source, check_sources, find_sources
-from hope_jax.data.synthetic import Task, find_task
-from hope_jax.data.synthetic.rows import make_synthetic_eval_batches, make_synthetic_iterator
+from hope_jax.data.mixture import Source, check_sources, find_sources
+from hope_jax.data.synthetic import Task, find_task, rows
 from hope_jax.data.tokenizer import Tokenizer
 
 logger = logging.getLogger("hope_jax.data")
@@ -51,80 +49,65 @@ class Inputs:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
         shape = {"seq_len": data.seq_len, "batch_size": data.batch_size, "seed": train.seed}
-        sharing = Sharing(
+        if self.task is not None:
+            stream = rows.training_rows(self.task, **shape)
+        elif self.sources:
+            self._log_epochs()
+            stream = mixture.training_rows(self.sources, **shape)
+        else:
+            multiple = document_multiple(self.config)
+            stream = pipeline.training_rows(
+                self.training, self.tokenizer, document_multiple=multiple, **shape
+            )
+        return shared_batches(
+            stream,
+            batch_size=data.batch_size,
             process_index=process_index,
             process_count=process_count,
             prefetch=data.prefetch,
             workers=data.workers,
             start_batch=train.step_offset,
         )
-        if self.task is not None:
-            return make_synthetic_iterator(task=self.task, **shape, **sharing)
-        if self.sources:
-            self._log_epochs()
-            return make_mixture_iterator(sources=self.sources, **shape, **sharing)
-        return make_train_iterator(
-            documents=self.training,
-            tokenizer=self.tokenizer,
-            document_multiple=document_multiple(self.config),
-            **shape,
-            **sharing,
-        )
 
     def _log_epochs(self) -> None:
         """Says how often the run reads each source of shards."""
         data, steps = self.config.data, self.config.train.steps
-        read = epochs(self.sources, data.seq_len, steps, data.batch_size)
+        read = mixture.epochs(self.sources, data.seq_len, steps, data.batch_size)
         for source in self.sources:
-            rows = len(source.rows("train", data.seq_len))
+            count = len(source.rows("train", data.seq_len))
             logger.info(
                 "%s: weight %g, %d rows, read %.3g times in %d steps",
-                *(source.name, source.weight, rows, read[source.name], steps),
+                *(source.name, source.weight, count, read[source.name], steps),
             )
 
     def eval_batches(self) -> list[Batch]:
-        """The held-out batches, at most `eval.batches`. Raises: DataError."""
+        """The held-out batches, int32 [B, T], at most `eval.batches` (0: all). Raises: DataError."""
         data, most = self.config.data, self.config.eval.batches
+        shape = {"seq_len": data.seq_len, "batch_size": data.batch_size, "max_batches": most}
         if self.task is not None:
-            return make_synthetic_eval_batches(
-                task=self.task,
-                seq_len=data.seq_len,
-                batch_size=data.batch_size,
-                max_batches=most,
-                seed=self.config.train.seed,
+            count = most * data.batch_size or rows.HELD_OUT_ROWS
+            drawn = rows.strings(self.task, self.task.splits[0], count, self.config.train.seed)
+            chosen = [rows.padded(example, data.seq_len) for example in drawn]
+        elif self.sources:
+            chosen = mixture.held_out_rows(self.sources, **shape)
+        else:
+            multiple = document_multiple(self.config)
+            chosen = pipeline.held_out_rows(
+                self.held_out, self.tokenizer, document_multiple=multiple, **shape
             )
-        if self.sources:
-            batches = make_mixture_eval_batches(
-                sources=self.sources,
-                seq_len=data.seq_len,
-                batch_size=data.batch_size,
-                max_batches=most,
-                pad_id=self.tokenizer.pad_id,
+        batches = fixed_batches(chosen, data.batch_size, self.tokenizer.pad_id)
+        if self.sources and len(batches) < most:
+            logger.info(
+                "eval.batches=%d: the held-out shards have %d in the mixture's proportions",
+                *(most, len(batches)),
             )
-            if len(batches) < most:
-                logger.info(
-                    "eval.batches=%d: the held-out shards have %d in the mixture's proportions",
-                    *(most, len(batches)),
-                )
-            return batches
-        return make_eval_batches(
-            documents=self.held_out,
-            tokenizer=self.tokenizer,
-            seq_len=data.seq_len,
-            batch_size=data.batch_size,
-            document_multiple=document_multiple(self.config),
-            max_batches=most,
-        )
+        return batches
 
 
 def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer) -> Inputs:
     """Finds the texts or shards that `data.source` and `data.mixture` name, and checks them. All processes
-    do: each may have a disk of its own.
-
-    Raises:
-        ConfigError: a synthetic task that cannot be.
-        DataError: what is there cannot be used.
-    """
+    do: each may have a disk of its own. Raises: ConfigError: a synthetic task that cannot be; DataError: what
+    is there cannot be used."""
     data = config.data
     task = find_task(data.source, data.task_options, data.seq_len)
     if task is not None:
@@ -133,11 +116,8 @@ def open_inputs(config: ExperimentConfig, tokenizer: Tokenizer) -> Inputs:
     if not sources:
         training, held_out = split_documents(load_documents(data.source))
         return Inputs(config, tokenizer, (), training, held_out)
+    multiple = document_multiple(config)
     check_sources(
-        sources,
-        tokenizer,
-        seq_len=data.seq_len,
-        document_multiple=document_multiple(config),
-        digests=data.verify_shards,
+        sources, tokenizer, seq_len=data.seq_len, document_multiple=multiple, digests=data.verify_shards
     )
     return Inputs(config, tokenizer, sources, (), ())

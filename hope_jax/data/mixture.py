@@ -1,34 +1,174 @@
-"""A mixture of token shards to batches: every source shuffled and repeated for itself, rows taken by weight.
+"""A mixture of token shards: their folders, found and checked, and their rows, taken by weight. Everything is
+refused here that would only show after hours, or never.
 
-Which source gives the next row is computed, not drawn: among any first k rows a source has its share of k to
-within a few rows, and exactly its share where that is a whole number for all sources at once. Any row is at
-hand by its number, so the state of training is the number of the next batch, as it is for texts.
+Every source is shuffled and repeated for itself. Which one gives the next row is computed, not drawn: among
+any first k rows a source has its share of k to within a few rows, and exactly its share where that is a whole
+number for all sources at once. Any row is at hand by its number, so the state of training is the number of
+the next batch, as it is for texts.
 """
 
 import hashlib
 import itertools
 import json
+import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Unpack
+from pathlib import Path
 
 import grain
-import numpy as np
 
-from hope_jax.core.errors import DataError
-from hope_jax.core.types import NO_TARGET, Batch
-from hope_jax.data.batches import (
-    ENDLESS,
-    Sharing,
-    TrainIterator,
-    digest_int,
-    fixed_batches,
-    host_batch,
-    shared_batches,
-    spread,
-)
-from hope_jax.data.sources import Source
+from hope_jax.core.errors import DataError, instead
+from hope_jax.core.paths import as_path, files_in
+from hope_jax.core.types import Batch
+from hope_jax.data.batches import ENDLESS, Stream, as_row, digest_int, spread
+from hope_jax.data.corpus import EMBEDDED
+from hope_jax.data.shards import MANIFEST, ShardManifest, ShardRows, Split, check_files, read_manifest
+from hope_jax.data.tokenizer import Tokenizer
+
+logger = logging.getLogger("hope_jax.data")
+
+BUILD = "python -m hope_jax.data.build"
+_VARIABLE = "HOPE_SHARD_DIR_"
+_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture. weight: its share of the rows, over the sum of the weights."""
+
+    name: str
+    weight: float
+    folder: Path
+    manifest: ShardManifest
+
+    def rows(self, split: Split, seq_len: int) -> ShardRows:
+        """The rows of a split. Raises: DataError if seq_len does not divide them."""
+        return ShardRows(self.folder, self.manifest, split, seq_len)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of its shards' digests, in order."""
+        digests = "\n".join(file.sha256 for file in self.manifest.every_file())
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def variable(name: str) -> str:
+    """The environment variable that names the folder of a source."""
+    return _VARIABLE + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def find_sources(source: str, mixture: Mapping[str, float], environ: Mapping[str, str]) -> list[Source]:
+    """The shards that `data.source` and `data.mixture` name, in the order of their names; none: texts. A
+    source of the mixture is in the folder that its environment variable names, or in `<source>/<name>`.
+    Without a mixture `source` itself may be a folder of shards. Raises: DataError: a folder or its manifest
+    is missing or is not one, or shards lie there in another way."""
+    if source == EMBEDDED:
+        return []
+    folder = as_path("data.source", source)
+    if mixture:
+        owner: dict[str, str] = {}
+        for name in sorted(mixture):
+            if not _NAME.fullmatch(name):
+                raise DataError(
+                    f"data.mixture: {name!r} is not a source's name; use letters, digits, '.', '_' and '-', "
+                    f"and {_VARIABLE}NAME for a folder elsewhere"
+                )
+            if (other := owner.setdefault(variable(name), name)) != name:
+                problem = f"{other} and {name} share the variable {variable(name)}"
+                raise DataError(f"data.mixture: {problem}; rename a folder")
+        return [_named(folder, name, mixture[name], environ) for name in sorted(mixture)]
+    if (folder / MANIFEST).is_file() or files_in(folder, "*.arrayrecord"):
+        manifest = read_manifest(folder)
+        return [Source(manifest.source, 1.0, folder, manifest)]
+    inside = [path.parent.name for path in files_in(folder, f"*/{MANIFEST}")]
+    if inside and not files_in(folder, "**/*.txt"):
+        raise DataError(
+            f"data.source={source!r} holds the shards of {', '.join(inside)}; name the weight of each, as in "
+            f"--config.data.mixture=\"{{'{inside[0]}': 1.0}}\", or one of these folders"
+        )
+    return []
+
+
+def _named(parent: Path, name: str, weight: float, environ: Mapping[str, str]) -> Source:
+    given = environ.get(variable(name))
+    folder = parent / name if given is None else as_path(variable(name), given)
+    if not folder.is_dir():
+        if given is None and (parent / MANIFEST).is_file():
+            raise DataError(
+                f"data.source={str(parent)!r} is itself a folder of shards, so there is no {name} in it; "
+                "leave data.mixture empty (--config.data.mixture={}), or name the folder above"
+            )
+        why = f"{variable(name)} can name another folder" if given is None else f"{variable(name)} names it"
+        beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
+        there = f"{instead(name, beside, 'shards there:')}; " if beside else ""
+        raise DataError(
+            f"data.mixture.{name}: there is no folder {folder}; {there}build its shards with {BUILD} ({why})"
+        )
+    manifest = read_manifest(folder)
+    if manifest.source != name:
+        logger.warning("data.mixture.%s: the shards in %s are those of %s", name, folder, manifest.source)
+    return Source(name, weight, folder, manifest)
+
+
+def check_sources(
+    sources: Sequence[Source], tokenizer: Tokenizer, *, seq_len: int, document_multiple: int, digests: bool
+) -> None:
+    """Holds the sources against their files, the run and each other. digests: read every file and compare its
+    digest, not only its size. Raises: DataError: names the first that does not fit."""
+    for source in sources:
+        _check_fit(source, tokenizer, seq_len, document_multiple)
+    # No shard twice, and one rule of what is held out: then no document is on both sides.
+    owner: dict[str, Source] = {}
+    for source in sources:
+        first, rules = sources[0], (source.manifest.holdout, source.manifest.salt)
+        if rules != (first.manifest.holdout, first.manifest.salt):
+            raise DataError(
+                f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
+                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
+                "), so one document may be on both sides; build them with the same"
+            )
+        for file in (f for f in source.manifest.every_file() if f.supervised):
+            other = owner.setdefault(file.sha256, source)
+            if other is not source:  # within a source: `check_files`
+                raise DataError(
+                    f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
+                    "trained on twice: take one of them out of data.mixture"
+                )
+    if digests:
+        size = sum(file.size for source in sources for file in source.manifest.every_file())
+        logger.info("checking the digests of %.1f MB of shards (data.verify_shards)", size / 1e6)
+    for source in sources:
+        check_files(source.folder, source.manifest, digests=digests)
+
+
+def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_multiple: int) -> None:
+    folder, manifest = source.folder, source.manifest
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise DataError(
+            f"data.tokenizer={tokenizer.name!r} has the digest {tokenizer.sha256}, but the shards in "
+            f"{folder} were made with a tokenizer of digest {manifest.tokenizer_sha256}: name that one, or "
+            "build the shards again"
+        )
+    if manifest.vocab_size > tokenizer.vocab_size:
+        raise DataError(
+            f"{folder / MANIFEST}: vocab_size={manifest.vocab_size}, its tokenizer has "
+            f"{tokenizer.vocab_size} tokens; build the shards again"
+        )
+    if manifest.document_multiple % document_multiple:
+        raise DataError(
+            f"memory.reset_at_document needs documents that begin at the online chunk ({document_multiple} "
+            f"tokens), those of {folder} begin at multiples of {manifest.document_multiple}; build them with "
+            f"document_multiple={document_multiple}, or set memory.reset_at_document=False"
+        )
+    sides: dict[Split, str] = {"train": "for training", "heldout": "held out"}
+    for split, what in sides.items():
+        if not sum(file.supervised for file in manifest.files[split]) or not source.rows(split, seq_len):
+            raise DataError(
+                f"{source.name}: the shards in {folder} have no text {what}; build them from more documents, "
+                "or leave the source out of data.mixture"
+            )
 
 
 class Interleaving(grain.transforms.DatasetSelectionMap):
@@ -70,95 +210,18 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
         return found
 
 
-def make_mixture_iterator(
-    *,
-    sources: Sequence[Source],
-    seq_len: int,
-    batch_size: int,
-    seed: int,
-    **sharing: Unpack[Sharing],
-) -> TrainIterator:
-    """Endless batches of the training splits by weight. Every epoch of a source visits each of its rows once,
-    in an order of its own. Arguments as of `make_train_iterator`.
-
-    Raises:
-        DataError: sizes that do not fit each other, or a source without rows.
-    """
-    shuffled = [
-        _endless(source.rows("train", seq_len), digest_int(f"{seed}:{source.name}"), source)
-        for source in sources
-    ]
+def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, seed: int) -> Stream:
+    """Endless rows of the training splits by weight. Every epoch of a source visits each of its rows once, in
+    an order of its own. Raises: DataError: sizes that do not fit each other, or a source without rows."""
+    shuffled = []
+    for source in sources:
+        rows = source.rows("train", seq_len)
+        if not len(rows):
+            raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
+        order = grain.MapDataset.source(rows).shuffle(seed=digest_int(f"{seed}:{source.name}"))
+        # The mixture is as long as ENDLESS, and no source can be longer.
+        shuffled.append(order.repeat(-(-ENDLESS // len(rows))))
     mixed = grain.MapDataset.select_from_datasets(shuffled, Interleaving([s.weight for s in sources]))
-    return shared_batches(
-        mixed.map(as_batch),
-        _digest(sources, seq_len, batch_size, seed),
-        batch_size=batch_size,
-        **sharing,
-    )
-
-
-def make_mixture_eval_batches(
-    *, sources: Sequence[Source], seq_len: int, batch_size: int, max_batches: int, pad_id: int
-) -> list[Batch]:
-    """The held-out splits as batches of int32 [B, T], the same on every call and process.
-
-    Sources have their weights' shares of the rows, so the loss is that of the mixture; each row is there at
-    most once, and those of a source are spread evenly over its split. max_batches: at most; 0: as many rows
-    as there are in these proportions. Padding rows fill the last batch.
-
-    Raises:
-        DataError: a source without rows.
-    """
-    available = [source.rows("heldout", seq_len) for source in sources]
-    interleaving = Interleaving([source.weight for source in sources])
-    wanted = max_batches * batch_size or sum(map(len, available))
-    counts = interleaving.counts(_most(interleaving, [len(rows) for rows in available], wanted))
-    if not sum(counts):
-        raise DataError("data.source: the held-out split is empty; build shards from more documents")
-    chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
-    places = [interleaving[k] for k in range(sum(counts))]
-    rows = [as_batch(available[source][int(chosen[source][at])]) for source, at in places]
-    return fixed_batches(rows, batch_size, pad_id)
-
-
-def epochs(sources: Sequence[Source], seq_len: int, batches: int, batch_size: int) -> dict[str, float]:
-    """How often a run of so many batches reads each source's training rows."""
-    counts = Interleaving([source.weight for source in sources]).counts(batches * batch_size)
-    return {s.name: n / len(s.rows("train", seq_len)) for s, n in zip(sources, counts, strict=True)}
-
-
-def as_batch(row: tuple[np.ndarray, np.ndarray]) -> Batch:
-    """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
-    tokens, numbers = row
-    here, following = numbers[:-1], numbers[1:]
-    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
-    supervised = (here == following) & (here > 0)
-    return host_batch(
-        tokens=tokens[:-1],
-        targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
-        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
-    )
-
-
-def _endless(rows: grain.sources.RandomAccessDataSource, seed: int, source: Source) -> grain.MapDataset:
-    if not len(rows):
-        raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
-    # The mixture is as long as ENDLESS, and no source can be longer.
-    return grain.MapDataset.source(rows).shuffle(seed=seed).repeat(-(-ENDLESS // len(rows)))
-
-
-def _most(interleaving: Interleaving, available: Sequence[int], wanted: int) -> int:
-    """The largest number of rows, at most `wanted`, of which no source has more than are available."""
-    low, high = 0, wanted
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = all(n <= m for n, m in zip(interleaving.counts(middle), available, strict=True))
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
-def _digest(sources: Sequence[Source], seq_len: int, batch_size: int, seed: int) -> str:
-    """Of all that decides what batch n holds."""
     described = [
         {
             "name": source.name,
@@ -169,4 +232,34 @@ def _digest(sources: Sequence[Source], seq_len: int, batch_size: int, seed: int)
         for source in sources
     ]
     stream = {"sources": described, "seq_len": seq_len, "batch_size": batch_size, "seed": seed}
-    return hashlib.sha256(json.dumps(stream, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(stream, sort_keys=True).encode()).hexdigest()
+    return Stream(mixed.map(as_row), digest)
+
+
+def held_out_rows(
+    sources: Sequence[Source], *, seq_len: int, batch_size: int, max_batches: int
+) -> list[Batch]:
+    """Rows of the held-out splits, int32 [T], the same on every call and process. Sources have their weights'
+    shares of the rows, so the loss is that of the mixture; each row is there at most once, and those of a
+    source are spread evenly over its split. max_batches: 0: as many rows as there are in these proportions.
+    Raises: DataError: a source without rows."""
+    available = [source.rows("heldout", seq_len) for source in sources]
+    interleaving = Interleaving([source.weight for source in sources])
+    # The largest number of rows of which no source has more than are available.
+    low, high = 0, max_batches * batch_size or sum(map(len, available))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = all(n <= len(m) for n, m in zip(interleaving.counts(middle), available, strict=True))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if not low:
+        raise DataError("data.source: the held-out split is empty; build shards from more documents")
+    counts = interleaving.counts(low)
+    chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
+    places = [interleaving[k] for k in range(low)]
+    return [as_row(available[source][int(chosen[source][at])]) for source, at in places]
+
+
+def epochs(sources: Sequence[Source], seq_len: int, batches: int, batch_size: int) -> dict[str, float]:
+    """How often a run of so many batches reads each source's training rows."""
+    counts = Interleaving([source.weight for source in sources]).counts(batches * batch_size)
+    return {s.name: n / len(s.rows("train", seq_len)) for s, n in zip(sources, counts, strict=True)}

@@ -14,7 +14,7 @@ number), several processes can read one file, and grain reads it as it is; every
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +51,9 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What a folder of shards holds.
-
-    row_tokens: R. document_multiple: tokens of which documents are padded to a multiple. origin, licence: of
-    the texts, for people. holdout, salt: of the split (`corpus.split_documents`). statistics: what was read,
-    rejected by reason and kept.
-    """
+    """What a folder of shards holds. row_tokens: R. document_multiple: tokens of which documents are padded
+    to a multiple. origin, licence: of the texts, for people. holdout, salt: of the split
+    (`corpus.split_documents`). statistics: what was read, rejected by reason and kept."""
 
     source: str
     row_tokens: int
@@ -71,6 +68,10 @@ class ShardManifest:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    def every_file(self) -> list[ShardFile]:
+        """The files of both splits."""
+        return [file for split in SPLITS for file in self.files[split]]
+
     def to_json(self) -> str:
         """The text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
@@ -82,28 +83,27 @@ def dtype_of(vocab_size: int) -> np.dtype:
 
 
 class RowWriter:
-    """Packs documents into the rows of one file. `close` fills up the last row with padding.
-
-    path: of the file. One that was not closed has no index, and nothing can read it.
-    """
+    """Packs documents into the rows of one file. `close` fills up the last row with padding; a file that was
+    not closed has no index, and nothing can read it."""
 
     def __init__(self, path: Path, *, row_tokens: int, vocab_size: int, pad_id: int) -> None:
-        self._path = path
-        self._row_tokens, self._pad_id = row_tokens, pad_id
+        self._path, self._row_tokens, self._pad_id = path, row_tokens, pad_id
         self._dtype = dtype_of(vocab_size)
         self._writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
         self._tokens, self._numbers = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self._rows = self._count = self._documents = self._supervised = 0
+        self._counts = {"rows": 0, "tokens": 0, "documents": 0, "supervised": 0}
 
     def add(self, tokens: np.ndarray, padding: int = 0) -> None:
         """Adds a document, int [n] with BOS and EOS, and `padding` tokens behind it."""
-        self._documents += 1
-        self._count += len(tokens)
-        self._supervised += max(len(tokens) - 1, 0)
-        number = np.full(len(tokens), self._documents)
-        tokens = np.pad(tokens, (0, padding), constant_values=self._pad_id)
+        self._counts["documents"] += 1
+        self._counts["tokens"] += len(tokens)
+        self._counts["supervised"] += max(len(tokens) - 1, 0)
+        self._append(tokens, self._counts["documents"])
+        self._append(np.full(padding, self._pad_id), 0)
+
+    def _append(self, tokens: np.ndarray, number: int) -> None:
         self._tokens = np.concatenate([self._tokens, tokens])
-        self._numbers = np.concatenate([self._numbers, np.pad(number, (0, padding))])
+        self._numbers = np.concatenate([self._numbers, np.full(len(tokens), number)])
         while len(self._tokens) > self._row_tokens:
             self._write_row()
 
@@ -113,26 +113,16 @@ class RowWriter:
         first = numbers[numbers > 0].min(initial=np.iinfo(np.int64).max)
         in_row = np.where(numbers > 0, numbers - first + 1, 0)
         self._writer.write(tokens.astype(self._dtype).tobytes() + in_row.astype("<u2").tobytes())
-        self._rows += 1
+        self._counts["rows"] += 1
         self._tokens, self._numbers = self._tokens[size:], self._numbers[size:]
 
     def close(self) -> ShardFile:
         """Ends the file; what is in it."""
-        if self._rows == 0 or len(self._tokens) > 1:
-            missing = self._row_tokens + 1 - len(self._tokens)
-            self._tokens = np.pad(self._tokens, (0, missing), constant_values=self._pad_id)
-            self._numbers = np.pad(self._numbers, (0, missing))
-            self._write_row()
+        if self._counts["rows"] == 0 or len(self._tokens) > 1:
+            self._append(np.full(self._row_tokens + 1 - len(self._tokens), self._pad_id), 0)
         self._writer.close()
-        return ShardFile(
-            name=self._path.name,
-            sha256=sha256_of(self._path),
-            size=self._path.stat().st_size,
-            rows=self._rows,
-            tokens=self._count,
-            documents=self._documents,
-            supervised=self._supervised,
-        )
+        size = self._path.stat().st_size
+        return ShardFile(self._path.name, sha256_of(self._path), size, **self._counts)
 
 
 def sha256_of(path: Path) -> str:
@@ -142,11 +132,8 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> ShardManifest:
-    """The manifest of a folder of shards.
-
-    Raises: DataError: it is missing, unfinished, of another format, or not one.
-    """
-    path = folder / MANIFEST
+    """The manifest of a folder of shards. Raises: DataError: it is missing, of another format, or not one."""
+    path, again = folder / MANIFEST, "build the shards again"
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
@@ -154,31 +141,28 @@ def read_manifest(folder: Path) -> ShardManifest:
             f"{folder}: no {MANIFEST}, so no finished shards; build them with python -m hope_jax.data.build"
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); build the shards again") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-        raise DataError(f"{path}: want format {FORMAT}, got {found}; build the shards again")
+        raise DataError(f"{path}: cannot be read ({error}); {again}") from None
+    found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+    if found != FORMAT:
+        raise DataError(f"{path}: want format {FORMAT}, got {found}; {again}")
     try:
-        names = {f.name for f in fields(ShardManifest)}
         files = {split: tuple(ShardFile(**f) for f in raw["files"][split]) for split in SPLITS}
-        manifest = ShardManifest(**{**{k: raw[k] for k in names}, "files": files})
+        manifest = ShardManifest(**{**{f.name: raw[f.name] for f in fields(ShardManifest)}, "files": files})
+        if problem := next(_problems(manifest), None):
+            raise TypeError(problem)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a manifest of shards ({error}); build the shards again") from None
-    for problem in _problems(manifest):
-        raise DataError(f"{path}: not a manifest of shards ({problem}); build the shards again")
+        raise DataError(f"{path}: not a manifest of shards ({error}); {again}") from None
     return manifest
 
 
 def _problems(manifest: ShardManifest) -> Iterator[str]:
     """Values that no manifest of ours has."""
-    counts = {"row_tokens": 2, "vocab_size": 1, "document_multiple": 1}
-    yield from _wrong(manifest, counts, ("source", "tokenizer_sha256", "salt", "origin", "licence"))
+    yield from _wrong(manifest, {"row_tokens": 2, "vocab_size": 1, "document_multiple": 1})
     if not isinstance(manifest.holdout, float) or not 0 < manifest.holdout < 1:
         yield f"holdout={manifest.holdout!r}"
     seen: set[str] = set()
-    for file in (f for split in SPLITS for f in manifest.files[split]):
-        counts = {"size": 1, "rows": 0, "tokens": 0, "documents": 0, "supervised": 0}
-        yield from _wrong(file, counts, ("name", "sha256"))
+    for file in manifest.every_file():
+        yield from _wrong(file, {"size": 1})
         if Path(file.name).name != file.name:
             yield f"{file.name!r} is not a file's name"
         if file.name in seen:
@@ -186,62 +170,50 @@ def _problems(manifest: ShardManifest) -> Iterator[str]:
         seen.add(file.name)
 
 
-def _wrong(of: ShardManifest | ShardFile, least: Mapping[str, int], texts: Sequence[str]) -> Iterator[str]:
-    for name, smallest in least.items():
-        value = getattr(of, name)
-        if type(value) is not int or value < smallest:
-            yield f"{name}={value!r}"
-    for name in texts:
-        if not isinstance(getattr(of, name), str):
-            yield f"{name}={getattr(of, name)!r}"
+def _wrong(of: ShardManifest | ShardFile, least: Mapping[str, int]) -> Iterator[str]:
+    """Whole numbers below `least`, else 0, and what is none, or no text."""
+    for f in fields(of):
+        value = getattr(of, f.name)
+        if (f.type in (int, str) and type(value) is not f.type) or (
+            f.type is int and value < least.get(f.name, 0)
+        ):
+            yield f"{f.name}={value!r}"
 
 
 def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
-    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests.
-
-    Raises: DataError: names the first file that is missing, not what the manifest says, or there twice.
-    """
+    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests. Raises:
+    DataError: names the first file that is missing, not what the manifest says, or there twice."""
     seen: dict[str, str] = {}
-    for file in (f for split in SPLITS for f in manifest.files[split]):
+    again = "build the shards again"
+    for file in manifest.every_file():
         path = folder / file.name
         if not path.is_file():
-            raise DataError(f"{path}: a shard is missing; build the shards again")
-        if path.stat().st_size != file.size:
-            raise DataError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says {file.size}; build the shards again"
-            )
+            raise DataError(f"{path}: a shard is missing; {again}")
+        if (size := path.stat().st_size) != file.size:
+            raise DataError(f"{path}: {size} bytes, the manifest says {file.size}; {again}")
         if digests and sha256_of(path) != file.sha256:
-            raise DataError(f"{path}: another digest than the manifest's; build the shards again")
+            raise DataError(f"{path}: another digest than the manifest's; {again}")
         if file.supervised and (other := seen.setdefault(file.sha256, file.name)) != file.name:
             raise DataError(f"{path}: the same shard as {other}; its rows would be read twice")
-        _check_rows(path, manifest, file)
-
-
-def _check_rows(path: Path, manifest: ShardManifest, file: ShardFile) -> None:
-    wanted = (manifest.row_tokens + 1) * (dtype_of(manifest.vocab_size).itemsize + 2)
-    try:
-        reader = ArrayRecordReader(str(path), options=_READ_ALONE)
-        rows = reader.num_records()
-        size = len(reader.read([0])[0]) if rows else wanted
-        reader.close()
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); build the shards again") from None
-    if (rows, size) != (file.rows, wanted):
-        raise DataError(
-            f"{path}: {rows} rows of {size} bytes, the manifest says {file.rows} of {wanted} "
-            f"(row_tokens={manifest.row_tokens}); build the shards again"
-        )
+        wanted = (manifest.row_tokens + 1) * (dtype_of(manifest.vocab_size).itemsize + 2)
+        try:
+            reader = ArrayRecordReader(str(path), options=_READ_ALONE)
+            rows = reader.num_records()
+            size = len(reader.read([0])[0]) if rows else wanted
+            reader.close()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); {again}") from None
+        if (rows, size) != (file.rows, wanted):
+            raise DataError(
+                f"{path}: {rows} rows of {size} bytes, the manifest says {file.rows} of {wanted} "
+                f"(row_tokens={manifest.row_tokens}); {again}"
+            )
 
 
 class ShardRows:
-    """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain.
-
-    Item i is (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0:
-    padding. Can be sent to worker processes, which open the files for themselves.
-
-    Raises:
-      DataError: seq_len does not divide the rows.
-    """
+    """Rows of one split by number, cut to `seq_len` tokens: a random-access source for grain. Item i is
+    (tokens, numbers), int32 [seq_len + 1] each: tokens, and their documents in the row from 1, 0: padding.
+    Worker processes open the files for themselves. Raises: DataError: seq_len does not divide rows."""
 
     def __init__(self, folder: Path, manifest: ShardManifest, split: Split, seq_len: int) -> None:
         if manifest.row_tokens % seq_len:
@@ -265,28 +237,17 @@ class ShardRows:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         row, part = divmod(index, self._row_tokens // self._seq_len)
         file = int(np.searchsorted(self._ends, row, side="right"))
-        start = int(self._ends[file - 1]) if file else 0
+        row -= int(self._ends[file - 1]) if file else 0
+        path, cut = self._folder / self._files[file], (self._row_tokens + 1) * self._dtype.itemsize
         try:
-            record = self._reader(file).read([row - start])[0]
+            if file not in self._readers:
+                self._readers[file] = ArrayRecordReader(str(path), options=_READ_ALONE)
+            record = self._readers[file].read([row])[0]
         except (RuntimeError, IndexError, OSError) as error:  # its checksum tells
-            raise DataError(
-                f"{self._folder / self._files[file]}: row {row - start} cannot be read ({str(error)[:200]}); "
-                "build the shards again"
-            ) from None
-        tokens, numbers = self._decode(record)
+            problem = f"row {row} cannot be read ({str(error)[:200]})"
+            raise DataError(f"{path}: {problem}; build the shards again") from None
+        if len(record) != cut + 2 * (self._row_tokens + 1):
+            raise DataError(f"{path}: a record of {len(record)} bytes; build the shards again")
         window = slice(part * self._seq_len, (part + 1) * self._seq_len + 1)
+        tokens, numbers = np.frombuffer(record[:cut], self._dtype), np.frombuffer(record[cut:], "<u2")
         return tokens[window].astype(np.int32), numbers[window].astype(np.int32)
-
-    def _reader(self, file: int) -> ArrayRecordReader:
-        if file not in self._readers:
-            self._readers[file] = ArrayRecordReader(
-                str(self._folder / self._files[file]), options=_READ_ALONE
-            )
-        return self._readers[file]
-
-    def _decode(self, record: bytes) -> Sequence[np.ndarray]:
-        count = self._row_tokens + 1
-        if len(record) != count * (self._dtype.itemsize + 2):
-            raise DataError(f"{self._folder}: a record of {len(record)} bytes; build the shards again")
-        cut = count * self._dtype.itemsize
-        return np.frombuffer(record[:cut], self._dtype), np.frombuffer(record[cut:], "<u2")

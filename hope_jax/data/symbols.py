@@ -13,17 +13,15 @@ from hope_jax.data.tokenizer import Tokenizer
 
 
 class SymbolTokenizer(Tokenizer):
-    """Stands where a run's tokenizer does, under `data.source="synthetic:..."`.
-
-    `decode` names the symbols; whatever asks for text, or for a document's ends, is refused. sha256: of the
-    names, in order. model: empty, as there is no file.
-    """
+    """Stands where a run's tokenizer does, under `data.source="synthetic:..."`. `decode` names the symbols;
+    whatever asks for text, or for a document's ends, is refused. sha256: of the names, in order. model:
+    empty, as there is no file."""
 
     def __init__(self, source: str, symbols: tuple[str, ...]) -> None:
-        self.name = source
-        self.model = b""
+        self.name, self.model = source, b""
         self.sha256 = hashlib.sha256("\n".join((source, *symbols)).encode()).hexdigest()
-        self._symbols = symbols
+        self._symbols, self.vocab_size = symbols, len(symbols)
+        self.pad_id = 0  # any will do, as segment ids mark padding
 
     def encode(self, text: str) -> np.ndarray:
         """Raises: DataError."""
@@ -34,30 +32,10 @@ class SymbolTokenizer(Tokenizer):
         names = dict(enumerate(self._symbols))
         return " ".join(names.get(int(i), "\ufffd") for i in ids)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of symbols."""
-        return len(self._symbols)
-
-    @property
-    def bos_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def eos_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def unk_id(self) -> int:
-        """Raises: DataError."""
-        self._refuse()
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows: any will do, as segment ids mark padding."""
-        return 0
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("bos_id", "eos_id", "unk_id"):
+            self._refuse()
+        raise AttributeError(name)
 
     def _refuse(self) -> NoReturn:
         raise DataError(
@@ -67,11 +45,7 @@ class SymbolTokenizer(Tokenizer):
 
 
 def open_tokenizer(data: DataConfig) -> Tokenizer:
-    """The tokenizer that `data` names; of a synthetic task its symbols.
-
-    Raises:
-        ConfigError: a synthetic task that cannot be.
-        DataError: the tokenizer cannot be read.
-    """
+    """The tokenizer that `data` names; of a synthetic task its symbols. Raises: ConfigError: a synthetic task
+    that cannot be; DataError: the tokenizer cannot be read."""
     task = find_task(data.source, data.task_options, data.seq_len)
     return Tokenizer.load(data.tokenizer) if task is None else SymbolTokenizer(data.source, task.symbols())

@@ -8,13 +8,10 @@ import codecs
 import json
 from typing import Any, NoReturn
 
-_OTHERS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-"""UTF-32's first: that of UTF-16 is the beginning of one."""
+_OTHERS = (
+    ("UTF-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),  # before UTF-16's, which begins one of them
+    ("UTF-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
 
 
 class NotUtf8Error(ValueError):
@@ -22,12 +19,10 @@ class NotUtf8Error(ValueError):
 
 
 def begin(head: bytes) -> bytes:
-    """The bytes with which a file begins (all, or at least four), without UTF-8's byte order mark.
-
-    Raises: NotUtf8Error: the mark of another encoding.
-    """
-    for mark, name in _OTHERS.items():
-        if head.startswith(mark):
+    """The bytes with which a file begins (all, or at least four), without UTF-8's byte order mark. Raises:
+    NotUtf8Error: the mark of another encoding."""
+    for name, marks in _OTHERS:
+        if head.startswith(marks):
             raise NotUtf8Error(f"is {name}, as its byte order mark says, not UTF-8")
     return head.removeprefix(codecs.BOM_UTF8)
 
@@ -43,10 +38,8 @@ def decode(raw: bytes) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of JSON text. NaN and Infinity, which JSON does not have, are refused.
-
-    Raises: ValueError: no JSON; UnicodeDecodeError: bytes that are not UTF-8.
-    """
+    """The value of JSON text. NaN and Infinity, which JSON does not have, are refused. Raises: ValueError: no
+    JSON; UnicodeDecodeError: bytes that are not UTF-8."""
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         return json.loads(text, parse_constant=_refuse)

@@ -1,21 +1,23 @@
 """Text to token ids and back: a sentencepiece model, the embedded one or any other."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from hope_jax.core.errors import DataError
-from hope_jax.data.sidecar import check_digest, read_sidecar, sidecar_name
 
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"
+KIND = "hope_jax.tokenizer"
+"""What tells a sidecar, NAME.json beside NAME.model, from another file of its name, such as the
+tokenizer.json of other libraries."""
 
 # Sentencepiece writes a space as this character and reads it back as a space, so the character itself is
 # spelt in bytes to survive. Another one that the model spells in bytes stands for it in the text: were the
@@ -30,60 +32,54 @@ class Tokenizer:
 
     With the embedded model `decode(encode(text)) == text` for every text: what the vocabulary lacks is spelt
     in bytes. BOS and EOS are never produced from text; the pipeline puts them around documents.
-    model, sha256: the serialized model, and its hex digest.
+    Has `model` and `sha256`, the serialized model and its hex digest; `vocab_size`, ids being 0 to that less
+    one; `bos_id` and `eos_id`, put before and after every document; `unk_id`, of what can neither be told in
+    pieces nor spelt in bytes; and `pad_id`, which fills rows: EOS where the model has none, as segment ids
+    mark padding, not this.
     """
 
     def __init__(self, model: bytes, name: str) -> None:
         """Args: the serialized sentencepiece model, and the name to use in errors. Raises: DataError."""
-        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor = processor = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = self._processor.LoadFromSerializedProto(model) if model else False
+            loaded = processor.LoadFromSerializedProto(model) if model else False
         except (RuntimeError, OSError):
             loaded = False
+        where = f"data.tokenizer={name!r}"
         if not loaded:
-            raise DataError(
-                f"data.tokenizer={name!r}: not a sentencepiece model ({len(model)} bytes); {_REMEDY}"
-            )
+            raise DataError(f"{where}: not a sentencepiece model ({len(model)} bytes); {_REMEDY}")
+        self.name, self.model, self.sha256 = name, model, hashlib.sha256(model).hexdigest()
+        self.vocab_size = int(processor.get_piece_size())
+        self.bos_id, self.eos_id = int(processor.bos_id()), int(processor.eos_id())
+        self.unk_id, pad = int(processor.unk_id()), int(processor.pad_id())
+        self.pad_id = pad if pad >= 0 else self.eos_id
         for role, token in (("BOS", self.bos_id), ("EOS", self.eos_id)):
             if token < 0:
-                raise DataError(f"data.tokenizer={name!r}: the model has no {role} token; train it with one")
-        self.name = name
-        self.model = model
-        self.sha256 = hashlib.sha256(model).hexdigest()
+                raise DataError(f"{where}: the model has no {role} token; train it with one")
 
     @classmethod
     def load(cls, source: str = EMBEDDED) -> "Tokenizer":
-        """Reads a tokenizer, and holds it against its sidecar if there is one.
-
-        Args:
-            source: "embedded", or the path of a sentencepiece `.model` file.
-
-        Raises:
-            DataError: the file is missing, is not a sentencepiece model, lacks BOS or EOS, or has another
-                digest than `train_tokenizer` wrote beside it.
-        """
-        model, record, sidecar = read_model(source)
-        if record is not None:
-            found = hashlib.sha256(model).hexdigest()
-            check_digest(f"data.tokenizer={source!r}", found, record["sha256"], str(sidecar))
+        """Reads a tokenizer ("embedded", or a sentencepiece `.model` file), and holds it against its sidecar
+        if there is one. Raises: DataError: the file is missing, is no such model, lacks BOS or EOS, or has
+        another digest than `train_tokenizer` wrote beside it."""
+        model, wanted, sidecar = read_model(source)
+        if wanted is not None:
+            check_digest(f"data.tokenizer={source!r}", model, wanted, str(sidecar))
         return cls(model, source)
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids int32 [n] of a text, without BOS and EOS.
-
-        Raises:
-            DataError: the text holds a lone surrogate, which no UTF-8 text can.
-        """
+        """Token ids int32 [n] of a text, without BOS and EOS. Raises: DataError: it holds a lone surrogate,
+        which no UTF-8 text can."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"text: character {error.start} is a lone surrogate; give valid Unicode"
-            ) from None
+            problem = f"character {error.start} is a lone surrogate"
+            raise DataError(f"text: {problem}; give valid Unicode") from None
         mark = self._in_bytes(_SPACE_MARK)
         if _SPACE_MARK not in text or mark is None:
             return np.asarray(self._processor.encode(text), np.int32)
-        other = next(c for c in map(chr, _STAND_INS) if c not in text and not self._has(c))
+        known = self._processor.piece_to_id
+        other = next(c for c in map(chr, _STAND_INS) if c not in text and known(c) == self.unk_id)
         ids, stand_in = self._processor.encode(text.replace(_SPACE_MARK, other)), self._in_bytes(other)
         for i in range(len(ids)):
             if ids[i : i + len(mark)] == stand_in:
@@ -95,16 +91,9 @@ class Tokenizer:
         ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
         return ids if all(self._processor.is_byte(i) for i in ids) else None
 
-    def _has(self, piece: str) -> bool:
-        """Whether the model has a piece."""
-        return int(self._processor.piece_to_id(piece)) != self.unk_id
-
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of token ids [n].
-
-        Special ids are left out. Bytes that are not UTF-8 and ids beyond the vocabulary (which a model with
-        a larger head can sample) become U+FFFD.
-        """
+        """The text of token ids [n]. Special ids are left out. Bytes that are not UTF-8 and ids beyond the
+        vocabulary (which a model with a larger head can sample) become U+FFFD."""
         runs: list[list[int]] = [[]]
         for token in ids:
             if 0 <= (i := int(token)) < self.vocab_size:
@@ -145,72 +134,56 @@ class Tokenizer:
         yield self.decode(held)[len(shown) :]
 
     def characters_in_bytes(self, ids: np.ndarray) -> int:
-        """How many characters the token ids [n] of a text spell in bytes: those that no piece has."""
-        return int(self._begins_in_bytes[ids].sum())
-
-    @cached_property
-    def _begins_in_bytes(self) -> np.ndarray:
-        """bool [vocab_size]: the piece is a byte with which a character begins in UTF-8."""
-        pieces = ((i, self._processor.id_to_piece(i)) for i in range(self.vocab_size))
-        values = [int(p[3:5], 16) if self._processor.is_byte(i) else None for i, p in pieces]
-        return np.array([value is not None and value & 0xC0 != 0x80 for value in values])
+        """How many characters the token ids [n] of a text spell in bytes: as many as bytes that begin one."""
+        found = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True)}
+        names = {i: self._processor.id_to_piece(i) for i in found if self._processor.is_byte(i)}
+        return sum(found[i] for i, name in names.items() if int(name[3:5], 16) & 0xC0 != 0x80)
 
     @cached_property
     def byte_counts(self) -> np.ndarray:
         """int64 [vocab_size]: UTF-8 bytes of text that each id stands for; none for special ids."""
-        pieces = (self._processor.id_to_piece(i) for i in range(self.vocab_size))
-        special = (self._processor.is_control, self._processor.is_unknown)
-        return np.array(
-            [
-                1 if self._processor.is_byte(i)
-                else 0 if any(kind(i) for kind in special)
-                else len(piece.replace(_SPACE_MARK, " ").encode())
-                for i, piece in enumerate(pieces)
-            ]
-        )  # fmt: skip
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids: 0 to vocab_size - 1."""
-        return int(self._processor.get_piece_size())
-
-    @property
-    def bos_id(self) -> int:
-        """Id put before every document."""
-        return int(self._processor.bos_id())
-
-    @property
-    def eos_id(self) -> int:
-        """Id put after every document."""
-        return int(self._processor.eos_id())
-
-    @property
-    def unk_id(self) -> int:
-        """Id of what can neither be told in pieces nor spelt in bytes."""
-        return int(self._processor.unk_id())
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows; EOS where the model has none (segment ids mark padding, not this)."""
-        pad = int(self._processor.pad_id())
-        return pad if pad >= 0 else self.eos_id
-
-
-def read_model(source: str) -> tuple[bytes, dict[str, Any] | None, Traversable]:
-    """A serialized model as it is, what its sidecar holds (None without one), and the sidecar's place.
-
-    Raises:
-        DataError: the model or its sidecar cannot be read.
-    """
-    embedded = source == EMBEDDED
-    folder: Traversable = resources.files("hope_jax.data") / "assets" if embedded else Path(source).parent
-    name = EMBEDDED_MODEL if embedded else Path(source).name
-    try:
-        model = (folder / name).read_bytes()
-    except OSError as error:
-        raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
-    sidecar = folder / sidecar_name(name)
-    return model, read_sidecar(sidecar), sidecar
+        every, processor = list(range(self.vocab_size)), self._processor
+        pieces = (piece.replace(_SPACE_MARK, " ").encode() for piece in processor.id_to_piece(every))
+        special = np.array(processor.is_control(every)) | np.array(processor.is_unknown(every))
+        return np.where(processor.is_byte(every), 1, np.where(special, 0, [len(p) for p in pieces]))
 
 
 _REMEDY = f"give {EMBEDDED!r} or the path of a sentencepiece .model file"
+
+
+def read_model(source: str) -> tuple[bytes, str | None, Traversable]:
+    """A serialized model as it is, the digest that its sidecar says (None without one), and that one's place.
+    Raises: DataError: the model cannot be read, or there is a sidecar that cannot, or that has no digest."""
+    path: Traversable = Path(source)
+    if source == EMBEDDED:
+        path = resources.files("hope_jax.data") / "assets" / EMBEDDED_MODEL
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"data.tokenizer={source!r}: {error.strerror or error}; {_REMEDY}") from None
+    sidecar = Path(str(path)).with_name(path.name.removesuffix(".model") + ".json")
+    try:
+        record = json.loads(sidecar.read_bytes())
+    except FileNotFoundError:
+        return model, None, sidecar
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{sidecar}: cannot be read ({error}), so that the model beside it cannot be checked; "
+            "bring it back, or remove it to use the model unchecked"
+        ) from None
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        return model, None, sidecar
+    if not isinstance(record.get("sha256"), str):
+        raise DataError(f"{sidecar}: has no sha256; bring it back, or train the tokenizer again")
+    return model, record["sha256"], sidecar
+
+
+def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> str:
+    """The hex SHA-256 of a model if it is the one wanted, in whatever case. Raises: DataError if not."""
+    found = hashlib.sha256(model).hexdigest()
+    if found != wanted.lower():
+        raise DataError(
+            f"{name}: its sha256 is {found}, but {said_by} says {wanted}; the file is damaged or is another "
+            "model: bring back the right one, or train it again"
+        )
+    return found

@@ -26,7 +26,7 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.presets import pilot_config, pilot_smoke_config
 from hope_jax.core.types import Batch
 from hope_jax.data.batches import TrainIterator
-from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
+from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.symbols import open_tokenizer

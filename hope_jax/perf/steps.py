@@ -122,7 +122,7 @@ def timed_step(variant: str, **values: Any) -> ExperimentConfig:
     `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
     so that the same batch keeps teaching."""
     pilot = pilot_config()
-    pilot.model.teach_schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
+    pilot.teach.schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
     pilot.optim.update({"name": "adamw", "lr": 1e-6})
     pilot.model.update({"block_variant": variant, "num_layers": 2})
     pilot.data.update({"seq_len": 256, "mixture": {}})

@@ -13,7 +13,7 @@ from hope_jax.core.errors import AlarmError, DivergenceError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
-from hope_jax.data.corpus import unigram_entropy
+from hope_jax.data.batches import unigram_entropy
 from hope_jax.storage.checkpoint import Checkpointer, first_non_finite
 from hope_jax.training.health import Guard
 from hope_jax.training.idle import share_of_all, written

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hope_jax.data.building import executors, finish, stages
+from hope_jax.data.building import finish, stages
 from hope_jax.data.building import recipe as manifest
 from hope_jax.data.building import tasks as plan
 from hope_jax.data.shards import ShardRows, read_manifest
@@ -60,8 +60,7 @@ def write_manifest(folder: Path, sources: dict[str, Any], **keys: Any) -> Path:
 def build(path: Path, workers: int = 1) -> dict[str, Any]:
     """Builds in this process; the statistics."""
     planned = plan.make_plan(manifest.load_manifest(path, {}))
-    stages.check_filters(planned)
-    assert stages.run(planned, executors.Machine(workers=workers))
+    assert stages.run(planned, workers=workers)
     return finish.finish(planned)
 
 

@@ -1,4 +1,4 @@
-"""The command and the scripts: flags, exit codes, dry runs, the sample from end to end, other executors."""
+"""The command and the scripts: flags, exit codes, dry runs, the sample from end to end, other stages."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from hope_jax.core.errors import ConfigError
 from hope_jax.data import shards
-from hope_jax.data.building import executors, finish, stages
+from hope_jax.data.building import finish, stages
 from hope_jax.data.building import recipe as manifest
 from hope_jax.data.building import tasks as plan
 from tests.data.building import build, files, text, write_jsonl, write_manifest
@@ -147,7 +147,7 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
     keys = {"slurm": {"time": "1:00:00", "partition": "p", "with_srun": False}}
     path = write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, **keys)
     planned = plan.make_plan(manifest.load_manifest(path, {}))
-    assert not stages.run(planned, executors.Machine("slurm", workers=2))
+    assert not stages.run(planned, "slurm", workers=2)
     jobs = (tmp_path / "jobs").read_text().splitlines()
     assert [job.split()[0] for job in jobs] == ["m-clean", "m-exact-signatures", "m-exact-find", "m-shards"]
     assert [job.split()[1:] for job in jobs] == [["none"], ["afterok:1"], ["afterok:2"], ["afterok:3"]]
@@ -159,7 +159,7 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
         planned = plan.make_plan(
             manifest.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a"}}, out="x"), {})
         )
-        stages.run(planned, executors.Machine("slurm"))
+        stages.run(planned, "slurm")
 
 
 SBATCH = """#!{python}

@@ -165,7 +165,7 @@ def test_stages_are_told_apart_by_all_they_depend_on(tmp_path: Path) -> None:
 
     def keys(raw: dict[str, Any]) -> tuple[str, ...]:
         made = plan.make_plan(load(tmp_path, raw))
-        return (made.sources[0].key, made.dedup_key, made.shards_key)
+        return tuple(folder.name for folder in (made.sources[0].folder, made.dedup, made.shards))
 
     def same(raw: dict[str, Any]) -> list[bool]:
         return [a == b for a, b in zip(first, keys(raw), strict=True)]

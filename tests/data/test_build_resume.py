@@ -1,22 +1,18 @@
 """A build goes on where it was killed, makes again what was damaged, and skips what is done and verified."""
 
-import fcntl
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 from hope_jax.core.errors import DataError
 from hope_jax.data import build as command
-from hope_jax.data.building import executors
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 MINHASH = {"n_grams": 3, "num_buckets": 4, "hashes_per_bucket": 4}
@@ -164,9 +160,9 @@ KILLED = """
 import os, signal
 from hope_jax import cli
 from hope_jax.data import build
-from hope_jax.data.building import executors
+from hope_jax.data.building import stages
 
-calm = executors.LocalExecutor._run_for_rank
+calm = stages.LocalPipelineExecutor._run_for_rank
 
 
 def killed(self, rank, *others):
@@ -175,8 +171,8 @@ def killed(self, rank, *others):
     return calm(self, rank, *others)
 
 
-executors.LocalExecutor._run_for_rank = killed
-executors.START_METHOD = "fork"  # has the patch in the worker too
+stages.LocalPipelineExecutor._run_for_rank = killed
+stages.START_METHOD = "fork"  # has the patch in the worker too
 cli.run_command(build.main)
 """
 """The command, whose task 1 is killed as for want of memory. Apart: a fork of a process with JAX can hang."""
@@ -187,7 +183,7 @@ def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, f"--manifest={path}", "--workers=2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()[-1:]) == 1
-    assert "clean-a: clean: task 1: its process was ended" in done.stderr.splitlines()[-1]
+    assert "clean-a: clean: the process of a task was ended" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "shards").glob("*/manifest.json"))
     build(path, workers=2)
     assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 2
@@ -207,20 +203,3 @@ def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
         other.kill()
     with command._alone(tmp_path):  # and the lock ends with the build
         pass
-
-
-def test_tasks_that_outlive_their_build_are_waited_for(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    planned = types.SimpleNamespace(work=tmp_path)
-    with (tmp_path / "busy").open("a") as task, caplog.at_level(logging.INFO):
-        fcntl.flock(task, fcntl.LOCK_SH)
-        waiting = threading.Thread(target=executors.wait_for_tasks, args=(planned,))
-        waiting.start()
-        deadline = time.monotonic() + 60
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert "waiting for the last tasks" in caplog.text and waiting.is_alive()
-        fcntl.flock(task, fcntl.LOCK_UN)
-        waiting.join(60)
-    assert not waiting.is_alive()

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from hope_jax.core.errors import DataError
-from hope_jax.data.building import streams
+from hope_jax.data.building import readers
 
 TEXT = b"".join(b"line %d\n" % i for i in range(50_000))
 
@@ -28,7 +28,7 @@ def packed(path: Path) -> bytes:
 def test_a_file_is_unpacked_by_its_suffix(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(packed(path))
-    assert b"".join(streams.chunks(path)) == TEXT
+    assert b"".join(readers.chunks(path)) == TEXT
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
@@ -42,7 +42,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: str) -> N
         {"cut": whole[: middle + 500], "flip": flipped, "other": b"no archive", "empty": b""}[damage]
     )
     with pytest.raises(DataError, match=f"{name}: the archive is truncated or damaged .* fetch it again"):
-        for _ in streams.chunks(path):
+        for _ in readers.chunks(path):
             pass
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, damage: str) -> N
 def test_lines_do_not_depend_on_how_bytes_come(size: int) -> None:
     raw = b"ab\n\nabcdef\r\ntoo long for it\nxyz"
     parts = [raw[i : i + size] for i in range(0, len(raw), size)]
-    assert list(streams.lines(parts, 7)) == [b"ab", b"", b"abcdef", None, b"xyz"]
+    assert list(readers.lines(parts, 7)) == [b"ab", b"", b"abcdef", None, b"xyz"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_lines_do_not_depend_on_how_bytes_come(size: int) -> None:
     ],
 )
 def test_documents_of_a_text_file(raw: bytes, separated: bool, wanted: list[bytes | None]) -> None:
-    assert list(streams.texts([raw], 12, separated)) == wanted
+    assert list(readers.texts([raw], 12, separated)) == wanted
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
@@ -78,7 +78,7 @@ def test_an_archive_of_little_is_unpacked_in_bounded_pieces(
 ) -> None:
     path = tmp_path / ("a.gz" if pack is gzip.compress else "a.zst")
     path.write_bytes(pack(bytes(2**27)))
-    sizes = [len(part) for part in streams.chunks(path)]
+    sizes = [len(part) for part in readers.chunks(path)]
     assert sum(sizes) == 2**27 and max(sizes) <= 8 * 2**20
 
 
@@ -90,7 +90,7 @@ def test_a_line_of_100_megabytes_is_not_held() -> None:
         yield b"\nlast\n"
 
     tracemalloc.start()
-    found = list(streams.lines(parts(), 2**20))
+    found = list(readers.lines(parts(), 2**20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == [b"first", None, b"last"]

@@ -8,7 +8,8 @@ import pytest
 
 from hope_jax.core.errors import DataError
 from hope_jax.core.types import NO_TARGET
-from hope_jax.data.corpus import Document, load_documents, split_documents, unigram_entropy
+from hope_jax.data.batches import unigram_entropy
+from hope_jax.data.corpus import Document, load_documents, split_documents
 
 
 def texts(documents):

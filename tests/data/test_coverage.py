@@ -5,17 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hope_jax.core.errors import ConfigError, DataError
-from hope_jax.data import corpus, tokenizer_coverage
-from hope_jax.data.texts import Split, open_sources
+from hope_jax.data import corpus, coverage
+from hope_jax.data.corpus import open_sources
+from hope_jax.data.coverage import BUCKETS, Report, compare, count
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.data.tokenizer_coverage import BUCKETS, Counts, Report, SourceCounts, compare, count
 from tests.data import handmade
 
 BASELINE = resources.files("hope_jax.data") / "assets" / "unigram_1024.coverage.json"
@@ -30,50 +30,50 @@ def test_counts_of_a_text_by_hand() -> None:
     tokenizer = handmade.tokenizer(*LETTERS, "_the", "_cat", "the", "he")
     # "the" | "_cat" "s" | "\n" | "t" "he" would be two: "the" is one | "_" "_the" | "_" é in two bytes
     found = count(tokenizer, ["the cats\nthe  the é"])
-    assert found == Counts(
-        documents=1,
-        characters=19,
-        tokens=1 + 2 + 1 + 1 + 1 + 1 + 3,
-        words=5,
-        word_tokens=1 + 2 + 1 + 1 + 3,
-        words_by_tokens=histogram(n1=3, n2=1, n3=1),
-        byte_characters=1,
-        unknown_tokens=0,
-    )
-    measures = found.measures()
-    assert measures["tokens_per_word"] == 8 / 5
-    assert measures["single_token_share"] == 3 / 5
-    assert measures["tokens_per_character"] == 10 / 19
-    assert measures["byte_character_share"] == 1 / 19
-    assert measures["unknown_token_share"] == 0
+    wanted = {
+        "documents": 1,
+        "characters": 19,
+        "tokens": 1 + 2 + 1 + 1 + 1 + 1 + 3,
+        "words": 5,
+        "word_tokens": 1 + 2 + 1 + 1 + 3,
+        "words_by_tokens": histogram(n1=3, n2=1, n3=1),
+        "byte_characters": 1,
+        "unknown_tokens": 0,
+    }
+    assert {name: found[name] for name in coverage.COUNTS} == wanted
+    assert found["tokens_per_word"] == 8 / 5
+    assert found["single_token_share"] == 3 / 5
+    assert found["tokens_per_character"] == 10 / 19
+    assert found["byte_character_share"] == 1 / 19
+    assert found["unknown_token_share"] == 0
 
 
 def test_a_word_is_counted_with_the_space_before_it() -> None:
     tokenizer = handmade.tokenizer(*LETTERS, "_cat")
-    assert count(tokenizer, ["a cat"]).words_by_tokens == histogram(n1=2)
-    assert count(tokenizer, ["cat a"]).words_by_tokens == histogram(n3=1, n2=1)
-    assert count(tokenizer, ["a\tcat"]).words_by_tokens == histogram(n1=1, n3=1)
+    assert count(tokenizer, ["a cat"])["words_by_tokens"] == histogram(n1=2)
+    assert count(tokenizer, ["cat a"])["words_by_tokens"] == histogram(n3=1, n2=1)
+    assert count(tokenizer, ["a\tcat"])["words_by_tokens"] == histogram(n1=1, n3=1)
 
 
 def test_a_model_that_adds_a_space_itself_is_not_charged_for_ours() -> None:
     tokenizer = handmade.tokenizer(*LETTERS, "_cat", dummy_prefix=True)
-    assert count(tokenizer, ["cat cat"]).words_by_tokens == histogram(n1=2)
+    assert count(tokenizer, ["cat cat"])["words_by_tokens"] == histogram(n1=2)
 
 
 def test_long_words_share_the_last_bucket() -> None:
     tokenizer = handmade.tokenizer(*LETTERS)
     found = count(tokenizer, ["aaaaaaa\naaaaaaaa\naaaaaaaaaaaa"])
-    assert found.words_by_tokens == histogram(n7=1, n8=2)
-    assert found.word_tokens == 7 + 8 + 12
+    assert found["words_by_tokens"] == histogram(n7=1, n8=2)
+    assert found["word_tokens"] == 7 + 8 + 12
 
 
 def test_characters_without_a_piece_are_spelt_in_bytes_or_unknown() -> None:
     text = "a é 日本 \u2581"
     in_bytes = count(handmade.tokenizer(*LETTERS), [text])
-    assert (in_bytes.byte_characters, in_bytes.unknown_tokens) == (4, 0)
-    assert in_bytes.tokens == 1 + 3 + 7 + 4
+    assert (in_bytes["byte_characters"], in_bytes["unknown_tokens"]) == (4, 0)
+    assert in_bytes["tokens"] == 1 + 3 + 7 + 4
     unknown = count(handmade.tokenizer(*LETTERS, byte_fallback=False), ["a é 日a"])
-    assert (unknown.byte_characters, unknown.unknown_tokens) == (0, 2)
+    assert (unknown["byte_characters"], unknown["unknown_tokens"]) == (0, 2)
 
 
 def test_words_have_the_same_tokens_as_in_their_text() -> None:
@@ -81,39 +81,42 @@ def test_words_have_the_same_tokens_as_in_their_text() -> None:
     for document in corpus.load_documents("embedded"):
         found = count(tokenizer, [document.text])
         # These texts have one space between words, and no other white space but newlines.
-        assert found.tokens == found.word_tokens + document.text.count("\n"), document.source
-        assert found.words == len(document.text.split()) == sum(found.words_by_tokens.values())
+        assert found["tokens"] == found["word_tokens"] + document.text.count("\n"), document.source
+        assert found["words"] == len(document.text.split()) == sum(found["words_by_tokens"].values())
 
 
-def embedded_report(split: Split = "all", max_characters: int = 0, seed: int = 0) -> Report:
-    return tokenizer_coverage.report_coverage(
-        Tokenizer.load(), open_sources(["embedded"]), split=split, max_characters=max_characters, seed=seed
-    )
+def embedded_report(split: str = "all", max_characters: int = 0, seed: int = 0) -> Report:
+    sources = open_sources(["embedded"])
+    return coverage.report_coverage(Tokenizer.load(), sources, split, max_characters, seed)
 
 
 def test_sides_of_the_split_add_up_and_samples_are_the_seeds() -> None:
     whole, train, held = (embedded_report(side) for side in ("all", "train", "heldout"))
-    assert tokenizer_coverage.add_counts([train.overall, held.overall]) == whole.overall
-    assert held.overall.documents == 14
+    assert coverage.add_counts([train["overall"], held["overall"]]) == whole["overall"]
+    assert held["overall"]["documents"] == 14
     first, again, other = (embedded_report("heldout", 20_000, seed) for seed in (1, 1, 2))
-    assert first == again and first.sources != other.sources
-    assert [s.counts.characters <= 20_000 for s in first.sources[:2]] == [True, True]
+    assert first == again and first["sources"] != other["sources"]
+    assert [s["characters"] <= 20_000 for s in first["sources"][:2]] == [True, True]
     with pytest.raises(ConfigError, match=r"austen\.txt \(digest [0-9a-f]{64}\).*'seed': 1"):
-        compare(first, other, max_tokens_per_word_increase=1, max_single_token_drop=1)
+        compare(first, other, increase=1, drop=1)
 
 
-def source(name: str, words: int, tokens: int, single: int) -> SourceCounts:
+def source(name: str, words: int, tokens: int, single: int) -> dict[str, Any]:
     by_tokens = {**dict.fromkeys(BUCKETS, 0), "1": single, "2": words - single}
-    return SourceCounts(name, f"digest of {name}", Counts(1, 500, tokens, words, tokens, by_tokens, 0, 0))
+    counts = dict(zip(coverage.COUNTS, (1, 500, tokens, words, tokens, by_tokens, 0, 0), strict=True))
+    return {"name": name, "text_sha256": f"digest of {name}", **coverage.add_counts([counts])}
 
 
-def report(*sources: SourceCounts) -> Report:
-    return Report({"name": "t", "sha256": "0", "vocab_size": 9}, {"split": "all"}, sources)
+def report(*sources: dict[str, Any]) -> Report:
+    about = {"tokenizer": {"name": "t", "sha256": "0", "vocab_size": 9}, "sampling": {"split": "all"}}
+    return {
+        "kind": coverage.KIND, **about, "overall": coverage.add_counts(sources), "sources": list(sources),
+    }  # fmt: skip
 
 
 def worse(before: Report, now: Report, increase: float = 0.05, drop: float = 0.02) -> list[tuple[str, str]]:
-    found = compare(before, now, max_tokens_per_word_increase=increase, max_single_token_drop=drop)
-    assert len(found) == 2 * (1 + len(now.sources))
+    found = compare(before, now, increase, drop)
+    assert len(found) == 2 * (1 + len(now["sources"]))
     return [(c.source, c.measure) for c in found if c.worse]
 
 
@@ -142,8 +145,8 @@ def test_a_small_source_cannot_hide_behind_a_large_one() -> None:
 
 def test_sources_are_told_by_their_text_and_not_by_name_or_order() -> None:
     a, b = source("a", 100, 150, 80), source("b", 100, 300, 10)
-    assert worse(report(a, b), report(replace(b, name="a"), replace(a, name="b"))) == []
-    for other in (report(a), report(a, b, b), report(a, replace(b, text_sha256="0"))):
+    assert worse(report(a, b), report({**b, "name": "a"}, {**a, "name": "b"})) == []
+    for other in (report(a), report(a, b, b), report(a, {**b, "text_sha256": "0"})):
         with pytest.raises(ConfigError, match="another text"):
             worse(report(a, b), other)
 
@@ -151,8 +154,8 @@ def test_sources_are_told_by_their_text_and_not_by_name_or_order() -> None:
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = report(source("ä", 100, 150, 80), source("b", 100, 300, 10))
     path = tmp_path / "r.json"
-    path.write_text(written.to_json(), encoding="utf-8")
-    assert tokenizer_coverage.read_report(path) == written
+    path.write_text(coverage.to_json(written), encoding="utf-8")
+    assert coverage.read_report(path) == written
     shown = json.loads(path.read_text(encoding="utf-8"))
     assert shown["overall"]["tokens_per_word"] == 2.25
     assert shown["overall"]["single_token_share"] == 0.45
@@ -174,11 +177,11 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_is_no_report_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "r.json"
     if content and content.startswith('"words"'):
-        content = report(source("a", 100, 150, 80)).to_json().replace('"words": 100', content)
+        content = coverage.to_json(report(source("a", 100, 150, 80))).replace('"words": 100', content)
     if content:
         path.write_text(content)
     with pytest.raises(ConfigError, match=rf"--baseline=\S+r\.json: .*({message}).*--out=FILE"):
-        tokenizer_coverage.read_report(path)
+        coverage.read_report(path)
 
 
 def test_a_source_without_text_is_refused(tmp_path: Path) -> None:
@@ -188,13 +191,7 @@ def test_a_source_without_text_is_refused(tmp_path: Path) -> None:
         ("one.txt", "heldout", r"one\.txt holds no text on the side 'heldout'"),
     ]:
         with pytest.raises(DataError, match=message):
-            tokenizer_coverage.report_coverage(
-                Tokenizer.load(),
-                open_sources([str(tmp_path / name)]),
-                split=split,
-                max_characters=0,
-                seed=0,
-            )
+            coverage.report_coverage(Tokenizer.load(), open_sources([str(tmp_path / name)]), split, 0, 0)
 
 
 def run(arguments: Sequence[object], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from hope_jax.config.experiment import (
     TrainConfig,
 )
 from hope_jax.core.errors import ConfigError, DataError
-from hope_jax.data import sources as found
+from hope_jax.data import mixture as found
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST
 from hope_jax.data.tokenizer import Tokenizer

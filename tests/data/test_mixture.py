@@ -18,20 +18,16 @@ from hypothesis import strategies as st
 
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET, Batch
-from hope_jax.data import sources as found
+from hope_jax.data import mixture as found
+from hope_jax.data.batches import as_row, fixed_batches, shared_batches
 from hope_jax.data.corpus import load_documents, split_documents
-from hope_jax.data.mixture import (
-    Interleaving,
-    as_batch,
-    epochs,
-    make_mixture_eval_batches,
-    make_mixture_iterator,
-)
+from hope_jax.data.mixture import Interleaving, epochs, held_out_rows, training_rows
 from tests.data.shard_folder import TOKENIZER, numbered_rows, shard_documents, tokens_of
 
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
 ROWS = {"a": 30, "b": 12, "c": 7}
 FIRST = {"a": 10, "b": 110, "c": 210}
+SHAPE = {"seq_len": 16, "batch_size": 4, "seed": 7}
 PUBLISHED = [0.4, 0.2, 0.15, 0.15, 0.1]
 
 
@@ -49,13 +45,16 @@ def opened(folder: Path, weights=WEIGHTS):
 
 
 def train(folder: Path, weights=WEIGHTS, **changes):
-    values = {"seq_len": 16, "batch_size": 4, "seed": 7, "prefetch": 0, **changes}
-    return make_mixture_iterator(sources=opened(folder, weights), **values)
+    shape = {key: changes.pop(key, value) for key, value in SHAPE.items()}
+    stream = training_rows(opened(folder, weights), **shape)
+    return shared_batches(stream, batch_size=shape["batch_size"], **{"prefetch": 0, **changes})
 
 
 def held_out(folder: Path, weights=WEIGHTS, **changes):
-    values = {"seq_len": 16, "batch_size": 4, "max_batches": 0, "pad_id": TOKENIZER.pad_id, **changes}
-    return make_mixture_eval_batches(sources=opened(folder, weights), **values)
+    values = {"seq_len": 16, "batch_size": 4, "max_batches": 0, **changes}
+    return fixed_batches(
+        held_out_rows(opened(folder, weights), **values), values["batch_size"], TOKENIZER.pad_id
+    )
 
 
 def take(iterator, count):
@@ -225,10 +224,10 @@ def test_held_out_rows_have_the_weights_and_are_there_once(folder: Path) -> None
 
 
 def test_rows_cut_from_longer_ones_are_numbered_from_one() -> None:
-    batch = as_batch((np.array([5, 6, 7, 8, 9], np.int32), np.array([3, 3, 4, 4, 0], np.int32)))
+    batch = as_row((np.array([5, 6, 7, 8, 9], np.int32), np.array([3, 3, 4, 4, 0], np.int32)))
     assert batch.targets.tolist() == [6, NO_TARGET, 8, NO_TARGET]
     assert batch.segment_ids.tolist() == [1, 1, 2, 2]
-    empty = as_batch((np.zeros(4, np.int32), np.zeros(4, np.int32)))
+    empty = as_row((np.zeros(4, np.int32), np.zeros(4, np.int32)))
     assert empty.segment_ids.tolist() == [0, 0, 0] and set(empty.targets.tolist()) == {NO_TARGET}
 
 
@@ -295,12 +294,14 @@ def test_a_batch_that_processes_do_not_divide_is_refused(folder: Path) -> None:
 
 CHILD = """
 import multiprocessing, sys
-from hope_jax.data.mixture import make_mixture_iterator
-from hope_jax.data.sources import find_sources
+from hope_jax.data.batches import shared_batches
+from hope_jax.data.mixture import training_rows
+from hope_jax.data.mixture import find_sources
 
 if __name__ == "__main__":
     sources = find_sources(sys.argv[1], {"a": 1.0}, {})
-    iterator = make_mixture_iterator(sources=sources, seq_len=16, batch_size=4, seed=7, workers=1)
+    stream = training_rows(sources, seq_len=16, batch_size=4, seed=7)
+    iterator = shared_batches(stream, batch_size=4, workers=1)
     for _ in range(50):
         first = next(iterator).tokens[0, 0]
         print(multiprocessing.active_children()[0].pid, first, flush=True)

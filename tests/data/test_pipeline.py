@@ -14,19 +14,27 @@ from hypothesis import strategies as st
 
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET
+from hope_jax.data.batches import fixed_batches, shared_batches
 from hope_jax.data.corpus import Document, load_documents, split_documents
-from hope_jax.data.pipeline import make_eval_batches, make_train_iterator, tokenize_documents
+from hope_jax.data.pipeline import held_out_rows, tokenize_documents, training_rows
 from hope_jax.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load("embedded")
 DOCUMENTS = [
     Document(", ".join(f"son {i} of father {j}" for j in range(1 + 3 * i % 7)), "x.txt", i) for i in range(40)
 ]
+SHARING = ("process_index", "process_count", "prefetch", "workers", "start_batch")
 SIZES = {"documents": DOCUMENTS, "tokenizer": TOKENIZER, "seq_len": 16, "batch_size": 4}
 
 
 def train(**changes):
-    return make_train_iterator(**{**SIZES, "seed": 7, **changes})
+    options = {**SIZES, "seed": 7, **changes}
+    sharing = {key: options.pop(key) for key in list(options) if key in SHARING}
+    return shared_batches(training_rows(**options), batch_size=options["batch_size"], **sharing)
+
+
+def make_eval_batches(**options):
+    return fixed_batches(held_out_rows(**options), options["batch_size"], TOKENIZER.pad_id)
 
 
 def take(iterator, n):
@@ -294,9 +302,7 @@ def test_sizes_below_one_are_refused(change):
 def test_the_embedded_corpus_loads_far_faster_than_it_can_be_trained_on():
     documents, _ = split_documents(load_documents("embedded"))
     start = time.perf_counter()
-    iterator = make_train_iterator(
-        documents=documents, tokenizer=TOKENIZER, seq_len=256, batch_size=8, seed=0
-    )
+    iterator = train(documents=documents, seq_len=256, batch_size=8, seed=0)
     tokens = sum(batch.tokens.size for batch in take(iterator, 100))
     assert (
         tokens / (time.perf_counter() - start) > 50_000

@@ -13,8 +13,8 @@ from hope_jax.core.errors import CheckpointError, ConfigError, DataError
 from hope_jax.core.types import NO_TARGET
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.synthetic import TASKS, Example, Task, find_task
-from hope_jax.data.synthetic.rows import Strings, strings
+from hope_jax.data.synthetic import TASKS, Example, Task, find_task, rows
+from hope_jax.data.synthetic.rows import strings
 from hope_jax.models.spec import Architecture
 
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2")
@@ -27,8 +27,7 @@ def task(name: str, **options: int) -> Task:
 
 
 def drawn(task: Task, split: str, count: int = 40) -> list[Example]:
-    source = Strings(task, split, 3, 0)
-    return [source.example(row) for row in range(count)]
+    return [rows.drawn(task, split, 3, row) for row in range(count)]
 
 
 def text(task: Task, ids: np.ndarray) -> str:
@@ -185,7 +184,7 @@ def experiment(source: str = "synthetic:mqar", seed: int = 0, **data: object) ->
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_gives_rows_that_depend_on_their_number_alone(name: str) -> None:
-    seq_len = task(name).most_tokens("train")
+    seq_len = task(name).most_tokens()
     config = experiment(f"synthetic:{name}", seq_len=seq_len)
     tokenizer = open_tokenizer(config.data)
     inputs = open_inputs(config, tokenizer)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from hope_jax.core.errors import DataError
-from hope_jax.data import corpus, texts
+from hope_jax.data import corpus
 from tests.data.handmade import write
 
 
 def read(*inputs: object, text_field: str = "text") -> list[tuple[str, list[str]]]:
-    sources = texts.open_sources([str(i) for i in inputs], text_field)
+    sources = corpus.open_sources([str(i) for i in inputs], text_field)
     return [(s.name, [d.text for d in s.documents()]) for s in sources]
 
 
@@ -90,11 +90,12 @@ def test_inputs_that_name_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_is_what_training_on_the_corpus_holds_out() -> None:
-    sources = texts.open_sources(["embedded"])
-    held = texts.held_out([d.digest for d in s.documents()] for s in sources)
+    sources = corpus.open_sources(["embedded"])
+    held = corpus.held_out([d.digest for d in s.documents()] for s in sources)
     training, held_out = corpus.split_documents(corpus.load_documents("embedded"))
     sides = [
-        [d.text for s in sources for d in texts.select(s, side, held)] for side in ("train", "heldout", "all")
+        [d.text for s in sources for d in corpus.select(s, side, held)]
+        for side in ("train", "heldout", "all")
     ]
     assert sides[0] == [d.text for d in training]
     assert sides[1] == [d.text for d in held_out]
@@ -106,28 +107,28 @@ def test_a_text_held_out_of_one_source_is_held_out_of_all() -> None:
     digests = [d.digest for d in documents]
     held = corpus.held_out_digests(digests)
     assert 0 < len(held) < 40
-    assert texts.held_out([digests, [next(iter(held))]]) == held
-    assert texts.held_out([digests[:1]]) == set()
+    assert corpus.held_out([digests, [next(iter(held))]]) == held
+    assert corpus.held_out([digests[:1]]) == set()
 
 
 def test_a_sample_is_as_large_as_it_may_be_in_order_and_the_seeds() -> None:
     items = [f"{i:03}" for i in range(100)]
-    taken = texts.sample(iter(items), 100, seed=1)
+    taken = corpus.sample(iter(items), 100, seed=1)
     assert len(taken) == 33 and taken == sorted(taken)
-    assert taken == texts.sample(items, 100, seed=1) != texts.sample(items, 100, seed=2)
-    assert texts.sample(items, 300, seed=1) == texts.sample(items, 0, seed=1) == items
-    assert len(texts.sample(items, 2, seed=1)) == 1
-    assert texts.sample([], 10, seed=1) == []
+    assert taken == corpus.sample(items, 100, seed=1) != corpus.sample(items, 100, seed=2)
+    assert corpus.sample(items, 300, seed=1) == corpus.sample(items, 0, seed=1) == items
+    assert len(corpus.sample(items, 2, seed=1)) == 1
+    assert corpus.sample([], 10, seed=1) == []
 
 
 def test_a_sample_prefers_no_text() -> None:
-    counts = Counter(t for seed in range(4000) for t in texts.sample("abcdefgh", 2, seed))
+    counts = Counter(t for seed in range(4000) for t in corpus.sample("abcdefgh", 2, seed))
     # 1,000 expected of each, with a standard deviation of 27.
     assert len(counts) == 8 and all(abs(n - 1000) < 110 for n in counts.values()), counts
 
 
 def test_digest_of_texts_knows_their_order() -> None:
-    assert texts.combined_digest("ab") != texts.combined_digest("ba")
+    assert corpus.combined_digest("ab") != corpus.combined_digest("ba")
 
 
 def test_a_byte_order_mark_is_taken_off_where_a_file_begins(tmp_path: Path) -> None:

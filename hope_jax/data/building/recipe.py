@@ -1,8 +1,9 @@
-"""The YAML file that describes a mixture, as a checked dataclass.
+"""The YAML file that describes a mixture, as a checked dataclass. Its paths are relative to the file.
 
-yaml_file.py says what `${NAME:-default}` is in it. Two variables are always there: PYTHON_STDLIB, the folder
-of the standard library of the running interpreter, and ASSETS, the embedded corpus. Paths are relative to the
-file.
+Any text in it may hold `${NAME}` or `${NAME:-default}`, a variable of the environment. Where a value is
+nothing else, its default is read as YAML, so that `limit: ${C4_LIMIT:-1000}` is a number, and what the
+environment holds is a number only if it is written as a plain decimal one, else a text. Two variables are
+always there: PYTHON_STDLIB, the standard library of the running interpreter, and ASSETS, the embedded corpus.
 """
 
 import dataclasses
@@ -17,23 +18,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hope_jax.core.errors import ConfigError, instead
-from hope_jax.data import tokenizer
-from hope_jax.data.building.yaml_file import read_yaml
-from hope_jax.data.holdout import HOLDOUT_FRACTION, SPLIT_SALT
+from hope_jax.data import text_files
+from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
+from hope_jax.data.tokenizer import EMBEDDED
 
 READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
 SEPARATORS = ("form_feed", "none")
-_TEXTS = (
-    "glob", "field", "dataset", "config", "data_files", "revision", "split", "fallback_split", "licence",
-    "origin",
-)  # fmt: skip
-
 _MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
-
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LONGEST_NAME = 64
+_DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+# What PyYAML's own constructors raise at values that are not of their tag, such as the date 2020-13-45.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Dedup:
-    """Removal of duplicates over the whole mixture: the first source that has a text keeps it.
-
-    exact: of equal texts. minhash: of near-equal ones; options of datatrove's MinhashConfig, None: off.
-    """
+    """Removal of duplicates over the whole mixture: the first source that has a text keeps it. exact: of
+    equal texts. minhash: of near-equal ones; options of datatrove's MinhashConfig, None: off."""
 
     exact: bool = True
     minhash: Mapping[str, int] | None = None
@@ -107,141 +105,177 @@ class Mixture:
 
 
 def load_manifest(path: Path, environment: Mapping[str, str] | None = None) -> Mixture:
-    """Reads and checks a manifest. `environment`: in place of the process's.
-
-    Raises: ConfigError: names the key, the value and the remedy.
-    """
-    own = {
+    """Reads and checks a manifest. `environment`: in place of the process's. Raises: ConfigError: names the
+    key, the value and the remedy."""
+    variables = {
         "PYTHON_STDLIB": sysconfig.get_path("stdlib"),
         "ASSETS": str(resources.files("hope_jax.data") / "assets"),
+        **(os.environ if environment is None else environment),
     }
-    variables = {**own, **(os.environ if environment is None else environment)}
-    return _mixture(path, read_yaml(path, variables))
+    try:
+        raw = yaml.load(text_files.decode(path.read_bytes()), _Loader)  # a safe loader, with one more check
+    except OSError as error:
+        raise ConfigError(f"--manifest={path}: {error.strerror or error}") from None
+    except text_files.NotUtf8Error as error:
+        raise ConfigError(f"--manifest={path} {error}; convert it, for example with iconv") from None
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"--manifest={path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return _mixture(path, _expand(raw, variables, str(path)))
+    except RecursionError:
+        raise ConfigError(f"--manifest={path}: an anchor (&) holds itself; write out what it means") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's loader drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, {str(node.start_mark).strip()}")
+        return super().construct_mapping(node, deep)
+
+
+def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
+    """`value` with the variables in its texts replaced, at any depth."""
+    if isinstance(value, dict):
+        return {key: _expand(item, variables, f"{where}: {key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, variables, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    if "\0" in value:
+        raise ConfigError(f"{where}={value!r}: a NUL can be in no path and no name; take it out")
+
+    def look_up(match: re.Match[str]) -> str:
+        found = variables.get(match[1]) or match[2]
+        if found is None:
+            remedy = f"set it, or write a default as ${{{match[1]}:-DEFAULT}}"
+            raise ConfigError(f"{where}: the variable {match[1]} is not set; {remedy}")
+        return found
+
+    text, whole = _VARIABLE.sub(look_up, value), _VARIABLE.fullmatch(value)
+    if whole is None:
+        return text
+    if variables.get(whole[1]):
+        decimal = _DECIMAL.fullmatch(text)
+        return text if decimal is None else float(text) if decimal["fraction"] else int(text)
+    try:
+        scalar = yaml.safe_load(text)
+    except _YAML_ERRORS:
+        return text
+    return text if isinstance(scalar, (dict, list)) else scalar
 
 
 def _mixture(path: Path, raw: Any) -> Mixture:
     where, folder = str(path), path.resolve().parent
-    given = _mapping(raw, where, set(_names(Mixture)) - {"path"}, {"out", "tokenizer", "sources"})
-    named = given["sources"]
-    if not isinstance(named, dict) or not named:
-        raise ConfigError(f"{where}: sources={named!r}: want a mapping of names to sources")
+    known = {f.name for f in fields(Mixture)} - {"path"}
+    values = dict(_mapping(raw, where, known, {"out", "tokenizer", "sources"}))
+    named = values["sources"]
+    _want(isinstance(named, dict) and named, f"{where}: sources", named, "a mapping of names to sources")
     sources = tuple(_source(f"{where}: sources.{name}", name, one, folder) for name, one in named.items())
     total = math.fsum(s.weight for s in sources)
     if abs(total - 1) > 1e-6:
         raise ConfigError(f"{where}: the sources' weights add up to {total:.6g}; want 1")
-    values = {
-        k: v for k, v in given.items() if k not in ("sources", "out", "dedup", "statistics", "tokenizer")
-    }
-    values["out"] = (folder / _text(given, "out", where)).resolve()
-    if given.get("statistics") is not None:
-        values["statistics"] = folder / _text(given, "statistics", where)
-    model = _text(given, "tokenizer", where)
-    values["tokenizer"] = model if model == tokenizer.EMBEDDED else str(folder / model)
-    mixture = Mixture(
-        path=path, sources=sources, dedup=_dedup(f"{where}: dedup", given.get("dedup", {})), **values
-    )
-    for key, least in (("row_tokens", 2), ("document_multiple", 1)):
-        _whole(getattr(mixture, key), f"{where}: {key}", least)
-    if mixture.row_tokens > 2**16 - 1 or mixture.row_tokens % mixture.document_multiple:
-        raise ConfigError(
-            f"{where}: row_tokens={mixture.row_tokens}: want a multiple of document_multiple="
-            f"{mixture.document_multiple}, at most 65535"
-        )
-    _number(mixture.holdout, f"{where}: holdout", 0, 1)
-    for key in ("salt", "words"):
-        if not isinstance(getattr(mixture, key), str):
-            raise ConfigError(f"{where}: {key}={getattr(mixture, key)!r}: want a text")
-    if mixture.train_tokens is not None:
-        _number(mixture.train_tokens, f"{where}: train_tokens", 0, math.inf)
-    for key in ("slurm", "ray"):
-        if not isinstance(getattr(mixture, key), dict):
-            raise ConfigError(f"{where}: {key}={getattr(mixture, key)!r}: want a mapping of arguments")
+    for key in ("out", "statistics", "tokenizer"):
+        if (text := values.get(key)) is not None:
+            _want(isinstance(text, str) and text.strip(), f"{where}: {key}", text, "a path")
+            values[key] = folder / text
+    if raw["tokenizer"] == EMBEDDED:
+        values["tokenizer"] = EMBEDDED
+    values |= {"out": values["out"].resolve(), "tokenizer": str(values["tokenizer"]), "sources": sources}
+    values["dedup"] = _dedup(f"{where}: dedup", values.get("dedup", {}))
+    mixture = Mixture(path=path, **values)
+    _check_kinds(f"{where}: ", mixture)
+    rows, multiple, tokens = mixture.row_tokens, mixture.document_multiple, mixture.train_tokens
+    want = f"a multiple of document_multiple={multiple}, from 2 to 65535"
+    _want(1 < rows < 2**16 and rows % multiple == 0, f"{where}: row_tokens", rows, want)
+    good = _is_number(mixture.holdout) and 0 < mixture.holdout < 1
+    _want(good, f"{where}: holdout", mixture.holdout, "a number above 0 and below 1")
+    good = tokens is None or (_is_number(tokens) and 0 < tokens < math.inf)
+    _want(good, f"{where}: train_tokens", tokens, "a number above 0")
     return mixture
 
 
 def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{where}: want a name of small letters, digits and _, beginning with a letter")
     if len(name) > _LONGEST_NAME:
-        raise ConfigError(
-            f"{where}: want a name of at most {_LONGEST_NAME} characters; folders are named by it"
-        )
-    given = _mapping(raw, where, set(_names(Source)) - {"name"}, {"weight", "reader"})
+        raise ConfigError(f"{where}: want a name of at most {_LONGEST_NAME} characters, as folders bear it")
+    given = _mapping(raw, where, {f.name for f in fields(Source)} - {"name"}, {"weight", "reader"})
     values = {key: value for key, value in given.items() if value is not None}
-    values |= {"paths": _paths(where, given.get("paths") or [], folder), **_local(where, values, folder)}
+    paths = values.get("paths", [])
+    paths = [paths] if isinstance(paths, str) else paths
+    good = isinstance(paths, list) and all(isinstance(p, str) and p.strip() for p in paths)
+    _want(good, f"{where}.paths", paths, "a path or a list of paths, none of them empty")
+    values["paths"] = tuple((folder / p).resolve() for p in paths)
     source = Source(name=name, **values)
     _check_source(where, source)
-    _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
-    filters = {key: options or {} for key, options in source.filters.items()}
+    filters = _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
+    filters = {key: options or {} for key, options in filters.items()}
     for key, options in filters.items():
-        if not isinstance(options, dict):
-            raise ConfigError(f"{where}.filters.{key}={options!r}: want a mapping of options, {{}} for none")
-    return replace(source, filters=filters)
+        want = "a mapping of options, {} for none"
+        _want(isinstance(options, dict), f"{where}.filters.{key}", options, want)
+    return replace(source, filters=filters, **_local(where, source, folder))
 
 
-def _paths(where: str, paths: Any, folder: Path) -> tuple[Path, ...]:
-    """Absolute, from paths relative to the manifest's folder."""
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(p, str) and p.strip() for p in paths):
-        raise ConfigError(f"{where}.paths={paths!r}: want a path or a list of paths, none of them empty")
-    return tuple((folder / p).resolve() for p in paths)
-
-
-def _local(where: str, values: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _local(where: str, source: Source, folder: Path) -> dict[str, Any]:
     """Of a dataset on a local disk what is relative to the manifest's folder, absolute."""
-    found = {}
-    dataset, data_files = values.get("dataset"), values.get("data_files")
-    if isinstance(dataset, str) and dataset.strip() and (folder / dataset).exists():
-        found["dataset"] = str(folder / dataset)
+    found: dict[str, Any] = {}
+    if source.dataset and (folder / source.dataset).exists():
+        found["dataset"] = str(folder / source.dataset)
         if has_magic(found["dataset"]):  # which would be taken for other folders that fit it
             raise ConfigError(
                 f"{where}.dataset={found['dataset']!r}: the datasets library takes *, ? and [ in a "
                 "folder's path for a pattern; move it, or set `dataset: json` (or parquet) and its "
                 "files as `data_files`"
             )
-    if isinstance(data_files, str) and data_files.strip() and not Path(data_files).is_absolute():
-        pattern = str(Path(escape(str(folder))) / data_files)
-        found["data_files"] = pattern if glob(pattern, recursive=True) else data_files
+    if source.data_files and not Path(source.data_files).is_absolute():
+        pattern = str(Path(escape(str(folder))) / source.data_files)
+        found["data_files"] = pattern if glob(pattern, recursive=True) else source.data_files
     return found
 
 
 def _check_source(where: str, source: Source) -> None:
     """All values but the filters. Raises: ConfigError."""
-    _number(source.weight, f"{where}.weight", 0, 1, top=True)
+    _check_kinds(f"{where}.", source)
+    good = _is_number(source.weight) and 0 < source.weight <= 1
+    _want(good, f"{where}.weight", source.weight, "a number above 0 and at most 1")
     for key, choices in (("reader", READERS), ("separator", SEPARATORS)):
-        if getattr(source, key) not in choices:
-            raise ConfigError(f"{where}.{key}={getattr(source, key)!r}: want one of {', '.join(choices)}")
-    remote = source.reader == "huggingface"
-    needed, idle = ("dataset", "paths") if remote else ("paths", "dataset")
+        value = getattr(source, key)
+        _want(value in choices, f"{where}.{key}", value, f"one of {', '.join(choices)}")
+    needed, idle = ("dataset", "paths") if source.reader == "huggingface" else ("paths", "dataset")
     if not getattr(source, needed) or getattr(source, idle):
         raise ConfigError(f"{where}: the reader {source.reader} wants `{needed}` and no `{idle}`")
-    for key in ("shards", "min_characters", "max_bytes", "limit"):
-        if getattr(source, key) is not None:
-            _whole(getattr(source, key), f"{where}.{key}", 1)
-    for key in _TEXTS:
-        if not isinstance(value := getattr(source, key), str | None):
-            raise ConfigError(f"{where}.{key}={value!r}: want a text; put it in quotes")
-        if value is not None and not value.strip() and value != getattr(Source, key) and key != "glob":
-            raise ConfigError(f"{where}.{key}={value!r}: the text is empty; give one, or leave the key out")
-    if source.glob is not None:
-        try:
-            next(Path().glob(source.glob), None)
-        except (ValueError, NotImplementedError) as error:
-            raise ConfigError(
-                f"{where}.glob={source.glob!r}: {error}; want a pattern relative to the folder, such as "
-                "**/*.txt"
-            ) from None
+    try:
+        next(Path().glob("*" if source.glob is None else source.glob), None)
+    except (ValueError, NotImplementedError) as error:
+        want = "want a pattern relative to the folder, such as **/*.txt"
+        raise ConfigError(f"{where}.glob={source.glob!r}: {error}; {want}") from None
+
+
+def _check_kinds(where: str, of: Source | Mixture) -> None:
+    """Texts, mappings, and whole numbers, which are at least 1."""
+    for f in fields(of):
+        at, value = where + f.name, getattr(of, f.name)
+        if f.type in (str, str | None):
+            good = isinstance(value, str) or (value is None and f.type is not str)
+            _want(good, at, value, "a text; put it in quotes")
+            if f.name not in ("glob", "salt") and value not in (None, f.default) and not value.strip():
+                raise ConfigError(f"{at}={value!r}: the text is empty; give one, or leave the key out")
+        elif f.type == Mapping[str, Any]:
+            _want(isinstance(value, dict), at, value, "a mapping of arguments")
+        elif f.type is int or (f.type == int | None and value is not None):
+            _whole(value, at, 1)
 
 
 def _dedup(where: str, raw: Any) -> Dedup:
-    given = _mapping(raw, where, {"exact", "minhash"}, set())
-    exact, minhash = given.get("exact", True), given.get("minhash")
-    if not isinstance(exact, bool):
-        raise ConfigError(f"{where}.exact={exact!r}: want true or false")
-    if minhash is not None:
-        for key, value in _mapping(minhash, f"{where}.minhash", set(_MOST), set()).items():
+    dedup = Dedup(**_mapping(raw, where, {"exact", "minhash"}, set()))
+    _want(isinstance(dedup.exact, bool), f"{where}.exact", dedup.exact, "true or false")
+    if dedup.minhash is not None:
+        for key, value in _mapping(dedup.minhash, f"{where}.minhash", set(_MOST), set()).items():
             _whole(value, f"{where}.minhash.{key}", 1, _MOST[key])
-    return Dedup(exact=exact, minhash=minhash)
+    return dedup
 
 
 def _mapping(raw: Any, where: str, allowed: set[str], needed: set[str]) -> dict[str, Any]:
@@ -256,25 +290,16 @@ def _mapping(raw: Any, where: str, allowed: set[str], needed: set[str]) -> dict[
     return raw
 
 
-def _names(kind: type) -> list[str]:
-    return [f.name for f in fields(kind)]
+def _want(good: Any, where: str, value: Any, want: str) -> None:
+    if not good:
+        raise ConfigError(f"{where}={value!r}: want {want}")
 
 
-def _text(given: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(given[key], str) or not given[key].strip():
-        raise ConfigError(f"{where}: {key}={given[key]!r}: want a path")
-    return str(given[key])
-
-
-def _number(value: Any, where: str, above: float, below: float, top: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (good and above < value and (value <= below if top else value < below)):
-        raise ConfigError(
-            f"{where}={value!r}: want a number above {above} and {'at most' if top else 'below'} {below}"
-        )
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _whole(value: Any, where: str, least: int, most: int = 2**62) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        above = f", at most {most}" if most < 2**62 else ""
-        raise ConfigError(f"{where}={value!r}: want a whole number, at least {least}{above}")
+    above = f", at most {most}" if most < 2**62 else ""
+    good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    _want(good, where, value, f"a whole number, at least {least}{above}")

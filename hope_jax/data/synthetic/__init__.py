@@ -7,9 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hope_jax.core.errors import ConfigError, instead
-from hope_jax.data.synthetic.copying import Compression, SelectiveCopying
-from hope_jax.data.synthetic.languages import AA, ABAB, AnBn, AnBnCn, Parity, Shuffle2
-from hope_jax.data.synthetic.recall import FuzzyRecall, InContextRecall, Memorization, Mqar
+from hope_jax.data.synthetic import languages, recall
 from hope_jax.data.synthetic.task import Example, Task
 
 __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
@@ -17,18 +15,18 @@ __all__ = ["PREFIX", "TASKS", "Example", "Task", "find_task", "is_synthetic"]
 PREFIX = "synthetic:"
 
 TASKS: Mapping[str, type[Task]] = {
-    "parity": Parity,
-    "aa": AA,
-    "abab": ABAB,
-    "anbn": AnBn,
-    "anbncn": AnBnCn,
-    "shuffle2": Shuffle2,
-    "mqar": Mqar,
-    "compression": Compression,
-    "in_context_recall": InContextRecall,
-    "fuzzy_recall": FuzzyRecall,
-    "selective_copying": SelectiveCopying,
-    "memorization": Memorization,
+    "parity": languages.Parity,
+    "aa": languages.AA,
+    "abab": languages.ABAB,
+    "anbn": languages.AnBn,
+    "anbncn": languages.AnBnCn,
+    "shuffle2": languages.Shuffle2,
+    "mqar": recall.Mqar,
+    "compression": recall.Compression,
+    "in_context_recall": recall.InContextRecall,
+    "fuzzy_recall": recall.FuzzyRecall,
+    "selective_copying": recall.SelectiveCopying,
+    "memorization": recall.Memorization,
 }
 """By the name that follows `synthetic:`: Table 5's languages, MQAR, MAD's five."""
 
@@ -39,13 +37,9 @@ def is_synthetic(source: str) -> bool:
 
 
 def find_task(source: str, options: Mapping[str, int], seq_len: int) -> Task | None:
-    """The task that `data.source` and `data.task_options` name; None: another kind of source.
-
-    seq_len: tokens of a row, which holds one string.
-
-    Raises:
-        ConfigError: no such task or option, options that do not fit each other, or too short rows.
-    """
+    """The task that `data.source` and `data.task_options` name; None: another kind of source. seq_len: tokens
+    of a row, which holds one string. Raises: ConfigError: no such task or option, options that do not fit
+    each other, or too short rows."""
     if not is_synthetic(source):
         if options:
             raise ConfigError(
@@ -68,7 +62,7 @@ def find_task(source: str, options: Mapping[str, int], seq_len: int) -> Task | N
     task = kind(**options)
     for problem in task.problems():
         raise ConfigError(f"data.task_options.{problem}")
-    if (longest := task.most_tokens("train")) > seq_len:
+    if (longest := task.most_tokens()) > seq_len:
         raise ConfigError(
             f"data.seq_len={seq_len}: {source} has strings of {longest} tokens; raise it, or lower "
             f"data.task_options ({', '.join(known)})"

@@ -22,14 +22,12 @@ class Language(Task):
     longest: int = 50
 
     splits: ClassVar[tuple[str, ...]] = ("bin0", "bin1")
-    letters: ClassVar[tuple[str, ...]] = ()
-    labels: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[int] = 1
     """Sizes are multiples of it."""
 
-    def symbols(self) -> tuple[str, ...]:
-        """Letters, then labels."""
-        return (*self.letters, *self.labels)
+    def letters(self) -> int:
+        """How many signs are letters; labels, with =, follow."""
+        return sum(not sign.startswith("=") for sign in self.signs)
 
     def sizes(self, split: str) -> range:
         """The sizes of a split, rising; of `bin1` there may be none."""
@@ -41,9 +39,9 @@ class Language(Task):
         if not self.sizes("bin0") or not self.sizes("bin1"):
             yield f"longest={self.longest}: no string is so short; use {self.unit} or more"
 
-    def most_tokens(self, split: str) -> int:
+    def most_tokens(self) -> int:
         """See `Task`."""
-        return self.sizes(split)[-1]
+        return self.sizes("train")[-1]
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`; all sizes are equally likely."""
@@ -54,8 +52,8 @@ class Language(Task):
         raise NotImplementedError
 
     def labelled(self, letters: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Example:
-        """A string [n] with a label, by its place in `labels`, at each position."""
-        answers = np.asarray(labels) + len(self.letters)
+        """A string [n] with a label, by its number, at each position."""
+        answers = np.asarray(labels) + self.letters()
         return ask(np.asarray(letters), np.arange(len(answers)), answers)
 
 
@@ -63,8 +61,7 @@ class Language(Task):
 class Parity(Language):
     """Random bits; the label is the parity of the ones so far."""
 
-    letters: ClassVar[tuple[str, ...]] = ("0", "1")
-    labels: ClassVar[tuple[str, ...]] = ("=even", "=odd")
+    signs: ClassVar[tuple[str, ...]] = ("0", "1", "=even", "=odd")
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
         """See `Language`."""
@@ -85,8 +82,7 @@ class _OneString(Language):
 class AA(_OneString):
     """(aa)*: after an odd number of letters one must follow."""
 
-    letters: ClassVar[tuple[str, ...]] = ("a",)
-    labels: ClassVar[tuple[str, ...]] = ("=a.", "=a")
+    signs: ClassVar[tuple[str, ...]] = ("a", "=a.", "=a")
     unit: ClassVar[int] = 2
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
@@ -98,8 +94,7 @@ class AA(_OneString):
 class ABAB(_OneString):
     """(abab)*: the string may end after every second ab only."""
 
-    letters: ClassVar[tuple[str, ...]] = ("a", "b")
-    labels: ClassVar[tuple[str, ...]] = ("=a.", "=b", "=a")
+    signs: ClassVar[tuple[str, ...]] = ("a", "b", "=a.", "=b", "=a")
     unit: ClassVar[int] = 4
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
@@ -111,12 +106,11 @@ class ABAB(_OneString):
 class AnBn(_OneString):
     """a^n b^n: the first b tells how many are to come."""
 
-    letters: ClassVar[tuple[str, ...]] = ("a", "b")
-    labels: ClassVar[tuple[str, ...]] = ("=ab", "=b", "=.")
+    signs: ClassVar[tuple[str, ...]] = ("a", "b", "=ab", "=b", "=.")
 
-    def most_tokens(self, split: str) -> int:
+    def most_tokens(self) -> int:
         """See `Task`."""
-        return len(self.letters) * self.sizes(split)[-1]
+        return self.letters() * self.longest
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
         """See `Language`."""
@@ -127,8 +121,7 @@ class AnBn(_OneString):
 class AnBnCn(AnBn):
     """a^n b^n c^n: with the last b it is known that c follows, and how often."""
 
-    letters: ClassVar[tuple[str, ...]] = ("a", "b", "c")
-    labels: ClassVar[tuple[str, ...]] = ("=ab", "=b", "=c", "=.")
+    signs: ClassVar[tuple[str, ...]] = ("a", "b", "c", "=ab", "=b", "=c", "=.")
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:
         """See `Language`."""
@@ -140,8 +133,7 @@ class AnBnCn(AnBn):
 class Shuffle2(Language):
     """Two kinds of brackets, each balanced for itself, shuffled; the label is which may be closed."""
 
-    letters: ClassVar[tuple[str, ...]] = ("(", ")", "[", "]")
-    labels: ClassVar[tuple[str, ...]] = ("=([.", "=)([", "=([]", "=)([]")
+    signs: ClassVar[tuple[str, ...]] = ("(", ")", "[", "]", "=([.", "=)([", "=([]", "=)([]")
     unit: ClassVar[int] = 2
 
     def of_size(self, size: int, rng: np.random.Generator) -> Example:

@@ -17,7 +17,7 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data.batches import host_batch
 from hope_jax.data.synthetic import Example, Task, find_task
-from hope_jax.data.synthetic.rows import as_row, strings
+from hope_jax.data.synthetic.rows import padded, strings
 from hope_jax.evals import statistics
 from hope_jax.evals.reading.subject import Subject
 from hope_jax.evals.suite.options import whole_number
@@ -150,7 +150,7 @@ def answers(
     trained = subject.trained
     streamer, size = trained.streamer, trained.streamer.rule.chunk_size
     width = size * -(-max(len(example.tokens) for example in examples) // size)
-    rows = [as_row(example, width) for example in examples]
+    rows = [padded(example, width) for example in examples]
     rows += [_padding(width)] * (batch_size - len(rows))
     batch = host_batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
     if not targets:

@@ -8,7 +8,7 @@ import pytest
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.data.tokenizer_training import train_model
+from hope_jax.data.train_tokenizer import train_model
 from hope_jax.evals.tasks import niah_prompts
 from hope_jax.evals.tasks.niah_prompts import NOISE, TASKS, _Draft, check_length, make_prompt
 from hope_jax.evals.tasks.prompts import Prompt, most

@@ -15,7 +15,7 @@ import pytest
 from hope_jax.core.errors import BundleError, ConfigError, DataError
 from hope_jax.core.types import NO_TARGET
 from hope_jax.data.synthetic import TASKS, Example
-from hope_jax.data.synthetic.rows import Strings
+from hope_jax.data.synthetic.rows import drawn
 from hope_jax.evals.reading.subject import Subject, open_subject
 from hope_jax.evals.suite import comparison, registry
 from hope_jax.evals.suite.run import ARMS, Run
@@ -67,8 +67,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_resumed_run_reads_on_where_it_stopped(trained: Path) -> None:
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
-    source = Strings(TASKS["parity"](longest=8), "train", 0, 8)
-    asked = np.cumsum([len(synthetic.asked(source.example(row))) for row in range(16)])
+    task = TASKS["parity"](longest=8)
+    asked = np.cumsum([len(synthetic.asked(drawn(task, "train", 0, row))) for row in range(16)])
     assert {row["step"]: row["tokens"] for row in rows} == {step: asked[4 * step - 1] for step in (1, 2, 4)}
     assert asked[15] - asked[7] != asked[7], "another stream would count as many"
 
