@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -29,18 +29,21 @@ _HISTORY = 64
 
 
 class _Fetched(NamedTuple):
-    loss: np.ndarray  # [n]
-    grad_norm: np.ndarray  # [n]
+    """Of an interval's steps. finite: [n], whether loss and gradient norm are."""
+
+    finite: np.ndarray
     tokens: float
     last: dict[str, Any]
     done_at: float
 
 
 class _Interval(NamedTuple):
+    """row: one is due for its last step."""
+
     steps: list[int]
     metrics: list[Metrics]
     row: bool
-    fetched: "Future[_Fetched]"
+    fetched: Future[_Fetched]
 
 
 def _fetch(metrics: list[Metrics]) -> _Fetched:
@@ -49,8 +52,9 @@ def _fetch(metrics: list[Metrics]) -> _Fetched:
     done_at = time.perf_counter()
     per_step = jax.device_get([(m["loss"], m["grad_norm"], m["tokens"]) for m in metrics])
     loss, grad_norm, tokens = (np.asarray(column) for column in zip(*per_step, strict=True))
+    finite = np.isfinite(loss) & np.isfinite(grad_norm)
     last = jax.device_get(dict(metrics[-1]))
-    return _Fetched(loss, grad_norm, float(tokens.sum(dtype=np.float64)), last, done_at)
+    return _Fetched(finite, float(tokens.sum(dtype=np.float64)), last, done_at)
 
 
 class Progress(NamedTuple):
@@ -70,11 +74,9 @@ class Progress(NamedTuple):
 class Recorder:
     """Turns the metrics of steps into rows.
 
-    Args:
-        progress: totals of the run so far.
-        write_row: called with each finished row, in step order.
-        explain: (first bad step, telemetry up to it, oldest first) -> message of the `DivergenceError`
-            that is raised when a loss or gradient norm is not finite.
+    progress: totals of the run so far. write_row: called with each finished row, in step order. explain:
+    (first step whose loss or gradient norm is not finite, rows up to it, oldest first) -> message of the
+    `DivergenceError` that is raised.
     """
 
     def __init__(
@@ -95,6 +97,9 @@ class Recorder:
         self._notes: dict[int, Row] = {}
         self._history: deque[Row] = deque(maxlen=_HISTORY)
         self._last_done = self._started_at
+        self._begin_row()
+
+    def _begin_row(self) -> None:
         self._row_tokens = self._row_seconds = 0.0
         self._row_steps = 0
 
@@ -150,13 +155,11 @@ class Recorder:
             steady_tokens=p.steady_tokens - self._row_tokens,
             steady_seconds=p.steady_seconds - self._row_seconds,
         )
-        self._row_tokens = self._row_seconds = 0.0
-        self._row_steps = 0
+        self._begin_row()
 
     def progress(self) -> Progress:
         """Totals up to now; call it drained."""
-        now = time.perf_counter()
-        total = self._progress.train_seconds + now - self._started_at
+        total = self._progress.train_seconds + time.perf_counter() - self._started_at
         return self._progress._replace(train_seconds=total)
 
     def close(self) -> None:
@@ -173,7 +176,8 @@ class Recorder:
         while len(self._queue) > lag:
             interval = self._queue.popleft()
             fetched = interval.fetched.result()
-            self._check_finite(interval, fetched)
+            if not fetched.finite.all():
+                self._diverged(interval, int(np.argmin(fetched.finite)))
             self._book(len(interval.steps), fetched)
             self._latest = (interval.steps[-1], fetched.last)
             if interval.row:
@@ -203,16 +207,11 @@ class Recorder:
         }
         row |= {key: value for key, value in metrics.items() if key not in row}
         row |= self._notes.pop(step, {})
-        self._row_tokens = self._row_seconds = 0.0
-        self._row_steps = 0
+        self._begin_row()
         self._history.append(row)
         self._write_row(row)
 
-    def _check_finite(self, interval: _Interval, fetched: _Fetched) -> None:
-        bad = ~(np.isfinite(fetched.loss) & np.isfinite(fetched.grad_norm))
-        if not bad.any():
-            return
-        first = int(np.argmax(bad))
+    def _diverged(self, interval: _Interval, first: int) -> NoReturn:
         steps = [
             {**jax.device_get(dict(metrics)), "step": step}
             for step, metrics in zip(interval.steps[: first + 1], interval.metrics, strict=False)

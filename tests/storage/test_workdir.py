@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.cluster.lock import LOCK_FILE, WorkdirLock
+from hope_jax.cluster.lock import LOCK_FILE, workdir_lock
 from hope_jax.config.experiment import LogConfig
 from hope_jax.core import files
 from hope_jax.core.errors import CheckpointError, ConfigError, WorkdirError
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hope_jax.cluster.lock import WorkdirLock
-with WorkdirLock(Path(sys.argv[1])):
+from hope_jax.cluster.lock import workdir_lock
+with workdir_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -98,23 +98,23 @@ def test_a_torn_last_row_is_no_damage(tmp_path):
 
 
 def test_a_lock_that_cannot_be_written_is_let_go(tmp_path):
-    with no_room_beyond(0), pytest.raises(OSError, match="large"), WorkdirLock(tmp_path):
+    with no_room_beyond(0), pytest.raises(OSError, match="large"), workdir_lock(tmp_path):
         pass
-    with WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path):
         pass
 
 
 def test_the_lock_ends_with_the_run(tmp_path):
-    with pytest.raises(RuntimeError, match="boom"), WorkdirLock(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), workdir_lock(tmp_path):
         raise RuntimeError("boom")
-    with WorkdirLock(tmp_path), pytest.raises(ConfigError, match="in use"), WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path), pytest.raises(ConfigError, match="in use"), workdir_lock(tmp_path):
         pass
 
 
 def test_a_holder_that_says_nothing_is_still_a_holder(tmp_path):
-    with WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path):
         (tmp_path / LOCK_FILE).write_text("{")
-        with pytest.raises(ConfigError, match="in use by another run; nothing"), WorkdirLock(tmp_path):
+        with pytest.raises(ConfigError, match="in use by another run; nothing"), workdir_lock(tmp_path):
             pass
 
 

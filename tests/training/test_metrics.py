@@ -11,7 +11,7 @@ from hope_jax.config.experiment import ExperimentConfig, LevelConfig, ModelConfi
 from hope_jax.core.errors import DivergenceError
 from hope_jax.core.files import cut_back, dump_row, to_json, write_atomic
 from hope_jax.training import metrics as metrics_module
-from hope_jax.training.diagnosis import explain_divergence
+from hope_jax.training.alarms import explain_divergence
 from hope_jax.training.metrics import Progress, Recorder
 
 
