@@ -5,6 +5,7 @@ reads those of the others, once a second, in a thread: a collective that waits f
 would wait for ever, or fail without saying for whom.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -36,22 +37,18 @@ class Alone:
 
 
 class Peers:
-    """Looks after the other processes of a run while entered.
+    """Looks after the other processes of a run, from `start` to `close`.
 
-    Args:
-        index, count: this process's place, and how many there are.
-        gone_after: seconds without a sign of life after which a process counts as gone.
-        end: told, in the thread, why this process cannot go on and with which exit code; ends the process.
+    index, count: this process's place, and how many there are. gone_after: seconds without a sign of life
+    after which a process counts as gone. end: told, in the thread, why this process cannot go on and with
+    which exit code; ends the process.
     """
 
     def __init__(
         self, store: Store, index: int, count: int, gone_after: float, end: Callable[[str, int], None]
     ) -> None:
-        self._store = store
-        self._index = index
-        self._count = count
-        self._gone_after = gone_after
-        self._end = end
+        self._store, self._index, self._count = store, index, count
+        self._gone_after, self._end = gone_after, end
         self._signs = 0
         # seconds in which this process looked: where it was itself held up, the others were not silent
         self._clock = 0.0
@@ -104,51 +101,44 @@ class Peers:
         self._signs += 1
         began_at = time.monotonic()
         self._clock += min(began_at - self._looked_at, 2 * INTERVAL)
-        found = self._exchange()
+        try:
+            self._store.put(f"alive/{self._index}", str(self._signs))
+            found: Mapping[str, str] | None = self._store.read()
+        except Exception:  # whatever the service says that is out of reach
+            found = None
         self._looked_at = time.monotonic()
         self._clock += self._looked_at - began_at
-        if found is None:
-            self._check_store()
-            return
-        self._read_at = self._clock
-        self._check_failures(found)
-        self._check_signs(found)
-        self._agree(found)
+        if found is not None:
+            self._read_at = self._clock
+            self._check(found)
+            self._agree(found)
+        elif self._clock - self._read_at > self._gone_after:
+            self._gone(0)  # where the store is
 
     def _run(self) -> None:
         while not self._over.wait(INTERVAL):
             self.look()
 
-    def _exchange(self) -> Mapping[str, str] | None:
-        """Gives a sign, and reads the store; None where it is out of reach."""
-        try:
-            self._store.put(f"alive/{self._index}", str(self._signs))
-            return self._store.read()
-        except Exception:
-            return None
+    def _gone(self, index: int) -> None:
+        self._end(f"process {index} of {self._count} is gone: no sign of life from it", 1)
 
-    def _check_store(self) -> None:
-        """The store is in process 0, which is gone if it has been out of reach for long."""
-        if self._clock - self._read_at > self._gone_after:
-            self._end(f"process 0 of {self._count} is gone: no sign of life from it", 1)
-
-    def _check_failures(self, found: Mapping[str, str]) -> None:
-        for i in range(self._count):
-            if i != self._index and f"failed/{i}" in found:
-                message, code = json.loads(found[f"failed/{i}"])
-                self._end(f"process {i} of {self._count} stopped with an error: {message}", int(code))
-                return
-
-    def _check_signs(self, found: Mapping[str, str]) -> None:
+    def _check(self, found: Mapping[str, str]) -> None:
+        """Ends where another process has failed, or is gone."""
+        others = [i for i in range(self._count) if i != self._index]
+        failed = next((i for i in others if f"failed/{i}" in found), None)
+        if failed is not None:
+            message, code = json.loads(found[f"failed/{failed}"])
+            self._end(f"process {failed} of {self._count} stopped with an error: {message}", int(code))
         gone = int(found["gone"]) if "gone" in found else None
-        for i, (sign, at) in self._seen.items():
+        for i in others:
+            sign, at = self._seen[i]
             if found.get(f"alive/{i}", sign) != sign:
                 self._seen[i] = (found[f"alive/{i}"], self._clock)
-            elif i != self._index and gone is None and self._clock - at > self._gone_after:
+            elif gone is None and self._clock - at > self._gone_after:
                 gone = i
         if gone is not None and gone != self._index:
             self._tell("gone", str(gone))
-            self._end(f"process {gone} of {self._count} is gone: no sign of life from it", 1)
+            self._gone(gone)
 
     def _agree(self, found: Mapping[str, str]) -> None:
         """Answers a wish to stop with the last step taken, and stops after the latest answer's next step."""
@@ -169,7 +159,5 @@ class Peers:
 
     def _tell(self, name: str, value: str) -> None:
         """Puts what others may have put, or cannot see any more."""
-        try:
+        with contextlib.suppress(Exception):
             self._store.put(name, value)
-        except Exception:
-            return

@@ -1,4 +1,4 @@
-"""A checkpoint as plain arrays, for commands that do not train; verified before it is read.
+"""A checkpoint as plain arrays, for commands that do not train; verified, and verified before it is read.
 
 Reading executes nothing: arrays by Orbax (TensorStore), the rest as JSON and YAML.
 """
@@ -8,19 +8,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import yaml
 
 from hope_jax.core.errors import CheckpointError
 from hope_jax.core.files import CHECKPOINT_DIR
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import PyTree
 from hope_jax.storage import arrays, seal
+from hope_jax.storage import digests as manifest
 from hope_jax.storage.digests import BadFileError
 
 _STEP = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
@@ -37,12 +39,21 @@ ocp.type_handlers.register_type_handler(jax.Array, _handler, override=True)
 _absl.disabled = False
 
 
-class LoadedCheckpoint(NamedTuple):
-    """A checkpoint as plain arrays, for commands that do not train.
+class Verified(NamedTuple):
+    """What was found good. digest: of the arrays (a workdir's: of its newest checkpoint). files: how many.
+    extra: paths of others that lie in the checkpoints' folders, and are none of theirs."""
 
-    state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for).
-    config: the run's whole configuration as nested dicts.
-    meta: `config`, `tokenizer_digest`, `versions`, `progress`, and of shards `sources` (`Inputs.about`).
+    digest: str
+    files: int
+    extra: tuple[str, ...] = ()
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint as plain arrays.
+
+    state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for). config:
+    the run's whole configuration as nested dicts. meta: `config`, `tokenizer_digest`, `versions`, `progress`,
+    and of shards `sources` (`Inputs.about`).
     """
 
     path: Path
@@ -81,10 +92,9 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """Read a checkpoint as numpy arrays, on any machine and without building its program.
 
-    Args:
-        path: a workdir (its newest checkpoint), its `checkpoints` folder, or one `checkpoints/<step>`.
-        fields: which parts of the `TrainState` to read, e.g. ("params", "fast").
-        verify: hold all its files against their digests first.
+    path: a workdir (its newest checkpoint), its `checkpoints` folder, or one `checkpoints/<step>`. fields:
+    which parts of the `TrainState` to read, e.g. ("params", "fast"). verify: hold all its files against their
+    digests first.
     Raises: CheckpointError if there is none, a file is not what its digest says, or it cannot be read.
     """
     folder, step = resolve(path.absolute())
@@ -99,12 +109,9 @@ def load_checkpoint(
         data = read_json(where / "data")
         wanted = {name: tree[name] for name in fields}
         check_size(where, wanted)
-        alone = _alone()
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = reader.restore(where / "state", args=how)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+        state = _read(ocp.PyTreeCheckpointHandler, where / "state", how)
         return LoadedCheckpoint(where, step, state, meta["config"], data, meta)
     except DAMAGE as error:
         raise CheckpointError(
@@ -120,31 +127,77 @@ def describe(path: Path) -> tuple[dict[str, Any], PyTree]:
 
 def read_json(path: Path) -> Any:
     """The JSON item of a checkpoint at `path`. Raises: `DAMAGE`."""
-    alone = _alone()
-    handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        return reader.restore(path)
+    return _read(ocp.JsonCheckpointHandler, path)
 
 
 def read_arrays(path: Path, like: PyTree) -> PyTree:
     """The `state` of the checkpoint folder `path`, placed as `like` (shapes, dtypes and shardings); each of
     several processes reads its part and waits for no other. Raises: `DAMAGE`."""
-    alone = _alone()
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        return reader.restore(path / "state", args=ocp.args.StandardRestore(like))
+    return _read(ocp.StandardCheckpointHandler, path / "state", ocp.args.StandardRestore(like))
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax's options for a process that reads without the others of its run."""
+def _read(handler: Callable[..., Any], path: Path, args: Any = None) -> Any:
+    """As if this process were the only one."""
     index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    own = handler(multiprocessing_options=alone)
+    with ocp.Checkpointer(own, multiprocessing_options=alone) as reader:
+        return reader.restore(path) if args is None else reader.restore(path, args=args)
 
 
 def digest(loaded: LoadedCheckpoint) -> str:
     """Hex SHA-256 over all arrays of a checkpoint and its data cursor, independent of the files' layout."""
     cursor = json.dumps(loaded.data, sort_keys=True)
     return hashlib.sha256(f"{arrays.digest(arrays.named(loaded.state))}\n{cursor}\n".encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The digest of the checkpoint at `path`; its files are checked first. Raises: CheckpointError."""
+    return digest(load_checkpoint(path))
+
+
+def verify(path: Path) -> Verified:
+    """Recomputes every digest of a workdir, a folder `checkpoints`, or one `checkpoints/<step>`.
+
+    Raises: BadFileError: names the first bad file. CheckpointError: there is nothing to verify.
+    """
+    path = path.absolute()
+    folder, newest = resolve(path)
+    if step_of(path) is not None:
+        return verify_checkpoint(folder, newest)
+    # a seal whose folder is gone counts too
+    entries = [entry.with_suffix("") if entry.suffix == ".sha256" else entry for entry in folder.iterdir()]
+    steps = sorted({step for entry in entries if (step := step_of(entry)) is not None})
+    each = {step: verify_checkpoint(folder, step) for step in steps}
+    extra = tuple(name for one in each.values() for name in one.extra)
+    return Verified(each[newest].digest, sum(one.files for one in each.values()), extra)
+
+
+def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verified:
+    """Files against their list; arrays, cursor and configuration against the metadata beside them.
+
+    strict: its folder holds no other file.
+    Raises: BadFileError: names the first bad file, by its path.
+    """
+    try:
+        meta = seal.check(folder, step, strict=strict)
+        extra = tuple(str(folder / name) for name in seal.extra_files(folder, step))
+        loaded = load_checkpoint(folder / str(step), verify=False)
+        found = {
+            "checkpoint_digest": digest(loaded),
+            "tokenizer_digest": loaded.meta.get("tokenizer_digest"),
+            "data": loaded.data,
+        }
+        for key, value in found.items():
+            if meta.get(key) != value:
+                problem = f"says {key} is {meta.get(key)!r}, the checkpoint's is {value!r}"
+                raise BadFileError(f"{step}.meta.json", problem)
+        if yaml.safe_load(manifest.read_text(folder / f"{step}.yaml")) != loaded.config:
+            raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
+        files = len(manifest.read_list(folder / f"{step}.sha256")) + 1
+    except BadFileError as error:
+        raise error.under(folder) from error
+    return Verified(found["checkpoint_digest"], files, extra)
 
 
 def check_size(path: Path, declared: PyTree) -> None:

@@ -7,30 +7,8 @@ from typing import Any
 
 from hope_jax.core import files
 from hope_jax.core.errors import DataError
-from hope_jax.report.blocks import (
-    Block,
-    Folded,
-    Heading,
-    Note,
-    Plot,
-    Quotes,
-    Table,
-    Tiles,
-    Values,
-    Warn,
-    duration,
-    html,
-    number,
-)
-from hope_jax.report.figures import (
-    GOAL,
-    effect_figure,
-    health_figure,
-    loss_figure,
-    save_png,
-    write_levels,
-    writes_figure,
-)
+from hope_jax.report import blocks as b
+from hope_jax.report import figures
 from hope_jax.training.alarms import is_idle
 
 Row = Mapping[str, Any]
@@ -55,7 +33,7 @@ def write_report(workdir: Path) -> None:
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); run the training again") from error
     if rows:
-        save_png(loss_figure(rows), workdir / files.LOSS_FILE)
+        figures.save_png(figures.loss_figure(rows), workdir / files.LOSS_FILE)
     files.write_atomic(workdir / files.REPORT_FILE, render(summary, rows))
 
 
@@ -66,20 +44,20 @@ def render(summary: Row, rows: Sequence[Row]) -> str:
     """
     variant = summary.get("config", {}).get("model", {}).get("block_variant", "")
     sub = f"{variant} · {summary.get('steps')} steps · {summary.get('device', '')}"
-    blocks = [*_warnings(summary, rows), _tiles(summary), *_curves(rows), *_writes(rows)]
+    parts = [*_warnings(summary, rows), _tiles(summary), *_curves(rows), *_writes(rows)]
     if summary.get("samples"):
         note = (
             "Grey: prompts from the start of held-out rows. Black: the model's continuation at temperature "
             "0.8, the first draw, not selected."
         )
-        quotes = Quotes([(sample["prompt"], sample["text"]) for sample in summary["samples"]])
-        blocks += [Heading("Generated lines"), quotes, Note(note)]
-    return html(str(summary.get("name", "run")), sub, [*blocks, *_run(summary)])
+        quotes = b.Quotes([(sample["prompt"], sample["text"]) for sample in summary["samples"]])
+        parts += [b.Heading("Generated lines"), quotes, b.Note(note)]
+    return b.html(str(summary.get("name", "run")), sub, [*parts, *_run(summary)])
 
 
-def _warnings(summary: Row, rows: Sequence[Row]) -> Iterator[Block]:
+def _warnings(summary: Row, rows: Sequence[Row]) -> Iterator[b.Block]:
     if summary.get("interrupted"):
-        yield Warn(
+        yield b.Warn(
             f"Interrupted after step {summary.get('steps')}; the same command continues the run. There is no "
             "final evaluation yet."
         )
@@ -87,61 +65,61 @@ def _warnings(summary: Row, rows: Sequence[Row]) -> Iterator[Block]:
     for kind in (False, True):
         alarms = [f"step {row['step']}: {row['alarm']}" for row in raised if is_idle(row["alarm"]) == kind]
         if alarms:
-            yield Warn(f"{len(alarms)} rows with an alarm, the first at {alarms[0]}")
+            yield b.Warn(f"{len(alarms)} rows with an alarm, the first at {alarms[0]}")
 
 
-def _tiles(summary: Row) -> Tiles:
+def _tiles(summary: Row) -> b.Tiles:
     loss, entropy = summary.get("eval_loss"), summary.get("unigram_entropy")
     plain, share = summary.get("eval_loss_no_writes"), summary.get("periods_written")
     peak = summary.get("share_of_peak")
-    tiles = {"held-out loss, nats per token": number(loss)}
+    tiles = {"held-out loss, nats per token": b.number(loss)}
     if loss is not None and plain is not None:
-        tiles[f"nats by memory writes: {number(plain)} without"] = f"{loss - plain:+.4f}"
+        tiles[f"nats by memory writes: {b.number(plain)} without"] = f"{loss - plain:+.4f}"
     if share is not None:
         threshold = summary.get("config", {}).get("model", {}).get("surprise_threshold")
         tiles[f"of periods written, surprise_threshold={threshold}"] = f"{share:.1%}"
     ratio = f"{loss / entropy:.3f}" if loss is not None and entropy else "–"
-    tiles[f"of unigram entropy {number(entropy)}"] = ratio
-    tiles["held-out perplexity"] = number(summary.get("perplexity"))
-    tiles["tokens per second"] = number(summary.get("tokens_per_sec"))
+    tiles[f"of unigram entropy {b.number(entropy)}"] = ratio
+    tiles["held-out perplexity"] = b.number(summary.get("perplexity"))
+    tiles["tokens per second"] = b.number(summary.get("tokens_per_sec"))
     tiles["of the measured matmul peak"] = "–" if peak is None else f"{peak:.1%}"
-    tiles["training time"] = duration(summary.get("train_seconds"))
-    return Tiles(tiles)
+    tiles["training time"] = b.duration(summary.get("train_seconds"))
+    return b.Tiles(tiles)
 
 
-def _curves(rows: Sequence[Row]) -> list[Block]:
+def _curves(rows: Sequence[Row]) -> list[b.Block]:
     note = (
         "Training loss is of the logged batch (faint) and smoothed (bold). Held-out loss is over the same "
         "documents each time, which are never trained on. The unigram entropy is that of the held-out "
         "targets themselves: a model that knew only the token frequencies of exactly this text would score "
-        f"it. The dotted line is {GOAL} of it. Lower shows use of context; it is no measure of the quality "
-        "of the text."
+        f"it. The dotted line is {figures.GOAL} of it. Lower shows use of context; it is no measure of the "
+        "quality of the text."
     )
     return [
-        Heading("Loss"),
-        Plot("loss", loss_figure(rows), "Training and held-out loss over steps"),
-        Note(note),
-        Plot("health", health_figure(rows), "Learning rate, norms and throughput"),
+        b.Heading("Loss"),
+        b.Plot("loss", figures.loss_figure(rows), "Training and held-out loss over steps"),
+        b.Note(note),
+        b.Plot("health", figures.health_figure(rows), "Learning rate, norms and throughput"),
     ]
 
 
-def _writes(rows: Sequence[Row]) -> Iterator[Block]:
-    yield Heading("Memory updates")
-    figure, effect = writes_figure(rows), effect_figure(rows)
+def _writes(rows: Sequence[Row]) -> Iterator[b.Block]:
+    yield b.Heading("Memory updates")
+    figure, effect = figures.writes_figure(rows), figures.effect_figure(rows)
     if figure is None:
-        yield Note("This variant has no memories, so nothing was written.")
+        yield b.Note("This variant has no memories, so nothing was written.")
         return
     if effect is not None:
-        yield Plot("effect", effect, "Effect of writes on held-out text")
-    yield Plot("writes", figure, f"Write statistics of {', '.join(write_levels(rows))}")
-    yield Note(
+        yield b.Plot("effect", effect, "Effect of writes on held-out text")
+    yield b.Plot("writes", figure, f"Write statistics of {', '.join(figures.write_levels(rows))}")
+    yield b.Note(
         "What each level wrote in the logged steps, one line a layer. A level whose updates stay at zero has "
         "learned nothing at test time; clip hits say that the bounds, not the optimizer, set the size of a "
         "write. All statistics at the last logged step (mean over layers):"
     )
     last: Row = next((row["writes"] for row in reversed(rows) if row.get("writes")), {})
     names = list(dict.fromkeys(name for level in last.values() for name in level))
-    yield Table(
+    yield b.Table(
         ["level", *names],
         [[level, *(_mean(stats.get(name)) for name in names)] for level, stats in last.items()],
     )
@@ -149,14 +127,14 @@ def _writes(rows: Sequence[Row]) -> Iterator[Block]:
 
 def _mean(values: Sequence[float | None] | None) -> str:
     numbers = [value for value in values or () if value is not None]
-    return number(sum(numbers) / len(numbers) if numbers else None, 3)
+    return b.number(sum(numbers) / len(numbers) if numbers else None, 3)
 
 
-def _run(summary: Row) -> Iterator[Block]:
+def _run(summary: Row) -> Iterator[b.Block]:
     config = files.flatten(summary.get("config", {}))
-    yield Heading("Run")
-    yield Values({key: config[key] for key in _ESSENTIALS if key in config})
-    yield Values(
+    yield b.Heading("Run")
+    yield b.Values({key: config[key] for key in _ESSENTIALS if key in config})
+    yield b.Values(
         {
             "steps": summary.get("steps"),
             "tokens": summary.get("tokens"),
@@ -164,12 +142,12 @@ def _run(summary: Row) -> Iterator[Block]:
             "last training loss": summary.get("loss"),
             "held-out loss without writes": summary.get("eval_loss_no_writes"),
             "share of periods written, held out": summary.get("periods_written"),
-            "training time": duration(summary.get("train_seconds")),
-            "first step, compilation included": duration(summary.get("compile_seconds")),
+            "training time": b.duration(summary.get("train_seconds")),
+            "first step, compilation included": b.duration(summary.get("compile_seconds")),
             "device": summary.get("device"),
             **summary.get("versions", {}),
         }
     )
     if summary.get("notes"):
-        yield Folded("Notes of the run", "\n".join(map(str, summary["notes"])))
-    yield Folded("Whole configuration", "\n".join(f"{key}: {value}" for key, value in config.items()))
+        yield b.Folded("Notes of the run", "\n".join(map(str, summary["notes"])))
+    yield b.Folded("Whole configuration", "\n".join(f"{key}: {value}" for key, value in config.items()))

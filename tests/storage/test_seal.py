@@ -16,7 +16,7 @@ from hope_jax import cli, digest, verify
 from hope_jax.config.experiment import CheckpointConfig, OptimConfig
 from hope_jax.core.errors import CheckpointError
 from hope_jax.storage import digests as manifest
-from hope_jax.storage import integrity, seal, stored
+from hope_jax.storage import seal, stored
 from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.own_flags import own_flags
@@ -175,10 +175,10 @@ def test_verify_recomputes_the_digest_of_the_arrays(copy):
     config = yaml.safe_load((folder / "16.yaml").read_text())
     seal.write(folder, 16, {**meta, "checkpoint_digest": "0" * 64}, config)
     with pytest.raises(BadFileError, match="says checkpoint_digest"):
-        integrity.verify(copy)
+        stored.verify(copy)
     seal.write(folder, 16, meta, {**config, "model": {}})
     with pytest.raises(BadFileError, match=r"16\.meta\.json|16\.yaml"):
-        integrity.verify(copy)
+        stored.verify(copy)
 
 
 def test_verify_and_digest_refuse_what_holds_no_checkpoint(tmp_path, capsys):
@@ -211,7 +211,7 @@ def test_a_run_killed_before_the_seal_goes_on_from_the_checkpoint_before(run, co
     (copy / "checkpoints" / "16.sha256").unlink()
     toy_train(copy, toy_config(steps=16))
     assert "was not sealed" in caplog.text
-    assert rows_of(copy) == rows_of(run) and integrity.digest(copy) == integrity.digest(run)
+    assert rows_of(copy) == rows_of(run) and stored.digest_of(copy) == stored.digest_of(run)
 
 
 def test_an_only_checkpoint_without_a_seal_counts_and_is_sealed(copy, run, caplog):
@@ -219,27 +219,27 @@ def test_an_only_checkpoint_without_a_seal_counts_and_is_sealed(copy, run, caplo
         (copy / "checkpoints" / f"{step}.sha256").unlink()
     toy_train(copy, toy_config(steps=16))
     assert "resuming at step 16" in caplog.text
-    assert integrity.verify_checkpoint(copy / "checkpoints", 16).digest == integrity.digest(run)
+    assert stored.verify_checkpoint(copy / "checkpoints", 16).digest == stored.digest_of(run)
 
 
 def test_a_workdir_may_have_a_number_for_a_name(tmp_path):
     toy_train(tmp_path / "7", toy_config(steps=8))
-    assert integrity.verify(tmp_path / "7") == integrity.verify(tmp_path / "7" / "checkpoints" / "8")
+    assert stored.verify(tmp_path / "7") == stored.verify(tmp_path / "7" / "checkpoints" / "8")
 
 
 @pytest.mark.parametrize("name", ["016", "²", "-16", "1" * 40])
 def test_only_plain_numbers_are_steps(copy, name):
-    before = integrity.verify(copy)
+    before = stored.verify(copy)
     shutil.copytree(copy / "checkpoints" / "16", copy / "checkpoints" / name)
-    assert integrity.verify(copy) == before
+    assert stored.verify(copy) == before
     with pytest.raises(CheckpointError):
-        integrity.verify(copy / "checkpoints" / name)
+        stored.verify(copy / "checkpoints" / name)
 
 
 def test_a_checkpoint_that_is_gone_is_missed(copy):
     shutil.rmtree(copy / "checkpoints" / "8")
     with pytest.raises(BadFileError, match=r"checkpoints/8: is missing"):
-        integrity.verify(copy)
+        stored.verify(copy)
 
 
 def test_a_byte_that_is_no_text_ends_the_rows_and_not_the_run(copy):
@@ -307,7 +307,7 @@ def test_a_stray_file_takes_nothing_from_a_good_checkpoint(kind, run, copy, capl
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True)
             path.write_bytes(b"\0\5\x16\7") if kind == "file" else path.symlink_to("/etc/hostname")
-    assert integrity.digest(copy) == integrity.digest(run)
+    assert stored.digest_of(copy) == stored.digest_of(run)
     assert toy_train(copy, toy_config(steps=17))["steps"] == 17
     assert "resuming at step 16" in caplog.text and "16/.DS_Store" in caplog.text
     assert not list((copy / "checkpoints").glob("unreadable*"))
@@ -315,7 +315,7 @@ def test_a_stray_file_takes_nothing_from_a_good_checkpoint(kind, run, copy, capl
         verify.main, copy / "checkpoints" / "16", copy / "checkpoints" / "8", "--json", capsys=capsys
     )
     newer, one = map(json.loads, out.splitlines())
-    assert code == 0 and newer["ok"] and one["files"] == integrity.verify(run / "checkpoints" / "8").files
+    assert code == 0 and newer["ok"] and one["files"] == stored.verify(run / "checkpoints" / "8").files
     assert len(newer["extra"]) == len(one["extra"]) == len(STRAYS) and "8/.DS_Store" in err
 
 

@@ -14,7 +14,7 @@ from hope_jax.cluster.lock import LOCK_FILE, workdir_lock
 from hope_jax.config.experiment import LogConfig
 from hope_jax.core import files
 from hope_jax.core.errors import CheckpointError, ConfigError, WorkdirError
-from hope_jax.storage import integrity
+from hope_jax.storage import stored
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 ROOT = Path(__file__).parents[2]
@@ -131,11 +131,11 @@ def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(tmp_path):
 
         with pytest.raises((CheckpointError, WorkdirError), match=r"(?i)(too large|written).*[Mm]ake room"):
             toy_train(full, on_step=fill)
-    found = integrity.verify(full)
-    assert found.digest == integrity.verify_checkpoint(straight / "checkpoints", 8).digest
+    found = stored.verify(full)
+    assert found.digest == stored.verify_checkpoint(straight / "checkpoints", 8).digest
     toy_train(full)
     assert rows_of(full) == rows_of(straight)
-    assert integrity.digest(full) == integrity.digest(straight)
+    assert stored.digest_of(full) == stored.digest_of(straight)
 
 
 def test_a_row_that_does_not_fit_is_no_traceback(tmp_path):

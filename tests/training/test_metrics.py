@@ -24,13 +24,13 @@ def make_recorder(rows):
 
 
 def test_logging_does_not_wait_for_the_device(monkeypatch):
-    ready, real = threading.Event(), metrics_module._fetch
+    ready, real = threading.Event(), metrics_module._finished_at
 
     def slow(metrics):
         assert ready.wait(10)
         return real(metrics)
 
-    monkeypatch.setattr(metrics_module, "_fetch", slow)
+    monkeypatch.setattr(metrics_module, "_finished_at", slow)
     rows = []
     recorder = make_recorder(rows)
     for step in range(1, 5):
