@@ -35,7 +35,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split by example, along the first axis."""
+    """Split by example."""
     return NamedSharding(mesh, BY_EXAMPLE)
 
 

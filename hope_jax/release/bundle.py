@@ -54,11 +54,11 @@ _IDENTITY = (
 
 
 class _Source(NamedTuple):
-    """A verified checkpoint. folder: `checkpoints`. meta: its sidecar's. tokenizer: the serialized model."""
+    """A verified checkpoint. folder: `checkpoints`. digest: of its arrays. tokenizer: serialized."""
 
     folder: Path
     step: int
-    meta: seal.Meta
+    digest: str
     tokenizer: bytes
 
 
@@ -81,10 +81,10 @@ def write(
     results = [(folder, _results(folder)) for folder in evals]
     main = _source(checkpoint)
     others = dict(zip(_names(baselines, "baseline"), map(_source, baselines), strict=True))
-    runs = {"": main, **{f"{files.BASELINE_DIR}/{name}/": source for name, source in others.items()}}
     with _folder_in_place_of(out) as root:
-        for where, source in runs.items():
-            _copy_run(source, root / where)
+        _copy_run(main, root)
+        for name, source in others.items():
+            _copy_run(source, root / files.BASELINE_DIR / name)
         for name, (folder, paths) in zip(_names(evals, "evals"), results, strict=True):
             for path in paths:
                 _copy(path, root / files.EVAL_DIR / name / path.relative_to(folder))
@@ -92,17 +92,14 @@ def write(
         loaded = stored.load_checkpoint(copied, ("params",), verify=False)
         weights.save(root / WEIGHTS_FILE, loaded.state["params"], main.step)
         files.write_atomic(root / CARD_FILE, model_card.render(root, loaded, list(others)))
-        digests = _seal(root)
-        for where, source in runs.items():
-            _check_copies(digests, where, source)
-    return Verified(main.meta["checkpoint_digest"], len(digests) + 1)
+        count = _seal(root)
+    return Verified(main.digest, count)
 
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder is, or was, a bundle rather than a workdir."""
-    return any(
-        (path / name).exists() for name in (files.MANIFEST_FILE, METADATA_FILE, WEIGHTS_FILE, CARD_FILE)
-    )
+    names = (files.MANIFEST_FILE, METADATA_FILE, WEIGHTS_FILE, CARD_FILE)
+    return any((path / name).exists() for name in names)
 
 
 def verify(root: Path) -> Verified:
@@ -125,9 +122,8 @@ def verify(root: Path) -> Verified:
             # The text too: true equals 1.
             if found != value or json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):
                 raise BadFileError(METADATA_FILE, f"says something else under {key!r} than the bundle holds")
-        newest = stored.load_checkpoint(
-            root / files.CHECKPOINT_DIR / str(steps[0]), ("params",), verify=False
-        )
+        copied = root / files.CHECKPOINT_DIR / str(steps[0])
+        newest = stored.load_checkpoint(copied, ("params",), verify=False)
         weights.check(root / WEIGHTS_FILE, newest.state["params"], steps[0])
     except BadFileError as error:
         raise error.under(root) from error
@@ -137,17 +133,19 @@ def verify(root: Path) -> Verified:
 def _source(path: Path) -> _Source:
     """Verifies a checkpoint and reads what else its run needs."""
     folder, step = stored.resolve(path.absolute())
-    stored.verify_checkpoint(folder, step)
-    meta = seal.read_meta(folder, step)
+    digest = stored.verify_checkpoint(folder, step).digest
     data = yaml.safe_load(manifest.read_text(folder / f"{step}.yaml"))["data"]
     if is_synthetic(data["source"]):
         raise BundleError(
             f"{path} was trained on symbols (data.source={data['source']!r}): there is no text that a "
             "released model could continue; bundle a checkpoint that was trained on text"
         )
-    named = DataConfig(tokenizer=data["tokenizer"])
-    tokenizer = load_tokenizer(folder / str(step), meta["tokenizer_digest"], named)
-    return _Source(folder, step, meta, tokenizer.model)
+    named, trained_with = (
+        DataConfig(tokenizer=data["tokenizer"]),
+        seal.read_meta(folder, step)["tokenizer_digest"],
+    )
+    tokenizer = load_tokenizer(folder / str(step), trained_with, named)
+    return _Source(folder, step, digest, tokenizer.model)
 
 
 def _names(paths: Sequence[Path], default: str) -> list[str]:
@@ -211,11 +209,19 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_run(source: _Source, root: Path) -> None:
-    """One run, laid out as its workdir is, with its tokenizer."""
+    """One run, laid out as its workdir is, with its tokenizer.
+
+    Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile.
+    """
     folder, step = source.folder, source.step
-    sealed_by = seal.sidecars(folder, step)[-1]
-    for name in (*manifest.read_list(sealed_by), sealed_by.name):  # and nothing else that may lie there
-        _copy(folder / name, root / files.CHECKPOINT_DIR / name)
+    sealed_by, target = seal.sidecars(folder, step)[-1], root / files.CHECKPOINT_DIR
+    _copy(sealed_by, target / sealed_by.name)
+    for name, digest in manifest.read_list(
+        target / sealed_by.name
+    ).items():  # and nothing else that lies there
+        _copy(folder / name, target / name)
+        if manifest.hash_file(target / name, name) != digest:
+            raise BadFileError(str(folder / name), "changed while it was copied", "run it again")
     _copy(folder / f"{step}.yaml", root / files.CONFIG_FILE)
     (root / files.TOKENIZER_FILE).write_bytes(source.tokenizer)
     for name in _LOGS:
@@ -223,8 +229,8 @@ def _copy_run(source: _Source, root: Path) -> None:
             _copy(folder.parent / name, root / name)
 
 
-def _seal(root: Path) -> dict[str, str]:
-    """Writes metadata.json and, last, MANIFEST.txt; the digests that it lists."""
+def _seal(root: Path) -> int:
+    """Writes metadata.json and, last, MANIFEST.txt; how many files there are then."""
     names = manifest.files_below(root, ".")
     for name in names:
         if not manifest.can_hold(name):
@@ -239,7 +245,7 @@ def _seal(root: Path) -> dict[str, str]:
     files.write_atomic(root / METADATA_FILE, text)
     digests[METADATA_FILE] = manifest.hash_file(root / METADATA_FILE, METADATA_FILE)
     files.write_atomic(root / files.MANIFEST_FILE, manifest.dump(sorted(digests.items())))
-    return digests
+    return len(digests) + 1
 
 
 def _described(root: Path, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -258,17 +264,8 @@ def _described(root: Path, digests: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _baseline_folders(names: Mapping[str, str]) -> list[str]:
-    return sorted(
-        {"/".join(name.split("/")[:2]) for name in names if name.startswith(f"{files.BASELINE_DIR}/")}
-    )
-
-
-def _check_copies(digests: Mapping[str, str], where: str, source: _Source) -> None:
-    """Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile."""
-    path = seal.sidecars(source.folder, source.step)[-1]
-    for name, digest in manifest.read_list(path).items():
-        if digests.get(f"{where}{files.CHECKPOINT_DIR}/{name}") != digest:
-            raise BadFileError(str(source.folder / name), "changed while it was copied", "run it again")
+    below = (name for name in names if name.startswith(f"{files.BASELINE_DIR}/"))
+    return sorted({"/".join(name.split("/")[:2]) for name in below})
 
 
 def _only_step(root: Path) -> int:

@@ -35,13 +35,8 @@ logger = logging.getLogger("hope_jax.training")
 Meta = dict[str, Any]
 
 _CURSOR_KEYS = (
-    "data.mixture",
-    "data.task_options",
-    "data.tokenizer",
-    "data.seq_len",
-    "data.batch_size",
-    "train.seed",
-    "train.step_offset",
+    *(f"data.{key}" for key in ("mixture", "task_options", "tokenizer", "seq_len", "batch_size")),
+    *("train.seed", "train.step_offset"),
 )
 """What gives the data iterator's state its meaning: a run cannot go on from it under other values. (Text and
 shards may have moved to another `data.source`: the state knows them by their digest.)"""
@@ -136,11 +131,16 @@ class Checkpointer:
         self._manager.close()
 
     def wait(self) -> None:
-        """Wait until every checkpoint asked for is complete on disk.
+        """Wait until every checkpoint asked for is complete on disk: before, nothing may use the manager.
 
         Raises: CheckpointError if one could not be written.
         """
-        self._join(self._directory)
+        sealing, self._sealing = self._sealing, None
+        try:
+            if sealing is not None:
+                sealing.result()
+        except (CheckpointError, *DAMAGE) as error:
+            raise _unwritten(self._directory, error) from error
 
     def latest_path(self) -> Path | None:
         """Folder of the newest complete checkpoint."""
@@ -155,26 +155,14 @@ class Checkpointer:
         Raises: CheckpointError if the folder cannot be written.
         """
         meta = {**self._meta, "config": self._config, "progress": dict(progress)}
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
-            data=ocp.args.JsonSave(data),
-            meta=ocp.args.JsonSave(meta),
-        )
-        self._join(self._directory)
+        described = {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), **described)
+        self.wait()
         try:
             self._manager.save(step, args=items, force=True)
         except DAMAGE as error:
             raise _unwritten(self._directory / str(step), error) from error
         self._sealing = self._sealer.submit(self._seal, step)
-
-    def _join(self, what: Path) -> None:
-        """Waits for the checkpoint that is being written: until then nothing else may use the manager."""
-        sealing, self._sealing = self._sealing, None
-        try:
-            if sealing is not None:
-                sealing.result()
-        except (CheckpointError, *DAMAGE) as error:
-            raise _unwritten(what, error) from error
 
     def _seal(self, step: int) -> None:
         """Reads the checkpoint back when it is on disk, and writes its sidecars. Runs in a thread."""

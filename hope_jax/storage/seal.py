@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -56,8 +56,17 @@ def is_sealed(folder: Path, step: int) -> bool:
     return sidecars(folder, step)[-1].is_file()
 
 
-def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
-    """Holds every file of a checkpoint against its list; the metadata that lies beside it.
+class Sealed(NamedTuple):
+    """meta: what lies beside the checkpoint. files: how many belong to it, its list too. extra: what lies in
+    its folder and is in no list, relative to the folder of checkpoints."""
+
+    meta: Meta
+    files: int
+    extra: list[str]
+
+
+def check(folder: Path, step: int, *, strict: bool = False) -> Sealed:
+    """Holds every file of a checkpoint against its list.
 
     What lies in the folder besides (file managers and network file systems leave such files) is warned of: it
     is not read, and takes nothing away from files that are good. strict, and in a release bundle: it is an
@@ -85,13 +94,7 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
         raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
     if meta.get("config_digest") != _digest(manifest.read_text(config_path)):
         raise BadFileError(config_path.name, f"is not what {meta_path.name} was written for")
-    return meta
-
-
-def extra_files(folder: Path, step: int) -> list[str]:
-    """What lies in a checkpoint's folder and is in no list, relative to `folder`. Raises: BadFileError."""
-    listed = manifest.read_list(sidecars(folder, step)[-1])
-    return sorted({*_sealed_files(folder, step)} - {*listed})
+    return Sealed(meta, len(listed) + 1, extra)
 
 
 def remove_orphans(folder: Path) -> None:

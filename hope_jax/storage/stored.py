@@ -180,8 +180,7 @@ def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verif
     Raises: BadFileError: names the first bad file, by its path.
     """
     try:
-        meta = seal.check(folder, step, strict=strict)
-        extra = tuple(str(folder / name) for name in seal.extra_files(folder, step))
+        meta, files, extra = seal.check(folder, step, strict=strict)
         loaded = load_checkpoint(folder / str(step), verify=False)
         found = {
             "checkpoint_digest": digest(loaded),
@@ -194,10 +193,9 @@ def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verif
                 raise BadFileError(f"{step}.meta.json", problem)
         if yaml.safe_load(manifest.read_text(folder / f"{step}.yaml")) != loaded.config:
             raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
-        files = len(manifest.read_list(folder / f"{step}.sha256")) + 1
     except BadFileError as error:
         raise error.under(folder) from error
-    return Verified(found["checkpoint_digest"], files, extra)
+    return Verified(found["checkpoint_digest"], files, tuple(str(folder / name) for name in extra))
 
 
 def check_size(path: Path, declared: PyTree) -> None:

@@ -56,39 +56,27 @@ class Run(NamedTuple):
     guard: Guard
 
 
-class StepEvent(NamedTuple):
-    """A step has been dispatched.
-
-    step: number of steps done, this one included. state: after it. last: it is the run's last.
-    stopping: a signal asked to stop after it.
-    """
-
-    step: int
-    state: TrainState
-    last: bool
-    stopping: bool
-
-
-def after_step(run: Run, event: StepEvent) -> None:
+def after_step(run: Run, step: int, state: TrainState, stopping: bool) -> None:
     """Evaluation before logging, so that its numbers join the step's row; both before the checkpoint, so that
     the row is on disk when the checkpoint that it belongs to is.
 
+    step: has been dispatched. state: after it. stopping: a signal asked to stop after it.
     Raises: AlarmError, after a checkpoint. DivergenceError: instead of one.
     """
-    if run.config.train.profile and jax.process_index() == 0:
-        _profile(run, event)
-    step, config, recorder = event.step, run.config, run.recorder
-    if run.eval_batches and (event.last or (not event.stopping and _is_due(step, config.eval.every))):
+    config, recorder, last = run.config, run.recorder, step == run.config.train.steps
+    if config.train.profile and jax.process_index() == 0:
+        _profile(run, step, state, last or stopping)
+    if run.eval_batches and (last or (not stopping and _is_due(step, config.eval.every))):
         with recorder.paused():
-            results = evaluate(run.program, event.state, run.eval_batches)
+            results = evaluate(run.program, state, run.eval_batches)
         alarm = run.guard.evaluated(step, results, recorder.last_writes())
         recorder.annotate(step, {**results, "alarm": alarm})
     first = config.train.step_offset + 1
-    if _is_due(step, config.log.every) or event.last or step == first or recorder.annotated(step):
+    if _is_due(step, config.log.every) or last or step == first or recorder.annotated(step):
         recorder.log(step)
     alarm = run.guard.stop
-    if event.last or event.stopping or alarm or _is_due(step, config.checkpoint.every):
-        _save(run, event)
+    if last or stopping or alarm or _is_due(step, config.checkpoint.every):
+        _save(run, step, state)
     if alarm:
         error = AlarmError(
             f"stopped after step {step}, as eval.alarm=stop says: {alarm} The same command, with the key "
@@ -104,30 +92,30 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _save(run: Run, event: StepEvent) -> None:
+def _save(run: Run, step: int, state: TrainState) -> None:
     """A checkpoint, but of a state that holds a NaN or an infinity."""
     with run.recorder.paused():
-        bad = first_non_finite(event.state)
+        bad = first_non_finite(state)
         if bad:
             good = run.checkpointer.latest_path() or "none"
             raise DivergenceError(
-                f"{bad} is not finite after step {event.step}, though the losses were; not saved. "
+                f"{bad} is not finite after step {step}, though the losses were; not saved. "
                 f"Last good checkpoint: {good}. Lower optim.lr, or model.self_mod_lr if it is in fast."
             )
         progress = run.recorder.progress()._asdict()
-        run.checkpointer.save(event.step, event.state, run.iterator.get_state(), progress)
+        run.checkpointer.save(step, state, run.iterator.get_state(), progress)
 
 
-def _profile(run: Run, event: StepEvent) -> None:
+def _profile(run: Run, step: int, state: TrainState, ending: bool) -> None:
     """A `jax.profiler` trace of a few steps, from the third one of this start."""
-    seen, ending, folder = event.step - run.start, event.last or event.stopping, run.workdir / "profile"
+    seen, folder = step - run.start, run.workdir / "profile"
     if seen == _PROFILE_SKIP and not ending:
-        jax.block_until_ready(event.state)
+        jax.block_until_ready(state)
         jax.profiler.start_trace(str(folder))
     elif seen <= _PROFILE_SKIP and ending:
         logger.warning("train.profile: no trace, as this start took only %d steps", seen)
     elif seen == _PROFILE_SKIP + _PROFILE_STEPS or (ending and seen < _PROFILE_SKIP + _PROFILE_STEPS):
-        jax.block_until_ready(event.state)
+        jax.block_until_ready(state)
         jax.profiler.stop_trace()
         logger.info("profile of %d steps in %s", seen - _PROFILE_SKIP, folder)
 

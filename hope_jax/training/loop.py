@@ -26,7 +26,7 @@ from hope_jax.data.symbols import open_tokenizer
 from hope_jax.storage.checkpoint import Checkpointer, abstract
 from hope_jax.training import telemetry
 from hope_jax.training.alarms import Guard, explain_divergence
-from hope_jax.training.hooks import EVALUATED, Run, StepEvent, TrainIterator, after_step, evaluate
+from hope_jax.training.hooks import EVALUATED, Run, TrainIterator, after_step, evaluate
 from hope_jax.training.metrics import Progress, Recorder, Row
 from hope_jax.training.run_report import write_report
 from hope_jax.training.writers import check_wandb, open_writers
@@ -226,7 +226,7 @@ def _steps(run: Run, state: TrainState, stopping: Callable[[int], str | None]) -
         if step == run.start + 1:
             run.recorder.finish_first_step()
         reason = stopping(step)
-        after_step(run, StepEvent(step, state, step == last, reason is not None))
+        after_step(run, step, state, stopping=reason is not None)
         if reason is not None and step < last:
             logger.warning("%s: stopped after step %d; the same command continues it", reason, step)
             return _End(step, state, interrupted=True)

@@ -180,7 +180,7 @@ def test_only_what_a_bundle_holds_makes_one(made: Path, runs: Runs, copy: Path) 
 
 def test_a_checkpoint_of_the_bundle_verifies_alone(made: Path) -> None:
     found = stored.verify(made / "checkpoints" / "2")
-    assert found.digest == seal.check(made / "checkpoints", 2)["checkpoint_digest"]
+    assert found.digest == seal.check(made / "checkpoints", 2).meta["checkpoint_digest"]
 
 
 def test_a_stray_file_is_not_taken_along_and_in_a_bundle_it_is_bad(runs: Runs, tmp_path: Path) -> None:

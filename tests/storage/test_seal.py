@@ -61,7 +61,7 @@ def command(main, *arguments, capsys):
 
 
 def test_a_sealed_checkpoint_is_what_it_was(tmp_path):
-    meta = seal.check(sealed(tmp_path), 8)
+    meta = seal.check(sealed(tmp_path), 8).meta
     assert meta["step"] == 8 and meta["checkpoint_digest"] == "d" and meta["version"] == seal.VERSION
     assert yaml.safe_load((tmp_path / "8.yaml").read_text()) == {"model": {"dim": 6}}
 
@@ -91,7 +91,7 @@ def test_any_damage_is_found_and_its_file_named(tmp_path, data):
         seal.check(folder, 8)
         if other.parent == folder:
             return
-        assert seal.extra_files(folder, 8) == [other.relative_to(folder).as_posix()]
+        assert seal.check(folder, 8).extra == [other.relative_to(folder).as_posix()]
         with pytest.raises(BadFileError) as caught:
             seal.check(folder, 8, strict=True)
         assert folder / caught.value.path == other
@@ -334,4 +334,4 @@ def test_what_others_may_take_away_again_is_not_sealed(tmp_path):
     stray.touch()
     sealed(tmp_path)
     stray.unlink()
-    assert seal.check(tmp_path, 8, strict=True)["step"] == 8
+    assert seal.check(tmp_path, 8, strict=True).meta["step"] == 8
