@@ -10,22 +10,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any
 
 INTERVAL = 1.0
 """Seconds between two looks at the store."""
 GONE_AFTER = 30.0
 """Seconds without a sign of life after which a process counts as gone, unless a user says otherwise."""
-
-
-class Store(Protocol):
-    """A few short strings by name, seen by all processes."""
-
-    def put(self, name: str, value: str) -> None:
-        """Sets or replaces a value."""
-
-    def read(self) -> Mapping[str, str]:
-        """All of them."""
+_FOLDER = "hope_jax/peers/"
 
 
 class Alone:
@@ -39,15 +30,15 @@ class Alone:
 class Peers:
     """Looks after the other processes of a run, from `start` to `close`.
 
-    index, count: this process's place, and how many there are. gone_after: seconds without a sign of life
-    after which a process counts as gone. end: told, in the thread, why this process cannot go on and with
-    which exit code; ends the process.
+    client: of JAX's coordination service. index, count: this process's place, and how many there are.
+    gone_after: seconds without a sign of life after which a process counts as gone. end: told, in the thread,
+    why this process cannot go on and with which exit code; ends the process.
     """
 
     def __init__(
-        self, store: Store, index: int, count: int, gone_after: float, end: Callable[[str, int], None]
+        self, client: Any, index: int, count: int, gone_after: float, end: Callable[[str, int], None]
     ) -> None:
-        self._store, self._index, self._count = store, index, count
+        self._client, self._index, self._count = client, index, count
         self._gone_after, self._end = gone_after, end
         self._signs = 0
         # seconds in which this process looked: where it was itself held up, the others were not silent
@@ -74,11 +65,9 @@ class Peers:
         self._thread.join()
 
     def stopping(self, step: int, received: str | None) -> str | None:
-        """Why all processes stop after `step`; None: they go on.
-
-        Called after every step, in order. A signal that one process received stops all after the same step:
-        while they agree on it, none takes another.
-        """
+        """Why all processes stop after `step`; None: they go on. Called after every step, in order. A signal
+        that one process received stops all after the same step: while they agree on it, none takes
+        another."""
         with self._steps:
             self._asked = received
             self._steps.wait_for(lambda: not self._answered or self._last_step is not None)
@@ -102,13 +91,14 @@ class Peers:
         began_at = time.monotonic()
         self._clock += min(began_at - self._looked_at, 2 * INTERVAL)
         try:
-            self._store.put(f"alive/{self._index}", str(self._signs))
-            found: Mapping[str, str] | None = self._store.read()
+            self._put(f"alive/{self._index}", str(self._signs))
+            pairs = self._client.key_value_dir_get(_FOLDER)
+            found = {key.removeprefix(_FOLDER): value for key, value in pairs}
         except Exception:  # whatever the service says that is out of reach
-            found = None
+            found = {}
         self._looked_at = time.monotonic()
         self._clock += self._looked_at - began_at
-        if found is not None:
+        if found:
             self._read_at = self._clock
             self._check(found)
             self._agree(found)
@@ -157,7 +147,10 @@ class Peers:
                 self._last_step, self._reason = max(answers) + 1, found["stop"]
                 self._steps.notify_all()
 
+    def _put(self, name: str, value: str) -> None:
+        self._client.key_value_set(_FOLDER + name, value, allow_overwrite=True)
+
     def _tell(self, name: str, value: str) -> None:
         """Puts what others may have put, or cannot see any more."""
         with contextlib.suppress(Exception):
-            self._store.put(name, value)
+            self._put(name, value)

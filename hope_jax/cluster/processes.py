@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +63,7 @@ def joined(
     state = distributed.global_state
     end = _ender(workdir, state.process_id)
     _on_abort(lambda: _say_if_lost(str(state.coordinator_address), end))
-    peers = Peers(_ServiceStore(), state.process_id, state.num_processes, gone_after, end)
+    peers = Peers(state.client, state.process_id, state.num_processes, gone_after, end)
     peers.start()
     try:
         # CPUs connect at the first collective, and give up where one process comes 30 s after another: let
@@ -171,19 +171,6 @@ def _of_environment(within: float) -> tuple[str, int, int, Any]:
     return address, count, place, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
 
 
-class _ServiceStore:
-    """`peers.Store` in the coordination service."""
-
-    _FOLDER = "hope_jax/peers/"
-
-    def put(self, name: str, value: str) -> None:
-        _client().key_value_set(self._FOLDER + name, value, allow_overwrite=True)
-
-    def read(self) -> Mapping[str, str]:
-        found = _client().key_value_dir_get(self._FOLDER)
-        return {key.removeprefix(self._FOLDER): value for key, value in found}
-
-
 def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
     """What ends this process when another cannot go on: one paragraph, an exit code."""
 
@@ -216,10 +203,8 @@ def _say_if_lost(address: str, end: Callable[[str, int], None]) -> None:
 
 
 def _on_abort(say: Callable[[], None]) -> None:
-    """Has `say` called before the process is aborted, which it may forestall by exiting.
-
-    JAX's client aborts its process, with a stack trace, where it cannot reach process 0, first or last.
-    """
+    """Has `say` called before the process is aborted, which it may forestall by exiting. JAX's client aborts
+    its process, with a stack trace, where it cannot reach process 0, first or last."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: say())
     _kept.append(handler)
     library = ctypes.CDLL(None)

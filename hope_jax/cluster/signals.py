@@ -11,10 +11,8 @@ from types import FrameType, SimpleNamespace
 @contextlib.contextmanager
 def stop_signals() -> Iterator[SimpleNamespace]:
     """What is yielded has the name of the first SIGTERM or SIGINT as `received`, before it None; a second one
-    exits at once (143 or 130).
-
-    Outside the main thread, where Python cannot install handlers, it does nothing.
-    """
+    exits at once (143 or 130). Outside the main thread, where Python cannot install handlers, it does
+    nothing."""
     stop = SimpleNamespace(received=None)
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -104,9 +104,8 @@ def is_bundle(path: Path) -> bool:
 
 def verify(root: Path) -> Verified:
     """Recomputes everything in a bundle; nothing in it is trusted, and nothing outside is read.
-
-    Raises: BadFileError: names the first bad file, by its path. CheckpointError: a checkpoint is unreadable.
-    """
+    Raises: BadFileError: names the first bad file, by its path. CheckpointError: a checkpoint is
+    unreadable."""
     root = root.absolute()
     try:
         listed = manifest.read_list(root / files.MANIFEST_FILE)
@@ -210,9 +209,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_run(source: _Source, root: Path) -> None:
     """One run, laid out as its workdir is, with its tokenizer.
-
-    Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile.
-    """
+    Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile."""
     folder, step = source.folder, source.step
     sealed_by, target = seal.sidecars(folder, step)[-1], root / files.CHECKPOINT_DIR
     _copy(sealed_by, target / sealed_by.name)

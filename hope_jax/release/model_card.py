@@ -36,10 +36,8 @@ _ARCHITECTURE = (
 
 
 def render(root: Path, loaded: LoadedCheckpoint, baselines: Sequence[str]) -> str:
-    """MODEL_CARD.md of a bundle whose other files are in `root`.
-
-    loaded: its checkpoint, with `params`. baselines: names of their folders.
-    """
+    """MODEL_CARD.md of a bundle whose other files are in `root`. loaded: its checkpoint, with `params`.
+    baselines: names of their folders."""
     config, step, arrays_of = loaded.config, loaded.step, arrays.named(loaded.state["params"])
     counts: dict[str, int] = {}
     for name, leaf in arrays_of.items():

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.signal import lfilter
 
 Row = Mapping[str, Any]
 
@@ -59,12 +60,8 @@ def _series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Exponential average over about a thirtieth of the points, debiased at the start."""
-    rate = min(1.0, 2.0 / (1.0 + len(values) / 30.0))
-    out, mean, weight = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        mean, weight = (1 - rate) * mean + rate * value, (1 - rate) * weight + rate
-        out[i] = mean / weight
-    return out
+    keep = max(0.0, 1.0 - 2.0 / (1.0 + len(values) / 30.0))
+    return lfilter([1 - keep], [1, -keep], values) / (1 - keep ** np.arange(1, len(values) + 1))
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:

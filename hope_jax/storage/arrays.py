@@ -29,9 +29,7 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 def restore(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     """The arrays in the structure of `like`, whose leaves need only `shape` and `dtype`.
-
-    Raises: ValueError: the first name, shape or dtype that differs.
-    """
+    Raises: ValueError: the first name, shape or dtype that differs."""
 
     def described(leaf: Any) -> str:
         return "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

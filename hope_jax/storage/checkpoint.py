@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from hope_jax.core.files import flatten
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Array, PyTree
 from hope_jax.storage import arrays, seal, stored
-from hope_jax.storage.stored import DAMAGE
+from hope_jax.storage.stored import DAMAGE, LoadedCheckpoint
 
 logger = logging.getLogger("hope_jax.training")
 
@@ -52,15 +52,6 @@ class _NewestSealed(checkpoint_managers.PreservationPolicy):
         """See `PreservationPolicy`."""
         sealed = [info.step for info in checkpoints if seal.is_sealed(self.directory, info.step)]
         return [info.step == max(sealed, default=None) for info in checkpoints]
-
-
-class Restored(NamedTuple):
-    """A run's state at a checkpoint."""
-
-    step: int
-    state: TrainState
-    data: Any
-    meta: Meta
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -132,9 +123,7 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait until every checkpoint asked for is complete on disk: before, nothing may use the manager.
-
-        Raises: CheckpointError if one could not be written.
-        """
+        Raises: CheckpointError if one could not be written."""
         sealing, self._sealing = self._sealing, None
         try:
             if sealing is not None:
@@ -149,11 +138,9 @@ class Checkpointer:
         return None if step is None else self._directory / str(step)
 
     def save(self, step: int, state: TrainState, data: Any, progress: Mapping[str, float]) -> None:
-        """Write checkpoint `step` in the background; the state may be donated as soon as this returns.
-
-        data: JSON value of the data iterator. progress: totals of the run.
-        Raises: CheckpointError if the folder cannot be written.
-        """
+        """Write checkpoint `step` in the background; the state may be donated as soon as this returns. data:
+        JSON value of the data iterator. progress: totals of the run.
+        Raises: CheckpointError if the folder cannot be written."""
         meta = {**self._meta, "config": self._config, "progress": dict(progress)}
         described = {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), **described)
@@ -185,7 +172,7 @@ class Checkpointer:
         seal.write(self._directory, step, about, loaded.config)
         seal.remove_orphans(self._directory)
 
-    def restore(self, like: TrainState) -> Restored | None:
+    def restore(self, like: TrainState) -> LoadedCheckpoint | None:
         """The newest good checkpoint, placed as `like` (an `abstract` state); None without one.
 
         Good is one whose files are what their digests say and that can be read. Newer ones are set aside
@@ -238,7 +225,7 @@ class Checkpointer:
         self._check_fit(path, meta, saved, like)
         return ""
 
-    def _read_by_all(self, step: int, like: TrainState) -> tuple[Restored | None, str]:
+    def _read_by_all(self, step: int, like: TrainState) -> tuple[LoadedCheckpoint | None, str]:
         """The checkpoint `step`; None and why, on all processes, if one of them cannot read it."""
         restored, problem = None, ""
         try:
@@ -249,12 +236,9 @@ class Checkpointer:
         bad = [f"process {i}: {text}" if len(found) > 1 else text for i, text in enumerate(found) if text]
         return (None, "; ".join(bad)) if bad else (restored, "")
 
-    def _read(self, step: int, like: TrainState) -> Restored:
-        path = self._directory / str(step)
-        meta, saved = stored.describe(path)
-        stored.check_size(path, saved)
-        state = stored.read_arrays(path, like._asdict())
-        return Restored(step, TrainState(**state), stored.read_json(path / "data"), meta)
+    def _read(self, step: int, like: TrainState) -> LoadedCheckpoint:
+        loaded = stored.read(self._directory / str(step), like=like._asdict())
+        return loaded._replace(state=TrainState(**loaded.state))
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         """Renames checkpoints, and their sidecars, out of the way of those that the run will write."""

@@ -45,9 +45,7 @@ def read_list(path: Path) -> dict[str, str]:
 
 def read_text(path: Path) -> str:
     """A small UTF-8 file.
-
-    Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8.
-    """
+    Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8."""
     size = _regular_size(path, path.name)
     if size > TEXT_LIMIT:
         raise BadFileError(path.name, f"is {size:,} bytes long, more than such a file ever is")
@@ -59,9 +57,7 @@ def read_text(path: Path) -> str:
 
 def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
     """A JSON object that says of itself `format` and `version`. what: for the message.
-
-    Raises: BadFileError: it cannot be read, or is of another format or version.
-    """
+    Raises: BadFileError: it cannot be read, or is of another format or version."""
     try:
         meta = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -86,8 +82,8 @@ def hash_file(path: Path, name: str) -> str:
 
 
 def hash_files(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of relative POSIX path and hex SHA-256, in the order given. Raises: BadFileError: the first bad
-    one."""
+    """Pairs of relative POSIX path and hex SHA-256, in the order given.
+    Raises: BadFileError: the first bad one."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
         try:
             yield from zip(names, pool.map(lambda name: hash_file(root / name, name), names), strict=True)
@@ -130,8 +126,8 @@ def can_hold(name: str) -> bool:
 
 
 def parse(text: str, where: str) -> dict[str, str]:
-    """Relative path -> hex SHA-256 of a list named `where`. Raises: BadFileError: another format, a path
-    twice, or one that leaves the folder."""
+    """Relative path -> hex SHA-256 of a list named `where`.
+    Raises: BadFileError: another format, a path twice, or one that leaves the folder."""
     digests: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line)
@@ -149,10 +145,8 @@ def parse(text: str, where: str) -> dict[str, str]:
 
 def check(root: Path, listed: Mapping[str, str], there: Collection[str], what: Path, *, strict: bool) -> None:
     """Holds the files `there` under `root` against a list. strict: there are no others. Logs every few
-    seconds how far it has come with `what`; silent where it is quick.
-
-    Raises: BadFileError: the first file, by name, that is missing, of another digest, or (strict) not listed.
-    """
+    seconds how far it has come with `what`; silent where it is quick. Raises: BadFileError: the first file,
+    by name, that is missing, of another digest, or (strict) not listed."""
     for name in sorted({*listed, *(there if strict else ())}):
         if name not in listed:
             raise BadFileError(name, "is in no list of digests", "remove it")

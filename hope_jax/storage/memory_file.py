@@ -52,9 +52,7 @@ def owner_of(streamer: Streamer, params: PyTree) -> Owner:
 
 def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) -> str:
     """Writes `stream` to `path`, whole or not at all; returns the digest of its arrays.
-
-    Raises: MemoryFileError: the file cannot be written; what `path` held before is still there.
-    """
+    Raises: MemoryFileError: the file cannot be written; what `path` held before is still there."""
     contents = {name: np.asarray(leaf) for name, leaf in arrays.named(streamer.resized(stream, 0)).items()}
     header: Header = {
         "format": _FORMAT,
@@ -85,11 +83,9 @@ def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) ->
 
 
 def load_memory(path: Path, streamer: Streamer, params: PyTree, owner: Owner) -> Stream:
-    """The stream that `save_memory` wrote; its attention cache has room for what it holds.
-
-    params: as `owner` was made of.
-    Raises: MemoryFileError: no such file, no memory file, a damaged one, or the memory of another model.
-    """
+    """The stream that `save_memory` wrote; its attention cache has room for what it holds. params: as `owner`
+    was made of.
+    Raises: MemoryFileError: no such file, no memory file, a damaged one, or the memory of another model."""
     header, contents = _read(path)
     if header["chunk_size"] != owner.chunk_size:
         raise MemoryFileError(

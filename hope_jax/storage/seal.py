@@ -36,11 +36,9 @@ def sidecars(folder: Path, step: int) -> list[Path]:
 
 
 def write(folder: Path, step: int, meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Seals the checkpoint `folder / <step>`, which is complete on disk.
-
-    meta: JSON value; format, version, step, and the configuration's digest are added.
-    Raises: OSError if the folder cannot be written.
-    """
+    """Seals the checkpoint `folder / <step>`, which is complete on disk. meta: JSON value; format, version,
+    step, and the configuration's digest are added.
+    Raises: OSError if the folder cannot be written."""
     meta_path, config_path, list_path = sidecars(folder, step)
     text = yaml.safe_dump(dict(config), sort_keys=False)
     head = {"format": FORMAT, "version": VERSION, "step": step, "config_digest": _digest(text)}

@@ -49,16 +49,13 @@ class Verified(NamedTuple):
 
 
 class LoadedCheckpoint(NamedTuple):
-    """A checkpoint as plain arrays.
-
-    state: `TrainState` field -> tree of dicts, lists and numpy arrays (only the fields asked for). config:
-    the run's whole configuration as nested dicts. meta: `config`, `tokenizer_digest`, `versions`, `progress`,
-    and of shards `sources` (`Inputs.about`).
-    """
+    """A checkpoint as plain arrays. state: `TrainState` field -> tree of dicts, lists and numpy arrays (only
+    the fields asked for). config: the run's whole configuration as nested dicts. meta: `config`,
+    `tokenizer_digest`, `versions`, `progress`, and of shards `sources` (`Inputs.about`)."""
 
     path: Path
     step: int
-    state: dict[str, PyTree]
+    state: PyTree
     config: dict[str, Any]
     data: Any
     meta: dict[str, Any]
@@ -72,9 +69,7 @@ def step_of(path: Path) -> int | None:
 
 def resolve(path: Path) -> tuple[Path, int]:
     """The folder of checkpoints and the step that `path` (workdir, checkpoints or step folder) names.
-
-    Raises: CheckpointError if there is none.
-    """
+    Raises: CheckpointError if there is none."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; name a workdir or one of its checkpoints/<step>")
     if (step := step_of(path)) is not None:
@@ -105,14 +100,7 @@ def load_checkpoint(
             raise error.under(folder) from error
     where = folder / str(step)
     try:
-        meta, tree = describe(where)
-        data = read_json(where / "data")
-        wanted = {name: tree[name] for name in fields}
-        check_size(where, wanted)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-        state = _read(ocp.PyTreeCheckpointHandler, where / "state", how)
-        return LoadedCheckpoint(where, step, state, meta["config"], data, meta)
+        return read(where, fields)
     except DAMAGE as error:
         raise CheckpointError(
             f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}): it is unfinished, "
@@ -120,20 +108,36 @@ def load_checkpoint(
         ) from error
 
 
+def read(
+    where: Path, fields: Collection[str] = TrainState._fields, like: PyTree | None = None
+) -> LoadedCheckpoint:
+    """The checkpoint folder `where`, its state as numpy arrays, or placed as `like` (shapes, dtypes and
+    shardings): then each of several processes reads its part and waits for no other.
+    Raises: `DAMAGE`. CheckpointError: it declares arrays larger than the machine's memory."""
+    meta, tree = describe(where)
+    wanted = {name: tree[name] for name in fields}
+    size = sum(int(np.prod(leaf.shape, dtype=object)) * np.dtype(leaf.dtype).itemsize
+               for leaf in jax.tree.leaves(wanted))  # fmt: skip
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:  # before any is allocated
+        raise CheckpointError(
+            f"{where} declares arrays of {size / 2**30:,.1f} GiB, and this machine has "
+            f"{memory / 2**30:.1f}; read it on a larger one, or restore it from a copy if it is damaged"
+        )
+    if like is None:
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        how = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+        state = _read(ocp.PyTreeCheckpointHandler, where / "state", how)
+    else:
+        state = _read(ocp.StandardCheckpointHandler, where / "state", ocp.args.StandardRestore(like))
+    data = _read(ocp.JsonCheckpointHandler, where / "data")
+    return LoadedCheckpoint(where, int(where.name), state, meta["config"], data, meta)
+
+
 def describe(path: Path) -> tuple[dict[str, Any], PyTree]:
     """The `meta` of the checkpoint folder `path`, and shapes and dtypes of its `state`. Raises: `DAMAGE`."""
-    return read_json(path / "meta"), ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
-
-
-def read_json(path: Path) -> Any:
-    """The JSON item of a checkpoint at `path`. Raises: `DAMAGE`."""
-    return _read(ocp.JsonCheckpointHandler, path)
-
-
-def read_arrays(path: Path, like: PyTree) -> PyTree:
-    """The `state` of the checkpoint folder `path`, placed as `like` (shapes, dtypes and shardings); each of
-    several processes reads its part and waits for no other. Raises: `DAMAGE`."""
-    return _read(ocp.StandardCheckpointHandler, path / "state", ocp.args.StandardRestore(like))
+    meta = _read(ocp.JsonCheckpointHandler, path / "meta")
+    return meta, ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
 
 
 def _read(handler: Callable[..., Any], path: Path, args: Any = None) -> Any:
@@ -158,9 +162,7 @@ def digest_of(path: Path) -> str:
 
 def verify(path: Path) -> Verified:
     """Recomputes every digest of a workdir, a folder `checkpoints`, or one `checkpoints/<step>`.
-
-    Raises: BadFileError: names the first bad file. CheckpointError: there is nothing to verify.
-    """
+    Raises: BadFileError: names the first bad file. CheckpointError: there is nothing to verify."""
     path = path.absolute()
     folder, newest = resolve(path)
     if step_of(path) is not None:
@@ -174,11 +176,9 @@ def verify(path: Path) -> Verified:
 
 
 def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verified:
-    """Files against their list; arrays, cursor and configuration against the metadata beside them.
-
-    strict: its folder holds no other file.
-    Raises: BadFileError: names the first bad file, by its path.
-    """
+    """Files against their list; arrays, cursor and configuration against the metadata beside them. strict:
+    its folder holds no other file.
+    Raises: BadFileError: names the first bad file, by its path."""
     try:
         meta, files, extra = seal.check(folder, step, strict=strict)
         loaded = load_checkpoint(folder / str(step), verify=False)
@@ -196,18 +196,3 @@ def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verif
     except BadFileError as error:
         raise error.under(folder) from error
     return Verified(found["checkpoint_digest"], files, tuple(str(folder / name) for name in extra))
-
-
-def check_size(path: Path, declared: PyTree) -> None:
-    """Refuses metadata that declare arrays larger than the machine's memory, before any is allocated.
-
-    Raises: CheckpointError.
-    """
-    size = sum(int(np.prod(leaf.shape, dtype=object)) * np.dtype(leaf.dtype).itemsize
-               for leaf in jax.tree.leaves(declared))  # fmt: skip
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise CheckpointError(
-            f"{path} declares arrays of {size / 2**30:,.1f} GiB, and this machine has "
-            f"{memory / 2**30:.1f}; read it on a larger one, or restore it from a copy if it is damaged"
-        )

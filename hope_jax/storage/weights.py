@@ -73,10 +73,8 @@ def describe(name: str) -> dict[str, Any]:
 
 def save(path: Path, params: PyTree, step: int) -> str:
     """Writes the parameters of a checkpoint, as they are; returns the digest of the arrays (`arrays.digest`).
-
     params: nested dicts of arrays, of any type that safetensors knows (bfloat16 too).
-    Raises: OSError: the file cannot be written. KeyError: an array that is no parameter of ours.
-    """
+    Raises: OSError: the file cannot be written. KeyError: an array that is no parameter of ours."""
     # Safetensors takes an array's memory as it lies.
     flat = {name: np.asarray(leaf, order="C") for name, leaf in arrays.named(params).items()}
     about = {name: describe(name) for name in sorted(flat)}
@@ -90,9 +88,7 @@ def save(path: Path, params: PyTree, step: int) -> str:
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays of a file that `save` wrote.
-
-    Raises: BadFileError: it is damaged, no safetensors file, or another's.
-    """
+    Raises: BadFileError: it is damaged, no safetensors file, or another's."""
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -106,9 +102,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def check(path: Path, params: PyTree, step: int) -> None:
     """Holds a file against the parameters of the checkpoint that it was made from.
-
-    Raises: BadFileError: another step or map, or an array that differs in name, type, shape or any bit.
-    """
+    Raises: BadFileError: another step or map, or an array that differs in name, type, shape or any bit."""
     header, found = load(path)
     wanted: Mapping[str, Any] = arrays.named(params)
     if header.get("step") != step:

@@ -144,11 +144,9 @@ def _remedy(writes: Writes, config: ExperimentConfig) -> str:
 
 
 def eval_alarm(evaluated: Row, writes: Writes, config: ExperimentConfig) -> str | None:
-    """Held-out loss with writes above that without them, or above ln V; None: neither.
-
-    evaluated: `eval_loss`, and `eval_loss_no_writes`, None where no read sees a write. writes: statistics of
-    the step before.
-    """
+    """Held-out loss with writes above that without them, or above ln V; None: neither. evaluated:
+    `eval_loss`, and `eval_loss_no_writes`, None where no read sees a write. writes: statistics of the step
+    before."""
     loss, plain = evaluated["eval_loss"], evaluated["eval_loss_no_writes"]
     chance = math.log(config.model.vocab_size)
     lower = f"lower optim.lr (now {config.optim.lr:g})"
@@ -218,10 +216,8 @@ def is_idle(alarm: str) -> bool:
 
 
 class Guard:
-    """The alarms of a run, as `eval.alarm` wants them.
-
-    before: rows of the run so far, oldest first. stop: the alarm that ends the run, once there is one.
-    """
+    """The alarms of a run, as `eval.alarm` wants them. before: rows of the run so far, oldest first. stop:
+    the alarm that ends the run, once there is one."""
 
     def __init__(self, config: ExperimentConfig, before: Iterable[Row] = ()) -> None:
         self._config = config
@@ -305,11 +301,9 @@ def _what_grew(rows: Sequence[Row], config: ExperimentConfig) -> tuple[str, str]
 def explain_divergence(
     step: int, rows: Sequence[Row], config: ExperimentConfig, checkpoint: Path | None
 ) -> str:
-    """The message of a `DivergenceError`.
-
-    step: first one whose loss or gradient norm is not finite. rows: up to that step, oldest first (`loss`,
-    `grad_norm`, `lr`, `writes`, ...). checkpoint: the last good one, if any.
-    """
+    """The message of a `DivergenceError`. step: first one whose loss or gradient norm is not finite. rows: up
+    to that step, oldest first (`loss`, `grad_norm`, `lr`, `writes`, ...). checkpoint: the last good one, if
+    any."""
     bad, grew = rows[-1], _what_grew(rows, config)
     if grew:
         cause, remedy = grew

@@ -127,10 +127,8 @@ def train(
 
 def _claim_workdir(workdir: Path, resume: str) -> None:
     """Make `workdir`, or accept one that holds a run to resume; process 0 does, for all.
-
     Raises: ConfigError if it holds a run and `resume` is "never", if it cannot be a folder, or if another
-        process does not see it.
-    """
+    process does not see it."""
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,9 @@ _HISTORY = 64
 
 
 class Progress(NamedTuple):
-    """Totals of a run, carried through its checkpoints (seconds of wall clock).
-
-    tokens: supervised tokens trained on. steady_tokens, steady_seconds: those of the steps outside
-    compilation, evaluation and saving. train_seconds: everything. compile_seconds: first step, last start.
-    """
+    """Totals of a run, carried through its checkpoints (seconds of wall clock). tokens: supervised tokens
+    trained on. steady_tokens, steady_seconds: those of the steps outside compilation, evaluation and saving.
+    train_seconds: everything. compile_seconds: first step, last start."""
 
     tokens: float = 0.0
     steady_tokens: float = 0.0
@@ -58,12 +56,9 @@ def _finished_at(metrics: Metrics) -> float:
 
 
 class Recorder:
-    """Turns the metrics of steps into rows.
-
-    progress: totals of the run so far. write_row: called with each finished row, in step order. explain:
-    (first step whose loss or gradient norm is not finite, rows up to it, oldest first) -> message of the
-    `DivergenceError` that is raised.
-    """
+    """Turns the metrics of steps into rows. progress: totals of the run so far. write_row: called with each
+    finished row, in step order. explain: (first step whose loss or gradient norm is not finite, rows up to
+    it, oldest first) -> message of the `DivergenceError` that is raised."""
 
     def __init__(
         self,
@@ -110,9 +105,7 @@ class Recorder:
 
     def drain(self) -> None:
         """Wait for everything that was added and write the rows that are due.
-
-        Raises: DivergenceError at the first step whose loss or gradient norm is not finite.
-        """
+        Raises: DivergenceError at the first step whose loss or gradient norm is not finite."""
         self._collect(row=False, lag=0)
 
     @contextlib.contextmanager

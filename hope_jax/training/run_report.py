@@ -23,9 +23,7 @@ _ESSENTIALS = (
 
 def write_report(workdir: Path) -> None:
     """Write `report.html` and `loss.png` into a run's folder.
-
-    Raises: DataError if the folder lacks `summary.json` or rows in `metrics.jsonl`.
-    """
+    Raises: DataError if the folder lacks `summary.json` or rows in `metrics.jsonl`."""
     rows = files.read_rows(workdir / files.METRICS_FILE)
     path = workdir / files.SUMMARY_FILE
     try:
@@ -38,10 +36,8 @@ def write_report(workdir: Path) -> None:
 
 
 def render(summary: Row, rows: Sequence[Row]) -> str:
-    """The report as one HTML page without outside references.
-
-    summary: contents of `summary.json`. rows: of `metrics.jsonl`.
-    """
+    """The report as one HTML page without outside references. summary: contents of `summary.json`. rows: of
+    `metrics.jsonl`."""
     variant = summary.get("config", {}).get("model", {}).get("block_variant", "")
     sub = f"{variant} · {summary.get('steps')} steps · {summary.get('device', '')}"
     parts = [*_warnings(summary, rows), _tiles(summary), *_curves(rows), *_writes(rows)]

@@ -225,9 +225,7 @@ def jit_train(step: Step, mesh: Mesh) -> Any:
 
 def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     """Compiles (lazily) the pieces that the training loop drives. vocab_size: of the tokenizer.
-
-    Raises: ConfigError: the tokenizer has more tokens than `model.vocab_size`.
-    """
+    Raises: ConfigError: the tokenizer has more tokens than `model.vocab_size`."""
     if vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {vocab_size} "

@@ -45,10 +45,8 @@ def open_writers(
     step: int,
     share_of_peak: Callable[[float], float],
 ) -> list[Write]:
-    """What takes finished rows in step order, closed with `stack`; nothing but on the first process.
-
-    step: after which rows will come. share_of_peak: tokens per second -> share of the matmul peak.
-    """
+    """What takes finished rows in step order, closed with `stack`; nothing but on the first process. step:
+    after which rows will come. share_of_peak: tokens per second -> share of the matmul peak."""
     if jax.process_index() != 0:
         return []
     writers = [_jsonl(stack, workdir / METRICS_FILE), lambda row: _log(row, config, share_of_peak)]
@@ -110,11 +108,8 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 def _tensorboard(stack: contextlib.ExitStack, folder: Path, step: int) -> Write:
-    """What an earlier start wrote after `step` is hidden.
-
-    Rows are written where they come: tensorboardX's own `SummaryWriter` does it in a thread, which a full
-    disk would end, and then waits for it for ever.
-    """
+    """What an earlier start wrote after `step` is hidden. Rows are written where they come: tensorboardX's
+    own `SummaryWriter` does it in a thread, which a full disk would end, and then waits for it for ever."""
     folder.mkdir(exist_ok=True)
     writer = EventsWriter(str(folder / "events"), f".{step}")
     writer.write_event(Event(step=step + 1, file_version="brain.Event:2"))
