@@ -94,20 +94,14 @@ def hash_files(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
 def files_below(root: Path, folder: str) -> list[str]:
     """Paths of all that is no folder below `root / folder`, relative to `root`, sorted. Symbolic links are
     not followed, and a folder that may not be looked into stands for what is in it."""
-    return sorted(_walk(root, root / folder))
-
-
-def _walk(root: Path, folder: Path) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        yield folder.relative_to(root).as_posix()
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, Path(entry.path))
-        else:
-            yield Path(entry.path).relative_to(root).as_posix()
+    closed: list[OSError] = []
+    found = [
+        os.path.join(where, name)
+        for where, folders, names in os.walk(root / folder, onerror=closed.append)
+        for name in (*names, *(name for name in folders if os.path.islink(os.path.join(where, name))))
+    ]
+    paths = [*found, *(error.filename for error in closed)]
+    return sorted(Path(path).relative_to(root).as_posix() for path in paths)
 
 
 def dump(digests: Iterable[tuple[str, str]]) -> str:
