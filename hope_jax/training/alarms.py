@@ -39,28 +39,18 @@ Writes = Mapping[str, Mapping[str, Any]]
 """Level -> statistic -> one number a layer."""
 
 
-def written(writes: Writes) -> Writes:
+def written(writes: Writes, *, means: bool = False) -> Writes:
     """Of sums over periods (`TrainProgram.eval_step`): of each level of which a period has ended, `periods`,
-    `periods_written` (their share that was written) and `surprise_value` (their mean surprise)."""
-    found = {}
-    for name, sums in writes.items():
-        keys = ("periods", "updates_applied", "surprise_value")
-        periods, applied, surprise = (np.asarray(sums[key], float) for key in keys)
-        if periods.size and periods.min() > 0:
+    `periods_written` (their share that was written) and `surprise_value` (their mean surprise). means: of the
+    statistics of a training step, in which `surprise_value` is a mean already."""
+    keys, found = ("periods", "updates_applied", "surprise_value"), {}
+    for name, stats in writes.items():
+        periods, applied, surprise = (np.asarray(stats.get(key, ()), float) for key in keys)
+        if 0 < periods.size == applied.size == surprise.size and periods.min() > 0:
             values = {"periods": periods, "periods_written": applied / periods}
-            values["surprise_value"] = surprise / periods
+            values["surprise_value"] = surprise if means else surprise / periods
             found[name] = {key: value.tolist() for key, value in values.items()}
     return found
-
-
-def trained(writes: Writes) -> Writes:
-    """The same of the statistics of a training step, in which `surprise_value` is a mean already."""
-    sums = {
-        name: {**stats, "surprise_value": np.multiply(stats["surprise_value"], stats["periods"])}
-        for name, stats in writes.items()
-        if {"periods", "updates_applied", "surprise_value"} <= stats.keys()
-    }
-    return written(sums)
 
 
 def share_of_all(levels: Writes) -> float | None:
@@ -174,7 +164,7 @@ def idle_alarm(step: int, evaluated: Row, writes: Writes, config: ExperimentConf
     warm_up = max(config.model.teach_schedule.warmup_steps, config.optim.warmup_steps)
     if loss is None or plain is None or step <= warm_up:
         return None
-    of_training = trained(writes) if config.memory.lifetime == "persistent" else {}
+    of_training = written(writes, means=True) if config.memory.lifetime == "persistent" else {}
     found = {**of_training, **evaluated.get("eval_writes", {})}
     rates = {name: rate for name in found if (rate := _rate(name, config)).value > 0}
     shares = {name: float(np.mean(found[name]["periods_written"])) for name in rates if rates[name].taught}

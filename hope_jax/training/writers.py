@@ -21,7 +21,7 @@ from tensorboardX.summary import scalar
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
-from hope_jax.training.alarms import share_of_all, trained
+from hope_jax.training import alarms
 
 logger = logging.getLogger("hope_jax.training")
 
@@ -87,7 +87,7 @@ def _log(row: Row, config: ExperimentConfig, share_of_peak: Callable[[float], fl
     if rate is not None:
         left = datetime.timedelta(seconds=round((steps - row["step"]) * row["step_time"]))
         parts += [f"{rate:,.0f} tokens/s", f"{left} left", f"{share_of_peak(rate):.1%} of matmul peak"]
-    parts += written(share_of_all(trained(row.get("writes", {}))))
+    parts += written(alarms.share_of_all(alarms.written(row.get("writes", {}), means=True)))
     if row.get("eval_loss") is not None:
         plain = row.get("eval_loss_no_writes")
         without = [] if plain is None else [f"without writes {plain:.4f}"]
