@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from hope_jax.core.errors import AlarmError, DivergenceError
 from hope_jax.core.files import ALARM_FILE, write_atomic
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
+from hope_jax.data.batches import TrainIterator
 from hope_jax.data.corpus import unigram_entropy
 from hope_jax.storage.checkpoint import Checkpointer, first_non_finite
 from hope_jax.training.alarms import Guard, share_of_all, written
@@ -25,19 +26,6 @@ _PROFILE_SKIP, _PROFILE_STEPS = 2, 3
 
 EVALUATED = ("eval_loss", "eval_loss_no_writes", "perplexity", "unigram_entropy", "periods_written")
 """Keys of an evaluation, in the rows and in the summary of a run."""
-
-
-class TrainIterator(Protocol):
-    """Batches without end, with a JSON state that names the next one."""
-
-    def __next__(self) -> Batch:
-        """The next batch."""
-
-    def get_state(self) -> Any:
-        """JSON value from which `set_state` continues after the last batch delivered."""
-
-    def set_state(self, state: Any) -> None:
-        """Continue from `state`."""
 
 
 class Run(NamedTuple):

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,13 +20,14 @@ from hope_jax.core import files
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
-from hope_jax.data.batches import digest_of
+from hope_jax.data.batches import TrainIterator, digest_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
+from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.storage.checkpoint import Checkpointer, abstract
 from hope_jax.training import telemetry
 from hope_jax.training.alarms import Guard, explain_divergence
-from hope_jax.training.hooks import EVALUATED, Run, TrainIterator, after_step, evaluate
+from hope_jax.training.hooks import EVALUATED, Run, after_step, evaluate
 from hope_jax.training.metrics import Progress, Recorder, Row
 from hope_jax.training.run_report import write_report
 from hope_jax.training.writers import check_wandb, open_writers
@@ -35,21 +36,6 @@ logger = logging.getLogger("hope_jax.training")
 
 _SAMPLES = 3
 _PROMPT_TOKENS = 32
-
-
-class TextTokenizer(Protocol):
-    """What the loop needs of a tokenizer."""
-
-    sha256: str
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
-
-
-class _End(NamedTuple):
-    step: int
-    state: TrainState
-    interrupted: bool
 
 
 def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = None) -> dict[str, Any]:
@@ -76,7 +62,7 @@ def train(
     workdir: Path,
     train_iterator: TrainIterator,
     eval_batches: Sequence[Batch],
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     peers: Alone | Peers | None = None,
     sources: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
@@ -118,10 +104,10 @@ def train(
         checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
         stack.enter_context(checkpointer)
         this, state = _opened(stack, program, config, workdir, train_iterator, eval_batches, checkpointer)
-        end = _steps(this, state, lambda step: peers.stopping(step, stop.received))
+        step, state = _steps(this, state, lambda step: peers.stopping(step, stop.received))
         checkpointer.wait()
-        summary = _summary(this, end)
-        _write_results(this, end, summary, tokenizer)
+        summary = _summary(this, step, state)
+        _write_results(this, state, summary, tokenizer)
         return summary
 
 
@@ -212,8 +198,8 @@ def _start(
     return restored.step, restored.state, Progress(**restored.meta["progress"])
 
 
-def _steps(run: Run, state: TrainState, stopping: Callable[[int], str | None]) -> _End:
-    """stopping: after which a signal ends the run, and why."""
+def _steps(run: Run, state: TrainState, stopping: Callable[[int], str | None]) -> tuple[int, TrainState]:
+    """The last step taken, and the state after it. stopping: why a signal ends the run after a step."""
     step, last = run.start, run.config.train.steps
     while step < last:
         batch = next(run.iterator)
@@ -227,18 +213,19 @@ def _steps(run: Run, state: TrainState, stopping: Callable[[int], str | None]) -
         after_step(run, step, state, stopping=reason is not None)
         if reason is not None and step < last:
             logger.warning("%s: stopped after step %d; the same command continues it", reason, step)
-            return _End(step, state, interrupted=True)
-    return _End(step, state, interrupted=False)
+            break
+    return step, state
 
 
-def _summary(run: Run, end: _End) -> dict[str, Any]:
+def _summary(run: Run, step: int, state: TrainState) -> dict[str, Any]:
     """The run in numbers. The last row has the evaluation, unless a finished run lost it."""
+    interrupted = step < run.config.train.steps
     # process 0 wrote the rows; whether to evaluate, which all do together, must be the same for all
     rows = processes.word(files.read_rows(run.workdir / files.METRICS_FILE)[-1:])
     last, progress = rows[-1] if rows else {}, run.recorder.progress()
     evaluated: dict[str, Any] = {key: last.get(key) for key in (*EVALUATED, "eval_writes")}
-    if not end.interrupted and (last.get("step") != end.step or evaluated["eval_loss"] is None):
-        evaluated = evaluate(run.program, end.state, run.eval_batches)
+    if not interrupted and (last.get("step") != step or evaluated["eval_loss"] is None):
+        evaluated = evaluate(run.program, state, run.eval_batches)
     rate = progress.steady_tokens / progress.steady_seconds if progress.steady_seconds else None
     summary = {
         **evaluated,
@@ -247,20 +234,20 @@ def _summary(run: Run, end: _End) -> dict[str, Any]:
         "tokens_per_sec": rate,
         "train_seconds": progress.train_seconds,
         "compile_seconds": progress.compile_seconds,
-        "steps": end.step,
-        "interrupted": end.interrupted,
+        "steps": step,
+        "interrupted": interrupted,
     }
     return dict(files.to_json(summary))
 
 
-def _write_results(run: Run, end: _End, summary: dict[str, Any], tokenizer: TextTokenizer) -> None:
+def _write_results(run: Run, state: TrainState, summary: dict[str, Any], tokenizer: Tokenizer) -> None:
     """`summary.json`, and the report made from it and `metrics.jsonl`."""
     started, program, config = time.perf_counter(), run.program, run.config
     samples = []
-    if run.eval_batches and config.eval.generate_tokens and not end.interrupted:
+    if run.eval_batches and config.eval.generate_tokens and not summary["interrupted"]:
         rows = np.asarray(run.eval_batches[0].tokens)[:_SAMPLES, :_PROMPT_TOKENS]
         for seed, prompt in enumerate(rows, config.train.seed):
-            ids = program.generate(end.state, prompt, config.eval.generate_tokens, 0.8, seed)
+            ids = program.generate(state, prompt, config.eval.generate_tokens, 0.8, seed)
             texts = (tokenizer.decode([int(i) for i in part]) for part in (prompt, np.asarray(ids)))
             samples.append(dict(zip(("prompt", "text"), texts, strict=True)))
     if jax.process_index() != 0:
@@ -270,7 +257,7 @@ def _write_results(run: Run, end: _End, summary: dict[str, Any], tokenizer: Text
         "name": run.workdir.name,
         "device": telemetry.device_description(),
         "versions": telemetry.versions(),
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(end.state.params)),
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
         "matmul_peak_flops": run.peak,
         "share_of_peak": rate * program.flops_per_token / run.peak if rate else None,
         "notes": program.notes,
