@@ -29,12 +29,10 @@ Say = Callable[[str], None]
 def meet(address: str, count: int, index: int, within: float, say: Say) -> None:
     """Returns once all `count` processes have called this.
 
-    Args:
-        address: HOST:PORT of process 0. index: this process's number. within: seconds that it waits.
-        say: told for whom this process waits, now and then.
-    Raises:
-        ProcessError: not all have come in time; the message names those that are missed. ConfigError: two
-            processes have the same number, or were told of another count.
+    address: HOST:PORT of process 0. index: this process's number. within: seconds that it waits. say: told
+    for whom this process waits, now and then.
+    Raises: ProcessError: not all have come in time; the message names those that are missed. ConfigError: two
+    processes have the same number, or were told of another count.
     """
     clock = _Clock(address, within)
     asyncio.run(_receive(clock, count, say) if index == 0 else _call(clock, count, index, say))

@@ -66,18 +66,15 @@ def train(
     peers: Alone | Peers | None = None,
     sources: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`.
+    """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`. SIGTERM
+    or SIGINT, to any process, ends it early after a step, with a checkpoint.
 
-    SIGTERM or SIGINT, to any process, ends it early after a step, with a checkpoint.
-
-    Args:
-        train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
-        eval_batches: held-out batches, all used at each evaluation.
-        peers: the run's other processes, which all call this; None: there are none.
-        sources: JSON-able facts of what is read (`Inputs.about`), kept in checkpoints.
-    Returns:
-        what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`, `tokens_per_sec`,
-        `train_seconds`, `compile_seconds`, `steps` (number of the last step done), `interrupted`.
+    train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
+    eval_batches: held-out batches, all used at each evaluation. peers: the run's other processes, which all
+    call this; None: there are none. sources: JSON-able facts of what is read (`Inputs.about`), kept in
+    checkpoints.
+    Returns: what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`,
+    `tokens_per_sec`, `train_seconds`, `compile_seconds`, `steps` (number of the last one), `interrupted`.
     Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError, AlarmError.
     """
     workdir = workdir.absolute()
