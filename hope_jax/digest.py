@@ -18,9 +18,9 @@ def main(argv: list[str]) -> None:
     if len(argv) != 1:
         raise ConfigError("name one workdir, or one of its checkpoints/<step>")
     # JAX and Orbax take seconds to import
-    from hope_jax.storage import integrity
+    from hope_jax.storage import stored
 
-    say(integrity.digest(as_path("PATH", argv[0])))
+    say(stored.digest_of(as_path("PATH", argv[0])))
 
 
 if __name__ == "__main__":

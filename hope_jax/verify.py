@@ -27,14 +27,14 @@ def main(argv: list[str]) -> int:
         raise ConfigError("name a workdir, one of its checkpoints/<step>, or a release bundle")
     # JAX and Orbax take seconds to import
     from hope_jax.release import bundle
-    from hope_jax.storage import integrity
+    from hope_jax.storage import stored
     from hope_jax.storage.digests import BadFileError
 
     good = True
     for name in argv:
         try:
             path = as_path("PATH", name)
-            found = bundle.verify(path) if bundle.is_bundle(path) else integrity.verify(path)
+            found = bundle.verify(path) if bundle.is_bundle(path) else stored.verify(path)
         except Exception as error:  # whatever a damaged file makes a library raise: the other paths count too
             good = False
             bad = error.path if isinstance(error, BadFileError) else name

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hope_jax.core.files import METRICS_FILE, read_rows
-from hope_jax.storage import integrity
+from hope_jax.storage import stored
 
 ROOT = Path(__file__).parents[1]
 _PATIENCE = 300.0
@@ -84,7 +84,7 @@ def finish(workdir: Path, cache: Path, overrides: Sequence[str]) -> Outcome:
     assert code == 0, workdir.with_suffix(".log").read_text()[-3000:]
     timed = ("tokens_per_sec", "step_time")
     rows = [{k: v for k, v in row.items() if k not in timed} for row in read_rows(workdir / METRICS_FILE)]
-    return Outcome(rows, integrity.verify(workdir).digest)
+    return Outcome(rows, stored.verify(workdir).digest)
 
 
 def kill(

@@ -45,6 +45,7 @@ def test_wheel_holds_every_module_and_asset(wheel_files: list[str]) -> None:
     assert set(package_files()) <= held
     assets = [p for p in (ROOT / "hope_jax/data/assets").iterdir() if p.is_file()]
     assert assets and {f"hope_jax/data/assets/{p.name}" for p in assets} <= held
+    assert "hope_jax/report/page.html" in held
 
 
 def package_files() -> Iterator[str]:

@@ -14,14 +14,10 @@ DEFAULT_PORT = 8476
 PROCESS_ID = "HOPE_PROCESS_ID"
 """Environment variable with this process's place in `--hosts`, where its host's name does not say it."""
 
-_MODES = ("none", "auto")
-
 
 class Cluster(NamedTuple):
-    """Several processes; all None: JAX asks the environment.
-
-    coordinator: HOST:PORT of process 0. size: how many there are. place: this one's number.
-    """
+    """Several processes. coordinator: HOST:PORT of process 0. size: how many there are. place: this one's
+    number. All None: JAX asks the environment."""
 
     coordinator: str | None
     size: int | None
@@ -40,17 +36,15 @@ def find(
     environment: Mapping[str, str],
     own_names: Collection[str],
 ) -> Cluster | None:
-    """The cluster that the flags name; None: this process is the only one.
+    """The cluster that the flags `--coordinator`, `--num_processes`, `--process_id`, `--hosts` (one process
+    each, the first the coordinator) and `--distributed` ("none" or "auto") name; None: this process is the
+    only one.
 
-    Args:
-        coordinator, count, index: `--coordinator`, `--num_processes`, `--process_id`.
-        hosts: `--hosts`, one process each, the first the coordinator.
-        mode: `--distributed`, "none" or "auto".
-        environment: of the process. own_names: names of this host.
+    environment: of the process. own_names: of this host.
     Raises: ConfigError for values, or a combination of them, that make no sense.
     """
-    if mode not in _MODES:
-        raise ConfigError(f"--distributed={mode}: want {' or '.join(_MODES)}")
+    if mode not in ("none", "auto"):
+        raise ConfigError(f"--distributed={mode}: want none or auto")
     explicit = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
     given = [name for name, value in explicit.items() if value is not None]
     ways = [*(["/".join(given)] if given else []), *(["--hosts"] if hosts else [])]

@@ -1,5 +1,6 @@
 """One run at a time in a workdir."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,9 +8,8 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from hope_jax.core.errors import ConfigError
 
@@ -19,7 +19,8 @@ LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-class WorkdirLock:
+@contextlib.contextmanager
+def workdir_lock(workdir: Path) -> Iterator[None]:
     """While entered, no other process can enter the lock of the same workdir.
 
     The kernel holds it for the process (`flock`), so it ends with the process however that dies, and the file
@@ -27,50 +28,29 @@ class WorkdirLock:
 
     Raises, on entering: ConfigError if another run holds it. OSError if the folder cannot be written.
     """
-
-    def __init__(self, workdir: Path) -> None:
-        self._path = workdir / LOCK_FILE
-        self._file: int | None = None
-
-    def __enter__(self) -> Self:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = _described(file)
-            os.close(file)
             raise ConfigError(
-                f"--workdir={self._path.parent} is in use by another run{holder}; nothing was changed. Wait "
+                f"--workdir={workdir} is in use by another run{_holder(file)}; nothing was changed. Wait "
                 "for it, stop it, or choose another --workdir"
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                os.close(file)
                 raise
-            logger.warning(
-                "%s: this file system has no locks (%s); see to it that no other run uses the folder",
-                self._path.parent,
-                error.strerror,
-            )
+            warning = "%s: this file system has no locks (%s); see to it that no other run uses the folder"
+            logger.warning(warning, workdir, error.strerror)
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        try:
-            os.ftruncate(file, 0)
-            os.write(file, (json.dumps(about) + "\n").encode())
-        except OSError:
-            os.close(file)
-            raise
-        self._file = file
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        os.ftruncate(file, 0)
+        os.write(file, (json.dumps(about) + "\n").encode())
+        yield
+    finally:
+        os.close(file)
 
 
-def _described(file: int) -> str:
+def _holder(file: int) -> str:
     """Who holds it, as far as the file says."""
     try:
         about = json.loads(os.pread(file, 1000, 0))

@@ -5,10 +5,11 @@ coordinator's address itself, until every other has called; then the service tak
 library only.
 """
 
-import selectors
+import asyncio
+import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from hope_jax.core.errors import ConfigError, ProcessError
 
@@ -28,186 +29,155 @@ Say = Callable[[str], None]
 def meet(address: str, count: int, index: int, within: float, say: Say) -> None:
     """Returns once all `count` processes have called this.
 
-    Args:
-        address: HOST:PORT of process 0. index: this process's number. within: seconds that it waits.
-        say: told for whom this process waits, now and then.
-    Raises:
-        ProcessError: not all have come in time; the message names those that are missed. ConfigError: two
-            processes have the same number, or were told of another count.
+    address: HOST:PORT of process 0. index: this process's number. within: seconds that it waits. say: told
+    for whom this process waits, now and then.
+    Raises: ProcessError: not all have come in time; the message names those that are missed. ConfigError: two
+    processes have the same number, or were told of another count.
     """
-    clock = _Clock(within)
-    if index == 0:
-        _receive(address, count, clock, say)
-    else:
-        _call(address, count, index, clock, say)
+    clock = _Clock(address, within)
+    asyncio.run(_receive(clock, count, say) if index == 0 else _call(clock, count, index, say))
 
 
 class _Clock:
     """When to say something, and when to give up."""
 
-    def __init__(self, within: float) -> None:
-        self._began = time.monotonic()
-        self.within = within
+    def __init__(self, address: str, within: float) -> None:
+        self.address, self.within = address, within
+        self._end = time.monotonic() + within
         self._next_word = FIRST_WORD
 
     def left(self) -> float:
-        return self._began + self.within - time.monotonic()
+        return self._end - time.monotonic()
 
     def is_time_for_a_word(self) -> bool:
         passed = self.within - self.left()
-        if passed < self._next_word:
-            return False
-        self._next_word = passed + BETWEEN_WORDS
-        return True
+        due = passed >= self._next_word
+        if due:
+            self._next_word = passed + BETWEEN_WORDS
+        return due
+
+    def pause(self) -> float:
+        return min(_RETRY, max(0.0, self.left()))
+
+    def patience(self) -> str:
+        return f"{max(0.0, self.left()):.0f} s are left (--join_within={self.within:g})"
+
+    def late(self, who: str) -> str:
+        return (
+            f"{who} cannot be met at {self.address} within {self.within:g} s: start all processes with the "
+            "same command within that time, see that they reach that address (name and port, firewalls), or "
+            "give more with --join_within=SECONDS"
+        )
 
 
-def _receive(address: str, count: int, clock: _Clock, say: Say) -> None:
+async def _receive(clock: _Clock, count: int, say: Say) -> None:
     """Process 0: waits for the calls of all others."""
-    calls: dict[socket.socket, int | None] = {}
+    calls: dict[int, asyncio.StreamWriter] = {}
+    wrong: list[str] = []
+    news = asyncio.Event()
+
+    async def hear(reader: asyncio.StreamReader, call: asyncio.StreamWriter) -> None:
+        """Notes who calls, until it goes again; nobody of this run is let go at once."""
+        with contextlib.closing(call), contextlib.suppress(OSError, ValueError):
+            words = (await reader.readline()).decode(errors="replace").split()
+            if len(words) != 3 or words[0] != _GREETING or not all(word.isdecimal() for word in words[1:]):
+                return
+            index, told = map(int, words[1:])
+            problem = ""
+            if told != count:
+                problem = f"was started for {told} processes, process 0 for {count}"
+            elif index in calls or not 0 < index < count:
+                problem = "is there twice"
+            news.set()
+            if problem:
+                wrong.append(
+                    f"process {index} {problem}; give all the same count, and each a number of its own"
+                )
+                await _tell([call], f"wrong {wrong[0]}")
+                return
+            calls[index] = call
+            try:
+                await reader.read(1)
+            finally:
+                del calls[index]
+
+    server = await asyncio.start_server(hear, sock=await _door(clock), limit=_LONGEST)
     try:
-        with _listening(address, clock) as door, selectors.DefaultSelector() as ears:
-            ears.register(door, selectors.EVENT_READ)
-            while missing := sorted(set(range(1, count)) - set(calls.values())):
-                if clock.left() <= 0:
-                    text = _late(_named(missing, count), address, clock)
-                    _answer(calls, f"late {text}")
-                    raise ProcessError(text)
-                if clock.is_time_for_a_word():
-                    text = f"waiting for {_named(missing, count)} to join at {address}; {_patience(clock)}"
-                    say(text)
-                    _answer(calls, f"wait {text}")
-                for key, _ in ears.select(min(_RETRY, max(0.0, clock.left()))):
-                    if key.fileobj is door:
-                        call = door.accept()[0]
-                        call.settimeout(_RETRY)
-                        calls[call] = None
-                        ears.register(call, selectors.EVENT_READ)
-                    elif isinstance(key.fileobj, socket.socket) and not _hear(key.fileobj, calls, count):
-                        ears.unregister(key.fileobj)
-                        del calls[key.fileobj]
-                        key.fileobj.close()
-        # The address is free again before the others make for it.
-        _answer(calls, "go")
+        while missing := [str(i) for i in range(1, count) if i not in calls]:
+            who = f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} of {count}"
+            if wrong:
+                await _tell(calls.values(), f"wrong {wrong[0]}")
+                raise ConfigError(wrong[0])
+            if clock.left() <= 0:
+                await _tell(calls.values(), f"late {clock.late(who)}")
+                raise ProcessError(clock.late(who))
+            if clock.is_time_for_a_word():
+                text = f"waiting for {who} to join at {clock.address}; {clock.patience()}"
+                say(text)
+                await _tell(calls.values(), f"wait {text}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), clock.pause())
+            news.clear()
     finally:
-        for call in calls:
-            call.close()
+        server.close()
+    # The address is free again before the others make for it.
+    await _tell(calls.values(), "go")
 
 
-def _hear(call: socket.socket, calls: dict[socket.socket, int | None], count: int) -> bool:
-    """Notes who calls; False: nobody of this run, or one that has gone again."""
-    index, told = _introduced(_line(call))
-    if index is None:
-        return False
-    problem = None
-    if told != count:
-        problem = f"was started for {told} processes, process 0 for {count}"
-    elif index in calls.values() or not 0 < index < count:
-        problem = "is there twice"
-    if problem:
-        text = f"process {index} {problem}; give all the same count, and each a number of its own"
-        _answer(calls, f"wrong {text}")
-        _answer([call], f"wrong {text}")
-        raise ConfigError(text)
-    calls[call] = index
-    return True
-
-
-def _call(address: str, count: int, index: int, clock: _Clock, say: Say) -> None:
+async def _call(clock: _Clock, count: int, index: int, say: Say) -> None:
     """Every other process: calls process 0 until it answers."""
-    host, _, port = address.rpartition(":")
+    host, _, port = clock.address.rpartition(":")
     while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5 * _RETRY) as call:
-                call.sendall(f"{_GREETING} {index} {count}\n".encode())
-                if _is_let_in(call, clock, say):
+        with contextlib.suppress(OSError):  # not there yet, or gone again
+            connecting = asyncio.open_connection(host.strip("[]"), int(port))
+            reader, call = await asyncio.wait_for(connecting, 5 * _RETRY)
+            with contextlib.closing(call):
+                await _tell([call], f"{_GREETING} {index} {count}")
+                if await _is_let_in(reader, clock, say):
                     return
-        except OSError:
-            pass  # not there yet, or gone again
         if clock.left() <= 0:
-            raise ProcessError(_late(f"process 0 of {count}", address, clock))
+            raise ProcessError(clock.late(f"process 0 of {count}"))
         if clock.is_time_for_a_word():
-            say(f"process {index} waits for process 0 of {count} to answer at {address}; {_patience(clock)}")
-        time.sleep(min(_RETRY, max(0.0, clock.left())))
+            who = f"process {index} waits for process 0 of {count}"
+            say(f"{who} to answer at {clock.address}; {clock.patience()}")
+        await asyncio.sleep(clock.pause())
 
 
-def _is_let_in(call: socket.socket, clock: _Clock, say: Say) -> bool:
+async def _is_let_in(reader: asyncio.StreamReader, clock: _Clock, say: Say) -> bool:
     """Whether process 0 says that all are there; False: it is gone."""
-    # It is the first to give up, and says so.
-    while clock.left() > -5 * _RETRY:
-        call.settimeout(max(_RETRY, clock.left() + 5 * _RETRY))
-        kind, _, text = _line(call).partition(" ")
-        if kind == "go":
-            return True
-        if kind == "wait":
-            say(text)
-            clock.is_time_for_a_word()
-        elif kind == "late":
+    while clock.left() > -5 * _RETRY:  # process 0 is the first to give up, and says so
+        line = await asyncio.wait_for(reader.readline(), max(_RETRY, clock.left() + 5 * _RETRY))
+        kind, _, text = line.decode(errors="replace").strip().partition(" ")
+        if kind == "late":
             raise ProcessError(text)
-        elif kind == "wrong":
+        if kind == "wrong":
             raise ConfigError(text)
-        else:
-            return False
+        if kind != "wait":
+            return kind == "go"
+        say(text)
+        clock.is_time_for_a_word()
     return False
 
 
-def _listening(address: str, clock: _Clock) -> socket.socket:
+async def _door(clock: _Clock) -> socket.socket:
     """A socket at the address's port, which a run that has just ended may still hold for a moment."""
-    port = int(address.rpartition(":")[2])
-    both = socket.has_dualstack_ipv6()
+    at = ("", int(clock.address.rpartition(":")[2]))
     while True:
         try:
-            if both:
-                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-            return socket.create_server(("", port))
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=True)
+            return socket.create_server(at)
         except OSError as error:
             if clock.left() < clock.within - FIRST_WORD or clock.left() <= 0:
                 raise ProcessError(
-                    f"process 0 cannot listen at {address} ({error.strerror}): another program may have the "
-                    "port; choose another one, for all processes"
+                    f"process 0 cannot listen at {clock.address} ({error.strerror}): another program may "
+                    "have the port; choose another one, for all processes"
                 ) from error
-            time.sleep(_RETRY)
+            await asyncio.sleep(_RETRY)
 
 
-def _answer(calls: Iterable[socket.socket], text: str) -> None:
-    for call in calls:
-        try:
-            call.sendall(f"{text}\n".encode())
-        except OSError:
-            continue  # gone: the service, or the others, will miss it
-
-
-def _line(call: socket.socket) -> str:
-    """The next line; empty where there is none."""
-    found = b""
-    while not found.endswith(b"\n") and len(found) < _LONGEST:
-        try:
-            byte = call.recv(1)
-        except OSError:
-            return ""
-        if not byte:
-            return ""
-        found += byte
-    return found.decode(errors="replace").strip()
-
-
-def _introduced(line: str) -> tuple[int | None, int]:
-    words = line.split()
-    if len(words) == 3 and words[0] == _GREETING and all(word.isdecimal() for word in words[1:]):
-        return int(words[1]), int(words[2])
-    return None, 0
-
-
-def _named(missing: Sequence[int], count: int) -> str:
-    return f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {count}"
-
-
-def _patience(clock: _Clock) -> str:
-    return f"{max(0.0, clock.left()):.0f} s are left (--join_within={clock.within:g})"
-
-
-def _late(who: str, address: str, clock: _Clock) -> str:
-    return (
-        f"{who} cannot be met at {address} within {clock.within:g} s: start all processes with the same "
-        "command within that time, see that they reach that address (name and port, firewalls), or give more "
-        "with --join_within=SECONDS"
-    )
+async def _tell(calls: Iterable[asyncio.StreamWriter], text: str) -> None:
+    for call in list(calls):
+        with contextlib.suppress(OSError):  # gone: the service, or the others, will miss it
+            call.write(f"{text}\n".encode())
+            await call.drain()

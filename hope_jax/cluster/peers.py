@@ -5,26 +5,18 @@ reads those of the others, once a second, in a thread: a collective that waits f
 would wait for ever, or fail without saying for whom.
 """
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any
 
 INTERVAL = 1.0
 """Seconds between two looks at the store."""
 GONE_AFTER = 30.0
 """Seconds without a sign of life after which a process counts as gone, unless a user says otherwise."""
-
-
-class Store(Protocol):
-    """A few short strings by name, seen by all processes."""
-
-    def put(self, name: str, value: str) -> None:
-        """Sets or replaces a value."""
-
-    def read(self) -> Mapping[str, str]:
-        """All of them."""
+_FOLDER = "hope_jax/peers/"
 
 
 class Alone:
@@ -36,22 +28,18 @@ class Alone:
 
 
 class Peers:
-    """Looks after the other processes of a run while entered.
+    """Looks after the other processes of a run, from `start` to `close`.
 
-    Args:
-        index, count: this process's place, and how many there are.
-        gone_after: seconds without a sign of life after which a process counts as gone.
-        end: told, in the thread, why this process cannot go on and with which exit code; ends the process.
+    client: of JAX's coordination service. index, count: this process's place, and how many there are.
+    gone_after: seconds without a sign of life after which a process counts as gone. end: told, in the thread,
+    why this process cannot go on and with which exit code; ends the process.
     """
 
     def __init__(
-        self, store: Store, index: int, count: int, gone_after: float, end: Callable[[str, int], None]
+        self, client: Any, index: int, count: int, gone_after: float, end: Callable[[str, int], None]
     ) -> None:
-        self._store = store
-        self._index = index
-        self._count = count
-        self._gone_after = gone_after
-        self._end = end
+        self._client, self._index, self._count = client, index, count
+        self._gone_after, self._end = gone_after, end
         self._signs = 0
         # seconds in which this process looked: where it was itself held up, the others were not silent
         self._clock = 0.0
@@ -77,11 +65,9 @@ class Peers:
         self._thread.join()
 
     def stopping(self, step: int, received: str | None) -> str | None:
-        """Why all processes stop after `step`; None: they go on.
-
-        Called after every step, in order. A signal that one process received stops all after the same step:
-        while they agree on it, none takes another.
-        """
+        """Why all processes stop after `step`; None: they go on. Called after every step, in order. A signal
+        that one process received stops all after the same step: while they agree on it, none takes
+        another."""
         with self._steps:
             self._asked = received
             self._steps.wait_for(lambda: not self._answered or self._last_step is not None)
@@ -104,51 +90,45 @@ class Peers:
         self._signs += 1
         began_at = time.monotonic()
         self._clock += min(began_at - self._looked_at, 2 * INTERVAL)
-        found = self._exchange()
+        try:
+            self._put(f"alive/{self._index}", str(self._signs))
+            pairs = self._client.key_value_dir_get(_FOLDER)
+            found = {key.removeprefix(_FOLDER): value for key, value in pairs}
+        except Exception:  # whatever the service says that is out of reach
+            found = {}
         self._looked_at = time.monotonic()
         self._clock += self._looked_at - began_at
-        if found is None:
-            self._check_store()
-            return
-        self._read_at = self._clock
-        self._check_failures(found)
-        self._check_signs(found)
-        self._agree(found)
+        if found:
+            self._read_at = self._clock
+            self._check(found)
+            self._agree(found)
+        elif self._clock - self._read_at > self._gone_after:
+            self._gone(0)  # where the store is
 
     def _run(self) -> None:
         while not self._over.wait(INTERVAL):
             self.look()
 
-    def _exchange(self) -> Mapping[str, str] | None:
-        """Gives a sign, and reads the store; None where it is out of reach."""
-        try:
-            self._store.put(f"alive/{self._index}", str(self._signs))
-            return self._store.read()
-        except Exception:
-            return None
+    def _gone(self, index: int) -> None:
+        self._end(f"process {index} of {self._count} is gone: no sign of life from it", 1)
 
-    def _check_store(self) -> None:
-        """The store is in process 0, which is gone if it has been out of reach for long."""
-        if self._clock - self._read_at > self._gone_after:
-            self._end(f"process 0 of {self._count} is gone: no sign of life from it", 1)
-
-    def _check_failures(self, found: Mapping[str, str]) -> None:
-        for i in range(self._count):
-            if i != self._index and f"failed/{i}" in found:
-                message, code = json.loads(found[f"failed/{i}"])
-                self._end(f"process {i} of {self._count} stopped with an error: {message}", int(code))
-                return
-
-    def _check_signs(self, found: Mapping[str, str]) -> None:
+    def _check(self, found: Mapping[str, str]) -> None:
+        """Ends where another process has failed, or is gone."""
+        others = [i for i in range(self._count) if i != self._index]
+        failed = next((i for i in others if f"failed/{i}" in found), None)
+        if failed is not None:
+            message, code = json.loads(found[f"failed/{failed}"])
+            self._end(f"process {failed} of {self._count} stopped with an error: {message}", int(code))
         gone = int(found["gone"]) if "gone" in found else None
-        for i, (sign, at) in self._seen.items():
+        for i in others:
+            sign, at = self._seen[i]
             if found.get(f"alive/{i}", sign) != sign:
                 self._seen[i] = (found[f"alive/{i}"], self._clock)
-            elif i != self._index and gone is None and self._clock - at > self._gone_after:
+            elif gone is None and self._clock - at > self._gone_after:
                 gone = i
         if gone is not None and gone != self._index:
             self._tell("gone", str(gone))
-            self._end(f"process {gone} of {self._count} is gone: no sign of life from it", 1)
+            self._gone(gone)
 
     def _agree(self, found: Mapping[str, str]) -> None:
         """Answers a wish to stop with the last step taken, and stops after the latest answer's next step."""
@@ -167,9 +147,10 @@ class Peers:
                 self._last_step, self._reason = max(answers) + 1, found["stop"]
                 self._steps.notify_all()
 
+    def _put(self, name: str, value: str) -> None:
+        self._client.key_value_set(_FOLDER + name, value, allow_overwrite=True)
+
     def _tell(self, name: str, value: str) -> None:
         """Puts what others may have put, or cannot see any more."""
-        try:
-            self._store.put(name, value)
-        except Exception:
-            return
+        with contextlib.suppress(Exception):
+            self._put(name, value)

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +39,8 @@ _FOREVER_MS = 24 * 3600 * 1000
 _LINGER = 3 * INTERVAL
 """Seconds that process 0 stays, so that the others read why it goes before its service is gone."""
 
-_words, _votes, _barriers = itertools.count(), itertools.count(), itertools.count()
+_rounds = itertools.count()
+"""Of `everyone` and `barrier`, which all processes call in the same order."""
 
 
 @contextlib.contextmanager
@@ -48,10 +49,10 @@ def joined(
 ) -> Iterator[Alone | Peers]:
     """The run's processes as one, before any other use of JAX. None, or a count of 1: this process alone.
 
-    They have to come together within so many seconds; while they wait, they say for whom. Where later
-    another process fails, or gives no sign of life for `gone_after` seconds, this one says so and exits. An
-    error inside the block is told to the others, once it is clear that none of them caused it by being gone;
-    then `leave` has to end the process.
+    They have to come together `within` so many seconds; while they wait, they say for whom. Where later
+    another one fails, or gives no sign of life for `gone_after` seconds, this one says so and exits. An error
+    inside the block is told to the others, once it is clear that none of them caused it by being gone; then
+    `leave` has to end the process.
 
     Raises: ConfigError, ProcessError: the processes cannot find each other.
     """
@@ -62,7 +63,7 @@ def joined(
     state = distributed.global_state
     end = _ender(workdir, state.process_id)
     _on_abort(lambda: _say_if_lost(str(state.coordinator_address), end))
-    peers = Peers(_ServiceStore(), state.process_id, state.num_processes, gone_after, end)
+    peers = Peers(state.client, state.process_id, state.num_processes, gone_after, end)
     peers.start()
     try:
         # CPUs connect at the first collective, and give up where one process comes 30 s after another: let
@@ -90,31 +91,25 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def word(value: Any) -> Any:
-    """Process 0's JSON `value`, on all processes; each calls it at the same place."""
-    if jax.process_count() == 1:
-        return value
-    client, key = _client(), f"hope_jax/word/{next(_words)}"
-    if jax.process_index() == 0:
-        client.key_value_set(key, json.dumps(value))
-        return value
-    return json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
-
-
 def everyone(value: Any) -> list[Any]:
     """The JSON values of all processes, in their order, on all of them; each calls it at the same place."""
     if jax.process_count() == 1:
         return [value]
-    client, folder = _client(), f"hope_jax/votes/{next(_votes)}"
+    client, folder = _client(), f"hope_jax/round/{next(_rounds)}"
     client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(value))
     keys = [f"{folder}/{i}" for i in range(jax.process_count())]
     return [json.loads(client.blocking_key_value_get(key, _FOREVER_MS)) for key in keys]
 
 
+def word(value: Any) -> Any:
+    """Process 0's JSON `value`, on all processes; each calls it at the same place."""
+    return everyone(value if jax.process_index() == 0 else None)[0]
+
+
 def barrier() -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"hope_jax/barrier/{next(_barriers)}", _FOREVER_MS)
+        _client().wait_at_barrier(f"hope_jax/barrier/{next(_rounds)}", _FOREVER_MS)
 
 
 def check_same(what: str, value: Any) -> None:
@@ -135,7 +130,7 @@ def _connect(cluster: Cluster, gone_after: float, within: float) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Orbax would wait by collectives on the devices, from a thread, in between those of the steps
     flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
-    address, count, place, devices = _of_environment(within) if cluster == AUTO else (*cluster, None)
+    address, count, place, devices = (*cluster, None) if cluster != AUTO else _of_environment(within)
     assert address is not None and count is not None and place is not None
     if count > 1:
         meet(address, count, place, within, logger.warning)
@@ -143,12 +138,7 @@ def _connect(cluster: Cluster, gone_after: float, within: float) -> None:
         f"the processes have met at {address}, but JAX's service there did not get all of them within "
         f"{_CONNECT_SECONDS} s: one may have ended since; start all of them again"
     )
-
-    def give_up() -> None:
-        os.write(2, f"error: {apart}\n".encode())
-        os._exit(ProcessError.exit_code)
-
-    _on_abort(give_up)
+    _on_abort(lambda: _exit_saying(apart, ProcessError.exit_code))
     try:
         jax.distributed.initialize(
             address,
@@ -181,19 +171,6 @@ def _of_environment(within: float) -> tuple[str, int, int, Any]:
     return address, count, place, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
 
 
-class _ServiceStore:
-    """`peers.Store` in the coordination service."""
-
-    _FOLDER = "hope_jax/peers/"
-
-    def put(self, name: str, value: str) -> None:
-        _client().key_value_set(self._FOLDER + name, value, allow_overwrite=True)
-
-    def read(self) -> Mapping[str, str]:
-        found = _client().key_value_dir_get(self._FOLDER)
-        return {key.removeprefix(self._FOLDER): value for key, value in found}
-
-
 def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
     """What ends this process when another cannot go on: one paragraph, an exit code."""
 
@@ -203,14 +180,17 @@ def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
         except (CheckpointError, OSError):
             where = "the beginning, as no checkpoint had been finished"
         more = f"Process {index} stops too; the same command on all hosts goes on from {where}."
-        # the main thread may hold the locks of streams and logs, and wait for ever
-        os.write(2, f"error: {reason}. {more}\n".encode())
-        _on_abort(lambda: os._exit(code))
-        if index == 0:
-            time.sleep(_LINGER)
-        os._exit(code)
+        _exit_saying(f"{reason}. {more}", code, _LINGER if index == 0 else 0.0)
 
     return end
+
+
+def _exit_saying(text: str, code: int, linger: float = 0.0) -> NoReturn:
+    # the main thread may hold the locks of streams and logs, and wait for ever
+    os.write(2, f"error: {text}\n".encode())
+    _on_abort(lambda: os._exit(code))
+    time.sleep(linger)
+    os._exit(code)
 
 
 def _say_if_lost(address: str, end: Callable[[str, int], None]) -> None:
@@ -223,10 +203,8 @@ def _say_if_lost(address: str, end: Callable[[str, int], None]) -> None:
 
 
 def _on_abort(say: Callable[[], None]) -> None:
-    """Has `say` called before the process is aborted, which it may forestall by exiting.
-
-    JAX's client aborts its process, with a stack trace, where it cannot reach process 0, first or last.
-    """
+    """Has `say` called before the process is aborted, which it may forestall by exiting. JAX's client aborts
+    its process, with a stack trace, where it cannot reach process 0, first or last."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: say())
     _kept.append(handler)
     library = ctypes.CDLL(None)

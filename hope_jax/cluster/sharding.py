@@ -35,7 +35,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split by example, along the first axis."""
+    """Split by example."""
     return NamedSharding(mesh, BY_EXAMPLE)
 
 
@@ -73,12 +73,7 @@ def _spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
     if not axes or devices == 1 or math.prod(shape) < SMALLEST_SHARED:
         return WHOLE
     best = max(axes, key=lambda axis: (axis > 0 or len(shape) < 3, shape[axis], axis))
-    return PartitionSpec(*[None] * best, DATA_AXIS)
-
-
-def _axis(spec: PartitionSpec) -> int:
-    """The axis that a spec of `shared` splits."""
-    return len(spec) - 1
+    return PartitionSpec(*[None] * best, DATA_AXIS)  # its last entry, here and below, is the split axis
 
 
 def gather(tree: PyTree, specs: PyTree) -> PyTree:
@@ -87,7 +82,7 @@ def gather(tree: PyTree, specs: PyTree) -> PyTree:
     def whole_of(share: jax.Array, spec: PartitionSpec) -> jax.Array:
         if spec == WHOLE:
             return share
-        return jax.lax.all_gather(share, DATA_AXIS, axis=_axis(spec), tiled=True)
+        return jax.lax.all_gather(share, DATA_AXIS, axis=len(spec) - 1, tiled=True)
 
     return jax.tree.map(whole_of, tree, specs)
 
@@ -101,7 +96,7 @@ def add_up(tree: PyTree, specs: PyTree) -> PyTree:
     added = [
         next(sums)
         if spec == WHOLE
-        else jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=_axis(spec), tiled=True)
+        else jax.lax.psum_scatter(leaf, DATA_AXIS, scatter_dimension=len(spec) - 1, tiled=True)
         for leaf, spec in leaves
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), added)

@@ -15,8 +15,8 @@ A bundle is laid out as a workdir is, so whatever reads a workdir reads a bundle
 Everything in it is made from its sources alone: the same sources give the same bytes.
 """
 
+import itertools
 import json
-import logging
 import os
 import re
 import shutil
@@ -28,37 +28,23 @@ from typing import Any, NamedTuple
 import yaml
 
 from hope_jax.config.experiment import DataConfig
+from hope_jax.core import files
 from hope_jax.core.errors import BundleError, ConfigError
-from hope_jax.core.files import (
-    BASELINE_DIR,
-    CHECKPOINT_DIR,
-    CONFIG_FILE,
-    EVAL_DIR,
-    LOSS_FILE,
-    MANIFEST_FILE,
-    METRICS_FILE,
-    REPORT_FILE,
-    SUMMARY_FILE,
-    TOKENIZER_FILE,
-    write_atomic,
-)
 from hope_jax.core.paths import files_in
 from hope_jax.data.synthetic import is_synthetic
 from hope_jax.release import model_card
 from hope_jax.storage import digests as manifest
-from hope_jax.storage import integrity, seal, stored, weights
+from hope_jax.storage import seal, stored, weights
 from hope_jax.storage.digests import BadFileError
-from hope_jax.storage.integrity import Verified
+from hope_jax.storage.stored import Verified
 from hope_jax.storage.trained import load_tokenizer
 from hope_jax.training import telemetry
-
-logger = logging.getLogger("hope_jax.training")
 
 FORMAT, VERSION = "hope_jax bundle", 1
 METADATA_FILE = "metadata.json"
 WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "MODEL_CARD.md"
 
-_LOGS = (METRICS_FILE, SUMMARY_FILE, REPORT_FILE, LOSS_FILE)
+_LOGS = (files.METRICS_FILE, files.SUMMARY_FILE, files.REPORT_FILE, files.LOSS_FILE)
 _REPORTS = ("report.html", "report.md", "plots/*.png")
 _IDENTITY = (
     "step", "checkpoint_digest", "config_digest", "tokenizer_digest", "algorithm_mode", "versions",
@@ -68,24 +54,23 @@ _IDENTITY = (
 
 
 class _Source(NamedTuple):
-    """A verified checkpoint. folder: `checkpoints`. meta: its sidecar's. tokenizer: the serialized model."""
+    """A verified checkpoint. folder: `checkpoints`. digest: of its arrays. tokenizer: serialized."""
 
     folder: Path
     step: int
-    meta: seal.Meta
+    digest: str
     tokenizer: bytes
 
 
 def write(
     out: Path, checkpoint: Path, baselines: Sequence[Path] = (), evals: Sequence[Path] = ()
 ) -> Verified:
-    """Makes the bundle `out`, whole or not at all.
+    """Makes the bundle `out`, whole or not at all; the digest of the checkpoint's arrays, and how many files.
 
-    Args:
-        checkpoint: a workdir (its newest checkpoint), one `checkpoints/<step>`, or a bundle; also baselines.
-        evals: folders whose `.json` files, at any depth, are taken along, and the reports and plots of
-            `hope_jax.evals.suite` beside them.
-    Returns: the digest of the checkpoint's arrays, and the number of files.
+    checkpoint: a workdir (its newest checkpoint), one `checkpoints/<step>`, or a bundle; also baselines.
+    evals: folders whose `.json` files, at any depth, are taken along, and the reports and plots of
+    `hope_jax.evals.suite` beside them.
+
     Raises: ConfigError: `out` holds something already, or an evals folder has no JSON. BadFileError: the
         first bad file of a checkpoint. CheckpointError: no checkpoint, or another tokenizer than its own.
         DataError: no tokenizer. BundleError: `out` cannot be written.
@@ -99,39 +84,34 @@ def write(
     with _folder_in_place_of(out) as root:
         _copy_run(main, root)
         for name, source in others.items():
-            _copy_run(source, root / BASELINE_DIR / name)
+            _copy_run(source, root / files.BASELINE_DIR / name)
         for name, (folder, paths) in zip(_names(evals, "evals"), results, strict=True):
             for path in paths:
-                _copy(path, root / EVAL_DIR / name / path.relative_to(folder))
-        copied = root / CHECKPOINT_DIR / str(main.step)
+                _copy(path, root / files.EVAL_DIR / name / path.relative_to(folder))
+        copied = root / files.CHECKPOINT_DIR / str(main.step)
         loaded = stored.load_checkpoint(copied, ("params",), verify=False)
         weights.save(root / WEIGHTS_FILE, loaded.state["params"], main.step)
-        write_atomic(root / CARD_FILE, model_card.render(root, loaded, list(others)))
-        files = _seal(root)
-        _check_copies(files, "", main)
-        for name, source in others.items():
-            _check_copies(files, f"{BASELINE_DIR}/{name}/", source)
-    return Verified(main.meta["checkpoint_digest"], len(files) + 1)
+        files.write_atomic(root / CARD_FILE, model_card.render(root, loaded, list(others)))
+        count = _seal(root)
+    return Verified(main.digest, count)
 
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder is, or was, a bundle rather than a workdir."""
-    return any((path / name).exists() for name in (MANIFEST_FILE, METADATA_FILE, WEIGHTS_FILE, CARD_FILE))
+    names = (files.MANIFEST_FILE, METADATA_FILE, WEIGHTS_FILE, CARD_FILE)
+    return any((path / name).exists() for name in names)
 
 
 def verify(root: Path) -> Verified:
     """Recomputes everything in a bundle; nothing in it is trusted, and nothing outside is read.
-
-    Returns: the digest of its checkpoint's arrays, and the number of files.
-    Raises: BadFileError: names the first bad file, by its path. CheckpointError: a checkpoint is unreadable.
-    """
+    Raises: BadFileError: names the first bad file, by its path. CheckpointError: a checkpoint is
+    unreadable."""
     root = root.absolute()
     try:
-        listed = manifest.parse(manifest.read_text(root / MANIFEST_FILE), MANIFEST_FILE)
-        there = [name for name in manifest.files_below(root, ".") if name != MANIFEST_FILE]
-        size = sum((root / name).lstat().st_size for name in there)
-        manifest.check(root, listed, there, manifest.log_progress(str(root), size), strict=True)
-        for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, CONFIG_FILE, TOKENIZER_FILE):
+        listed = manifest.read_list(root / files.MANIFEST_FILE)
+        there = [name for name in manifest.files_below(root, ".") if name != files.MANIFEST_FILE]
+        manifest.check(root, listed, there, root, strict=True)
+        for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, files.CONFIG_FILE, files.TOKENIZER_FILE):
             if name not in listed:
                 raise BadFileError(name, "is missing")
         metadata = manifest.read_metadata(root / METADATA_FILE, FORMAT, VERSION, "metadata of a bundle")
@@ -141,7 +121,8 @@ def verify(root: Path) -> Verified:
             # The text too: true equals 1.
             if found != value or json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):
                 raise BadFileError(METADATA_FILE, f"says something else under {key!r} than the bundle holds")
-        newest = stored.load_checkpoint(root / CHECKPOINT_DIR / str(steps[0]), ("params",), verify=False)
+        copied = root / files.CHECKPOINT_DIR / str(steps[0])
+        newest = stored.load_checkpoint(copied, ("params",), verify=False)
         weights.check(root / WEIGHTS_FILE, newest.state["params"], steps[0])
     except BadFileError as error:
         raise error.under(root) from error
@@ -151,17 +132,19 @@ def verify(root: Path) -> Verified:
 def _source(path: Path) -> _Source:
     """Verifies a checkpoint and reads what else its run needs."""
     folder, step = stored.resolve(path.absolute())
-    integrity.verify_checkpoint(folder, step)
-    meta = seal.read_meta(folder, step)
+    digest = stored.verify_checkpoint(folder, step).digest
     data = yaml.safe_load(manifest.read_text(folder / f"{step}.yaml"))["data"]
     if is_synthetic(data["source"]):
         raise BundleError(
             f"{path} was trained on symbols (data.source={data['source']!r}): there is no text that a "
             "released model could continue; bundle a checkpoint that was trained on text"
         )
-    named = DataConfig(tokenizer=data["tokenizer"])
-    tokenizer = load_tokenizer(folder / str(step), meta["tokenizer_digest"], named)
-    return _Source(folder, step, meta, tokenizer.model)
+    named, trained_with = (
+        DataConfig(tokenizer=data["tokenizer"]),
+        seal.read_meta(folder, step)["tokenizer_digest"],
+    )
+    tokenizer = load_tokenizer(folder / str(step), trained_with, named)
+    return _Source(folder, step, digest, tokenizer.model)
 
 
 def _names(paths: Sequence[Path], default: str) -> list[str]:
@@ -171,13 +154,10 @@ def _names(paths: Sequence[Path], default: str) -> list[str]:
         path = path.absolute()
         if stored.step_of(path) is not None:
             path = path.parent
-        own = path.parent.name if path.name == CHECKPOINT_DIR else path.name
+        own = path.parent.name if path.name == files.CHECKPOINT_DIR else path.name
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", own).strip(".") or default
-        number = 2
-        name = plain
-        while name in names:
-            name, number = f"{plain}-{number}", number + 1
-        names.append(name)
+        free = (f"{plain}-{number}" if number > 1 else plain for number in itertools.count(1))
+        names.append(next(name for name in free if name not in names))
     return names
 
 
@@ -201,8 +181,7 @@ def _folder_in_place_of(out: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for path in [temporary, *temporary.rglob("*")]:
-            _to_disk(path)
+        _to_disk(temporary, *temporary.rglob("*"))
         os.replace(temporary, out)
         _to_disk(out.parent)
     except OSError as error:
@@ -214,12 +193,13 @@ def _folder_in_place_of(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _to_disk(*paths: Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -228,21 +208,26 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_run(source: _Source, root: Path) -> None:
-    """One run, laid out as its workdir is, with its tokenizer."""
+    """One run, laid out as its workdir is, with its tokenizer.
+    Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile."""
     folder, step = source.folder, source.step
-    sealed_by = seal.sidecars(folder, step)[-1]
-    listed = manifest.parse(manifest.read_text(sealed_by), sealed_by.name)
-    for name in (*listed, sealed_by.name):  # and nothing else that may lie there
-        _copy(folder / name, root / CHECKPOINT_DIR / name)
-    _copy(folder / f"{step}.yaml", root / CONFIG_FILE)
-    (root / TOKENIZER_FILE).write_bytes(source.tokenizer)
+    sealed_by, target = seal.sidecars(folder, step)[-1], root / files.CHECKPOINT_DIR
+    _copy(sealed_by, target / sealed_by.name)
+    for name, digest in manifest.read_list(
+        target / sealed_by.name
+    ).items():  # and nothing else that lies there
+        _copy(folder / name, target / name)
+        if manifest.hash_file(target / name, name) != digest:
+            raise BadFileError(str(folder / name), "changed while it was copied", "run it again")
+    _copy(folder / f"{step}.yaml", root / files.CONFIG_FILE)
+    (root / files.TOKENIZER_FILE).write_bytes(source.tokenizer)
     for name in _LOGS:
         if (folder.parent / name).is_file():
             _copy(folder.parent / name, root / name)
 
 
-def _seal(root: Path) -> dict[str, str]:
-    """Writes metadata.json and, last, MANIFEST.txt; the digests that it lists."""
+def _seal(root: Path) -> int:
+    """Writes metadata.json and, last, MANIFEST.txt; how many files there are then."""
     names = manifest.files_below(root, ".")
     for name in names:
         if not manifest.can_hold(name):
@@ -250,46 +235,39 @@ def _seal(root: Path) -> dict[str, str]:
                 f"{name!r}: a list of digests cannot hold this name (control characters, a backslash, or no "
                 "Unicode); rename the file"
             )
-    digests = manifest.hash_files(root, names)
+    digests = dict(manifest.hash_files(root, names))
     head = {"format": FORMAT, "version": VERSION, **_described(root, digests)}
     packaged = {"packaged_with": telemetry.versions(), "packaged_at_revision": telemetry.git_revision()}
     text = json.dumps({**head, **packaged}, indent=1, allow_nan=False) + "\n"
-    write_atomic(root / METADATA_FILE, text)
+    files.write_atomic(root / METADATA_FILE, text)
     digests[METADATA_FILE] = manifest.hash_file(root / METADATA_FILE, METADATA_FILE)
-    write_atomic(root / MANIFEST_FILE, manifest.dump(dict(sorted(digests.items()))))
-    return digests
+    files.write_atomic(root / files.MANIFEST_FILE, manifest.dump(sorted(digests.items())))
+    return len(digests) + 1
 
 
 def _described(root: Path, digests: Mapping[str, str]) -> dict[str, Any]:
     """What metadata.json says of the content, made from the content. digests: of all files, itself or not."""
+
+    def identity(run: Path) -> dict[str, Any]:
+        meta = seal.read_meta(run / files.CHECKPOINT_DIR, _only_step(run))
+        return {key: meta.get(key) for key in _IDENTITY}
+
     return {
-        "checkpoint": _identity(root),
-        "baselines": {Path(name).name: _identity(root / name) for name in _baseline_folders(digests)},
-        "evals": [name for name in sorted(digests) if name.startswith(f"{EVAL_DIR}/")],
+        "checkpoint": identity(root),
+        "baselines": {Path(name).name: identity(root / name) for name in _baseline_folders(digests)},
+        "evals": [name for name in sorted(digests) if name.startswith(f"{files.EVAL_DIR}/")],
         "files": {name: digest for name, digest in sorted(digests.items()) if name != METADATA_FILE},
     }
 
 
-def _identity(root: Path) -> dict[str, Any]:
-    meta = seal.read_meta(root / CHECKPOINT_DIR, _only_step(root))
-    return {key: meta.get(key) for key in _IDENTITY}
-
-
 def _baseline_folders(names: Mapping[str, str]) -> list[str]:
-    return sorted({"/".join(name.split("/")[:2]) for name in names if name.startswith(f"{BASELINE_DIR}/")})
-
-
-def _check_copies(digests: Mapping[str, str], where: str, source: _Source) -> None:
-    """Raises: BadFileError: a file is no longer what was verified: something wrote to the run meanwhile."""
-    path = seal.sidecars(source.folder, source.step)[-1]
-    for name, digest in manifest.parse(manifest.read_text(path), path.name).items():
-        if digests.get(f"{where}{CHECKPOINT_DIR}/{name}") != digest:
-            raise BadFileError(str(source.folder / name), "changed while it was copied", "run it again")
+    below = (name for name in names if name.startswith(f"{files.BASELINE_DIR}/"))
+    return sorted({"/".join(name.split("/")[:2]) for name in below})
 
 
 def _only_step(root: Path) -> int:
     """The step of a bundled run. Raises: BadFileError: it has none, or several."""
-    folder = root / CHECKPOINT_DIR
+    folder = root / files.CHECKPOINT_DIR
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     if len(found) != 1 or not re.fullmatch(r"[0-9]+", found[0].name):
         names = ", ".join(sorted(path.name for path in found)) or "no folder"
@@ -300,10 +278,10 @@ def _only_step(root: Path) -> int:
 def _check_run(root: Path, where: str) -> int:
     """Verifies one run of a bundle; its step. where: its folder in the bundle."""
     step = _only_step(root / where)
-    folder = root / where / CHECKPOINT_DIR
-    integrity.verify_checkpoint(folder, step, strict=True)
+    folder = root / where / files.CHECKPOINT_DIR
+    stored.verify_checkpoint(folder, step, strict=True)
     meta = seal.read_meta(folder, step)
-    tokenizer, config = (str(Path(where) / name) for name in (TOKENIZER_FILE, CONFIG_FILE))
+    tokenizer, config = (str(Path(where) / name) for name in (files.TOKENIZER_FILE, files.CONFIG_FILE))
     if manifest.hash_file(root / tokenizer, tokenizer) != meta.get("tokenizer_digest"):
         raise BadFileError(tokenizer, "is not the tokenizer that the run was trained with")
     if manifest.hash_file(root / config, config) != meta.get("config_digest"):

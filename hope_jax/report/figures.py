@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.signal import lfilter
 
 Row = Mapping[str, Any]
 
@@ -50,7 +51,7 @@ GOAL = 0.85
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the rows that have a number under `key`, thinned for drawing."""
+    """Steps [n] and values ([n] or [n, L]) of the rows that have a value under `key`, thinned for drawing."""
     pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     stride = max(1, -(-len(pairs) // _MAX_POINTS))
     kept = pairs[::-1][::stride][::-1]
@@ -59,12 +60,8 @@ def _series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Exponential average over about a thirtieth of the points, debiased at the start."""
-    rate = min(1.0, 2.0 / (1.0 + len(values) / 30.0))
-    out, mean, weight = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        mean, weight = (1 - rate) * mean + rate * value, (1 - rate) * weight + rate
-        out[i] = mean / weight
-    return out
+    keep = max(0.0, 1.0 - 2.0 / (1.0 + len(values) / 30.0))
+    return lfilter([1 - keep], [1, -keep], values) / (1 - keep ** np.arange(1, len(values) + 1))
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
@@ -73,52 +70,46 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
         axes.plot(x, y, marker="o" if len(x) < 3 else None, markersize=4, **style)
 
 
-def _steps_axis(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+def _finish(axes: Axes, title: str = "", ticks: int = 5) -> None:
+    if title:
+        axes.set_title(title, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     axes.tick_params(length=2.5)
 
 
+@mpl.rc_context(STYLE)
 def loss_figure(rows: Sequence[Row]) -> Figure:
     """Training and held-out loss over steps, with the unigram entropy and 0.85 of it as marks."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 3.9), layout="constrained")
-        axes = figure.subplots()
-        steps, loss = _series(rows, "loss")
-        axes.plot(steps, loss, color=TRAIN, alpha=0.25, linewidth=0.9)
-        if len(steps):
-            _line(axes, steps, _smooth(loss), color=TRAIN, label="training")
-        steps, loss = _series(rows, "eval_loss")
-        axes.plot(steps, loss, color=HELD_OUT, marker="o", markersize=3, label="held out")
-        steps, loss = _series(rows, "eval_loss_no_writes")
-        if len(steps):  # rings and dashes on top: both lines show where they are one
-            axes.plot(
-                steps,
-                loss,
-                color=NO_WRITES,
-                marker="o",
-                markersize=7,
-                markerfacecolor="none",
-                linestyle=(0, (2, 3)),
-                label="held out, no writes",
-            )
-        entropy = next((r["unigram_entropy"] for r in rows[::-1] if r.get("unigram_entropy")), None)
-        if entropy:
-            for value, text, dash in (
-                (entropy, f"unigram entropy {entropy:.3f}", "-"),
-                (GOAL * entropy, f"{GOAL} × {entropy:.3f} = {GOAL * entropy:.3f}", ":"),
-            ):
-                axes.axhline(value, color=GREY, linewidth=1.0, linestyle=dash)
-                axes.annotate(
-                    text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                    textcoords="offset points", ha="right", color=GREY,
-                )  # fmt: skip
-        axes.set(xlabel="step", ylabel="cross-entropy, nats per token")
-        _steps_axis(axes)
-        axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1.0, 1.02), ncols=3)
-        axes.margins(y=0.12)
-        return figure
+    figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+    axes = figure.subplots()
+    steps, loss = _series(rows, "loss")
+    axes.plot(steps, loss, color=TRAIN, alpha=0.25, linewidth=0.9)
+    if len(steps):
+        _line(axes, steps, _smooth(loss), color=TRAIN, label="training")
+    axes.plot(*_series(rows, "eval_loss"), color=HELD_OUT, marker="o", markersize=3, label="held out")
+    steps, loss = _series(rows, "eval_loss_no_writes")
+    if len(steps):  # rings and dashes on top: both lines show where they are one
+        rings: Any = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "linestyle": (0, (2, 3))}
+        axes.plot(steps, loss, color=NO_WRITES, label="held out, no writes", **rings)
+    entropy = next((r["unigram_entropy"] for r in rows[::-1] if r.get("unigram_entropy")), None)
+    if entropy:
+        for value, text, dash in (
+            (entropy, f"unigram entropy {entropy:.3f}", "-"),
+            (GOAL * entropy, f"{GOAL} × {entropy:.3f} = {GOAL * entropy:.3f}", ":"),
+        ):
+            axes.axhline(value, color=GREY, linewidth=1.0, linestyle=dash)
+            axes.annotate(
+                text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                textcoords="offset points", ha="right", color=GREY,
+            )  # fmt: skip
+    axes.set(xlabel="step", ylabel="cross-entropy, nats per token")
+    _finish(axes)
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1.0, 1.02), ncols=3)
+    axes.margins(y=0.12)
+    return figure
 
 
+@mpl.rc_context(STYLE)
 def health_figure(rows: Sequence[Row]) -> Figure:
     """Learning rate, gradient norm, teach-signal norm and throughput over steps."""
     panels = {
@@ -127,22 +118,19 @@ def health_figure(rows: Sequence[Row]) -> Figure:
         "teach_signal_norm": "teach-signal norm",
         "tokens_per_sec": "tokens per second",
     }
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 1.75), layout="constrained")
-        for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            _line(axes, *_series(rows, key), color=TRAIN)
-            axes.set_title(title, loc="left")
-            axes.set_ylim(bottom=0)
-            _steps_axis(axes)
-        return figure
+    figure = Figure(figsize=(9.2, 1.75), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        _line(axes, *_series(rows, key), color=TRAIN)
+        axes.set_ylim(bottom=0)
+        _finish(axes, title)
+    return figure
 
 
+@mpl.rc_context(STYLE)
 def effect_figure(rows: Sequence[Row]) -> Figure | None:
     """What writes change in the held-out loss, and the share of periods that each level has written there;
     None where no evaluation has written."""
-    seen = [
-        row for row in rows if row.get("eval_loss_no_writes") is not None and row["eval_loss"] is not None
-    ]
+    seen = [row for row in rows if None not in (row.get("eval_loss"), row.get("eval_loss_no_writes"))]
     if not seen:
         return None
     effect = [{"step": row["step"], "effect": row["eval_loss"] - row["eval_loss_no_writes"]} for row in seen]
@@ -152,34 +140,18 @@ def effect_figure(rows: Sequence[Row]) -> Figure | None:
         for row in seen
     ]
     levels = list(dict.fromkeys(name for row in shares for name in row if name != "step"))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 2.0), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.axhline(0, color=GREY, linewidth=1.0)
-        left.plot(*_series(effect, "effect"), color=HELD_OUT, marker="o", markersize=3)
-        left.set_title("held-out loss with writes less without, nats per token", loc="left")
-        for name, color in zip(levels, layer_colors(len(levels)), strict=True):
-            right.plot(*_series(shares, name), color=color, marker="o", markersize=3, label=name)
-        right.set_ylim(-0.05, 1.05)
-        right.set_title("share of periods written, held out", loc="left")
-        if levels:
-            right.legend(frameon=False, ncols=2, fontsize=7)
-        for axes in (left, right):
-            _steps_axis(axes)
-        return figure
-
-
-def _by_layer(rows: Sequence[Row], level: str, statistic: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [n] and values [n, L] of one write statistic."""
-    found = [
-        {"step": row["step"], "value": row["writes"][level][statistic]}
-        for row in rows
-        if statistic in row.get("writes", {}).get(level, {})
-    ]
-    steps = np.array([row["step"] for row in found])
-    values = np.array([row["value"] for row in found], dtype=float)
-    stride = max(1, -(-len(found) // _MAX_POINTS))
-    return steps[::-1][::stride][::-1], values[::-1][::stride][::-1]
+    figure = Figure(figsize=(9.2, 2.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.axhline(0, color=GREY, linewidth=1.0)
+    left.plot(*_series(effect, "effect"), color=HELD_OUT, marker="o", markersize=3)
+    for name, color in zip(levels, layer_colors(len(levels)), strict=True):
+        right.plot(*_series(shares, name), color=color, marker="o", markersize=3, label=name)
+    right.set_ylim(-0.05, 1.05)
+    if levels:
+        right.legend(frameon=False, ncols=2, fontsize=7)
+    _finish(left, "held-out loss with writes less without, nats per token")
+    _finish(right, "share of periods written, held out")
+    return figure
 
 
 def write_levels(rows: Sequence[Row]) -> list[str]:
@@ -187,6 +159,7 @@ def write_levels(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(level for row in rows for level in row.get("writes", {})))
 
 
+@mpl.rc_context(STYLE)
 def writes_figure(rows: Sequence[Row]) -> Figure | None:
     """Small multiples: a row of panels per level, a column per statistic, a line per layer; None if none."""
     levels = write_levels(rows)
@@ -194,44 +167,38 @@ def writes_figure(rows: Sequence[Row]) -> Figure | None:
     names = [name for name in _STATISTICS if name in present]
     if not names:
         return None
-    with mpl.rc_context(STYLE):
-        height = 0.75 + 1.25 * len(levels)
-        figure = Figure(figsize=(9.2, height), layout="constrained")
-        grid = figure.subplots(len(levels), len(names), squeeze=False, sharex=True)
-        layers = 1
-        for level, row_axes in zip(levels, grid, strict=True):
-            for name, axes in zip(names, row_axes, strict=True):
-                steps, values = _by_layer(rows, level, name)
-                if not len(steps):
-                    axes.set_axis_off()
-                    continue
-                layers = max(layers, values.shape[1])
-                colors = layer_colors(values.shape[1])
-                for layer, color in enumerate(colors):
-                    _line(axes, steps, values[:, layer], color=color, linewidth=0.9)
-                _finish_panel(axes, values)
-            row_axes[0].set_ylabel(level, color=INK, fontsize=8.5)
-        for name, axes in zip(names, grid[0], strict=True):
-            axes.set_title(_STATISTICS[name], loc="left", fontsize=8)
-        figure.align_ylabels(grid[:, 0])
-        if layers > 1:
-            scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, layers - 1), layer_map())
-            bar = figure.colorbar(scale, ax=grid, location="bottom", aspect=60, shrink=0.35, pad=0.03)
-            bar.set_label("layer")
-            bar.locator = MaxNLocator(min(layers, 8), integer=True)
-            bar.outline.set_visible(False)
-        return figure
-
-
-def _finish_panel(axes: Axes, values: np.ndarray) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(length=2, labelsize=7)
-    finite = values[np.isfinite(values)]
-    if finite.size and finite.max() <= 0:
-        axes.set_ylim(-0.05, 1)
-    elif finite.size and finite.min() >= 0:
-        axes.set_ylim(bottom=0)
+    figure = Figure(figsize=(9.2, 0.75 + 1.25 * len(levels)), layout="constrained")
+    grid = figure.subplots(len(levels), len(names), squeeze=False, sharex=True)
+    layers = 1
+    for level, row_axes in zip(levels, grid, strict=True):
+        own = [{"step": row["step"], **row.get("writes", {}).get(level, {})} for row in rows]
+        for name, axes in zip(names, row_axes, strict=True):
+            steps, values = _series(own, name)
+            if not len(steps):
+                axes.set_axis_off()
+                continue
+            layers = max(layers, values.shape[1])
+            for layer, color in enumerate(layer_colors(values.shape[1])):
+                _line(axes, steps, values[:, layer], color=color, linewidth=0.9)
+            _finish(axes, ticks=2)
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            axes.tick_params(length=2, labelsize=7)
+            finite = values[np.isfinite(values)]
+            if finite.size and finite.max() <= 0:
+                axes.set_ylim(-0.05, 1)
+            elif finite.size and finite.min() >= 0:
+                axes.set_ylim(bottom=0)
+        row_axes[0].set_ylabel(level, color=INK, fontsize=8.5)
+    for name, axes in zip(names, grid[0], strict=True):
+        axes.set_title(_STATISTICS[name], loc="left", fontsize=8)
+    figure.align_ylabels(grid[:, 0])
+    if layers > 1:
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, layers - 1), layer_map())
+        bar = figure.colorbar(scale, ax=grid, location="bottom", aspect=60, shrink=0.35, pad=0.03)
+        bar.set_label("layer")
+        bar.locator = MaxNLocator(min(layers, 8), integer=True)
+        bar.outline.set_visible(False)
+    return figure
 
 
 def layer_map() -> mpl.colors.Colormap:

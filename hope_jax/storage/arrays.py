@@ -29,17 +29,14 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 def restore(like: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     """The arrays in the structure of `like`, whose leaves need only `shape` and `dtype`.
+    Raises: ValueError: the first name, shape or dtype that differs."""
 
-    Raises:
-      ValueError: the first name, shape or dtype that differs.
-    """
+    def described(leaf: Any) -> str:
+        return "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
     wanted = named(like)
     for name in {**wanted, **arrays}:
-        there, here = (_described(tree.get(name)) for tree in (arrays, wanted))
+        there, here = (described(tree.get(name)) for tree in (arrays, wanted))
         if there != here:
             raise ValueError(f"{name}: want {here}, got {there}")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
-
-
-def _described(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

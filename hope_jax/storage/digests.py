@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,14 +16,10 @@ from hope_jax.core.errors import CheckpointError
 
 logger = logging.getLogger("hope_jax.training")
 
-Progress = Callable[[int], None]
-"""Told the number of bytes just hashed; called from several threads."""
-
 TEXT_LIMIT = 64 * 2**20
 """Bytes of the largest text file (list, metadata, configuration) that is read at all."""
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\x00-\x1f\\]+)")
-_BLOCK = 4 * 2**20
 _THREADS = 4
 _QUIET_SECONDS = 5.0
 
@@ -42,11 +38,14 @@ class BadFileError(CheckpointError):
         return BadFileError(str(root / self.path), self.problem, self._remedy)
 
 
+def read_list(path: Path) -> dict[str, str]:
+    """What a list of digests says; see `parse`. Raises: BadFileError: also where it cannot be read."""
+    return parse(read_text(path), path.name)
+
+
 def read_text(path: Path) -> str:
     """A small UTF-8 file.
-
-    Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8.
-    """
+    Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8."""
     size = _regular_size(path, path.name)
     if size > TEXT_LIMIT:
         raise BadFileError(path.name, f"is {size:,} bytes long, more than such a file ever is")
@@ -58,9 +57,7 @@ def read_text(path: Path) -> str:
 
 def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
     """A JSON object that says of itself `format` and `version`. what: for the message.
-
-    Raises: BadFileError: it cannot be read, or is of another format or version.
-    """
+    Raises: BadFileError: it cannot be read, or is of another format or version."""
     try:
         meta = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -69,56 +66,47 @@ def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, A
         raise BadFileError(path.name, f"is no {what} (format {form!r} is missing)")
     found = meta.get("version")
     if type(found) is not int or found != version:  # True equals 1
-        raise BadFileError(
-            path.name,
-            f"has format version {found!r}, this program reads {version}",
-            "use the hope_jax that wrote it",
-        )
+        problem = f"has format version {found!r}, this program reads {version}"
+        raise BadFileError(path.name, problem, "use the hope_jax that wrote it")
     return meta
 
 
-def hash_file(path: Path, name: str, progress: Progress = lambda count: None) -> str:
+def hash_file(path: Path, name: str) -> str:
     """Hex SHA-256 of a regular file. Raises: BadFileError under `name`."""
     _regular_size(path, name)
-    total = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                total.update(block)
-                progress(len(block))
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadFileError(name, f"cannot be read ({error.strerror})") from error
-    return total.hexdigest()
 
 
-def hash_files(root: Path, names: list[str]) -> dict[str, str]:
-    """Relative POSIX path -> hex SHA-256, in the order given. Raises: BadFileError: the first bad one."""
+def hash_files(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of relative POSIX path and hex SHA-256, in the order given.
+    Raises: BadFileError: the first bad one."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
-        return dict(zip(names, pool.map(lambda name: hash_file(root / name, name), names), strict=True))
+        try:
+            yield from zip(names, pool.map(lambda name: hash_file(root / name, name), names), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def files_below(root: Path, folder: str) -> list[str]:
     """Paths of all that is no folder below `root / folder`, relative to `root`, sorted. Symbolic links are
     not followed, and a folder that may not be looked into stands for what is in it."""
-    return sorted(_walk(root, root / folder))
+    closed: list[OSError] = []
+    found = [
+        os.path.join(where, name)
+        for where, folders, names in os.walk(root / folder, onerror=closed.append)
+        for name in (*names, *(name for name in folders if os.path.islink(os.path.join(where, name))))
+    ]
+    paths = [*found, *(error.filename for error in closed)]
+    return sorted(Path(path).relative_to(root).as_posix() for path in paths)
 
 
-def _walk(root: Path, folder: Path) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        yield folder.relative_to(root).as_posix()
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, Path(entry.path))
-        else:
-            yield Path(entry.path).relative_to(root).as_posix()
-
-
-def dump(digests: Mapping[str, str]) -> str:
-    """The list as text."""
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+def dump(digests: Iterable[tuple[str, str]]) -> str:
+    """The list as text, of paths and digests."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests)
 
 
 def can_hold(name: str) -> bool:
@@ -133,9 +121,7 @@ def can_hold(name: str) -> bool:
 
 def parse(text: str, where: str) -> dict[str, str]:
     """Relative path -> hex SHA-256 of a list named `where`.
-
-    Raises: BadFileError: another format, a path twice, or one that leaves the folder.
-    """
+    Raises: BadFileError: another format, a path twice, or one that leaves the folder."""
     digests: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line)
@@ -151,44 +137,25 @@ def parse(text: str, where: str) -> dict[str, str]:
     return digests
 
 
-def check(
-    root: Path, listed: Mapping[str, str], there: Collection[str], progress: Progress, *, strict: bool
-) -> None:
-    """Holds the files `there` under `root` against a list. strict: there are no others.
-
-    Raises: BadFileError: the first file, by name, that is missing, of another digest, or (strict) not listed.
-    """
+def check(root: Path, listed: Mapping[str, str], there: Collection[str], what: Path, *, strict: bool) -> None:
+    """Holds the files `there` under `root` against a list. strict: there are no others. Logs every few
+    seconds how far it has come with `what`; silent where it is quick. Raises: BadFileError: the first file,
+    by name, that is missing, of another digest, or (strict) not listed."""
     for name in sorted({*listed, *(there if strict else ())}):
         if name not in listed:
             raise BadFileError(name, "is in no list of digests", "remove it")
         if name not in there:
             raise BadFileError(name, "is missing")
-    names = sorted(listed)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
-        found = pool.map(lambda name: hash_file(root / name, name, progress), names)
-        try:
-            for name, digest in zip(names, found, strict=True):
-                if digest != listed[name]:
-                    raise BadFileError(name, f"has SHA-256 {digest}, its list says {listed[name]}")
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def log_progress(what: str, total: int) -> Progress:
-    """Logs every few seconds how far the hashing of `total` bytes has come; silent where it is quick."""
-    started = last = time.monotonic()
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last >= _QUIET_SECONDS:
-            last = now
-            left = (now - started) * (total - done) / max(done, 1)
+    names, done = sorted(listed), 0
+    sizes = {name: (root / name).lstat().st_size for name in names}
+    total, started, told = sum(sizes.values()), time.monotonic(), time.monotonic()
+    for name, digest in hash_files(root, names):
+        if digest != listed[name]:
+            raise BadFileError(name, f"has SHA-256 {digest}, its list says {listed[name]}")
+        done, now = done + sizes[name], time.monotonic()
+        if now - told >= _QUIET_SECONDS:
+            told, left = now, (now - started) * (total - done) / max(done, 1)
             logger.info("%s: %.1f of %.1f GiB verified, %.0f s left", what, done / 2**30, total / 2**30, left)
-
-    return tell
 
 
 def _regular_size(path: Path, name: str) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,11 +36,8 @@ Header = dict[str, Any]
 
 
 class Owner(NamedTuple):
-    """The model that a memory belongs to.
-
-    chunk_size: N. spec: hex digest of the architecture and the teach rule. params: hex digest of the meta
-    parameters.
-    """
+    """The model that a memory belongs to. chunk_size: N. spec: hex digest of the architecture and the teach
+    rule. params: hex digest of the meta parameters."""
 
     chunk_size: int
     spec: str
@@ -55,10 +53,7 @@ def owner_of(streamer: Streamer, params: PyTree) -> Owner:
 
 def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) -> str:
     """Writes `stream` to `path`, whole or not at all; returns the digest of its arrays.
-
-    Raises:
-      MemoryFileError: the file cannot be written; what `path` held before is still there.
-    """
+    Raises: MemoryFileError: the file cannot be written; what `path` held before is still there."""
     contents = {name: np.asarray(leaf) for name, leaf in arrays.named(streamer.resized(stream, 0)).items()}
     header: Header = {
         "format": _FORMAT,
@@ -89,15 +84,19 @@ def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) ->
 
 
 def load_memory(path: Path, streamer: Streamer, params: PyTree, owner: Owner) -> Stream:
-    """The stream that `save_memory` wrote; its attention cache has room for what it holds.
-
-    params: as `owner` was made of.
-
-    Raises:
-      MemoryFileError: no such file, no memory file, a damaged one, or the memory of another model.
-    """
+    """The stream that `save_memory` wrote; its attention cache has room for what it holds. params: as `owner`
+    was made of.
+    Raises: MemoryFileError: no such file, no memory file, a damaged one, or the memory of another model."""
     header, contents = _read(path)
-    _check_owner(path, Owner(*(header[name] for name in Owner._fields)), owner)
+    if header["chunk_size"] != owner.chunk_size:
+        raise MemoryFileError(
+            f"{path}: its unfinished chunk is one of {header['chunk_size']} tokens, and this model streams "
+            f"in chunks of {owner.chunk_size}; {_ELSEWHERE}"
+        )
+    for name, what in (("spec", "another architecture"), ("params", "other parameters")):
+        old, new = header[name], getattr(owner, name)
+        if old != new:
+            raise MemoryFileError(f"{path} is a memory of {what} (digest {old}, here {new}); {_ELSEWHERE}")
     like = jax.eval_shape(lambda p: streamer.begin(p, header["batch_size"], header["start"]), params)
     try:
         stream = arrays.restore(like, contents)
@@ -108,24 +107,8 @@ def load_memory(path: Path, streamer: Streamer, params: PyTree, owner: Owner) ->
 
 
 def digest(path: Path) -> str:
-    """The digest of a saved memory's arrays, all of them read and checked.
-
-    Raises:
-      MemoryFileError: no such file, no memory file, or a damaged one.
-    """
+    """The digest of a saved memory's arrays, all of them read and checked. Raises: MemoryFileError."""
     return str(_read(path)[0]["digest"])
-
-
-def _check_owner(path: Path, there: Owner, here: Owner) -> None:
-    if there.chunk_size != here.chunk_size:
-        raise MemoryFileError(
-            f"{path}: its unfinished chunk is one of {there.chunk_size} tokens, and this model streams in "
-            f"chunks of {here.chunk_size}; {_ELSEWHERE}"
-        )
-    for name, what in (("spec", "another architecture"), ("params", "other parameters")):
-        old, new = getattr(there, name), getattr(here, name)
-        if old != new:
-            raise MemoryFileError(f"{path} is a memory of {what} (digest {old}, here {new}); {_ELSEWHERE}")
 
 
 def _read(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
@@ -135,8 +118,11 @@ def _read(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
             if file.read(len(_ZIP)) != _ZIP:
                 raise MemoryFileError(f"{path} is no memory file; name one that --save_memory wrote")
             with zipfile.ZipFile(file) as archive:
-                header = _read_header(path, archive)
-                contents = {name: _read_array(archive, name, header) for name in header["arrays"]}
+                header, contents = _read_header(path, archive), {}
+                for name, (dtype, _) in header["arrays"].items():
+                    with archive.open(f"{name}.npy") as member:
+                        array = np.lib.format.read_array(member, allow_pickle=False)
+                    contents[name] = array.view(_BFLOAT16) if dtype == _BFLOAT16.name else array
     except MemoryFileError:
         raise
     except OSError as error:
@@ -149,10 +135,8 @@ def _read(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
         ) from error
     found = arrays.digest(contents)
     if found != header["digest"]:
-        raise MemoryFileError(
-            f"{path} is damaged: its arrays have digest {found}, its header says {header['digest']}; restore "
-            "it from a copy"
-        )
+        problem = f"its arrays have digest {found}, its header says {header['digest']}"
+        raise MemoryFileError(f"{path} is damaged: {problem}; restore it from a copy")
     return header, contents
 
 
@@ -170,12 +154,6 @@ def _read_header(path: Path, archive: zipfile.ZipFile) -> Header:
     return header
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, header: Header) -> np.ndarray:
-    with archive.open(f"{name}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-    return array.view(_BFLOAT16) if header["arrays"][name][0] == _BFLOAT16.name else array
-
-
 def _seal(header: Header) -> str:
     sealed = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
@@ -189,6 +167,8 @@ def _described(value: Any) -> Any:
         defaults = getattr(value, "_field_defaults", {})
         named = dict(zip(getattr(value, "_fields", ()), value, strict=True))
         fields = [(name, item, defaults.get(name, ...)) for name, item in named.items()]
+    elif isinstance(value, Mapping):
+        return [[name, _described(item)] for name, item in value.items()]
     elif isinstance(value, tuple):
         return [_described(item) for item in value]
     else:

@@ -9,10 +9,9 @@ the folder `checkpoints`, `sha256sum -c <step>.sha256` checks the same.
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -27,7 +26,6 @@ FORMAT, VERSION = "hope_jax checkpoint", 1
 _SUFFIXES = (".meta.json", ".yaml", ".sha256")
 _SHOWN = 5
 """Names that a warning tells."""
-_SIDECAR = re.compile(r"(\d+)(\.meta\.json|\.yaml|\.sha256)")
 
 Meta = dict[str, Any]
 
@@ -38,11 +36,9 @@ def sidecars(folder: Path, step: int) -> list[Path]:
 
 
 def write(folder: Path, step: int, meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Seals the checkpoint `folder / <step>`, which is complete on disk.
-
-    meta: JSON value; format, version, step, and the configuration's digest are added.
-    Raises: OSError if the folder cannot be written.
-    """
+    """Seals the checkpoint `folder / <step>`, which is complete on disk. meta: JSON value; format, version,
+    step, and the configuration's digest are added.
+    Raises: OSError if the folder cannot be written."""
     meta_path, config_path, list_path = sidecars(folder, step)
     text = yaml.safe_dump(dict(config), sort_keys=False)
     head = {"format": FORMAT, "version": VERSION, "step": step, "config_digest": _digest(text)}
@@ -58,8 +54,17 @@ def is_sealed(folder: Path, step: int) -> bool:
     return sidecars(folder, step)[-1].is_file()
 
 
-def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
-    """Holds every file of a checkpoint against its list; the metadata that lies beside it.
+class Sealed(NamedTuple):
+    """meta: what lies beside the checkpoint. files: how many belong to it, its list too. extra: what lies in
+    its folder and is in no list, relative to the folder of checkpoints."""
+
+    meta: Meta
+    files: int
+    extra: list[str]
+
+
+def check(folder: Path, step: int, *, strict: bool = False) -> Sealed:
+    """Holds every file of a checkpoint against its list.
 
     What lies in the folder besides (file managers and network file systems leave such files) is warned of: it
     is not read, and takes nothing away from files that are good. strict, and in a release bundle: it is an
@@ -70,18 +75,15 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
     if not (folder / str(step)).is_dir():
         raise BadFileError(str(step), "is missing, or no folder")
     if not list_path.exists():
-        raise BadFileError(
-            list_path.name, "is missing: the checkpoint was not finished", "take the one before it"
-        )
-    listed = manifest.parse(manifest.read_text(list_path), list_path.name)
+        problem = "is missing: the checkpoint was not finished"
+        raise BadFileError(list_path.name, problem, "take the one before it")
+    listed = manifest.read_list(list_path)
     there = _sealed_files(folder, step)
     for name in (meta_path.name, config_path.name):
         if name not in listed:
             raise BadFileError(list_path.name, f"does not list {name}")
-    size = sum((folder / name).lstat().st_size for name in listed if (folder / name).exists())
-    progress = manifest.log_progress(str(folder / str(step)), size)
     strict = strict or (folder.parent / MANIFEST_FILE).exists()
-    manifest.check(folder, listed, there, progress, strict=strict)
+    manifest.check(folder, listed, there, folder / str(step), strict=strict)
     if extra := sorted({*there} - {*listed}):
         names = ", ".join(extra[:_SHOWN]) + (f" and {len(extra) - _SHOWN} more" if extra[_SHOWN:] else "")
         logger.warning("%s: not of this checkpoint, and not read: %s; it can be removed", folder, names)
@@ -90,20 +92,14 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Meta:
         raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
     if meta.get("config_digest") != _digest(manifest.read_text(config_path)):
         raise BadFileError(config_path.name, f"is not what {meta_path.name} was written for")
-    return meta
-
-
-def extra_files(folder: Path, step: int) -> list[str]:
-    """What lies in a checkpoint's folder and is in no list, relative to `folder`. Raises: BadFileError."""
-    path = sidecars(folder, step)[-1]
-    return sorted({*_sealed_files(folder, step)} - {*manifest.parse(manifest.read_text(path), path.name)})
+    return Sealed(meta, len(listed) + 1, extra)
 
 
 def remove_orphans(folder: Path) -> None:
     """Removes the sidecars of checkpoints that are no longer kept."""
     for path in folder.iterdir():
-        match = _SIDECAR.fullmatch(path.name)
-        if match and not (folder / match[1]).exists():
+        step, dot, suffix = path.name.partition(".")
+        if step.isdecimal() and dot + suffix in _SUFFIXES and not (folder / step).exists():
             path.unlink(missing_ok=True)
 
 

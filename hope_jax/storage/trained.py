@@ -33,13 +33,9 @@ class Trained(NamedTuple):
 
 
 def load_tokenizer(checkpoint: Path, digest: str, data: DataConfig) -> Tokenizer:
-    """The tokenizer of a checkpoint's run: a release bundle's own, which lies beside `checkpoints/`, else
-    the one that `data` names. digest: of the one that the run was trained with.
-
-    Raises:
-      CheckpointError: it is another one.
-      DataError: it cannot be read.
-    """
+    """The tokenizer of a checkpoint's run: a release bundle's own, which lies beside `checkpoints/`, else the
+    one that `data` names. digest: of the one that the run was trained with.
+    Raises: CheckpointError: it is another one. DataError: it cannot be read."""
     kept = checkpoint.parent.parent / TOKENIZER_FILE
     tokenizer = Tokenizer.load(str(kept)) if kept.is_file() else open_tokenizer(data)
     if tokenizer.sha256 != digest:
@@ -52,11 +48,8 @@ def load_tokenizer(checkpoint: Path, digest: str, data: DataConfig) -> Tokenizer
 
 def prepare(loaded: LoadedCheckpoint, config: ExperimentConfig) -> Trained:
     """The model of a checkpoint that was loaded with ("params", "fast"); config: its own.
-
-    Raises:
-      CheckpointError: arrays that do not fit the configuration, or another tokenizer than the run's.
-      DataError: the tokenizer cannot be read.
-    """
+    Raises: CheckpointError: arrays that do not fit the configuration, or another tokenizer than the run's.
+    DataError: the tokenizer cannot be read."""
     tokenizer = load_tokenizer(loaded.path, loaded.meta["tokenizer_digest"], config.data)
     streamer = assemble.streamer(config)
     params = _fit(loaded, "params", jax.eval_shape(streamer.model.init_params, jax.random.key(0)))

@@ -25,11 +25,8 @@ _KEY = "hope_jax"
 
 
 class ArrayKind(NamedTuple):
-    """What the arrays of a name are.
-
-    name: dotted; LEVEL stands for a level's name, {a,b} for either. axes: of the array; those of `blocks.*`
-    come after the axis `layer`.
-    """
+    """What the arrays of a name are. name: dotted; LEVEL stands for a level's name, {a,b} for either. axes:
+    of the array; those of `blocks.*` come after the axis `layer`."""
 
     name: str
     axes: tuple[str, ...]
@@ -57,18 +54,12 @@ ARRAYS = (
 """Everything that the variants have in both styles."""
 
 
-def _pattern(kind: ArrayKind) -> re.Pattern[str]:
-    name = re.escape(kind.name).replace("LEVEL", r"[^.]+")
-    return re.compile(re.sub(r"\\{(.*?)\\}", lambda m: f"({m[1].replace(',', '|')})", name))
-
-
-_PATTERNS = {kind: _pattern(kind) for kind in ARRAYS}
-
-
 def kind_of(name: str) -> ArrayKind:
     """The entry of `ARRAYS` for a dotted name. Raises: KeyError: no parameter of ours."""
-    for kind, pattern in _PATTERNS.items():
-        if pattern.fullmatch(name):
+    for kind in ARRAYS:
+        pattern = re.escape(kind.name).replace("LEVEL", r"[^.]+")
+        either = re.sub(r"\\{(.*?)\\}", lambda m: f"({m[1].replace(',', '|')})", pattern)
+        if re.fullmatch(either, name):
             return kind
     raise KeyError(f"{name} is in no entry of weights.ARRAYS")
 
@@ -82,18 +73,12 @@ def describe(name: str) -> dict[str, Any]:
 
 def save(path: Path, params: PyTree, step: int) -> str:
     """Writes the parameters of a checkpoint, as they are; returns the digest of the arrays (`arrays.digest`).
-
     params: nested dicts of arrays, of any type that safetensors knows (bfloat16 too).
-    Raises: OSError: the file cannot be written. KeyError: an array that is no parameter of ours.
-    """
+    Raises: OSError: the file cannot be written. KeyError: an array that is no parameter of ours."""
     # Safetensors takes an array's memory as it lies.
     flat = {name: np.asarray(leaf, order="C") for name, leaf in arrays.named(params).items()}
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "step": step,
-        "arrays": {name: describe(name) for name in sorted(flat)},
-    }
+    about = {name: describe(name) for name in sorted(flat)}
+    header = {"format": FORMAT, "version": VERSION, "step": step, "arrays": about}
     try:
         save_file(flat, path, metadata={_KEY: json.dumps(header)})
     except SafetensorError as error:
@@ -103,9 +88,7 @@ def save(path: Path, params: PyTree, step: int) -> str:
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays of a file that `save` wrote.
-
-    Raises: BadFileError: it is damaged, no safetensors file, or another's.
-    """
+    Raises: BadFileError: it is damaged, no safetensors file, or another's."""
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -119,9 +102,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def check(path: Path, params: PyTree, step: int) -> None:
     """Holds a file against the parameters of the checkpoint that it was made from.
-
-    Raises: BadFileError: another step or map, or an array that differs in name, type, shape or any bit.
-    """
+    Raises: BadFileError: another step or map, or an array that differs in name, type, shape or any bit."""
     header, found = load(path)
     wanted: Mapping[str, Any] = arrays.named(params)
     if header.get("step") != step:

@@ -1,114 +1,41 @@
-"""The training loop: start or resume, step, call the hooks, sum up. It knows a run only as a program."""
+"""The training loop: start or resume, step, sum up. It knows a run only as a program."""
 
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
 
 from hope_jax.cluster import processes
-from hope_jax.cluster.lock import WorkdirLock
+from hope_jax.cluster.lock import workdir_lock
 from hope_jax.cluster.peers import Alone, Peers
-from hope_jax.cluster.signals import StopSignals
+from hope_jax.cluster.signals import stop_signals
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core import files
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
-from hope_jax.data.batches import digest_of
+from hope_jax.data.batches import TrainIterator, digest_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.symbols import open_tokenizer
+from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.storage.checkpoint import Checkpointer, abstract
 from hope_jax.training import telemetry
-from hope_jax.training.diagnosis import explain_divergence
-from hope_jax.training.health import Guard
-from hope_jax.training.hooks import (
-    EVALUATED,
-    AlarmHook,
-    CheckpointHook,
-    EvalHook,
-    Hook,
-    LogHook,
-    ProfileHook,
-    StepEvent,
-    evaluate,
-)
+from hope_jax.training.alarms import Guard, explain_divergence
+from hope_jax.training.hooks import EVALUATED, Run, after_step, evaluate
 from hope_jax.training.metrics import Progress, Recorder, Row
 from hope_jax.training.run_report import write_report
-from hope_jax.training.writers import Writer, check_wandb, make_writers
+from hope_jax.training.writers import check_wandb, open_writers
 
 logger = logging.getLogger("hope_jax.training")
 
 _SAMPLES = 3
 _PROMPT_TOKENS = 32
-
-
-class TrainIterator(Protocol):
-    """Batches without end, with a JSON state that names the next one."""
-
-    def __next__(self) -> Batch:
-        """The next batch."""
-
-    def get_state(self) -> Any:
-        """JSON value from which `set_state` continues after the last batch delivered."""
-
-    def set_state(self, state: Any) -> None:
-        """Continue from `state`."""
-
-
-class TextTokenizer(Protocol):
-    """What the loop needs of a tokenizer."""
-
-    sha256: str
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
-
-
-class _Start(NamedTuple):
-    step: int
-    state: TrainState
-    progress: Progress
-
-
-def claim_workdir(workdir: Path, resume: str) -> None:
-    """Make `workdir`, or accept one that holds a run to resume; process 0 does, for all.
-
-    Raises: ConfigError if it holds a run and `resume` is "never", if it cannot be a folder, or if another
-        process does not see it.
-    """
-    if jax.process_index() == 0:
-        _claim(workdir, resume)
-    processes.barrier()
-    if not workdir.is_dir():
-        raise ConfigError(
-            f"--workdir={workdir}: process 0 has made it, process {jax.process_index()} does not see it; "
-            "name a folder that all processes share"
-        )
-
-
-def _claim(workdir: Path, resume: str) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be made a folder ({error.strerror})") from error
-    if (workdir / files.MANIFEST_FILE).exists():
-        raise ConfigError(
-            f"--workdir={workdir} is a release bundle, which training would spoil; copy its checkpoints/ "
-            "into another --workdir to go on from it"
-        )
-    names = (files.CHECKPOINT_DIR, files.METRICS_FILE, files.CONFIG_FILE, files.SUMMARY_FILE)
-    found = [name for name in names if (workdir / name).exists()]
-    if found and resume == "never":
-        raise ConfigError(
-            f"train.resume=never, but {workdir} already holds a run ({', '.join(found)}); nothing was "
-            "changed. Choose another --workdir, or train.resume=auto to continue it."
-        )
 
 
 def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = None) -> dict[str, Any]:
@@ -118,7 +45,7 @@ def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = N
 
     logging.getLogger("hope_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     processes.check_same("configuration", files.as_plain(config))
-    claim_workdir(workdir, config.train.resume)
+    _claim_workdir(workdir, config.train.resume)
     tokenizer = open_tokenizer(config.data)
     inputs = open_inputs(config, tokenizer)
     eval_batches = inputs.eval_batches()
@@ -135,26 +62,23 @@ def train(
     workdir: Path,
     train_iterator: TrainIterator,
     eval_batches: Sequence[Batch],
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     peers: Alone | Peers | None = None,
     sources: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`.
+    """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`. SIGTERM
+    or SIGINT, to any process, ends it early after a step, with a checkpoint.
 
-    SIGTERM or SIGINT, to any process, ends it early after a step, with a checkpoint.
-
-    Args:
-        train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
-        eval_batches: held-out batches, all used at each evaluation.
-        peers: the run's other processes, which all call this; None: there are none.
-        sources: JSON-able facts of what is read (`Inputs.about`), kept in checkpoints.
-    Returns:
-        what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`, `tokens_per_sec`,
-        `train_seconds`, `compile_seconds`, `steps` (number of the last step done), `interrupted`.
-    Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError.
+    train_iterator: stands at batch `train.step_offset`; set to the checkpoint's place on resume.
+    eval_batches: held-out batches, all used at each evaluation. peers: the run's other processes, which all
+    call this; None: there are none. sources: JSON-able facts of what is read (`Inputs.about`), kept in
+    checkpoints.
+    Returns: what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`,
+    `tokens_per_sec`, `train_seconds`, `compile_seconds`, `steps` (number of the last one), `interrupted`.
+    Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError, AlarmError.
     """
     workdir = workdir.absolute()
-    claim_workdir(workdir, config.train.resume)
+    _claim_workdir(workdir, config.train.resume)
     check_wandb(config)
     if config.train.steps <= config.train.step_offset:
         raise ConfigError(
@@ -164,75 +88,103 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(files.writing(workdir))
         if jax.process_index() == 0:
-            stack.enter_context(WorkdirLock(workdir))
+            stack.enter_context(workdir_lock(workdir))
             (workdir / files.ALARM_FILE).unlink(missing_ok=True)
-        stop, peers = stack.enter_context(StopSignals()), peers or Alone()
-        checkpointer = stack.enter_context(_checkpointer(config, workdir, tokenizer, sources))
-        start = _start(program, config, checkpointer, train_iterator)
-        if jax.process_index() == 0:
-            files.write_config(workdir, files.as_plain(config))
-            files.cut_back(workdir / files.METRICS_FILE, start.step)
-        peak = telemetry.measure_matmul_peak()
-        _announce(program, start.state)
-        seen = files.read_rows(workdir / files.METRICS_FILE)
-        guard = Guard(config, [row for row in seen if row["step"] <= start.step])
-        share = program.flops_per_token / peak
-        writers = make_writers(config, workdir, start.step, lambda rate: rate * share)
-        recorder = _recorder(stack, start, config, checkpointer, writers, guard)
-        hooks = _hooks(program, config, workdir, train_iterator, eval_batches, recorder, checkpointer, guard)
-        end = _steps(
-            *(program, start, config, train_iterator, hooks, recorder),
-            lambda step: peers.stopping(step, stop.received),
-        )
+        stop, peers = stack.enter_context(stop_signals()), peers or Alone()
+        meta = {
+            "tokenizer_digest": tokenizer.sha256,
+            "versions": telemetry.versions(),
+            "git_revision": telemetry.git_revision(),
+            **({"sources": list(sources)} if sources else {}),
+        }
+        folder = workdir / files.CHECKPOINT_DIR
+        checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
+        stack.enter_context(checkpointer)
+        this, state = _opened(stack, program, config, workdir, train_iterator, eval_batches, checkpointer)
+        step, state = _steps(this, state, lambda step: peers.stopping(step, stop.received))
         checkpointer.wait()
-        summary = _summary(program, config, workdir, end, recorder.progress(), eval_batches)
-        _write_results(program, config, workdir, end, summary, peak, eval_batches, tokenizer)
+        summary = _summary(this, step, state)
+        _write_results(this, state, summary, tokenizer)
         return summary
 
 
-def _checkpointer(
-    config: ExperimentConfig, workdir: Path, tokenizer: TextTokenizer, sources: Sequence[Mapping[str, Any]]
-) -> Checkpointer:
-    meta = {
-        "tokenizer_digest": tokenizer.sha256,
-        "versions": telemetry.versions(),
-        "git_revision": telemetry.git_revision(),
-        **({"sources": list(sources)} if sources else {}),
-    }
-    return Checkpointer(workdir / files.CHECKPOINT_DIR, config.checkpoint, files.as_plain(config), meta)
+def _claim_workdir(workdir: Path, resume: str) -> None:
+    """Make `workdir`, or accept one that holds a run to resume; process 0 does, for all.
+    Raises: ConfigError if it holds a run and `resume` is "never", if it cannot be a folder, or if another
+    process does not see it."""
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--workdir={workdir}: cannot be made a folder ({error.strerror})") from error
+        if (workdir / files.MANIFEST_FILE).exists():
+            raise ConfigError(
+                f"--workdir={workdir} is a release bundle, which training would spoil; copy its checkpoints/ "
+                "into another --workdir to go on from it"
+            )
+        names = (files.CHECKPOINT_DIR, files.METRICS_FILE, files.CONFIG_FILE, files.SUMMARY_FILE)
+        found = [name for name in names if (workdir / name).exists()]
+        if found and resume == "never":
+            raise ConfigError(
+                f"train.resume=never, but {workdir} already holds a run ({', '.join(found)}); nothing was "
+                "changed. Choose another --workdir, or train.resume=auto to continue it."
+            )
+    processes.barrier()
+    if not workdir.is_dir():
+        raise ConfigError(
+            f"--workdir={workdir}: process 0 has made it, process {jax.process_index()} does not see it; "
+            "name a folder that all processes share"
+        )
 
 
-def _recorder(
+def _opened(
     stack: contextlib.ExitStack,
-    start: "_Start",
+    program: TrainProgram,
     config: ExperimentConfig,
+    workdir: Path,
+    iterator: TrainIterator,
+    eval_batches: Sequence[Batch],
     checkpointer: Checkpointer,
-    writers: Sequence[Writer],
-    guard: Guard,
-) -> Recorder:
-    """Rows go past the guard to the writers. All are closed with `stack`, the recorder first."""
-    for writer in writers:
-        stack.callback(writer.close)
-    recorder = Recorder(
-        start.progress,
-        lambda row: _write_all(writers, guard.row(row)),
-        lambda step, rows: explain_divergence(step, rows, config, checkpointer.latest_path()),
-    )
-    stack.callback(recorder.close)
-    return recorder
+) -> tuple[Run, TrainState]:
+    """All that the steps need, and the state to start from. Rows go past the guard to the writers; these are
+    closed with `stack`, the recorder first."""
+    start, state, progress = _start(program, config, checkpointer, iterator)
+    if jax.process_index() == 0:
+        files.write_config(workdir, files.as_plain(config))
+        files.cut_back(workdir / files.METRICS_FILE, start)
+    peak = telemetry.measure_matmul_peak()
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    for note in (f"parameters:\n{table}", *program.notes, f"devices: {telemetry.device_description()}"):
+        logger.info("%s", note)
+    seen = files.read_rows(workdir / files.METRICS_FILE)
+    guard = Guard(config, [row for row in seen if row["step"] <= start])
+    share = program.flops_per_token / peak
+    writers = open_writers(stack, config, workdir, start, lambda rate: rate * share)
+
+    def write(row: Row) -> None:
+        judged = guard.row(row)
+        for writer in writers:
+            writer(judged)
+
+    def explain(step: int, rows: list[Row]) -> str:
+        return explain_divergence(step, rows, config, checkpointer.latest_path())
+
+    recorder = stack.enter_context(contextlib.closing(Recorder(progress, write, explain)))
+    fixed = (program, config, workdir, start, peak, iterator, eval_batches)
+    return Run(*fixed, recorder, checkpointer, guard), state
 
 
 def _start(
     program: TrainProgram, config: ExperimentConfig, checkpointer: Checkpointer, iterator: TrainIterator
-) -> _Start:
-    """The newest checkpoint's state, or a fresh one."""
+) -> tuple[int, TrainState, Progress]:
+    """Step, state and totals of the newest checkpoint, or fresh ones."""
     # the fresh arrays are dropped before the saved ones are read: both need not fit at once
     there = processes.word(checkpointer.latest_path() is not None)
     restored = checkpointer.restore(abstract(program.init())) if there else None
     if restored is None:
         state, offset = program.init(), config.train.step_offset
         # an addition keeps the placement that init chose: another one would compile the step twice
-        return _Start(offset, state._replace(step=state.step + offset), Progress())
+        return offset, state._replace(step=state.step + offset), Progress()
     iterator.set_state(restored.data)
     if restored.step > config.train.steps:
         raise ConfigError(
@@ -240,94 +192,37 @@ def _start(
             "train.steps to the number of the last step, or use another workdir"
         )
     logger.info("resuming at step %d", restored.step)
-    return _Start(restored.step, restored.state, Progress(**restored.meta["progress"]))
+    return restored.step, restored.state, Progress(**restored.meta["progress"])
 
 
-def _announce(program: TrainProgram, state: TrainState) -> None:
-    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    logger.info("parameters:\n%s", table)
-    for note in program.notes:
-        logger.info(note)
-    logger.info("devices: %s", telemetry.device_description())
-
-
-def _write_all(writers: Sequence[Writer], row: Row) -> None:
-    for writer in writers:
-        writer.write(row)
-
-
-def _hooks(
-    program: TrainProgram,
-    config: ExperimentConfig,
-    workdir: Path,
-    iterator: TrainIterator,
-    eval_batches: Sequence[Batch],
-    recorder: Recorder,
-    checkpointer: Checkpointer,
-    guard: Guard,
-) -> list[Hook]:
-    """Evaluation before logging, so that its numbers join the step's row; both before the checkpoint, so
-    that the row is on disk when the checkpoint that it belongs to is."""
-    profiling = config.train.profile and jax.process_index() == 0
-    hooks: list[Hook] = [ProfileHook(workdir / "profile")] if profiling else []
-    save = CheckpointHook(config.checkpoint.every, checkpointer, recorder, iterator.get_state)
-    return [
-        *hooks,
-        EvalHook(config.eval.every, program, eval_batches, recorder, guard),
-        LogHook(config.log.every, config.train.step_offset + 1, recorder),
-        AlarmHook(guard, save, checkpointer, workdir / files.ALARM_FILE),
-    ]
-
-
-class _End(NamedTuple):
-    step: int
-    state: TrainState
-    interrupted: bool
-
-
-def _steps(
-    program: TrainProgram,
-    start: _Start,
-    config: ExperimentConfig,
-    iterator: TrainIterator,
-    hooks: Sequence[Callable[[StepEvent], None]],
-    recorder: Recorder,
-    stopping: Callable[[int], str | None],
-) -> _End:
-    step, state = start.step, start.state
-    while step < config.train.steps:
-        batch = next(iterator)
+def _steps(run: Run, state: TrainState, stopping: Callable[[int], str | None]) -> tuple[int, TrainState]:
+    """The last step taken, and the state after it. stopping: why a signal ends the run after a step."""
+    step, last = run.start, run.config.train.steps
+    while step < last:
+        batch = next(run.iterator)
         with jax.profiler.StepTraceAnnotation("train_step", step_num=step + 1):
-            state, metrics = program.train_step(state, batch)
+            state, metrics = run.program.train_step(state, batch)
         step += 1
-        recorder.add(step, metrics)
-        if step == start.step + 1:
-            recorder.finish_first_step()
+        run.recorder.add(step, metrics)
+        if step == run.start + 1:
+            run.recorder.finish_first_step()
         reason = stopping(step)
-        event = StepEvent(step, state, step == config.train.steps, reason is not None)
-        for hook in hooks:
-            hook(event)
-        if event.stopping and not event.last:
+        after_step(run, step, state, stopping=reason is not None)
+        if reason is not None and step < last:
             logger.warning("%s: stopped after step %d; the same command continues it", reason, step)
-            return _End(step, state, interrupted=True)
-    return _End(step, state, interrupted=False)
+            break
+    return step, state
 
 
-def _summary(
-    program: TrainProgram,
-    config: ExperimentConfig,
-    workdir: Path,
-    end: _End,
-    progress: Progress,
-    eval_batches: Sequence[Batch],
-) -> dict[str, Any]:
+def _summary(run: Run, step: int, state: TrainState) -> dict[str, Any]:
     """The run in numbers. The last row has the evaluation, unless a finished run lost it."""
+    interrupted = step < run.config.train.steps
     # process 0 wrote the rows; whether to evaluate, which all do together, must be the same for all
-    rows = processes.word(files.read_rows(workdir / files.METRICS_FILE)[-1:])
-    last = rows[-1] if rows else {}
+    rows = processes.word(files.read_rows(run.workdir / files.METRICS_FILE)[-1:])
+    last, progress = rows[-1] if rows else {}, run.recorder.progress()
     evaluated: dict[str, Any] = {key: last.get(key) for key in (*EVALUATED, "eval_writes")}
-    if not end.interrupted and (last.get("step") != end.step or evaluated["eval_loss"] is None):
-        evaluated = evaluate(program, end.state, eval_batches)
+    if not interrupted and (last.get("step") != step or evaluated["eval_loss"] is None):
+        evaluated = evaluate(run.program, state, run.eval_batches)
     rate = progress.steady_tokens / progress.steady_seconds if progress.steady_seconds else None
     summary = {
         **evaluated,
@@ -336,58 +231,36 @@ def _summary(
         "tokens_per_sec": rate,
         "train_seconds": progress.train_seconds,
         "compile_seconds": progress.compile_seconds,
-        "steps": end.step,
-        "interrupted": end.interrupted,
+        "steps": step,
+        "interrupted": interrupted,
     }
     return dict(files.to_json(summary))
 
 
-def _samples(
-    program: TrainProgram,
-    config: ExperimentConfig,
-    state: TrainState,
-    batches: Sequence[Batch],
-    tokenizer: TextTokenizer,
-) -> list[dict[str, str]]:
-    """Sampled continuations of the first held-out rows, as text."""
-    if not batches or not config.eval.generate_tokens:
-        return []
-    rows = np.asarray(batches[0].tokens)[:_SAMPLES, :_PROMPT_TOKENS]
-    out = []
-    for index, prompt in enumerate(rows):
-        ids = program.generate(state, prompt, config.eval.generate_tokens, 0.8, config.train.seed + index)
-        texts = (tokenizer.decode([int(i) for i in part]) for part in (prompt, np.asarray(ids)))
-        out.append(dict(zip(("prompt", "text"), texts, strict=True)))
-    return out
-
-
-def _write_results(
-    program: TrainProgram,
-    config: ExperimentConfig,
-    workdir: Path,
-    end: _End,
-    summary: dict[str, Any],
-    peak: float,
-    eval_batches: Sequence[Batch],
-    tokenizer: TextTokenizer,
-) -> None:
+def _write_results(run: Run, state: TrainState, summary: dict[str, Any], tokenizer: Tokenizer) -> None:
     """`summary.json`, and the report made from it and `metrics.jsonl`."""
-    started = time.perf_counter()
-    samples = [] if end.interrupted else _samples(program, config, end.state, eval_batches, tokenizer)
+    started, program, config = time.perf_counter(), run.program, run.config
+    samples = []
+    if run.eval_batches and config.eval.generate_tokens and not summary["interrupted"]:
+        rows = np.asarray(run.eval_batches[0].tokens)[:_SAMPLES, :_PROMPT_TOKENS]
+        for seed, prompt in enumerate(rows, config.train.seed):
+            ids = program.generate(state, prompt, config.eval.generate_tokens, 0.8, seed)
+            texts = (tokenizer.decode([int(i) for i in part]) for part in (prompt, np.asarray(ids)))
+            samples.append(dict(zip(("prompt", "text"), texts, strict=True)))
     if jax.process_index() != 0:
         return
     rate = summary["tokens_per_sec"]
     details = {
-        "name": workdir.name,
+        "name": run.workdir.name,
         "device": telemetry.device_description(),
         "versions": telemetry.versions(),
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(end.state.params)),
-        "matmul_peak_flops": peak,
-        "share_of_peak": rate * program.flops_per_token / peak if rate else None,
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
+        "matmul_peak_flops": run.peak,
+        "share_of_peak": rate * program.flops_per_token / run.peak if rate else None,
         "notes": program.notes,
         "samples": samples,
         "config": files.as_plain(config),
     }
-    files.write_summary(workdir, {**summary, **details})
-    write_report(workdir)
-    logger.info("report written in %.1f s: %s", time.perf_counter() - started, workdir / "report.html")
+    files.write_summary(run.workdir, {**summary, **details})
+    write_report(run.workdir)
+    logger.info("report written in %.1f s: %s", time.perf_counter() - started, run.workdir / "report.html")

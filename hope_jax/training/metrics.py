@@ -1,8 +1,8 @@
-"""Metrics of a run: collected on the device, fetched by a thread, written at log steps.
+"""Metrics of a run: collected on the device, fetched late, written at log steps.
 
-The loop never waits for a number. Each interval of steps is handed to one fetching thread, which notes the
-time at which the device finished it; the rows are written one interval later, so the device always has
-work queued. Evaluations and checkpoints drain what is outstanding and stop the clock while they run.
+The loop does not wait for the numbers of the steps that it has just dispatched. A thread notes the time at
+which the device finished an interval of them; it is fetched one interval later, so the device always has work
+queued. Evaluations and checkpoints drain what is outstanding and stop the clock while they run.
 """
 
 import contextlib
@@ -28,37 +28,10 @@ _HISTORY = 64
 """Rows that are remembered for the diagnosis of a divergence."""
 
 
-class _Fetched(NamedTuple):
-    loss: np.ndarray  # [n]
-    grad_norm: np.ndarray  # [n]
-    tokens: float
-    last: dict[str, Any]
-    done_at: float
-
-
-class _Interval(NamedTuple):
-    steps: list[int]
-    metrics: list[Metrics]
-    row: bool
-    fetched: "Future[_Fetched]"
-
-
-def _fetch(metrics: list[Metrics]) -> _Fetched:
-    """Wait for the device and copy what the rows need."""
-    jax.block_until_ready(metrics[-1])
-    done_at = time.perf_counter()
-    per_step = jax.device_get([(m["loss"], m["grad_norm"], m["tokens"]) for m in metrics])
-    loss, grad_norm, tokens = (np.asarray(column) for column in zip(*per_step, strict=True))
-    last = jax.device_get(dict(metrics[-1]))
-    return _Fetched(loss, grad_norm, float(tokens.sum(dtype=np.float64)), last, done_at)
-
-
 class Progress(NamedTuple):
-    """Totals of a run, carried through its checkpoints (seconds of wall clock).
-
-    tokens: supervised tokens trained on. steady_tokens, steady_seconds: those of the steps outside
-    compilation, evaluation and saving. train_seconds: everything. compile_seconds: first step, last start.
-    """
+    """Totals of a run, carried through its checkpoints (seconds of wall clock). tokens: supervised tokens
+    trained on. steady_tokens, steady_seconds: those of the steps outside compilation, evaluation and saving.
+    train_seconds: everything. compile_seconds: first step, last start."""
 
     tokens: float = 0.0
     steady_tokens: float = 0.0
@@ -67,15 +40,25 @@ class Progress(NamedTuple):
     compile_seconds: float = 0.0
 
 
-class Recorder:
-    """Turns the metrics of steps into rows.
+class _Interval(NamedTuple):
+    """row: one is due for its last step. done_at: when the device finished it."""
 
-    Args:
-        progress: totals of the run so far.
-        write_row: called with each finished row, in step order.
-        explain: (first bad step, telemetry up to it, oldest first) -> message of the `DivergenceError`
-            that is raised when a loss or gradient norm is not finite.
-    """
+    steps: list[int]
+    metrics: list[Metrics]
+    row: bool
+    done_at: Future[float]
+
+
+def _finished_at(metrics: Metrics) -> float:
+    """Waits for the device."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
+class Recorder:
+    """Turns the metrics of steps into rows. progress: totals of the run so far. write_row: called with each
+    finished row, in step order. explain: (first step whose loss or gradient norm is not finite, rows up to
+    it, oldest first) -> message of the `DivergenceError` that is raised."""
 
     def __init__(
         self,
@@ -83,56 +66,47 @@ class Recorder:
         write_row: Callable[[Row], None],
         explain: Callable[[int, list[Row]], str],
     ) -> None:
-        self._write_row = write_row
-        self._explain = explain
-        self._started_at = time.perf_counter()
-        self._progress = progress
-        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._progress, self._write_row, self._explain = progress, write_row, explain
+        self._started_at = self._last_done = time.perf_counter()
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._steps: list[int] = []
         self._metrics: list[Metrics] = []
         self._queue: deque[_Interval] = deque()
         self._latest: tuple[int, dict[str, Any]] | None = None
         self._notes: dict[int, Row] = {}
         self._history: deque[Row] = deque(maxlen=_HISTORY)
-        self._last_done = self._started_at
-        self._row_tokens = self._row_seconds = 0.0
-        self._row_steps = 0
+        self._begin_row()
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Take the device metrics of `step`; does not wait."""
         self._steps.append(step)
         self._metrics.append(metrics)
         if len(self._steps) >= _MAX_PENDING:
-            self._close(row=False)
-            self._collect(lag=1)
+            self._collect(row=False, lag=1)
 
     def annotate(self, step: int, values: Row) -> None:
         """Add fields (an evaluation) to the row of `step`."""
         self._notes.setdefault(step, {}).update(values)
 
-    def last_writes(self) -> Mapping[str, Any]:
-        """Write statistics, by level, of the last step that was fetched."""
-        return self._latest[1].get("writes", {}) if self._latest else {}
-
     def annotated(self, step: int) -> bool:
         """Whether `step` has fields that only its row will keep."""
         return step in self._notes
+
+    def last_writes(self) -> Mapping[str, Any]:
+        """Write statistics, by level, of the last step that was fetched."""
+        return self._latest[1].get("writes", {}) if self._latest else {}
 
     def log(self, step: int) -> None:
         """Have a row written for `step`, the last one added: one interval later, or at the next drain."""
         if not self._steps and self._latest is not None and self._latest[0] == step:
             self._emit(*self._latest)
         else:
-            self._close(row=True)
-            self._collect(lag=1)
+            self._collect(row=True, lag=1)
 
     def drain(self) -> None:
         """Wait for everything that was added and write the rows that are due.
-
-        Raises: DivergenceError at the first step whose loss or gradient norm is not finite.
-        """
-        self._close(row=False)
-        self._collect(lag=0)
+        Raises: DivergenceError at the first step whose loss or gradient norm is not finite."""
+        self._collect(row=False, lag=0)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -150,47 +124,58 @@ class Recorder:
             steady_tokens=p.steady_tokens - self._row_tokens,
             steady_seconds=p.steady_seconds - self._row_seconds,
         )
-        self._row_tokens = self._row_seconds = 0.0
-        self._row_steps = 0
+        self._begin_row()
 
     def progress(self) -> Progress:
         """Totals up to now; call it drained."""
-        now = time.perf_counter()
-        total = self._progress.train_seconds + now - self._started_at
+        total = self._progress.train_seconds + time.perf_counter() - self._started_at
         return self._progress._replace(train_seconds=total)
 
     def close(self) -> None:
-        """Give up the fetching thread."""
-        self._fetcher.shutdown(wait=False, cancel_futures=True)
+        """Give up the thread."""
+        self._watcher.shutdown(wait=False, cancel_futures=True)
 
-    def _close(self, row: bool) -> None:
+    def _begin_row(self) -> None:
+        self._row_tokens = self._row_seconds = 0.0
+        self._row_steps = 0
+
+    def _collect(self, row: bool, lag: int) -> None:
+        """Ends the interval and fetches all but the last `lag`. row: one is due for its last step."""
         if self._steps:
-            future = self._fetcher.submit(_fetch, self._metrics)
-            self._queue.append(_Interval(self._steps, self._metrics, row, future))
+            done_at = self._watcher.submit(_finished_at, self._metrics[-1])
+            self._queue.append(_Interval(self._steps, self._metrics, row, done_at))
             self._steps, self._metrics = [], []
-
-    def _collect(self, lag: int) -> None:
         while len(self._queue) > lag:
             interval = self._queue.popleft()
-            fetched = interval.fetched.result()
-            self._check_finite(interval, fetched)
-            self._book(len(interval.steps), fetched)
-            self._latest = (interval.steps[-1], fetched.last)
+            self._latest = (interval.steps[-1], self._fetch(interval))
             if interval.row:
                 self._emit(*self._latest)
 
-    def _book(self, steps: int, fetched: _Fetched) -> None:
-        seconds = max(fetched.done_at - self._last_done, 0.0)
-        self._last_done = fetched.done_at
-        self._row_tokens += fetched.tokens
+    def _fetch(self, interval: _Interval) -> dict[str, Any]:
+        """Waits for the device, books tokens and seconds, and returns the metrics of the last step."""
+        done_at = interval.done_at.result()
+        per_step = jax.device_get([(m["loss"], m["grad_norm"], m["tokens"]) for m in interval.metrics])
+        loss, grad_norm, counts = (np.asarray(column) for column in zip(*per_step, strict=True))
+        finite = np.isfinite(loss) & np.isfinite(grad_norm)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            steps = [
+                {**jax.device_get(dict(metrics)), "step": step}
+                for step, metrics in zip(interval.steps[: first + 1], interval.metrics, strict=False)
+            ]
+            raise DivergenceError(self._explain(interval.steps[first], [*self._history, *steps]))
+        tokens, seconds = float(counts.sum(dtype=np.float64)), max(done_at - self._last_done, 0.0)
+        self._last_done = done_at
+        self._row_tokens += tokens
         self._row_seconds += seconds
-        self._row_steps += steps
+        self._row_steps += len(interval.steps)
         p = self._progress
         self._progress = p._replace(
-            tokens=p.tokens + fetched.tokens,
-            steady_tokens=p.steady_tokens + fetched.tokens,
+            tokens=p.tokens + tokens,
+            steady_tokens=p.steady_tokens + tokens,
             steady_seconds=p.steady_seconds + seconds,
         )
+        return jax.device_get(dict(interval.metrics[-1]))
 
     def _emit(self, step: int, metrics: dict[str, Any]) -> None:
         timed = self._row_seconds > 0
@@ -203,18 +188,6 @@ class Recorder:
         }
         row |= {key: value for key, value in metrics.items() if key not in row}
         row |= self._notes.pop(step, {})
-        self._row_tokens = self._row_seconds = 0.0
-        self._row_steps = 0
+        self._begin_row()
         self._history.append(row)
         self._write_row(row)
-
-    def _check_finite(self, interval: _Interval, fetched: _Fetched) -> None:
-        bad = ~(np.isfinite(fetched.loss) & np.isfinite(fetched.grad_norm))
-        if not bad.any():
-            return
-        first = int(np.argmax(bad))
-        steps = [
-            {**jax.device_get(dict(metrics)), "step": step}
-            for step, metrics in zip(interval.steps[: first + 1], interval.metrics, strict=False)
-        ]
-        raise DivergenceError(self._explain(interval.steps[first], [*self._history, *steps]))

@@ -11,19 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from hope_jax.cluster.sharding import (
-    BY_EXAMPLE,
-    DATA_AXIS,
-    WHOLE,
-    add_up,
-    gather,
-    make_mesh,
-    replicated,
-    shard_batch,
-    shard_whole_batch,
-    shared,
-    whole,
-)
+from hope_jax.cluster import sharding
+from hope_jax.cluster.sharding import DATA_AXIS, WHOLE, make_mesh, whole
 from hope_jax.config import assemble
 from hope_jax.config.chunks import has_memories
 from hope_jax.config.experiment import ExperimentConfig
@@ -77,7 +66,9 @@ class Step:
         self.streams = self.mode != "two_pass"
         self.untrained = self._without_gradient()
         self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained)
-        self.specs = self._state_specs()
+        shares = self.mesh.size if self.mesh and config.train.fsdp else 1
+        # how each array of the state is split over the devices
+        self.specs: TrainState = sharding.shared(jax.eval_shape(self.init), shares)
 
     def init(self) -> TrainState:
         """The state of step 0; deterministic in `train.seed`. A relaunch adds its offset to the step."""
@@ -90,13 +81,6 @@ class Step:
             fast=self.model.init_fast_state(params, 1) if self.persistent else (),
             rng=jax.random.key_data(run_key),
         )
-
-    def _state_specs(self) -> TrainState:
-        """How each array of the state is split over the devices."""
-        shapes = jax.eval_shape(self.init)
-        if self.mesh is None or not self.config.train.fsdp:
-            return whole(shapes)
-        return shared(shapes, self.mesh.size)
 
     def _without_gradient(self) -> tuple[str, ...]:
         """Paths of the parameters that act through writes alone, where no read of a step sees a write."""
@@ -117,12 +101,12 @@ class Step:
         state_specs = (self.specs.params, self.specs.fast)
 
         def own(state: tuple[PyTree, PyTree], batch: Batch, known: tuple[Array, ...]) -> Any:
-            return function(*gather(state, state_specs), batch, *known)
+            return function(*sharding.gather(state, state_specs), batch, *known)
 
         mapped = jax.shard_map(
             own,
             mesh=self.mesh,
-            in_specs=(state_specs, BY_EXAMPLE, WHOLE),
+            in_specs=(state_specs, sharding.BY_EXAMPLE, WHOLE),
             out_specs=out_specs,
             check_vma=False,
         )
@@ -132,7 +116,7 @@ class Step:
         """The sum over all devices of what each has of its examples."""
         if self.mesh is None:
             return tree
-        return add_up(tree, whole(tree) if specs is None else specs)
+        return sharding.add_up(tree, whole(tree) if specs is None else specs)
 
     def _start(self, params: PyTree, fast: PyTree, batch: Batch) -> PyTree:
         return fast if self.persistent else self.model.init_fast_state(params, batch.tokens.shape[0])
@@ -154,14 +138,10 @@ class Step:
         own = {} if self.streams else {"seen": seen * batch.tokens.shape[1] if self.persistent else None}
         fast = self._start(params, fast, batch)
         gradient, result = MODES[self.mode](self.model, self.rule, params, fast, batch, schedule, **own)
-        return self._met(gradient, result.sums, result.stats, result.fast if self.persistent else ())
-
-    def _met(self, gradient: PyTree, sums: Sums, stats: PyTree, fast: PyTree) -> Learnt:
-        """What the devices have learnt together. stats: leaves [L, B]. fast: shared, and so alike on all."""
-        writes = jax.tree.map(lambda t: t.sum(1), stats)
-        learnt = Learnt(gradient, sums, writes, ())
+        learnt = Learnt(gradient, result.sums, jax.tree.map(lambda t: t.sum(1), result.stats), ())
         specs = whole(learnt)._replace(gradient=self.specs.params)
-        return self._summed(learnt, specs)._replace(fast=fast)
+        # what persists is shared, and so alike on all devices
+        return self._summed(learnt, specs)._replace(fast=result.fast if self.persistent else ())
 
     @jax.named_scope("outer_step")
     def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
@@ -198,34 +178,27 @@ class Step:
         """Of one device's rows; see `_everywhere`."""
         fast = self._start(params, fast, batch)
         plain, _ = self._read_loss(params, {}, batch)
-        sums: Metrics = {"loss_sum": plain, "tokens": token_loss_count(batch), "writes": {}}
+        tokens = (batch.targets >= 0).sum().astype(jnp.float32)
+        sums: Metrics = {"loss_sum": plain, "tokens": tokens, "writes": {}}
         written = self.streams or self.persistent or bool(self.model.stream_memories())
         # Gated DeltaNet mixes tokens by what it writes: there is no reading without.
         if has_memories(self.config) and written:
-            loss, stats = self._loss_with_writes(params, fast, batch)
-            writes = {level: of_level for levels in stats.values() for level, of_level in levels.items()}
+            if self.streams:
+                result = stream_loss(self.model, self.rule._replace(training=False), params, fast, batch)
+                loss, stats = result.sums.loss, result.stats
+            else:
+                loss, stats = self._read_loss(params, fast, batch)
             sums |= {"loss_sum": loss, "loss_sum_no_writes": plain}
             sums["writes"] = {
                 level: {name: getattr(of_level, name).sum(1) for name in EVALUATED_WRITES}
-                for level, of_level in writes.items()
+                for levels in stats.values()
+                for level, of_level in levels.items()
             }
         return self._summed(sums)
-
-    def _loss_with_writes(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
-        """Also the statistics of what was written, by memory and level, leaves [L, B]."""
-        if self.streams:
-            result = stream_loss(self.model, self.rule._replace(training=False), params, fast, batch)
-            return result.sums.loss, result.stats
-        return self._read_loss(params, fast, batch)
 
     def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)
         return read_loss(params, out, batch.targets).total, out.stats
-
-
-def token_loss_count(batch: Batch) -> Array:
-    """Supervised tokens of a batch, float32 []."""
-    return (batch.targets >= 0).sum().astype(jnp.float32)
 
 
 def describe_writes(total: WriteStats, examples: int) -> Mapping[str, Array]:
@@ -247,19 +220,13 @@ def state_shardings(step: Step, mesh: Mesh) -> TrainState:
 def jit_train(step: Step, mesh: Mesh) -> Any:
     """`step.train` over a mesh, as training runs it and `hope_jax.plan` compiles it: batch split by example,
     state donated and left where it was."""
-    return jax.jit(
-        step.train, donate_argnums=0, out_shardings=(state_shardings(step, mesh), replicated(mesh))
-    )
+    placed = (state_shardings(step, mesh), sharding.replicated(mesh))
+    return jax.jit(step.train, donate_argnums=0, out_shardings=placed)
 
 
 def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
-    """Compiles (lazily) the pieces that the training loop drives.
-
-    vocab_size: of the tokenizer.
-
-    Raises:
-      ConfigError: the tokenizer has more tokens than `model.vocab_size`.
-    """
+    """Compiles (lazily) the pieces that the training loop drives. vocab_size: of the tokenizer.
+    Raises: ConfigError: the tokenizer has more tokens than `model.vocab_size`."""
     if vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer's {vocab_size} "
@@ -267,7 +234,7 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
         )
     mesh = make_mesh()
     step = Step(config, mesh)
-    everywhere = replicated(mesh)
+    everywhere = sharding.replicated(mesh)
     init = jax.jit(step.init, out_shardings=state_shardings(step, mesh))
     train = jit_train(step, mesh)
     evaluate = jax.jit(step.evaluate, out_shardings=everywhere)
@@ -288,8 +255,8 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
     shapes = jax.eval_shape(step.init)
     return TrainProgram(
         init=init,
-        train_step=lambda state, batch: train(state, shard_batch(mesh, batch)),
-        eval_step=lambda state, batch: evaluate(state, shard_whole_batch(mesh, batch)),
+        train_step=lambda state, batch: train(state, sharding.shard_batch(mesh, batch)),
+        eval_step=lambda state, batch: evaluate(state, sharding.shard_whole_batch(mesh, batch)),
         generate=generate,
         notes=(optim.describe_groups(step.optim_rule, shapes.params, step.untrained),),
         flops_per_token=assemble.flops_per_token(config),

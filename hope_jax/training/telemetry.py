@@ -1,10 +1,9 @@
 """Facts about the machine and the software that a run is measured against."""
 
 import importlib.metadata
-import math
 import platform
 import subprocess
-import time
+import timeit
 from pathlib import Path
 
 import jax
@@ -29,16 +28,12 @@ def git_revision() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        revision, changed = (
-            subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return revision + ("+" if changed else "")
+    return done.stdout.strip()
 
 
 def device_description() -> str:
@@ -48,19 +43,13 @@ def device_description() -> str:
 
 
 def measure_matmul_peak(repeats: int = 5) -> float:
-    """FLOP/s of a square float32 matmul, the best of a few, over all devices of the run together.
-
-    Devices of the CPU platform share the host's cores, so they count once per process.
-    """
+    """FLOP/s of a square float32 matmul, the best of a few, over all devices of the run together. Devices of
+    the CPU platform share the host's cores, so they count once per process."""
     on_cpu = jax.default_backend() == "cpu"
     size = 1024 if on_cpu else 8192
     operand = jnp.full((size, size), 1.0 / size, jnp.float32)
     product = jax.jit(jnp.matmul)
     product(operand, operand).block_until_ready()
-    best = math.inf
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(operand, operand).block_until_ready()
-        best = min(best, time.perf_counter() - start)
+    seconds = timeit.repeat(lambda: product(operand, operand).block_until_ready(), number=1, repeat=repeats)
     copies = jax.process_count() if on_cpu else jax.device_count()
-    return 2.0 * size**3 / best * copies
+    return 2.0 * size**3 / min(seconds) * copies

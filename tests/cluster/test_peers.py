@@ -10,19 +10,24 @@ from hope_jax.cluster.peers import Alone, Peers
 
 
 class SharedStore:
+    """As the client of JAX's coordination service."""
+
     def __init__(self):
         self.values = {}
         self.lost = False
 
-    def put(self, name, value):
+    def key_value_set(self, name, value, allow_overwrite):
         if self.lost:
             raise RuntimeError("store lost")
         self.values[name] = value
 
-    def read(self):
+    def key_value_dir_get(self, folder):
         if self.lost:
             raise RuntimeError("store lost")
-        return dict(self.values)
+        return [pair for pair in self.values.items() if pair[0].startswith(folder)]
+
+    def put(self, name, value):
+        self.key_value_set(module._FOLDER + name, value, True)
 
 
 class Clock:

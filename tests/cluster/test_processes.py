@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hope_jax.core.files import METRICS_FILE, read_rows
-from hope_jax.storage import integrity
+from hope_jax.storage import stored
 from hope_jax.storage.stored import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +127,7 @@ def test_two_processes_train_as_one_with_two_devices(folder, together):
     assert [row["step"] for row in two] == list(range(1, 25))
     assert two[-1]["eval_loss"] < two[0]["loss"]
     assert one == two
-    assert integrity.digest(alone) == integrity.digest(workdir)
+    assert stored.digest_of(alone) == stored.digest_of(workdir)
 
 
 def test_the_first_process_speaks_for_all(together):
@@ -136,13 +136,13 @@ def test_the_first_process_speaks_for_all(together):
     assert set(json.loads(out.splitlines()[-1])) >= {"eval_loss", "tokens_per_sec"}
     assert "resuming" not in err and "step 24/24" in err
     assert "{" not in other_out and "step 24/24" not in other_err
-    assert integrity.verify(workdir).files > 10
+    assert stored.verify(workdir).files > 10
 
 
 def assert_resumes_to(together, workdir):
     finish(start_two(workdir))
     assert rows(workdir) == rows(together[0])
-    assert integrity.digest(workdir) == integrity.digest(together[0])
+    assert stored.digest_of(workdir) == stored.digest_of(together[0])
 
 
 def test_a_signal_stops_all_after_a_step_a_killed_worker_stops_the_others_and_each_time_they_resume(
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_set_aside_by_all(folder, t
     assert "24 is unfinished or damaged (process 1: NotImplementedError: as Orbax may say of an array)" in err
     assert "resuming at step 20" in err
     assert (workdir / "checkpoints/unreadable-24").is_dir()
-    assert integrity.digest(workdir) == integrity.digest(together[0])
+    assert stored.digest_of(workdir) == stored.digest_of(together[0])
 
 
 def test_a_process_that_never_comes_is_named(folder):

@@ -42,7 +42,8 @@ from pathlib import Path
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
-from hope_jax.training import files, step
+from hope_jax.core import files
+from hope_jax.training import step
 from hope_jax.storage.checkpoint import Checkpointer, abstract
 from hope_jax.cluster.sharding import make_mesh
 from hope_jax.core.types import Batch

@@ -59,9 +59,9 @@ def reseal(root: Path, **metadata: Any) -> None:
     """Honest lists over whatever the folder holds; `metadata` changes that file."""
     meta = json.loads((root / "metadata.json").read_text())
     names = [n for n in manifest.files_below(root, ".") if n not in ("MANIFEST.txt", "metadata.json")]
-    meta = {**meta, "files": manifest.hash_files(root, names), **metadata}
+    meta = {**meta, "files": dict(manifest.hash_files(root, names)), **metadata}
     (root / "metadata.json").write_text(json.dumps(meta))
-    digests = manifest.hash_files(root, sorted([*names, "metadata.json"]))
+    digests = list(manifest.hash_files(root, sorted([*names, "metadata.json"])))
     (root / "MANIFEST.txt").write_text(manifest.dump(digests))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hope_jax.config.values import resolve
 from hope_jax.core.errors import BundleError, CheckpointError, ConfigError
 from hope_jax.release import bundle
-from hope_jax.storage import integrity, seal, stored
+from hope_jax.storage import seal, stored
 from hope_jax.storage.digests import BadFileError
 from hope_jax.storage.trained import prepare, read_text
 from tests.release.bundles import LOGS, Runs, contents, first_bad, save_run
@@ -30,7 +30,7 @@ def logits(checkpoint: Path) -> np.ndarray:
 
 def test_a_bundle_is_whole_and_verified(made: Path, runs: Runs) -> None:
     found = bundle.verify(made)
-    assert found.digest == integrity.digest(runs.main) == integrity.digest(made)
+    assert found.digest == stored.digest_of(runs.main) == stored.digest_of(made)
     held = contents(made)
     assert found.files == len(held)
     for where, run in (("", runs.main), ("baselines/titan/", runs.titan)):
@@ -179,8 +179,8 @@ def test_only_what_a_bundle_holds_makes_one(made: Path, runs: Runs, copy: Path) 
 
 
 def test_a_checkpoint_of_the_bundle_verifies_alone(made: Path) -> None:
-    found = integrity.verify(made / "checkpoints" / "2")
-    assert found.digest == seal.check(made / "checkpoints", 2)["checkpoint_digest"]
+    found = stored.verify(made / "checkpoints" / "2")
+    assert found.digest == seal.check(made / "checkpoints", 2).meta["checkpoint_digest"]
 
 
 def test_a_stray_file_is_not_taken_along_and_in_a_bundle_it_is_bad(runs: Runs, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_stray_file_is_not_taken_along_and_in_a_bundle_it_is_bad(runs: Runs, t
     for refuse in (
         bundle.verify,
         stored.load_checkpoint,
-        lambda out: integrity.verify(out / "checkpoints" / "2"),
+        lambda out: stored.verify(out / "checkpoints" / "2"),
     ):
         with pytest.raises(BadFileError, match=r"\.DS_Store: is in no list of digests"):
             refuse(tmp_path / "out")

@@ -17,7 +17,7 @@ from hope_jax.config.experiment import CheckpointConfig
 from hope_jax.core.errors import CheckpointError
 from hope_jax.optim.outer import Optim
 from hope_jax.storage import digests as manifest
-from hope_jax.storage import integrity, seal, stored
+from hope_jax.storage import seal, stored
 from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.own_flags import own_flags
@@ -62,7 +62,7 @@ def command(main, *arguments, capsys):
 
 
 def test_a_sealed_checkpoint_is_what_it_was(tmp_path):
-    meta = seal.check(sealed(tmp_path), 8)
+    meta = seal.check(sealed(tmp_path), 8).meta
     assert meta["step"] == 8 and meta["checkpoint_digest"] == "d" and meta["version"] == seal.VERSION
     assert yaml.safe_load((tmp_path / "8.yaml").read_text()) == {"model": {"dim": 6}}
 
@@ -92,7 +92,7 @@ def test_any_damage_is_found_and_its_file_named(tmp_path, data):
         seal.check(folder, 8)
         if other.parent == folder:
             return
-        assert seal.extra_files(folder, 8) == [other.relative_to(folder).as_posix()]
+        assert seal.check(folder, 8).extra == [other.relative_to(folder).as_posix()]
         with pytest.raises(BadFileError) as caught:
             seal.check(folder, 8, strict=True)
         assert folder / caught.value.path == other
@@ -176,10 +176,10 @@ def test_verify_recomputes_the_digest_of_the_arrays(copy):
     config = yaml.safe_load((folder / "16.yaml").read_text())
     seal.write(folder, 16, {**meta, "checkpoint_digest": "0" * 64}, config)
     with pytest.raises(BadFileError, match="says checkpoint_digest"):
-        integrity.verify(copy)
+        stored.verify(copy)
     seal.write(folder, 16, meta, {**config, "model": {}})
     with pytest.raises(BadFileError, match=r"16\.meta\.json|16\.yaml"):
-        integrity.verify(copy)
+        stored.verify(copy)
 
 
 def test_verify_and_digest_refuse_what_holds_no_checkpoint(tmp_path, capsys):
@@ -212,7 +212,7 @@ def test_a_run_killed_before_the_seal_goes_on_from_the_checkpoint_before(run, co
     (copy / "checkpoints" / "16.sha256").unlink()
     toy_train(copy, toy_config(steps=16))
     assert "was not sealed" in caplog.text
-    assert rows_of(copy) == rows_of(run) and integrity.digest(copy) == integrity.digest(run)
+    assert rows_of(copy) == rows_of(run) and stored.digest_of(copy) == stored.digest_of(run)
 
 
 def test_an_only_checkpoint_without_a_seal_counts_and_is_sealed(copy, run, caplog):
@@ -220,27 +220,27 @@ def test_an_only_checkpoint_without_a_seal_counts_and_is_sealed(copy, run, caplo
         (copy / "checkpoints" / f"{step}.sha256").unlink()
     toy_train(copy, toy_config(steps=16))
     assert "resuming at step 16" in caplog.text
-    assert integrity.verify_checkpoint(copy / "checkpoints", 16).digest == integrity.digest(run)
+    assert stored.verify_checkpoint(copy / "checkpoints", 16).digest == stored.digest_of(run)
 
 
 def test_a_workdir_may_have_a_number_for_a_name(tmp_path):
     toy_train(tmp_path / "7", toy_config(steps=8))
-    assert integrity.verify(tmp_path / "7") == integrity.verify(tmp_path / "7" / "checkpoints" / "8")
+    assert stored.verify(tmp_path / "7") == stored.verify(tmp_path / "7" / "checkpoints" / "8")
 
 
 @pytest.mark.parametrize("name", ["016", "²", "-16", "1" * 40])
 def test_only_plain_numbers_are_steps(copy, name):
-    before = integrity.verify(copy)
+    before = stored.verify(copy)
     shutil.copytree(copy / "checkpoints" / "16", copy / "checkpoints" / name)
-    assert integrity.verify(copy) == before
+    assert stored.verify(copy) == before
     with pytest.raises(CheckpointError):
-        integrity.verify(copy / "checkpoints" / name)
+        stored.verify(copy / "checkpoints" / name)
 
 
 def test_a_checkpoint_that_is_gone_is_missed(copy):
     shutil.rmtree(copy / "checkpoints" / "8")
     with pytest.raises(BadFileError, match=r"checkpoints/8: is missing"):
-        integrity.verify(copy)
+        stored.verify(copy)
 
 
 def test_a_byte_that_is_no_text_ends_the_rows_and_not_the_run(copy):
@@ -308,7 +308,7 @@ def test_a_stray_file_takes_nothing_from_a_good_checkpoint(kind, run, copy, capl
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True)
             path.write_bytes(b"\0\5\x16\7") if kind == "file" else path.symlink_to("/etc/hostname")
-    assert integrity.digest(copy) == integrity.digest(run)
+    assert stored.digest_of(copy) == stored.digest_of(run)
     assert toy_train(copy, toy_config(steps=17))["steps"] == 17
     assert "resuming at step 16" in caplog.text and "16/.DS_Store" in caplog.text
     assert not list((copy / "checkpoints").glob("unreadable*"))
@@ -316,7 +316,7 @@ def test_a_stray_file_takes_nothing_from_a_good_checkpoint(kind, run, copy, capl
         verify.main, copy / "checkpoints" / "16", copy / "checkpoints" / "8", "--json", capsys=capsys
     )
     newer, one = map(json.loads, out.splitlines())
-    assert code == 0 and newer["ok"] and one["files"] == integrity.verify(run / "checkpoints" / "8").files
+    assert code == 0 and newer["ok"] and one["files"] == stored.verify(run / "checkpoints" / "8").files
     assert len(newer["extra"]) == len(one["extra"]) == len(STRAYS) and "8/.DS_Store" in err
 
 
@@ -335,4 +335,4 @@ def test_what_others_may_take_away_again_is_not_sealed(tmp_path):
     stray.touch()
     sealed(tmp_path)
     stray.unlink()
-    assert seal.check(tmp_path, 8, strict=True)["step"] == 8
+    assert seal.check(tmp_path, 8, strict=True).meta["step"] == 8

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from hope_jax.cluster.lock import LOCK_FILE, WorkdirLock
+from hope_jax.cluster.lock import LOCK_FILE, workdir_lock
 from hope_jax.config.experiment import LogConfig
 from hope_jax.core import files
 from hope_jax.core.errors import CheckpointError, ConfigError, WorkdirError
-from hope_jax.storage import integrity
+from hope_jax.storage import stored
 from tests.training.toy import rows_of, toy_config, toy_program, toy_train
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hope_jax.cluster.lock import WorkdirLock
-with WorkdirLock(Path(sys.argv[1])):
+from hope_jax.cluster.lock import workdir_lock
+with workdir_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -98,23 +98,23 @@ def test_a_torn_last_row_is_no_damage(tmp_path):
 
 
 def test_a_lock_that_cannot_be_written_is_let_go(tmp_path):
-    with no_room_beyond(0), pytest.raises(OSError, match="large"), WorkdirLock(tmp_path):
+    with no_room_beyond(0), pytest.raises(OSError, match="large"), workdir_lock(tmp_path):
         pass
-    with WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path):
         pass
 
 
 def test_the_lock_ends_with_the_run(tmp_path):
-    with pytest.raises(RuntimeError, match="boom"), WorkdirLock(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), workdir_lock(tmp_path):
         raise RuntimeError("boom")
-    with WorkdirLock(tmp_path), pytest.raises(ConfigError, match="in use"), WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path), pytest.raises(ConfigError, match="in use"), workdir_lock(tmp_path):
         pass
 
 
 def test_a_holder_that_says_nothing_is_still_a_holder(tmp_path):
-    with WorkdirLock(tmp_path):
+    with workdir_lock(tmp_path):
         (tmp_path / LOCK_FILE).write_text("{")
-        with pytest.raises(ConfigError, match="in use by another run; nothing"), WorkdirLock(tmp_path):
+        with pytest.raises(ConfigError, match="in use by another run; nothing"), workdir_lock(tmp_path):
             pass
 
 
@@ -131,11 +131,11 @@ def test_a_full_disk_ends_the_run_and_the_next_start_goes_on(tmp_path):
 
         with pytest.raises((CheckpointError, WorkdirError), match=r"(?i)(too large|written).*[Mm]ake room"):
             toy_train(full, on_step=fill)
-    found = integrity.verify(full)
-    assert found.digest == integrity.verify_checkpoint(straight / "checkpoints", 8).digest
+    found = stored.verify(full)
+    assert found.digest == stored.verify_checkpoint(straight / "checkpoints", 8).digest
     toy_train(full)
     assert rows_of(full) == rows_of(straight)
-    assert integrity.digest(full) == integrity.digest(straight)
+    assert stored.digest_of(full) == stored.digest_of(straight)
 
 
 def test_a_row_that_does_not_fit_is_no_traceback(tmp_path):

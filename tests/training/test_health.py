@@ -22,7 +22,7 @@ from hope_jax.memory.cms import CmsOptions
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.models.spec import Architecture
 from hope_jax.storage.stored import load_checkpoint
-from hope_jax.training import health
+from hope_jax.training import alarms
 from hope_jax.training.loop import run
 from tests.training.toy import VOCAB, rows_of, toy_config, toy_program, toy_train
 
@@ -49,13 +49,13 @@ def level(write=0.01, delta=0.1, hits=0.0, applied=4.0):
 
 def judged(loss, plain, writes=None, **memory):
     evaluated = {"eval_loss": loss, "eval_loss_no_writes": plain}
-    return health.eval_alarm(evaluated, writes or {"fast": level()}, config_of(**memory))
+    return alarms.eval_alarm(evaluated, writes or {"fast": level()}, config_of(**memory))
 
 
 def test_no_alarm_while_writes_do_no_harm():
-    assert judged(1.0, 1.0 + health.MARGIN) is None
-    assert judged(1.0 + 0.9 * health.MARGIN, 1.0) is None
-    assert judged(CHANCE + 0.9 * health.MARGIN, CHANCE) is None
+    assert judged(1.0, 1.0 + alarms.MARGIN) is None
+    assert judged(1.0 + 0.9 * alarms.MARGIN, 1.0) is None
+    assert judged(CHANCE + 0.9 * alarms.MARGIN, CHANCE) is None
     assert judged(None, None) is None
 
 
@@ -92,7 +92,7 @@ def test_a_model_that_is_lost_without_its_writes_too_is_not_their_fault():
 
 
 @pytest.mark.parametrize(
-    ("losses", "alarms"),
+    ("losses", "alarmed"),
     [
         ([3.0, 3.0, 3.0, 3.0, 3.0], []),
         ([1.0, 3.0, 3.0, 1.0, 3.0, 3.0], []),
@@ -101,16 +101,16 @@ def test_a_model_that_is_lost_without_its_writes_too_is_not_their_fault():
         ([1.0, None, None, None], [4]),
     ],
 )
-def test_training_loss_above_chance_for_several_rows(losses, alarms):
+def test_training_loss_above_chance_for_several_rows(losses, alarmed):
     """Only where it had been below; a guard that resumes at any row says the same."""
     rows = [{"step": i, "loss": loss, "writes": {}} for i, loss in enumerate(losses, start=1)]
-    seen = health.Guard(config_of())
+    seen = alarms.Guard(config_of())
     marked = [seen.row(row if row["loss"] else {**row, "loss": math.nan}) for row in rows]
-    assert [row["step"] for row in marked if row["alarm"]] == alarms
+    assert [row["step"] for row in marked if row["alarm"]] == alarmed
     for start in range(len(rows)):
-        again = health.Guard(config_of(), rows[:start])
+        again = alarms.Guard(config_of(), rows[:start])
         assert [bool(again.row(row)["alarm"]) for row in rows[start:] if row["loss"]] == [
-            row["step"] in alarms for row in rows[start:] if row["loss"]
+            row["step"] in alarmed for row in rows[start:] if row["loss"]
         ]
 
 

@@ -18,7 +18,7 @@ from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.titan import TitanOptions
 from hope_jax.models.spec import Architecture
 from hope_jax.optim.outer import Optim
-from hope_jax.training import health, idle
+from hope_jax.training import alarms
 from tests.training.test_health import alarm_config
 from tests.training.toy import toy_program, toy_train, without_memories
 
@@ -54,38 +54,40 @@ def alarm(found, config=None, plain=2.0, loss=1.9, step=100, training=None):
     evaluated = {
         "eval_loss": loss,
         "eval_loss_no_writes": plain,
-        "eval_writes": idle.written(found),
+        "eval_writes": alarms.written(found),
     }
-    return idle.idle_alarm(step, evaluated, training or {}, config or config_of())
+    return alarms.idle_alarm(step, evaluated, training or {}, config or config_of())
 
 
 def test_shares_are_of_the_periods_that_ended_in_all_levels_and_layers():
     never = {"periods": [0.0, 0.0], "updates_applied": [0.0, 0.0], "surprise_value": [0.0, 0.0]}
-    found = idle.written({"fast": sums(1.0, periods=30.0), "slow": sums(0.2, periods=10.0), "ultra": never})
+    found = alarms.written({"fast": sums(1.0, periods=30.0), "slow": sums(0.2, periods=10.0), "ultra": never})
     assert set(found) == {"fast", "slow"}
     assert found["slow"]["periods_written"] == [0.2, 0.2]
     assert found["slow"]["surprise_value"] == pytest.approx([0.004, 0.008])
-    assert idle.share_of_all(found) == pytest.approx((30 + 2) / 40)
-    assert idle.share_of_all({}) is None and idle.share_of_all(idle.written({"ultra": never})) is None
+    assert alarms.share_of_all(found) == pytest.approx((30 + 2) / 40)
+    assert alarms.share_of_all({}) is None and alarms.share_of_all(alarms.written({"ultra": never})) is None
     step = {
         "fast": {**sums(0.5), "surprise_value": [0.1, 0.2], "grad_norm": [1.0, 1.0]},
         "old": {"periods": [1.0]},
     }
-    assert idle.trained(step) == idle.written({"fast": {**sums(0.5), "surprise_value": [4.0, 8.0]}})
+    assert alarms.written(step, means=True) == alarms.written(
+        {"fast": {**sums(0.5), "surprise_value": [4.0, 8.0]}}
+    )
 
 
 def test_levels_that_hardly_write_are_named_with_threshold_and_surprise():
     text = alarm({"fast": sums(0.3), "slow": sums(0.02)})
-    assert text.startswith(idle.KIND) and health.is_idle(text)
+    assert text.startswith(alarms.IDLE) and alarms.is_idle(text)
     for part in ("slow 2.0%", "0.004 to 0.008", "surprise_threshold=0.02", "set it to None", "2 without"):
         assert part in text, text
     assert "fast" not in text
-    assert alarm({"fast": sums(idle.SHARE), "slow": sums(1.0)}) is None
+    assert alarm({"fast": sums(alarms.SHARE), "slow": sums(1.0)}) is None
 
 
 def test_writes_that_change_nothing_are_named_with_their_rates():
-    text = alarm({"fast": sums(1.0), "slow": sums(1.0)}, plain=1.9 + 0.9 * idle.EFFECT)
-    assert text.startswith(idle.KIND) and "change nothing" in text
+    text = alarm({"fast": sums(1.0), "slow": sums(1.0)}, plain=1.9 + 0.9 * alarms.EFFECT)
+    assert text.startswith(alarms.IDLE) and "change nothing" in text
     for part in (
         "fast, slow",
         "cms_levels.fast.lr (now 0.1)",
@@ -93,7 +95,7 @@ def test_writes_that_change_nothing_are_named_with_their_rates():
         "teach_scale (now 0.1)",
     ):
         assert part in text, text
-    for other in (1.9 + 1.1 * idle.EFFECT, 1.9 - 1.1 * idle.EFFECT):
+    for other in (1.9 + 1.1 * alarms.EFFECT, 1.9 - 1.1 * alarms.EFFECT):
         assert alarm({"fast": sums(1.0), "slow": sums(1.0)}, plain=other) is None
     assert alarm({"fast": sums(1.0)}, plain=0.002, loss=0.001) is None
     one_chunk = config_of(train=TrainConfig(online_chunk_size=2048))
@@ -154,19 +156,19 @@ def test_harm_comes_before_idleness_which_never_ends_a_run():
     config = alarm_config("stop")
     ours = config_of()
     config = replace(config, model=ours.model, cms=ours.cms, memory=ours.memory)
-    guard = health.Guard(config, [{"step": 1, "loss": 1.0}])
+    guard = alarms.Guard(config, [{"step": 1, "loss": 1.0}])
     evaluated = {
         "eval_loss": 1.9,
         "eval_loss_no_writes": 1.9,
-        "eval_writes": idle.written({"fast": sums(0.0)}),
+        "eval_writes": alarms.written({"fast": sums(0.0)}),
     }
     text = guard.evaluated(1000, evaluated, {})
-    assert health.is_idle(text) and guard.stop is None
+    assert alarms.is_idle(text) and guard.stop is None
     for number in range(2, 5):  # the loss is above ln V three times: no idleness may hide that
         row = guard.row({"step": number, "loss": 9.0, "writes": {}, "alarm": text})
     assert "training loss" in row["alarm"] and guard.stop == row["alarm"]
-    harm = health.Guard(config).evaluated(1000, {**evaluated, "eval_loss": 9.0}, {})
-    assert "do harm" in harm and not health.is_idle(harm)
+    harm = alarms.Guard(config).evaluated(1000, {**evaluated, "eval_loss": 9.0}, {})
+    assert "do harm" in harm and not alarms.is_idle(harm)
 
 
 def blocked(program):
@@ -200,9 +202,9 @@ def test_a_run_with_idle_memories_goes_on_and_its_report_says_so(tmp_path, needs
     summary = toy_train(tmp_path, config, blocked(toy_program()))
     assert summary["steps"] == 20 and summary["periods_written"] == 0.0
     assert not (tmp_path / ALARM_FILE).exists()
-    assert idle.KIND in (tmp_path / "report.html").read_text()
+    assert alarms.IDLE in (tmp_path / "report.html").read_text()
     assert toy_train(tmp_path / "off", replace(config, eval=alarm_config("off").eval), blocked(toy_program()))
-    assert idle.KIND not in (tmp_path / "off" / METRICS_FILE).read_text()
+    assert alarms.IDLE not in (tmp_path / "off" / METRICS_FILE).read_text()
 
 
 def test_without_memories_there_is_nothing_to_say(tmp_path):

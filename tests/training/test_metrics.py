@@ -13,7 +13,7 @@ from hope_jax.core.files import cut_back, dump_row, to_json, write_atomic
 from hope_jax.memory.levels import Level
 from hope_jax.models.spec import Architecture
 from hope_jax.training import metrics as metrics_module
-from hope_jax.training.diagnosis import explain_divergence
+from hope_jax.training.alarms import explain_divergence
 from hope_jax.training.metrics import Progress, Recorder
 
 
@@ -26,13 +26,13 @@ def make_recorder(rows):
 
 
 def test_logging_does_not_wait_for_the_device(monkeypatch):
-    ready, real = threading.Event(), metrics_module._fetch
+    ready, real = threading.Event(), metrics_module._finished_at
 
     def slow(metrics):
         assert ready.wait(10)
         return real(metrics)
 
-    monkeypatch.setattr(metrics_module, "_fetch", slow)
+    monkeypatch.setattr(metrics_module, "_finished_at", slow)
     rows = []
     recorder = make_recorder(rows)
     for step in range(1, 5):

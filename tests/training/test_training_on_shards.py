@@ -16,7 +16,7 @@ from hope_jax.core.files import METRICS_FILE, read_rows
 from hope_jax.core.program import TrainProgram
 from hope_jax.data.corpus import load_documents
 from hope_jax.release import model_card
-from hope_jax.storage import integrity
+from hope_jax.storage import stored
 from hope_jax.storage.stored import load_checkpoint
 from hope_jax.training import loop, step, telemetry
 from tests.data.shard_folder import shard_documents
@@ -102,7 +102,7 @@ def cache_first(build: Callable[..., TrainProgram]) -> Callable[..., TrainProgra
 def assert_same_end(folder: Path, straight: object, again: object) -> None:
     """The steps' losses, the last evaluation and the last state of the two runs in a folder."""
     assert straight == again
-    assert integrity.digest(folder / "straight") == integrity.digest(folder / "parts")
+    assert stored.digest_of(folder / "straight") == stored.digest_of(folder / "parts")
     losses = [[(row["step"], row["loss"]) for row in rows(folder / name)] for name in ("straight", "parts")]
     assert losses[0] == losses[1] and [number for number, _ in losses[0]] == [1, 2, 3, 4]
 

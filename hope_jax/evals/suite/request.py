@@ -17,7 +17,7 @@ from hope_jax.evals.reading.subject import checkpoint_paths
 from hope_jax.evals.suite.run import Asked
 from hope_jax.release import bundle
 from hope_jax.storage import digests as manifest
-from hope_jax.storage import integrity, stored
+from hope_jax.storage import stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def check(plan: Plan, targets: Targets) -> None:
         if bundle.is_bundle(folder.parent):
             bundle.verify(folder.parent)
         else:
-            integrity.verify_checkpoint(folder, int(target.path.name))
+            stored.verify_checkpoint(folder, int(target.path.name))
     for target in targets.checkpoints:
         _check_selection(target, plan.memorize)
 
