@@ -31,7 +31,7 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.reading.memorize import Memorizer, Rule, as_settings, unrelated
 from hope_jax.evals.reading.scoring import Pair, score_pairs
 from hope_jax.evals.reading.subject import Subject, open_subject
-from hope_jax.evals.statistics import as_json, mean, within_one
+from hope_jax.evals.statistics import mean, within_one
 from hope_jax.evals.suite.run import FORMAT, VERSION, progress
 
 NAME = "passkey_smoke"
@@ -126,7 +126,7 @@ def summarize(by_seed: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
         if name.startswith("choice/"):
             keys = sum(len(found[name]) for found in by_seed.values())
             estimate, chance = within_one(estimate, keys), 0.5
-        metrics[name] = as_json(estimate, chance)
+        metrics[name] = estimate.as_json(chance)
     return {
         "metrics": metrics,
         "per_seed": {str(seed): means for seed, means in each.items()},

@@ -29,7 +29,7 @@ from hope_jax.core.output import say
 from hope_jax.core.paths import make_room, split_paths
 
 if TYPE_CHECKING:
-    from hope_jax.evals.suite.request import Plan
+    from hope_jax.evals.suite.session import Plan
 
 _CHECKPOINT = cli.define_checkpoint()
 _OUT = cli.define_path("out", "Folder of the results.")
@@ -61,21 +61,13 @@ _Value = TypeVar("_Value")
 
 
 class _Option(NamedTuple):
-    kind: Callable[[str], Any]
-    several: bool
-    keys: tuple[str, ...]
+    """A flag that sets options of evaluations. kind: of its value; several: values separated by commas. keys:
+    the options; none: the one of its name."""
 
-
-def _option(
-    name: str, help_text: str, kind: Callable[[str], Any], *, several: bool = False, keys: Sequence[str] = ()
-) -> None:
-    """A flag that sets options of evaluations: `keys`, or the one of its name. several: values separated by
-    commas."""
-    if kind is _there:
-        cli.define_path(name, help_text)
-    else:
-        flags.DEFINE_string(name, None, help_text, allow_override=True)
-    _OPTIONS[name] = _Option(kind, several, tuple(keys) or (name,))
+    text: str
+    kind: Callable[[str], Any] = str
+    several: bool = False
+    keys: tuple[str, ...] = ()
 
 
 def _there(text: str) -> str:
@@ -85,17 +77,30 @@ def _there(text: str) -> str:
     return text
 
 
-_OPTIONS: dict[str, _Option] = {}
-_LENGTHS = ("niah_lengths", "passkey_lengths")
-_option("lengths", "Tokens of needle and passkey contexts, as 2048,4096.", int, several=True, keys=_LENGTHS)
-_option("niah_tasks", "Names of needle tasks; default: all.", str, several=True)
-_TEXT = "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus."
-_option("documents", _TEXT, _there, keys=("perplexity_text",))
-_option("zeroshot_data", "Folder of the zero-shot tasks' data.", _there)
-_option("zeroshot_tasks", "Names of zero-shot tasks; default: all whose data are there.", str, several=True)
-_option("zeroshot_max_length", "Longest request in tokens.", int)
-_option("segments", "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there)
-_option("intents", "Folder of classification data for class_incremental.", _there)
+_OPTIONS = {
+    "lengths": _Option(
+        "Tokens of needle and passkey contexts, as 2048,4096.", int, True, ("niah_lengths", "passkey_lengths")
+    ),
+    "niah_tasks": _Option("Names of needle tasks; default: all.", several=True),
+    "documents": _Option(
+        "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus.",
+        _there,
+        keys=("perplexity_text",),
+    ),
+    "zeroshot_data": _Option("Folder of the zero-shot tasks' data.", _there),
+    "zeroshot_tasks": _Option("Names of zero-shot tasks; default: all whose data are there.", several=True),
+    "zeroshot_max_length": _Option("Longest request in tokens.", int),
+    "segments": _Option(
+        "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there
+    ),
+    "intents": _Option("Folder of classification data for class_incremental.", _there),
+}
+for _name, _how in _OPTIONS.items():
+    if _how.kind is _there:
+        cli.define_path(_name, _how.text)
+    else:
+        flags.DEFINE_string(_name, None, _how.text, allow_override=True)
+_OPTIONS = {name: how._replace(keys=how.keys or (name,)) for name, how in _OPTIONS.items()}
 
 _MORE = flags.DEFINE_multi_string("option", [], "KEY=VALUE: any option of an evaluation, VALUE as in JSON.")
 
@@ -120,10 +125,9 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(OSError):  # which the plan's check tells
         make_room(Path(str(_OUT.value)))
     compilation_cache.use()
-    plan = _plan()
-    # Orbax and what else is needed from here on take seconds to import
-    from hope_jax.evals.suite import session
+    from hope_jax.evals.suite import session  # takes seconds to import
 
+    plan = _plan()
     done = session.run(plan)
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
     if not failed:  # what those would have read is not known
@@ -147,8 +151,8 @@ def _check_memorize() -> None:
 def _plan() -> "Plan":
     from hope_jax.evals.reading.memorize import Rule
     from hope_jax.evals.suite import registry
-    from hope_jax.evals.suite.request import Plan
     from hope_jax.evals.suite.run import ARMS, BASELINE
+    from hope_jax.evals.suite.session import Plan
 
     given = {name: _parsed(name, how) for name, how in _OPTIONS.items()}
     options = {key: v for name, v in given.items() if v is not None for key in _OPTIONS[name].keys}
@@ -181,9 +185,9 @@ def _plan() -> "Plan":
 
 def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
     """An option that no evaluation has asked for changes nothing; of a flag one of its options is enough."""
-    flag_of = {key: name for name, option in _OPTIONS.items() for key in option.keys}
     for key in given:
-        if key not in read and not read.intersection(_OPTIONS[flag_of[key]].keys if key in flag_of else ()):
+        of_flag = {other for option in _OPTIONS.values() if key in option.keys for other in option.keys}
+        if not read & {key, *of_flag}:
             logger.warning("warning: no evaluation has read the option %s", key)
 
 

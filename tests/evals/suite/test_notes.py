@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hope_jax.evals.reading.scoring import Read, Row
-from hope_jax.evals.suite import pages as report
+from hope_jax.evals.suite import pages
+from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import Run, outcome
-from hope_jax.evals.suite.runner import Result
 from hope_jax.evals.tasks import continual, niah, passkey, perplexity, zeroshot
 from tests.evals.subjects import subject
 from tests.evals.tasks.test_retrieval import Knows
@@ -41,9 +41,9 @@ def reported(run: Run, evaluation: Any, **options: Any) -> str:
     """The section of report.md above its first table or plot."""
     found = evaluation.evaluate(dataclasses.replace(run, options={**run.options, **options}))
     name, about = evaluation.NAME, {**run.subject.about, "checkpoint": "x"}
-    report.write_report(run.out, "x", about, [Result(name, found)], run.out)
+    pages.write_report(run.out, "x", about, [Result(name, found)], run.out)
     text = (run.out / "report.md").read_text()
-    section = text.split(f"## {report.registry.EVALS[name].title}\n", 1)[1]
+    section = text.split(f"## {pages.registry.EVALS[name].title}\n", 1)[1]
     return section.split("\n|")[0].split("\n![")[0]
 
 
@@ -114,7 +114,7 @@ def test_an_index_of_several_checkpoints_has_the_notes_of_each(tmp_path: Path) -
     results = [
         Result("passkey", {"metrics": {"p/choice": {"value": v}}, "notes": [f"note {v}"]}) for v in (1, 2)
     ]
-    of = {"a": report.Reported("a", results[:1]), "b": report.Reported("b", results[1:])}
-    report.write_index(tmp_path, of)
+    of = {"a": pages.Reported("a", results[:1]), "b": pages.Reported("b", results[1:])}
+    pages.write_index(tmp_path, of)
     text = (tmp_path / "report.md").read_text()
     assert text.index("a: note 1") < text.index("b: note 2") < text.index("| p/choice | 1 | 2 |")

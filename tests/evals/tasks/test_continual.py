@@ -12,14 +12,13 @@ import pytest
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals import statistics
-from hope_jax.evals.arms import classes as class_arms
 from hope_jax.evals.reading.memorize import Rule
 from hope_jax.evals.reading.reader import Reader
 from hope_jax.evals.suite import comparison
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.tasks import adaptation, class_incremental, continual
-from hope_jax.evals.tasks.class_tasks import in_context_examples, tasks_of
-from hope_jax.evals.tasks.labels import Format, score_labels
+from hope_jax.evals.tasks import adaptation, class_incremental, classifier, continual
+from hope_jax.evals.tasks.classifier import Format, in_context_examples, score_labels
+from hope_jax.evals.tasks.intents import tasks_of
 from hope_jax.evals.tasks.segments import blocks, load_segments
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.tasks.intents_data import write_banking, write_clinc
@@ -174,14 +173,14 @@ def test_memorization_is_tested_over_all_segments_block_by_block() -> None:
         test = found[f"all/nats_per_token/memorized-{other}"]
         pairs = list(zip(losses["memorized"], losses[other], strict=True))
         assert test["delta"] == pytest.approx(np.mean([np.mean(a - b) for a, b in pairs]))
-        assert test["n"] == 14 and test == statistics.paired_as_json(statistics.paired_over(pairs))
+        assert test["n"] == 14 and test == statistics.paired_over(pairs).as_json()
     assert continual._over_all(["a", "b"], {"baseline": last["baseline"]}) == {}
 
 
 def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clinc(tmp_path)
     run = a_run(tmp_path, intents=str(tmp_path), learning_rates=[1e-3])
-    found = same_after_a_kill(monkeypatch, class_incremental.evaluate, run, class_arms, "score_labels", 5)
+    found = same_after_a_kill(monkeypatch, class_incremental.evaluate, run, classifier, "score_labels", 5)
     items = {item["key"]: item for item in found["items"]}
     assert [items[f"clinc/carried/{i}"]["classes"] for i in range(3)] == [2, 4, 6]
     for field in ("raw", "pmi", "chosen"):

@@ -9,15 +9,20 @@ import pytest
 
 from hope_jax.core.errors import ConfigError
 from hope_jax.evals import statistics
-from hope_jax.evals.reading.generation import generate_greedy
 from hope_jax.evals.reading.memorize import Memorizer, Rule
-from hope_jax.evals.reading.scoring import Pair, Score, score_pairs
-from hope_jax.evals.reading.shared_read import generate_after, read_prompts, score_after
+from hope_jax.evals.reading.scoring import (
+    Pair,
+    Score,
+    generate_after,
+    generate_greedy,
+    read_prompts,
+    score_after,
+    score_pairs,
+)
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.tasks import niah, niah_prompts, passkey, retrieval
-from hope_jax.evals.tasks.prompts import Prompt
-from hope_jax.evals.tasks.prose import load_prose
-from hope_jax.evals.tasks.retrieval import answer, chosen, continuation, string_match
+from hope_jax.evals.tasks import niah, passkey, retrieval
+from hope_jax.evals.tasks.niah import load_prose
+from hope_jax.evals.tasks.retrieval import Prompt, answer, chosen, continuation, string_match
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.tasks.test_niah_prompts import OTHER
 
@@ -103,7 +108,7 @@ def test_a_model_that_knows_scores_one_and_one_that_is_wrong_zero(
     # Without the context neither candidate is known: the coins of the two samples decide.
     tokenizer, prose = subject().trained.tokenizer, load_prose(None)
     asked = {
-        f"{t}@700": [niah_prompts.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
+        f"{t}@700": [niah.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
         for t in tasks
     }
     asked["passkey@200"] = [passkey.make_prompt(tokenizer, 200, 1, 1.0, 24, i) for i in (0, 1)]

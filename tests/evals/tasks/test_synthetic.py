@@ -19,7 +19,7 @@ from hope_jax.data.synthetic.rows import Strings
 from hope_jax.evals.reading.subject import Subject, open_subject
 from hope_jax.evals.suite import comparison, registry
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.suite.runner import run_all
+from hope_jax.evals.suite.session import run_all
 from hope_jax.evals.tasks import synthetic
 from hope_jax.release.bundle import write as write_bundle
 from hope_jax.storage.trained import read_text
