@@ -115,10 +115,8 @@ def ratio(values: Sequence[float] | np.ndarray, units: Sequence[float] | np.ndar
 def within_one(estimate: Estimate, n: float) -> Estimate:
     """An estimate of a share in [0, 1], with an interval that Student's formula gave: cut to [0, 1], and no
     closer to 0 (1) at its far end than Wilson's interval of `n` misses (hits) alone. Equal values show no
-    spread, and Student's interval of them would have no width.
-
-    n: observations; of those that weigh unlike the effective ones (Kish), 1 / sum of squared weights.
-    """
+    spread, and Student's interval of them would have no width. n: observations; of those that weigh unlike
+    the effective ones (Kish), 1 / sum of squared weights."""
     none = _Z * _Z / (n + _Z * _Z)
     value, low, high = np.clip(estimate[:3], 0.0, 1.0)  # NaN stays
     low, high = np.minimum(low, 1.0 - none), np.maximum(high, none)
@@ -136,13 +134,11 @@ def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
 
 
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
-    """Whether a and b, item by item, differ.
-
-    Of hits and misses: McNemar's exact test, and Newcombe's interval for a difference of paired proportions
-    (his method 10). Of other values: Student's interval and the paired t test; of one pair alone neither
-    exists. Differences that are all one number but zero tell nothing of their spread: no interval, and the
-    sign test. Raises: ValueError for lengths that differ, or nothing.
-    """
+    """Whether a and b, item by item, differ. Of hits and misses: McNemar's exact test, and Newcombe's
+    interval for a difference of paired proportions (his method 10). Of other values: Student's interval and
+    the paired t test; of one pair alone neither exists. Differences that are all one number but zero tell
+    nothing of their spread: no interval, and the sign test. Raises: ValueError for lengths that differ, or
+    nothing."""
     x, y = _pair(a, b)
     return _paired_hits(x, y) if _are_hits(x, y) else _paired_t([(x, y)], "paired t")
 

@@ -17,10 +17,8 @@ Table = Sequence[np.ndarray]
 
 def forgetting(table: Table, since: Sequence[int]) -> list[Estimate | None]:
     """Of each segment, how much worse the last moment is than the best one before it, from moment `since` on;
-    None for segments that were not known before the last moment.
-
-    The best moment is chosen by its mean over the same blocks: with noise alone the figure is above zero.
-    """
+    None for segments that were not known before the last moment. The best moment is chosen by its mean over
+    the same blocks: with noise alone the figure is above zero."""
     before = [rows[first:-1] for rows, first in zip(table, since, strict=True)]
     return [
         difference(rows[-1], known[int(known.mean(axis=1).argmin())]) if len(known) else None

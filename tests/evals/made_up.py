@@ -75,7 +75,7 @@ def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -
 
     module.NAME, module.evaluate = name, evaluate  # type: ignore[attr-defined]
     if draws:
-        module.figures = figures  # type: ignore[attr-defined]
+        evaluate.figures = figures  # type: ignore[attr-defined]
     return module
 
 

@@ -87,11 +87,9 @@ class HopeLM(LM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False, *, fast: PyTree | None = None
     ) -> list[float]:
-        """Of each (text,): log p in nats of the whole text.
-
-        Without max_length the text is one stream whose memories learn from all of it; with one it is read
-        in lm-eval's windows, each a context of its own, and each token is scored once.
-        """
+        """Of each (text,): log p in nats of the whole text. Without max_length the text is one stream whose
+        memories learn from all of it; with one it is read in lm-eval's windows, each a context of its own,
+        and each token is scored once."""
         rows: list[np.ndarray] = []
         owners: list[tuple[int, int]] = []  # request, tokens that are scored
         for i, request in enumerate(requests):
@@ -140,11 +138,9 @@ class HopeLM(LM):
 
     def encode_pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of both: they are encoded as one text and split after as many tokens as the context alone
-        has. Spaces that end the context belong to the continuation, as in lm-eval's own models.
-
-        Where the last characters of the context and the whole continuation make one token, that token is the
-        continuation: it is never left without one.
-        """
+        has. Spaces that end the context belong to the continuation, as in lm-eval's own models. Where the
+        last characters of the context and the whole continuation make one token, that token is the
+        continuation: it is never left without one."""
         kept = context.rstrip()
         whole = self.encode(context + continuation)
         split = len(self.encode(kept)) if kept else 0
@@ -207,10 +203,7 @@ def wanted(settings: Mapping[str, Any] | None) -> Wanted:
     """What lm-eval's `generation_kwargs` ask of an answer, read as lm-eval's own models read them; one that
     is None is as if it were not there. Each is honoured, or refused with an error that names it: an answer
     under other settings than those asked for would be a figure of another task. docs/evals/zeroshot.md lists
-    them.
-
-    Raises: ConfigError: they ask for what a greedy answer is not, or a value is none.
-    """
+    them. Raises: ConfigError: they ask for what a greedy answer is not, or a value is none."""
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     _check_greedy(given.get("do_sample"), given.get("temperature"))
     for key, value in given.items():

@@ -36,9 +36,8 @@ sums, but of `_LARGEST` the largest."""
 
 class Rule(NamedTuple):
     """steps: times that a text is read. carry: False: each item starts from the trained memories ("reset");
-    True: from those that the item before it left. paths, layers: see `SelectiveModel`. surprise_threshold:
-    of the gate; None: the model's own. use_correct_answer: the text holds the right answer, a leak by design.
-    """
+    True: from those that the item before it left. paths, layers: see `SelectiveModel`. surprise_threshold: of
+    the gate; None: the model's own. use_correct_answer: the text holds the right answer, a leak by design."""
 
     steps: int = 1
     carry: bool = False
@@ -58,12 +57,9 @@ class Memorized(NamedTuple):
 
 @dataclass(frozen=True)
 class SelectiveModel(HopeModel):
-    """`HopeModel` whose writes to memories and layers that are not selected are undone.
-
-    paths: memories (`titan`, `cms`, `self_mod`) or levels of a CMS; (): all. layers: from 0; (): all.
-    A memory that writes while it reads is set back after each online chunk: within one it reads what it has
-    just written.
-    """
+    """`HopeModel` whose writes to memories and layers that are not selected are undone. paths: memories
+    (`titan`, `cms`, `self_mod`) or levels of a CMS; (): all. layers: from 0; (): all. A memory that writes
+    while it reads is set back after each online chunk: within one it reads what it has just written."""
 
     paths: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
@@ -138,13 +134,9 @@ def check_selection(model: HopeModel, paths: Iterable[str], layers: Iterable[int
 
 
 def writing_streamer(subject: Subject, rule: Rule) -> Streamer:
-    """The subject's streams with what a rule says of writes.
-
-    Partial periods are written when a stream ends, so a text counts to its end, and padding after it changes
-    nothing. A text is one context, in which no document begins another.
-
-    Raises: ConfigError: the rule asks for what the model does not have.
-    """
+    """The subject's streams with what a rule says of writes. Partial periods are written when a stream ends,
+    so a text counts to its end, and padding after it changes nothing. A text is one context, in which no
+    document begins another. Raises: ConfigError: the rule asks for what the model does not have."""
     base = subject.trained.streamer
     if rule.steps < 1:
         raise ConfigError(f"--memorize_steps={rule.steps}: want at least 1")
@@ -186,12 +178,10 @@ class Memorizer:
         self.streamer = writing_streamer(subject, rule)
 
     def __call__(self, texts: Sequence[np.ndarray], fast: PyTree | None = None) -> Memorized:
-        """Reads each text, after BOS, as a context of its own, `steps` times from its beginning.
-
-        texts: int32 [n] token ids of any lengths; under memory.scope=batch one. fast: memories to start
-        from, of as many contexts or of one; None: those that training left. All tokens are targets. What
-        remains of a text is its writes: neither attention cache nor convolutions.
-        """
+        """Reads each text, after BOS, as a context of its own, `steps` times from its beginning. texts: int32
+        [n] token ids of any lengths; under memory.scope=batch one. fast: memories to start from, of as many
+        contexts or of one; None: those that training left. All tokens are targets. What remains of a text is
+        its writes: neither attention cache nor convolutions."""
         if self.subject.shared_memory and len(texts) != 1:
             raise ValueError(f"texts: want one under memory.scope=batch, got {len(texts)}")
         trained, streamer = self.subject.trained, self.streamer
@@ -234,11 +224,9 @@ def _held_out(tokenizer: Tokenizer) -> np.ndarray:
 def counts_of(
     stats: Mapping[str, Mapping[str, WriteStats]], model: HopeModel, lengths: Sequence[int], rule: Rule
 ) -> Updates:
-    """What one reading of texts has written, of statistics with leaves [L, B].
-
-    lengths: tokens of each context. Memories that write while they read write nothing in chunks of padding,
-    which therefore do not count.
-    """
+    """What one reading of texts has written, of statistics with leaves [L, B]. lengths: tokens of each
+    context. Memories that write while they read write nothing in chunks of padding, which therefore do not
+    count."""
     found: Updates = {}
     for memory, levels in jax.device_get(stats).items():
         for level, counts in levels.items():

@@ -44,12 +44,10 @@ class Reading(NamedTuple):
 
 
 class Reader:
-    """Reads rows for one subject; its parameters are arguments, as fine-tuning changes them.
-
-    rule: what is written, where, and how often a stream is read. Documents do not reset memories here, and
-    partial periods are written when a stream ends. A stream is as long as a row of training and the slowest
-    period at least; then the next begins with its memories. Raises: as `writing_streamer`.
-    """
+    """Reads rows for one subject; its parameters are arguments, as fine-tuning changes them. rule: what is
+    written, where, and how often a stream is read. Documents do not reset memories here, and partial periods
+    are written when a stream ends. A stream is as long as a row of training and the slowest period at least;
+    then the next begins with its memories. Raises: as `writing_streamer`."""
 
     def __init__(self, subject: Subject, rule: Rule = _RULE) -> None:
         self.rule, self.streamer = rule, writing_streamer(subject, rule)
@@ -75,11 +73,9 @@ class Reader:
     def read_on(
         self, params: PyTree, fast: PyTree, rows: Sequence[np.ndarray], *, write: bool = True
     ) -> Reading:
-        """Reads rows, int32 [n] without BOS, one after the other, writing as it goes.
-
-        write: tokens are targets; else memories that teach signals drive stay as they are (those that write
-        while they read do not). Log-likelihoods are those of a stream's first reading.
-        """
+        """Reads rows, int32 [n] without BOS, one after the other, writing as it goes. write: tokens are
+        targets; else memories that teach signals drive stay as they are (those that write while they read do
+        not). Log-likelihoods are those of a stream's first reading."""
         found: list[np.ndarray] = []
         total: Updates = {}
         for tokens, segments in packed(rows, self.tokenizer.bos_id, self.stream_tokens):
@@ -149,7 +145,6 @@ class Reader:
         batch_size: int = 16,
     ) -> list[np.ndarray]:
         """Cross-entropies in nats, float64, of the last `tails[i]` tokens of row i (None: of all), in order.
-
         fast: of one context, from which every row starts, and which no row's tokens write (but those of
         memories that write while they read, for their row alone). prefix: rows come after it, not after BOS.
         """

@@ -40,13 +40,6 @@ class Score(NamedTuple):
     greedy: bool
 
 
-class Row(NamedTuple):
-    """tokens: int32 [n]. targets: bool [n], the token is one, so memories learn from it."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-
-
 class Read(NamedTuple):
     """For each token but BOS: log_probs float64 [n] in nats, and whether it was the likeliest, bool [n]."""
 
@@ -68,39 +61,47 @@ def score_pairs(
 ) -> list[Score]:
     """Log-likelihoods of continuations, in the order given. Tokens of contexts are targets, those of
     continuations are not (as `generate --write=prompt`)."""
-    rows = [
-        Row(np.concatenate(pair).astype(np.int32), np.arange(sum(map(len, pair))) < len(pair.context))
-        for pair in pairs
-    ]
+    rows, targets = [np.concatenate(pair) for pair in pairs], [len(pair.context) for pair in pairs]
     scores = []
-    for pair, read in zip(pairs, read_rows(subject, rows, fast, batch_size=batch_size), strict=True):
+    for pair, read in zip(pairs, read_rows(subject, rows, targets, fast, batch_size=batch_size), strict=True):
         log_probs, greedy = (column[len(pair.context) :] for column in read)
         scores.append(Score(float(log_probs.sum()), len(pair.continuation), bool(greedy.all())))
     return scores
 
 
 def token_log_probs(
-    subject: Subject, rows: Sequence[np.ndarray], fast: PyTree | None = None, *, batch_size: int = 16
+    subject: Subject,
+    rows: Sequence[np.ndarray],
+    fast: PyTree | None = None,
+    *,
+    batch_size: int = 16,
+    targets: bool = True,
 ) -> list[np.ndarray]:
-    """float64 [n] of each row: log p of each of its tokens, all of which are targets."""
-    all_targets = [Row(np.asarray(row, np.int32), np.ones(len(row), bool)) for row in rows]
-    return [found.log_probs for found in read_rows(subject, all_targets, fast, batch_size=batch_size)]
+    """float64 [n] of each row: log p of each of its tokens, all of which are targets, or none."""
+    counts = [len(row) if targets else 0 for row in rows]
+    return [found.log_probs for found in read_rows(subject, rows, counts, fast, batch_size=batch_size)]
 
 
 def read_rows(
-    subject: Subject, rows: Sequence[Row], fast: PyTree | None = None, *, batch_size: int = 16
+    subject: Subject,
+    rows: Sequence[np.ndarray],
+    targets: Sequence[int],
+    fast: PyTree | None = None,
+    *,
+    batch_size: int = 16,
 ) -> list[Read]:
-    """Reads every row; neighbours in length share a batch."""
+    """Reads every row, int [n], whose first `targets[i]` tokens are targets; neighbours in length share a
+    batch."""
     # Batches come in sizes of powers of two, so few are compiled.
     batch_size = 1 << (subject.batch_size(batch_size).bit_length() - 1)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, Read] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = chosen + chosen[:1] * ((1 << (len(chosen) - 1).bit_length()) - len(chosen))
         own = take(subject, subject.trained.fast if fast is None else fast, filled)
-        for i, read in zip(chosen, _read_batch(subject, [rows[i] for i in chosen], own), strict=True):
-            found[i] = read
+        batch, counts = [rows[i] for i in chosen], [targets[i] for i in chosen]
+        found |= dict(zip(chosen, _read_batch(subject, batch, counts, own), strict=True))
     return [found[i] for i in range(len(rows))]
 
 
@@ -110,20 +111,20 @@ def _segment(subject: Subject, batch_size: int) -> int:
     return max(1, min(256, MOST_LOGITS // (batch_size * vocab * size))) * size
 
 
-def _read_batch(subject: Subject, rows: list[Row], fast: PyTree | None) -> list[Read]:
+def _read_batch(
+    subject: Subject, rows: Sequence[np.ndarray], targets: Sequence[int], fast: PyTree | None
+) -> list[Read]:
     trained = subject.trained
     streamer, bos = trained.streamer, trained.tokenizer.bos_id
     batch = 1 << (len(rows) - 1).bit_length()
     size = streamer.rule.chunk_size
-    width = -(-max(1, *(len(row.tokens) for row in rows)) // size) * size
+    width = -(-max(1, *map(len, rows)) // size) * size
     # The last token is read from, not after: it is no input. Rows that fill the batch are padding.
     tokens = np.full((batch, width + 1), trained.tokenizer.pad_id, np.int32)
     segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-    for i, row in enumerate(rows):
-        n = len(row.tokens)
-        tokens[i, : n + 1] = [bos, *row.tokens]
-        segments[i, : n + 1] = 1
-        mask[i, 1 : n + 1] = row.targets
+    for i, (row, count) in enumerate(zip(rows, targets, strict=True)):
+        tokens[i, : len(row) + 1], segments[i, : len(row) + 1] = [bos, *row], 1
+        mask[i, 1 : count + 1] = True
     state = streamer.begin(trained.params, batch, roomy(streamer, width), jax.tree.map(jnp.copy, fast))
     step, reads = _segment(subject, batch), []
     for start in range(0, width, step):
@@ -133,10 +134,7 @@ def _read_batch(subject: Subject, rows: list[Row], fast: PyTree | None) -> list[
         )
         reads.append(following_log_probs(logits, tokens[:, part.start + 1 : part.stop + 1]))
     log_probs_bt, greedy_bt = (np.concatenate(columns, 1) for columns in zip(*reads, strict=True))
-    return [
-        Read(log_probs_bt[i, : len(row.tokens)], greedy_bt[i, : len(row.tokens)])
-        for i, row in enumerate(rows)
-    ]
+    return [Read(log_probs_bt[i, : len(row)], greedy_bt[i, : len(row)]) for i, row in enumerate(rows)]
 
 
 def following_log_probs(logits: Array, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +153,8 @@ def _following(logits: Array, following: Array) -> tuple[Any, Any]:
 def read_prompts(
     subject: Subject, prompts: Sequence[np.ndarray], fast: PyTree | None, *, capacity: int, segment: int = 16
 ) -> ReadPrompts:
-    """Reads prompts, int32 [n], side by side; their tokens are targets.
-
-    capacity: tokens of BOS, a prompt and what comes after it at most; a new one compiles anew. segment:
-    online chunks of a call.
-    """
+    """Reads prompts, int32 [n], side by side; their tokens are targets. capacity: tokens of BOS, a prompt and
+    what comes after it at most; a new one compiles anew. segment: online chunks of a call."""
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate([[trained.tokenizer.bos_id], prompt]).astype(np.int32) for prompt in prompts]
     shared, size = min(len(row) for row in rows) - 1, segment * streamer.rule.chunk_size

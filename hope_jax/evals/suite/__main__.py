@@ -17,9 +17,9 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -57,18 +57,6 @@ _ANSWER = flags.DEFINE_boolean(
     "memorize_correct_answer", False, "Memorize the right answer too: a leak, marked wherever it counts."
 )
 
-_Value = TypeVar("_Value")
-
-
-class _Option(NamedTuple):
-    """A flag that sets options of evaluations. kind: of its value; several: values separated by commas. keys:
-    the options; none: the one of its name."""
-
-    text: str
-    kind: Callable[[str], Any] = str
-    several: bool = False
-    keys: tuple[str, ...] = ()
-
 
 def _there(text: str) -> str:
     """A path that exists."""
@@ -77,15 +65,19 @@ def _there(text: str) -> str:
     return text
 
 
+class _Option(NamedTuple):
+    """A flag that sets options of evaluations. kind: of its value; several: values separated by commas."""
+
+    text: str
+    kind: Callable[[str], Any] = str
+    several: bool = False
+
+
 _OPTIONS = {
-    "lengths": _Option(
-        "Tokens of needle and passkey contexts, as 2048,4096.", int, True, ("niah_lengths", "passkey_lengths")
-    ),
+    "lengths": _Option("Tokens of needle and passkey contexts, as 2048,4096.", int, several=True),
     "niah_tasks": _Option("Names of needle tasks; default: all.", several=True),
     "documents": _Option(
-        "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus.",
-        _there,
-        keys=("perplexity_text",),
+        "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus.", _there
     ),
     "zeroshot_data": _Option("Folder of the zero-shot tasks' data.", _there),
     "zeroshot_tasks": _Option("Names of zero-shot tasks; default: all whose data are there.", several=True),
@@ -95,12 +87,17 @@ _OPTIONS = {
     ),
     "intents": _Option("Folder of classification data for class_incremental.", _there),
 }
+_KEYS = {name: (name,) for name in _OPTIONS} | {
+    "lengths": ("niah_lengths", "passkey_lengths"),
+    "documents": ("perplexity_text",),
+}
+"""The options that each flag sets."""
+
 for _name, _how in _OPTIONS.items():
     if _how.kind is _there:
         cli.define_path(_name, _how.text)
     else:
         flags.DEFINE_string(_name, None, _how.text, allow_override=True)
-_OPTIONS = {name: how._replace(keys=how.keys or (name,)) for name, how in _OPTIONS.items()}
 
 _MORE = flags.DEFINE_multi_string("option", [], "KEY=VALUE: any option of an evaluation, VALUE as in JSON.")
 
@@ -130,10 +127,14 @@ def main(argv: list[str]) -> int:
     plan = _plan()
     done = session.run(plan)
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
-    if not failed:  # what those would have read is not known
-        _warn_of_unread(plan.options, session.options_read(done))
-    else:
+    if failed:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
+    read = session.options_read(done)
+    for key in plan.options if not failed else ():  # what those would have read is not known
+        # Of a flag one of its options is enough.
+        of_flag = {other for keys in _KEYS.values() if key in keys for other in keys}
+        if not read & {key, *of_flag}:
+            logger.warning("warning: no evaluation has read the option %s", key)
     say(plan.out / "report.html")
     return 1 if failed else 0
 
@@ -154,19 +155,19 @@ def _plan() -> "Plan":
     from hope_jax.evals.suite.run import ARMS, BASELINE
     from hope_jax.evals.suite.session import Plan
 
-    given = {name: _parsed(name, how) for name, how in _OPTIONS.items()}
-    options = {key: v for name, v in given.items() if v is not None for key in _OPTIONS[name].keys}
+    options: dict[str, Any] = {}
+    for name, option in _OPTIONS.items():
+        text = flags.FLAGS[name].value
+        if text is not None:
+            if not text.strip():
+                raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
+            found = _values(name, text.split(",") if option.several else [text], option.kind)
+            options |= dict.fromkeys(_KEYS[name], found if option.several else found[0])
     more = dict(_more(text) for text in _MORE.value)
     registry.check_options(more)
     options |= more
-    rule = Rule(
-        steps=_STEPS.value,
-        carry=_CARRY.value,
-        paths=tuple(_PATHS.value),
-        layers=tuple(_values("memorize_layers", _LAYERS.value, int)),
-        surprise_threshold=_THRESHOLD.value,
-        use_correct_answer=_ANSWER.value,
-    )
+    layers = tuple(_values("memorize_layers", _LAYERS.value, int))
+    rule = Rule(_STEPS.value, _CARRY.value, tuple(_PATHS.value), layers, _THRESHOLD.value, _ANSWER.value)
     return Plan(
         checkpoints=tuple(split_paths("--checkpoint", str(_CHECKPOINT.value))),
         out=Path(str(_OUT.value)),
@@ -183,24 +184,6 @@ def _plan() -> "Plan":
     )
 
 
-def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
-    """An option that no evaluation has asked for changes nothing; of a flag one of its options is enough."""
-    for key in given:
-        of_flag = {other for option in _OPTIONS.values() if key in option.keys for other in option.keys}
-        if not read & {key, *of_flag}:
-            logger.warning("warning: no evaluation has read the option %s", key)
-
-
-def _parsed(name: str, option: _Option) -> Any:
-    text = flags.FLAGS[name].value
-    if text is None:
-        return None
-    if not text.strip():
-        raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
-    found = _values(name, text.split(",") if option.several else [text], option.kind)
-    return found if option.several else found[0]
-
-
 def _more(text: str) -> tuple[str, Any]:
     """A key and its value: JSON, or else the text as it is. Raises: ConfigError."""
     key, found, value = text.partition("=")
@@ -214,7 +197,7 @@ def _more(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _values(name: str, texts: Sequence[str], kind: Callable[[str], _Value]) -> list[_Value]:
+def _values(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> list[Any]:
     """Raises: ConfigError for a text that is no such value."""
     try:
         return [kind(text.strip()) for text in texts]

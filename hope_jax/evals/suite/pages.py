@@ -45,11 +45,8 @@ def write_report(
     run_folder: Path,
     comparison: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `report.html`, `report.md` and `plots/` of one checkpoint.
-
-    about: of the subject. run_folder: its workdir or bundle, whose log is cited if it is there.
-    comparison: as in `comparison.json`.
-    """
+    """Writes `report.html`, `report.md` and `plots/` of one checkpoint. about: of the subject. run_folder:
+    its workdir or bundle, whose log is cited if it is there. comparison: as in `comparison.json`."""
     blocks = [*_problems(results), *_overview(results)]
     for result in results:
         if result.outcome is not None:
@@ -67,11 +64,9 @@ def write_index(
     baseline: tuple[str, str] | None = None,
     steps: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes the `report.html`, `report.md` and `plots/` above several reports.
-
-    entries: by the names of the checkpoints. baseline: name and folder of the one that all are compared with.
-    steps: of the checkpoints, if they are of one run.
-    """
+    """Writes the `report.html`, `report.md` and `plots/` above several reports. entries: by the names of the
+    checkpoints. baseline: name and folder of the one that all are compared with. steps: of the checkpoints,
+    if they are of one run."""
     blocks: list[Block] = [Note(_LEGEND)]
     for name, entry in entries.items():
         blocks += _problems(entry.results, f"{name}: ")

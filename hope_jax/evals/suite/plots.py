@@ -22,6 +22,8 @@ _MOST_ROWS = 40
 
 Metric = Mapping[str, Any]
 Metrics = Mapping[str, Metric]
+Lines = Mapping[str, Sequence[tuple[float, Metric]]]
+"""Arm -> place and metric of its points."""
 
 
 def split(key: str) -> tuple[str, str, str]:
@@ -99,11 +101,9 @@ def _rows_figure(
 
 def headlines(found: Mapping[str, Metrics], wanted: Sequence[str] = ()) -> dict[str, dict[str, str]]:
     """What a plot over checkpoints shows: a panel "task/metric" -> a line for each arm -> the metric's key.
-
     Panels are those that `wanted` names as "task/metric" or, of any task, "metric"; without any, all of the
     first metric. Of these, in order, as many as have six lines together, of the first six at most. Arms
-    without a model are none. found: name of a checkpoint -> its metrics.
-    """
+    without a model are none. found: name of a checkpoint -> its metrics."""
     panels: dict[str, dict[str, str]] = {}
     for key in (key for metrics in found.values() for key in metrics):
         task, metric, arm = split(key)
@@ -128,50 +128,86 @@ def checkpoints_figure(
     shown: Mapping[str, Mapping[str, str]],
     steps: Mapping[str, int] | None = None,
 ) -> Figure:
-    """Metrics of several checkpoints with their 95 % intervals, and a grey line at chance.
+    """Metrics of several checkpoints. found: name of a checkpoint -> its metrics. shown: see `headlines`.
+    steps: of the checkpoints, the horizontal axis; None: they are of several runs, and stand side by side."""
+    places: dict[str, float] = {who: steps[who] if steps else i for i, who in enumerate(found)}
+    order = sorted(found, key=places.__getitem__)
 
-    found: name of a checkpoint -> its metrics. shown: see `headlines`. steps: of the checkpoints, the
-    horizontal axis; None: they are of several runs, and stand side by side.
-    """
+    def points(key: str) -> list[tuple[float, Metric]]:
+        there = {who: found[who][key] for who in order if key in found[who]}
+        return [(places[who], metric) for who, metric in there.items() if metric.get("value") is not None]
+
+    panels = {panel: {arm: points(key) for arm, key in arms.items()} for panel, arms in shown.items()}
+    ticks = None if steps else {place: who for who, place in places.items()}
+    figure = lines_figure(panels, "step" if steps else "", "", columns=3, ticks=ticks, joined=bool(steps))
+    keys = [key for arms in shown.values() for key in arms.values()]
+    with mpl.rc_context(STYLE):
+        mark_leak(figure, any(metrics.get(key, {}).get("leak") for metrics in found.values() for key in keys))
+    return figure
+
+
+def lines_figure(
+    panels: Mapping[str, Lines],
+    x: str,
+    y: str,
+    *,
+    columns: int = 4,
+    ticks: Mapping[float, str] | None = None,
+    joined: bool = True,
+    shares: bool = False,
+    log: bool = False,
+) -> Figure:
+    """A panel a title, a line an arm, with 95 % intervals where there are any, and a dotted line at chance.
+    x, y: labels of the axes. ticks: names of places. joined: points by lines. shares: values are from 0 to 1.
+    log: places are on a logarithmic axis. Arms stand a little apart, or equal ones would hide each other."""
     colors: dict[str, str] = {}
-    for arm in dict.fromkeys(arm for arms in shown.values() for arm in arms):
+    for arm in dict.fromkeys(arm for lines in panels.values() for arm in lines):
         all_of = (color(arm), *_OTHERS, *COLORS.values())  # each another as long as there are
         colors[arm] = next((each for each in all_of if each not in colors.values()), color(arm))
-    places = {who: steps[who] if steps else number for number, who in enumerate(found)}
-    span = max(places.values()) - min(places.values())
-    gap = 0.012 * span if steps else 0.06  # or equal ones would hide each other
-    columns = min(len(shown), 3)
-    rows = -(-len(shown) // columns)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.3 + 2.6 * rows), layout="constrained")
-        for number, (panel, arms) in enumerate(shown.items(), 1):
-            axes = figure.add_subplot(rows, columns, number)
-            for i, (arm, key) in enumerate(arms.items()):
-                values = {places[who]: metrics[key] for who, metrics in found.items() if key in metrics}
-                _points(axes, values, gap * (i - (len(arms) - 1) / 2), colors[arm], "-" if steps else "")
-            axes.set_title(panel, loc="left")
-            if steps:
-                axes.set_xlabel("step")
+        for number, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            _draw_lines(axes, lines, colors, "-" if joined else "", log)
+            axes.set_title(title, loc="left")
+            axes.set(xlabel=x, ylabel=y if number % columns == 0 else "")
+            if ticks is None:
                 axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
             else:
-                axes.set_xticks(list(places.values()), list(places), rotation=20, ha="right")
-                axes.set_xlim(-0.5, len(places) - 0.5)
+                axes.set_xticks(list(ticks), list(ticks.values()), rotation=20, ha="right")
+                axes.minorticks_off()
+            if shares:
+                axes.set_ylim(-0.05, 1.05)
         _legend(figure, colors)
-        keys = [key for arms in shown.values() for key in arms.values()]
-        mark_leak(figure, any(metrics.get(key, {}).get("leak") for metrics in found.values() for key in keys))
         return figure
 
 
-def _points(axes: Axes, found: Mapping[int, Metric], shift: float, shade: str, dash: str) -> None:
-    """An arm's values with their intervals by place, joined by a line if `dash` is one."""
-    there = {at: value for at, value in sorted(found.items()) if value.get("value") is not None}
-    for at, value in there.items():
-        axes.plot([at + shift] * 2, value.get("ci95") or [value["value"]] * 2, color=shade, linewidth=1.2)
-    middle = [value["value"] for value in there.values()]
-    axes.plot([at + shift for at in there], middle, color=shade, linestyle=dash, marker="o", markersize=3.5)
-    chance = next((value["chance"] for value in there.values() if value.get("chance") is not None), None)
+def _draw_lines(axes: Axes, lines: Lines, colors: Mapping[str, str], dash: str, log: bool) -> None:
+    points = [point for own in lines.values() for point in own]
+    places = [place for place, _ in points] or [0.0]
+    gap = 0.012 * (max(places) - min(places))
+    if log:
+        axes.set_xscale("log", base=2)
+    for i, (arm, own) in enumerate(lines.items()):
+        shift = i - (len(lines) - 1) / 2
+        at = [place * 2 ** (0.05 * shift) if log else place + gap * shift for place, _ in own]
+        values, spread = spread_of([metric for _, metric in own])
+        marker = "o" if len(own) < 50 else ""
+        axes.errorbar(at, values, spread, color=colors[arm], linestyle=dash, marker=marker, markersize=3.5)
+    chance = next((metric["chance"] for _, metric in points if metric.get("chance") is not None), None)
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":")
+
+
+def spread_of(metrics: Sequence[Metric]) -> tuple[np.ndarray, np.ndarray]:
+    """Values [n], and how far their intervals go below and above [2, n]; not at all where there is none."""
+    values = np.array([metric["value"] for metric in metrics], float)
+    bounds = np.array([metric.get("ci95") or [metric["value"]] * 2 for metric in metrics], float).reshape(
+        -1, 2
+    )
+    return values, np.maximum([values - bounds[:, 0], bounds[:, 1] - values], 0.0)
 
 
 def _legend(figure: Figure, colors: Mapping[str, str]) -> None:

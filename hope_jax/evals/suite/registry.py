@@ -14,14 +14,11 @@ from hope_jax.evals.suite.run import Run
 
 
 class Entry(NamedTuple):
-    """An evaluation: a module with `NAME`, `evaluate(run)` (see `run.evaluation`) and, if it draws,
-    `figures(outcome) -> {name: Figure}`.
-
-    title: for reports. options: the names of all that it reads. needs: options without which it runs only if
-    it is asked for by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of
-    one run only the newest is its subject. symbols: of models of synthetic tasks; the others are of models of
-    text. headlines: see `plots.headlines`. module: dotted name; "": that of `tasks` with its name.
-    """
+    """An evaluation: a module with `NAME` and `evaluate(run)` (see `run.evaluation`). title: for reports.
+    options: the names of all that it reads. needs: options without which it runs only if it is asked for by
+    name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only the
+    newest is its subject. symbols: of models of synthetic tasks; the others are of models of text. headlines:
+    see `plots.headlines`. module: dotted name; "": that of `tasks` with its name."""
 
     title: str
     options: tuple[str, ...] = ()
@@ -82,10 +79,8 @@ EVALS: dict[str, Entry] = {
 
 
 def selected(only: Sequence[str], options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names to run, in the registry's order: those of `only`, or all that have what they need.
-
-    Raises: ConfigError for an unknown name.
-    """
+    """The names to run, in the registry's order: those of `only`, or all that have what they need. Raises:
+    ConfigError for an unknown name."""
     for name in only:
         if name not in EVALS:
             want = instead(name, EVALS, "want some of")
@@ -129,5 +124,5 @@ def check(name: str, run: Run) -> None:
 
 def figures_of(name: str, outcome: Mapping[str, Any]) -> dict[str, Figure]:
     """The evaluation's own plots of a result; {} if it has none."""
-    draw = getattr(load(name), "figures", None)
+    draw = getattr(getattr(load(name), "evaluate", None), "figures", None)
     return dict(draw(outcome)) if draw else {}

@@ -37,12 +37,10 @@ def digest_of(value: Any) -> str:
 
 class Journal:
     """What an evaluation has found so far, so that a killed one goes on where it stopped: records by key in a
-    file, a line each; the first line tells what they belong to.
-
-    A file of other settings, or one that cannot be read, is begun anew; a last line that a kill cut short is
-    dropped. Each line also tells the seconds that all starts have taken up to it. began: of this start, by
-    `time.monotonic`; None: now. Raises: OutputError where the file cannot be written.
-    """
+    file, a line each; the first line tells what they belong to. A file of other settings, or one that cannot
+    be read, is begun anew; a last line that a kill cut short is dropped. Each line also tells the seconds
+    that all starts have taken up to it. began: of this start, by `time.monotonic`; None: now. Raises:
+    OutputError where the file cannot be written."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], began: float | None = None) -> None:
         self.path, self._began = path, time.monotonic() if began is None else began
@@ -105,11 +103,9 @@ class Journal:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked of every evaluation.
-
-    limit: items a task at most; None: all. memorize, arms: what is compared. records: results hold a record
-    for each item. options: an evaluation's own settings, JSON values.
-    """
+    """What is asked of every evaluation. limit: items a task at most; None: all. memorize, arms: what is
+    compared. records: results hold a record for each item. options: an evaluation's own settings, JSON
+    values."""
 
     limit: int | None = None
     seed: int = 0
@@ -160,15 +156,16 @@ class Run(Asked):
 
 
 def evaluation(
-    name: str, asked: Callable[[Run], tuple[Any, ...]], check: Callable[[Run], Any] | None = None
+    name: str,
+    asked: Callable[[Run], tuple[Any, ...]],
+    figures: Callable[[Mapping[str, Any]], Any],
+    check: Callable[[Run], Any] | None = None,
 ) -> Callable[..., Any]:
-    """Makes `evaluate(run)`, which returns an outcome, of a function that measures.
-
-    asked: of a run the evaluation's settings as resolved, and what else has been found on the way. The
-    function gets the run, a journal, and what `asked` returned; it returns what `outcome` takes. check:
-    raises ConfigError for options that cannot be, DataError for data; None: `asked` does. It is
-    `evaluate.check`.
-    """
+    """Makes `evaluate(run)`, which returns an outcome, of a function that measures; with `evaluate.figures`
+    (outcome -> {name: Figure}) and `evaluate.check`. asked: of a run the evaluation's settings as resolved,
+    and what else has been found on the way. The function gets the run, a journal, and what `asked` returned;
+    it returns what `outcome` takes. check: raises ConfigError for options that cannot be, DataError for data;
+    None: `asked` does."""
 
     def decorate(measure: Callable[..., dict[str, Any]]) -> Callable[[Run], dict[str, Any]]:
         def evaluate(run: Run) -> dict[str, Any]:
@@ -179,7 +176,7 @@ def evaluation(
                 measured = measure(run, journal, settings, *found)
             return outcome(run, name, settings=settings, seconds=journal.seconds(), **measured)
 
-        evaluate.check = check or asked  # type: ignore[attr-defined]
+        evaluate.check, evaluate.figures = check or asked, figures  # type: ignore[attr-defined]
         return evaluate
 
     return decorate
@@ -196,13 +193,11 @@ def outcome(
     items: Sequence[Mapping[str, Any]] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """A result: what was evaluated, how, and what came out; a JSON value.
-
-    metrics: "task/metric/arm" -> `Estimate`, or `Estimate.as_json` of one with a chance. seconds: of all
-    starts (`Journal.seconds`). paired: "task/metric/memorized-baseline" -> `Paired`. Where
-    `use_correct_answer` was asked for, the arm `memorized` and its differences carry `"leak": true`. more:
-    further fields; to its `notes` comes what `updates` show of arms that did not write alike.
-    """
+    """A result: what was evaluated, how, and what came out; a JSON value. metrics: "task/metric/arm" ->
+    `Estimate`, or `Estimate.as_json` of one with a chance. seconds: of all starts (`Journal.seconds`).
+    paired: "task/metric/memorized-baseline" -> `Paired`. Where `use_correct_answer` was asked for, the arm
+    `memorized` and its differences carry `"leak": true`. more: further fields; to its `notes` comes what
+    `updates` show of arms that did not write alike."""
     own, leaky = run.settings(name, settings), run.memorize.use_correct_answer
     marked, tests = (
         {

@@ -85,9 +85,7 @@ class Evaluated(NamedTuple):
 
 def run(plan: Plan) -> list[Evaluated]:
     """Checks the plan, runs it, writes all JSONs and reports; the baseline, if there is one, stands last.
-
-    Raises: as `resolved` and `check`, when nothing has been computed; OutputError.
-    """
+    Raises: as `resolved` and `check`, when nothing has been computed; OutputError."""
     targets, reference = resolved(plan)
     check(plan, targets, reference)
     baseline = None if reference is None else _evaluate(plan, reference, newest=True)
@@ -137,13 +135,9 @@ def resolved(plan: Plan) -> tuple[list[Target], Target | None]:
 
 def check(plan: Plan, targets: Sequence[Target], baseline: Target | None) -> None:
     """Whether the results can be written, and the checkpoints are what their digests say and have what is to
-    be written.
-
-    Raises:
-      ConfigError: a memory or a layer that a checkpoint does not have (the baseline's are those of them that
-        it has), an `out` that cannot be written.
-      BadFileError, CheckpointError: a checkpoint is damaged.
-    """
+    be written. Raises: ConfigError: a memory or a layer that a checkpoint does not have (the baseline's are
+    those of them that it has), an `out` that cannot be written; BadFileError, CheckpointError: a checkpoint
+    is damaged."""
     probe = plan.out / f".{os.getpid()}.tmp"
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
@@ -189,14 +183,11 @@ def _evaluate(plan: Plan, target: Target, *, newest: bool) -> Evaluated:
 
 
 def run_all(run: Run, names: Sequence[str]) -> list[Result]:
-    """Evaluates, one after another, and writes `out/<name>.json` of each.
-
-    An evaluation whose JSON is there, of the same checkpoint, settings and options, is not run again; one
-    that a kill stopped goes on where its own journal ends. Evaluations that are not asked for, but whose JSON
-    is there from this checkpoint, come back too. Nothing is raised for an evaluation that fails.
-
-    Raises: ConfigError for options that cannot be, when nothing has run; OutputError.
-    """
+    """Evaluates, one after another, and writes `out/<name>.json` of each. An evaluation whose JSON is there,
+    of the same checkpoint, settings and options, is not run again; one that a kill stopped goes on where its
+    own journal ends. Evaluations that are not asked for, but whose JSON is there from this checkpoint, come
+    back too. Nothing is raised for an evaluation that fails. Raises: ConfigError for options that cannot be,
+    when nothing has run; OutputError."""
     results, about = [], run.subject.about
     for name in names:
         if not registry.unfit(name, run.subject):
@@ -210,7 +201,9 @@ def run_all(run: Run, names: Sequence[str]) -> list[Result]:
             results.append(Result(name, problem=f"not run: {reason}"))
         elif name in names:
             results.append(_run_one(run, name, old))
-            _drop_programs()
+            if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+                jax.clear_caches()
+                gc.collect()
         elif same:
             results.append(Result(name, old))
         elif missing := registry.lacking(name, run.options):
@@ -238,9 +231,11 @@ class _Watched(Mapping[str, Any]):
 def _run_one(run: Run, name: str, old: dict[str, Any] | None) -> Result:
     """old: the result that is there."""
     who, path = run.subject.name, run.out / f"{name}.json"
-    if old is not None and _is_answer(old, run):
-        logger.info("%s of %s: done already", name, who)
-        return Result(name, old)
+    if old is not None and ("items" in old or not run.records):
+        asked = {key: run.options.get(key) for key in old["request"].get("options", {})}
+        if to_json(_request(run, asked)) == old["request"]:
+            logger.info("%s of %s: done already", name, who)
+            return Result(name, old)
     logger.info("%s of %s: begins", name, who)
     started, options = time.monotonic(), _Watched(run.options)
     try:
@@ -269,16 +264,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _request(run: Run, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What a result answers, a JSON value: an equal request needs no new one. asked: options it read."""
-    return {
-        **run.belongs(),
-        **run.request(),
-        "options": {key: _digest(value) for key, value in asked.items()},
-    }
-
-
-def _is_answer(old: Mapping[str, Any], run: Run) -> bool:
-    asked = {key: run.options.get(key) for key in old["request"].get("options", {})}
-    return to_json(_request(run, asked)) == old["request"] and ("items" in old or not run.records)
+    options = {key: _digest(value) for key, value in asked.items()}
+    return {**run.belongs(), **run.request(), "options": options}
 
 
 def _digest(value: Any) -> str:
@@ -301,12 +288,6 @@ def _told(error: Exception, before: str) -> str:
     logger.error("error: %s%s", before, problem)
     logger.debug("%s", "".join(traceback.format_exception(error)))
     return problem
-
-
-def _drop_programs() -> None:
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
 
 
 def _report(found: Evaluated, baseline: Evaluated | None) -> tuple[str, ...]:

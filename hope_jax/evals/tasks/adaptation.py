@@ -25,11 +25,9 @@ from hope_jax.evals.reading.memorize import as_settings, updates_as_json
 from hope_jax.evals.reading.reader import Reader
 from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key, progress
 from hope_jax.evals.tasks.arms import Arm, Records, run_steps, timed, update_statistics
-from hope_jax.evals.tasks.curves import adaptation_figures as figures
+from hope_jax.evals.tasks.curves import adaptation_figures
 from hope_jax.evals.tasks.finetune import Tuned, Tuner, best_rate, learning_rates
 from hope_jax.evals.tasks.segments import Cut, cut_segments
-
-__all__ = ["METHODS", "NAME", "evaluate", "figures"]
 
 NAME = "adaptation"
 METHODS = ("carried", "reset", "no_writes", "adamw")
@@ -71,7 +69,7 @@ def _parts(cut: Cut, limit: int | None) -> Parts:
     return Parts(cut.name, whole[:stream][:limit], validation[:limit], held[:limit], cut.per_byte)
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, adaptation_figures)
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], rates: Sequence[float], parts: list[Parts]
 ) -> dict[str, Any]:
@@ -131,21 +129,13 @@ def _all_methods(
         return run_steps(journal, name, arm, len(parts), done)
 
     journal.once("start", lambda: {"held": [losses(params, initial, part.held) for part in parts]})
-    found = {
-        "carried": read("carried", memory(True, True)),
-        "reset": read("reset", memory(True, False)),
-        "no_writes": read("no_writes", memory(False, True)),
-    }
+    write_and_carry = {"carried": (True, True), "reset": (True, False), "no_writes": (False, True)}
+    found = {name: read(name, memory(*how)) for name, how in write_and_carry.items()}
     grid = {rate: read(f"adamw@{rate:g}", adamw(rate)) for rate in rates}
     validation = {rate: float(np.mean(_means(rs[-1]["validation"]))) for rate, rs in grid.items()}
     best = best_rate(validation)
     found["adamw"] = grid[best]
-    sizes = [sum(map(len, part.stream)) for part in parts]
-    costs: dict[str, Any] = {}
-    for name, records in found.items():
-        # Of the median segment, so that compiling does not count
-        speeds = [size / record["seconds"] for size, record in zip(sizes, records, strict=True)]
-        costs[name] = {"tokens_per_second": float(np.median(speeds)), "tokens": sum(sizes)}
+    costs = _costs(parts, found)
     costs["carried"]["state_bytes"] = costs["reset"]["state_bytes"] = _bytes(initial)
     costs["adamw"] |= {
         "state_bytes": _bytes(params) + _bytes(tuner.begin(params, best).state),
@@ -155,6 +145,17 @@ def _all_methods(
         "seconds_of_all_runs": sum(record["seconds"] for records in grid.values() for record in records),
     }
     return found, costs
+
+
+def _costs(parts: Sequence[Parts], found: Records) -> dict[str, dict[str, Any]]:
+    """Of each method its tokens, and those of a second, of the median segment, so that compiling does not
+    count."""
+    sizes = [sum(map(len, part.stream)) for part in parts]
+    costs: dict[str, dict[str, Any]] = {}
+    for name, records in found.items():
+        speeds = [size / record["seconds"] for size, record in zip(sizes, records, strict=True)]
+        costs[name] = {"tokens_per_second": float(np.median(speeds)), "tokens": sum(sizes)}
+    return costs
 
 
 def _learned(seconds: float, log_probs: Rows, updates: dict[str, Any]) -> dict[str, Any]:

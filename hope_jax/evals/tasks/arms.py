@@ -4,7 +4,7 @@ arms that learn in steps."""
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,16 +18,8 @@ _SECONDS = 10.0
 """Between lines of progress."""
 
 
-class Item(Protocol):
-    """What is scored; `key` tells it from the others of its evaluation."""
-
-    @property
-    def key(self) -> str:
-        """Stable over runs and limits."""
-        ...
-
-
-I = TypeVar("I", bound=Item)  # noqa: E741
+Item = Any
+"""What is scored; its `key`, stable over runs and limits, tells it from the others of its evaluation."""
 Records = dict[str, list[dict[str, Any]]]
 Tables = tuple[dict[str, Any], dict[str, Any]]
 """Metrics and paired tests, as in an outcome."""
@@ -36,23 +28,20 @@ Tables = tuple[dict[str, Any], dict[str, Any]]
 def run_arms(
     run: Run,
     journal: Journal,
-    items: Sequence[I],
-    text: Callable[[I], np.ndarray],
-    score: Callable[[Sequence[I], PyTree | None], list[dict[str, Any]]],
-    control: Callable[[I, int, int], np.ndarray] | None = None,
+    items: Sequence[Item],
+    text: Callable[[Item], np.ndarray],
+    score: Callable[[Sequence[Item], PyTree | None], list[dict[str, Any]]],
+    control: Callable[[Item, int, int], np.ndarray] | None = None,
     *,
     prefix: str = "",
 ) -> Records:
-    """The records of each arm of `run`, in the order of the items.
+    """The records of each arm of `run`, in the order of the items. text: token ids that an item memorizes;
+    with `use_correct_answer` they hold the answer. score: of a batch of items with the memories of as many
+    contexts (None: the trained ones), one JSON value each; what memorization has written is added to it as
+    "updates". A record that the journal has is not made again. control: the text of the control arm for an
+    item, of a length in tokens, by a seed; None: `unrelated`. prefix: of the journal's keys."""
 
-    text: token ids that an item memorizes; with `use_correct_answer` they hold the answer. score: of a batch
-    of items with the memories of as many contexts (None: the trained ones), one JSON value each; what
-    memorization has written is added to it as "updates". A record that the journal has is not made again.
-    control: the text of the control arm for an item, of a length in tokens, by a seed; None: `unrelated`.
-    prefix: of the journal's keys.
-    """
-
-    def other(item: I) -> np.ndarray:
+    def other(item: Item) -> np.ndarray:
         digest = hashlib.sha256(f"{run.seed}/{item.key}".encode()).digest()
         length, seed = len(text(item)), int.from_bytes(digest[:4], "big")
         return control(item, length, seed) if control else unrelated(run.subject, length, seed)
@@ -66,9 +55,9 @@ def _run_arm(
     journal: Journal,
     arm: str,
     name: str,
-    items: Sequence[I],
-    text: Callable[[I], np.ndarray] | None,
-    score: Callable[[Sequence[I], PyTree | None], list[dict[str, Any]]],
+    items: Sequence[Item],
+    text: Callable[[Item], np.ndarray] | None,
+    score: Callable[[Sequence[Item], PyTree | None], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """name: of the arm in the journal. text: what an item reads before; None: nothing."""
     memorizer = Memorizer(run.subject, run.memorize) if text else None
@@ -143,9 +132,7 @@ def update_statistics(records: Records) -> dict[str, Any]:
 
 def compare(records: Records, field: str, name: str, chance: float | None = None) -> Tables:
     """Metrics "name/arm" of a field of the records, and paired tests of the memorized arm against the others.
-
-    A field of hits and misses (bool) is a share with Wilson's interval, any other a mean with Student's.
-    """
+    A field of hits and misses (bool) is a share with Wilson's interval, any other a mean with Student's."""
     values = {arm: [item[field] for item in items] for arm, items in records.items()}
     metrics = {}
     for arm, found in values.items():

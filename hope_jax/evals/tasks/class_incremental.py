@@ -27,11 +27,9 @@ from hope_jax.evals.reading.reader import Reader
 from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key, progress
 from hope_jax.evals.tasks.arms import Arm, Records, run_steps, update_statistics
 from hope_jax.evals.tasks.classifier import Classifier
-from hope_jax.evals.tasks.curves import class_incremental_figures as figures
+from hope_jax.evals.tasks.curves import class_incremental_figures
 from hope_jax.evals.tasks.finetune import best_rate, learning_rates
 from hope_jax.evals.tasks.intents import Task, tasks_of
-
-__all__ = ["ARMS", "NAME", "evaluate", "figures"]
 
 NAME = "class_incremental"
 ARMS = ("carried", "reset", "control", "no_memory", "in_context", "adamw")
@@ -46,7 +44,7 @@ def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Task]]:
     return {**own, **more}, rates, tasks
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, class_incremental_figures)
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], rates: Sequence[float], tasks: list[Task]
 ) -> dict[str, Any]:
@@ -159,7 +157,6 @@ def _summary(task: Task, found: Records) -> tuple[dict[str, Any], dict[str, Any]
 
 def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate:
     """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
-
     A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
     the texts of its step. Texts of early steps weigh more, as they are in more of the accuracies."""
     count, sizes = len(hits), [sum(map(len, step)) for step in hits]

@@ -36,10 +36,8 @@ class Scores(NamedTuple):
 
 
 class Format:
-    """Tokens of the parts of an example, `TEXT\\nIntent: LABEL\\n`; the same ones wherever it stands.
-
-    most: tokens of a text at most; what is longer is cut.
-    """
+    """Tokens of the parts of an example, `TEXT\\nIntent: LABEL\\n`; the same ones wherever it stands. most:
+    tokens of a text at most; what is longer is cut."""
 
     def __init__(self, tokenizer: Tokenizer, most: int) -> None:
         self.tokenizer, self.most = tokenizer, most
@@ -67,11 +65,9 @@ def score_labels(
     labels: Sequence[str],
     prefix: Prefix | None = None,
 ) -> Scores:
-    """Scores of every label for every text, with memories as they stand (`Reader.losses`).
-
-    Pairs are read side by side, an utterance with each of its labels, ordered by length: reading an utterance
-    once for all labels would save little, since memories that write while they read tie it to online chunks.
-    """
+    """Scores of every label for every text, with memories as they stand (`Reader.losses`). Pairs are read
+    side by side, an utterance with each of its labels, ordered by length: reading an utterance once for all
+    labels would save little, since memories that write while they read tie it to online chunks."""
     contexts = [form.context(text) for text in texts] + [form.context("")]
     ends = [form.label(label) for label in labels]
     rows = [np.concatenate([context, end]) for context in contexts for end in ends]

@@ -21,10 +21,8 @@ from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.reading.subject import Subject, checkpoint_paths, open_subject
 from hope_jax.evals.suite.run import BASELINE, CONTROL, MEMORIZED, Journal, Run, evaluation, progress
 from hope_jax.evals.tasks.arms import Records, Tables, compare, run_arms, update_statistics
-from hope_jax.evals.tasks.curves import continual_figures as figures
+from hope_jax.evals.tasks.curves import continual_figures
 from hope_jax.evals.tasks.segments import Cut, cut_segments
-
-__all__ = ["NAME", "evaluate", "figures"]
 
 NAME = "continual"
 _ALL = "all"
@@ -57,7 +55,7 @@ def _opened(run: Run) -> tuple[dict[str, Any], list[Path], list[Cut]]:
     return settings | {"checkpoints": own}, paths, cuts
 
 
-@evaluation(NAME, _opened, check=_asked)
+@evaluation(NAME, _opened, continual_figures, check=_asked)
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], paths: Sequence[Path], cuts: Sequence[Cut]
 ) -> dict[str, Any]:
@@ -65,10 +63,7 @@ def evaluate(
     path (of a workdir all its checkpoints; default: the subject and those before it in its run);
     `learned_at`: for each segment the index of the checkpoint after it was trained on (default 0: transfer
     and forgetting since the first). `run.limit`: blocks of a segment. Figures of losses are of the last
-    checkpoint.
-
-    Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError.
-    """
+    checkpoint. Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError."""
     found: list[Records] = []
     names: list[str] = []
     for i, path in enumerate(paths):
@@ -77,15 +72,23 @@ def evaluate(
         names.append(subject.name)
         progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(paths), subject.name)
         found.append(_measure(run, subject, journal, cuts))
-    metrics, tests = _summary(run, cuts, settings["learned_at"], found)
     segments, since = [cut.name for cut in cuts], settings["learned_at"]
+    forgetting = {arm: _forgetting(arm, segments, since, found) for arm in run.arms}
+    metrics, tests = _summary(run, cuts, since, found)
+    for arm, curves in forgetting.items():
+        metrics |= {f"{name}/forgetting/{arm}": curve[-1] for name, curve in curves.items() if curve[-1]}
     return {
         "metrics": metrics,
         "paired": tests,
         "checkpoints": names,
         "updates": update_statistics(found[-1]),
-        "table": {arm: _table(arm, segments, found) for arm in run.arms},
-        "forgetting": {arm: _forgetting(arm, segments, since, found) for arm in run.arms},
+        "table": {
+            arm: {
+                name: [statistics.mean(row).as_json() for row in _rows(arm, name, found)] for name in segments
+            }
+            for arm in run.arms
+        },
+        "forgetting": forgetting,
         "notes": [_NOTHING_TO_FORGET.format(name) for name in names] if len(names) == 1 else [],
         "items": [
             {"checkpoint": name, "arm": arm, "tasks": [_ALL, record["segment"]], **record}
@@ -166,10 +169,6 @@ def _rows(arm: str, name: str, found: Sequence[Records]) -> np.ndarray:
     )
 
 
-def _table(arm: str, names: Sequence[str], found: Sequence[Records]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [statistics.mean(row).as_json() for row in _rows(arm, name, found)] for name in names}
-
-
 def _forgetting(
     arm: str, names: Sequence[str], since: Sequence[int], found: Sequence[Records]
 ) -> dict[str, list[dict[str, Any] | None]]:
@@ -190,19 +189,18 @@ def _summary(run: Run, cuts: Sequence[Cut], since: Sequence[int], found: Sequenc
     for cut in cuts:
         last = {arm: [r for r in rows if r["segment"] == cut.name] for arm, rows in found[-1].items()}
         of_last, paired = compare(last, "nats_per_token", f"{cut.name}/nats_per_token")
-        metrics |= of_last | _per_byte(of_last, cut.per_byte)
+        metrics |= of_last
         tests |= paired
+        for arm, rows in last.items():
+            nats = statistics.mean([r["nats_per_token"] for r in rows])
+            metrics[f"{cut.name}/nats_per_byte/{arm}"] = nats.mapped(cut.per_byte.__mul__)
     tests |= _over_all(names, found[-1])
     for arm in run.arms:
         table = [_rows(arm, name, found) for name in names]
-        kinds = {
-            "forgetting": transfer.forgetting(table, since),
-            "backward_transfer": transfer.backward_transfer(table, since),
-        }
-        for what, estimates in kinds.items():
-            for name, estimate in [*zip(names, estimates, strict=True), (_ALL, transfer.average(estimates))]:
-                if estimate is not None:
-                    metrics[f"{name}/{what}/{arm}"] = estimate
+        estimates = transfer.backward_transfer(table, since)
+        for name, estimate in [*zip(names, estimates, strict=True), (_ALL, transfer.average(estimates))]:
+            if estimate is not None:
+                metrics[f"{name}/backward_transfer/{arm}"] = estimate
         average = transfer.average([statistics.mean(rows[-1]) for rows in table])
         metrics[f"{_ALL}/nats_per_token/{arm}"] = average
     return metrics, tests
@@ -216,16 +214,4 @@ def _over_all(names: Sequence[str], last: Records) -> dict[str, dict[str, Any]]:
     return {
         f"{_ALL}/nats_per_token/{MEMORIZED}-{other}": statistics.paired_over(pairs[other]).as_json()
         for other in others
-    }
-
-
-def _per_byte(metrics: Mapping[str, Mapping[str, Any]], rate: float) -> dict[str, dict[str, Any]]:
-    """Nats a byte: nats a token times the tokens of a byte of the segment."""
-    return {
-        key.replace("nats_per_token", "nats_per_byte"): {
-            **metric,
-            "value": metric["value"] * rate,
-            "ci95": metric["ci95"] and [bound * rate for bound in metric["ci95"]],
-        }
-        for key, metric in metrics.items()
     }

@@ -31,10 +31,8 @@ class Tuned(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuner:
-    """Steps along the loss of rows that are read with memories as they stand; nothing is written.
-
-    tokens: of a training row, one step each, into which short documents are packed.
-    """
+    """Steps along the loss of rows that are read with memories as they stand; nothing is written. tokens: of
+    a training row, one step each, into which short documents are packed."""
 
     reader: Reader
     tokens: int

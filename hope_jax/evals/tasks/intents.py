@@ -116,11 +116,9 @@ def available(folder: Path) -> list[str]:
 
 
 def load(name: str, folder: Path, seed: int, max_steps: int | None = None) -> Dataset:
-    """A data set with its classes in the order that the seed gives (of CLINC: its domains).
-
-    max_steps: only the first ones. Raises: ConfigError for an unknown name, DataError for a file that is
-    missing or not as published.
-    """
+    """A data set with its classes in the order that the seed gives (of CLINC: its domains). max_steps: only
+    the first ones. Raises: ConfigError for an unknown name, DataError for a file that is missing or not as
+    published."""
     if name not in _SOURCES:
         raise ConfigError(f"datasets: no data set {name!r}; {instead(name, _SOURCES)}")
     source = _SOURCES[name]

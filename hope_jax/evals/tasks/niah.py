@@ -27,11 +27,9 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.data.corpus import EMBEDDED, load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.suite.run import Journal, Run, chosen, evaluation, whole_number, whole_numbers
-from hope_jax.evals.tasks.curves import length_figures as figures
+from hope_jax.evals.tasks.curves import length_figures
 from hope_jax.evals.tasks.retrieval import Draft, Group, Prompt, measure
 from hope_jax.evals.tasks.segments import read_documents
-
-__all__ = ["NAME", "evaluate", "figures", "make_prompt"]
 
 NAME = "niah"
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -175,7 +173,7 @@ def _asked(run: Run) -> tuple[dict[str, Any], Prose, int]:
     return settings, prose, count
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, length_figures)
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], prose: Prose, count: int
 ) -> dict[str, Any]:
@@ -294,12 +292,10 @@ class _Draft(Draft):
 
 
 def _distinct(rng: np.random.Generator, kind: str, count: int) -> list[str]:
-    """So many draws that differ from each other."""
-    found: list[str] = []
+    found: dict[str, None] = {}  # draws that differ from each other
     while len(found) < count:
-        if (drawn := _draw(rng, kind)) not in found:
-            found.append(drawn)
-    return found
+        found[_draw(rng, kind)] = None
+    return list(found)
 
 
 def _draw(rng: np.random.Generator, kind: str) -> str:

@@ -15,10 +15,8 @@ import numpy as np
 from hope_jax.core.errors import ConfigError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.suite.run import Journal, Run, evaluation, whole_number, whole_numbers
-from hope_jax.evals.tasks.curves import length_figures as figures
+from hope_jax.evals.tasks.curves import length_figures
 from hope_jax.evals.tasks.retrieval import Draft, Group, Prompt, measure
-
-__all__ = ["NAME", "evaluate", "figures", "make_prompt"]
 
 NAME = "passkey"
 PROMPTS = 64
@@ -50,7 +48,7 @@ def _asked(run: Run) -> tuple[dict[str, Any], int]:
     return settings, count
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, length_figures)
 def evaluate(run: Run, journal: Journal, settings: dict[str, Any], count: int) -> dict[str, Any]:
     """Metrics "passkey@length/field/arm" with the fields of `retrieval.FIELDS`."""
     depth, room, tokenizer = settings["depth"], settings["answer_tokens"], run.subject.trained.tokenizer
@@ -66,10 +64,8 @@ def make_prompt(
     tokenizer: Tokenizer, length: int, seed: int, depth: float, answer_tokens: int, index: int
 ) -> Prompt:
     """Prompt `index`: it depends on seed, length and index alone, its number of lines and its distractor on
-    the tokenizer too; BOS, prompt and answer fill `length`.
-
-    depth: share of the filler before the key. One line of filler must fit.
-    """
+    the tokenizer too; BOS, prompt and answer fill `length`. depth: share of the filler before the key. One
+    line of filler must fit."""
     return _Draft(tokenizer, length, index, seed, depth).prompt(length - answer_tokens)
 
 

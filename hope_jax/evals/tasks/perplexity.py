@@ -23,7 +23,7 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.core.types import PyTree
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.reading.memorize import excerpt, unrelated
-from hope_jax.evals.reading.scoring import Row, read_rows
+from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.statistics import Estimate, ratio
 from hope_jax.evals.suite.run import (
     BASELINE,
@@ -36,10 +36,8 @@ from hope_jax.evals.suite.run import (
     whole_number,
 )
 from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, update_statistics
-from hope_jax.evals.tasks.curves import perplexity_figures as figures
+from hope_jax.evals.tasks.curves import perplexity_figures
 from hope_jax.evals.tasks.segments import SUFFIX, held_out_texts, read_documents
-
-__all__ = ["NAME", "evaluate", "figures", "load_pieces"]
 
 NAME = "perplexity"
 TOKENS = 4096
@@ -49,6 +47,12 @@ WRITES_ON, WRITES_OFF = "writes_on", "writes_off"
 ALL, SECOND_HALF = "all", "second_half"
 FIRST = 16
 """Where the first position bucket ends; the others end at the powers of two after it."""
+_OF_TOKENS = "Figures per token are of this model's tokenizer; those per byte and word compare between any."
+_EMBEDDED = (
+    "The texts are held-out documents of the embedded corpus, joined per source: for a model that was "
+    "trained on the embedded corpus they are more of the same sources, for any other not; this one's "
+    "data.source is"
+)
 _SPACES = np.frombuffer(b" \t\n\r\f\v", np.uint8)
 
 
@@ -89,7 +93,7 @@ def _asked(run: Run) -> tuple[dict[str, Any], list[Piece]]:
     return {"tokens": tokens, "text": digest}, pieces
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, perplexity_figures)
 def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[Piece]) -> dict[str, Any]:
     """Metrics "group/measure/arm"; groups are `all`, each source, `position_LOW_HIGH`, and with memorization
     `second_half` and `second_half_position_LOW_HIGH`; see `estimates`. Intervals and paired tests are over
@@ -107,6 +111,7 @@ def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[
         halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
         paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
+    embedded = f"{_EMBEDDED} {run.subject.config.data.source!r}."
     return {
         "batch_size": run.batch_size,
         "metrics": metrics,
@@ -117,29 +122,15 @@ def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[
             *({"arm": arm, "tasks": [SECOND_HALF], **r} for arm, rs in halves.items() for r in rs),
         ],
         "texts": {"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
-        "notes": _notes(run),
+        "notes": [*([] if run.options.get("perplexity_text") else [embedded]), _OF_TOKENS],
     }
 
 
-def _notes(run: Run) -> list[str]:
-    notes = ["Figures per token are of this model's tokenizer; those per byte and word compare between any."]
-    if run.options.get("perplexity_text"):
-        return notes
-    return [
-        "The texts are held-out documents of the embedded corpus, joined per source: for a model that was "
-        "trained on the embedded corpus they are more of the same sources, for any other not; this one's "
-        f"data.source is {run.subject.config.data.source!r}.",
-        *notes,
-    ]
-
-
 def load_pieces(tokenizer: Tokenizer, source: str | None, tokens: int) -> tuple[list[Piece], str]:
-    """Pieces of `tokens` tokens, all texts' first ones first, and a digest of the texts.
-
-    source: a text file or folder, whose documents are texts; None: the embedded corpus's held-out documents,
-    joined per source. A text's last piece is left out if it has fewer than half of the tokens, unless it is
-    its only one and has two. Raises: as `read_documents`; ConfigError if no text can be scored.
-    """
+    """Pieces of `tokens` tokens, all texts' first ones first, and a digest of the texts. source: a text file
+    or folder, whose documents are texts; None: the embedded corpus's held-out documents, joined per source. A
+    text's last piece is left out if it has fewer than half of the tokens, unless it is its only one and has
+    two. Raises: as `read_documents`; ConfigError if no text can be scored."""
     if source is None:
         texts = list(held_out_texts().items())
     else:
@@ -180,9 +171,10 @@ def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list
     size = run.subject.batch_size(run.batch_size)
     for start in range(0, len(missing), size):
         batch = missing[start : start + size]
-        rows = [Row(p.tokens, np.full(len(p.tokens), arm == WRITES_ON)) for p in batch]
-        for piece, read in zip(batch, read_rows(run.subject, rows, batch_size=size), strict=True):
-            journal.put(f"{arm}/{piece.key}", _record(piece, read.log_probs))
+        rows, targets = [piece.tokens for piece in batch], arm == WRITES_ON
+        found = token_log_probs(run.subject, rows, batch_size=size, targets=targets)
+        for piece, log_probs in zip(batch, found, strict=True):
+            journal.put(f"{arm}/{piece.key}", _record(piece, log_probs))
         done = start + len(batch) + len(pieces) - len(missing)
         progress(NAME).info("%s: %d of %d pieces", arm, done, len(pieces))
     return journal.all([f"{arm}/{piece.key}" for piece in pieces])
@@ -200,9 +192,9 @@ def _second_halves(
 
     def score(batch: Sequence[Piece], fast: PyTree | None) -> list[dict[str, Any]]:
         halves = [piece.halves()[1] for piece in batch]
-        rows = [Row(half.tokens, np.ones(len(half.tokens), bool)) for half in halves]
-        reads = read_rows(run.subject, rows, fast, batch_size=run.batch_size)
-        return [_record(half, read.log_probs) for half, read in zip(halves, reads, strict=True)]
+        rows = [half.tokens for half in halves]
+        found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size)
+        return [_record(half, log_probs) for half, log_probs in zip(halves, found, strict=True)]
 
     def control(piece: Piece, length: int, seed: int) -> np.ndarray:
         # First halves: carried memories go on to other pieces, whose second halves are scored.

@@ -30,11 +30,9 @@ _TOKENS = 2**17
 
 class Prompt(NamedTuple):
     """What is asked: before + context + after, to which " " + answer is the beginning of a right reply.
-
     answers: the values asked for, in the order of the question. distractor: a value of the same kind and, as
     far as can be, length in tokens, which stands nowhere in the prompt. depths: share of the context's
-    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt.
-    """
+    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt."""
 
     before: str
     context: str
@@ -51,11 +49,9 @@ class Prompt(NamedTuple):
 
 
 class Draft:
-    """All that is drawn for a sample, before it is known how many units its context has room for.
-
-    name: of the sample; random numbers depend on the seed and it alone, on every machine. A subclass sets
-    `before`, `after`, `answers` and `needles` (the sentences that hold them), and has `context` and `value`.
-    """
+    """All that is drawn for a sample, before it is known how many units its context has room for. name: of
+    the sample; random numbers depend on the seed and it alone, on every machine. A subclass sets `before`,
+    `after`, `answers` and `needles` (the sentences that hold them), and has `context` and `value`."""
 
     before: str
     after: str
@@ -149,16 +145,14 @@ def measure(
     run: Run, journal: Journal, eval_name: str, groups: Sequence[Group], count: int, answer_tokens: int
 ) -> dict[str, Any]:
     """What an evaluation measures: the first `count` samples of each group, in each arm of `run`.
-
     answer_tokens: drawn at most. "updates" holds of each group, arm and level what memorization wrote on
-    average.
-    """
+    average."""
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
     for group in groups:
-        records = ask(run, journal, group, count, answer_tokens)
+        records = _records(run, journal, group, count, answer_tokens)
         found, tests = summarize(records, group.name)
         metrics |= found
         paired |= tests
@@ -169,21 +163,16 @@ def measure(
     return {"metrics": metrics, "paired": paired, "items": items, "updates": updates}
 
 
-def ask(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int) -> Records:
-    """The records of each arm for the first `count` samples of a group; see `answer`.
-
-    What the arm `memorized` has read is the context, needles and all, and under `use_correct_answer` the
-    whole prompt with its answers.
-    """
+def _records(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int) -> Records:
+    """Of each arm, see `answer`. What the arm `memorized` has read is the context, needles and all, and under
+    `use_correct_answer` the whole prompt with its answers."""
     run = replace(run, batch_size=max(1, min(run.batch_size, _TOKENS // group.length)))
-    made = lru_cache(maxsize=run.batch_size)(group.make)
-    tokenizer = run.subject.trained.tokenizer
+    made, encode = lru_cache(maxsize=run.batch_size)(group.make), run.subject.trained.tokenizer.encode
 
     def text(question: Question) -> np.ndarray:
         prompt = made(question.sample)
-        if run.memorize.use_correct_answer:
-            return tokenizer.encode(f"{prompt.text} {', '.join(prompt.answers)}")
-        return tokenizer.encode(prompt.context)
+        whole = f"{prompt.text} {', '.join(prompt.answers)}"
+        return encode(whole if run.memorize.use_correct_answer else prompt.context)
 
     def score(questions: Sequence[Question], fast: PyTree | None) -> list[dict[str, Any]]:
         return answer(run.subject, [made(question.sample) for question in questions], fast, answer_tokens)
@@ -195,26 +184,24 @@ def ask(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int
 def answer(
     subject: Subject, prompts: Sequence[Prompt], fast: PyTree | None, answer_tokens: int
 ) -> list[dict[str, Any]]:
-    """A record for each prompt, read with memories `fast` (of as many contexts, or None).
-
-    choice: `chosen`; the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`,
-    in nats; it falls too where a memory has only learnt what such texts look like, which the margin does not
-    count. match: `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens.
-    removed_choice, removed_margin, removed_nll: the same question and memories without the context.
-    """
+    """A record for each prompt, read with memories `fast` (of as many contexts, or None). choice: `chosen`;
+    the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`, in nats; it falls
+    too where a memory has only learnt what such texts look like, which the margin does not count. match:
+    `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens. removed_choice,
+    removed_margin, removed_nll: the same question and memories without the context."""
     tokenizer = subject.trained.tokenizer
     candidates = [
         [continuation(tokenizer, p.after, p.answers[0]) for p in prompts],
         [continuation(tokenizer, p.after, p.distractor) for p in prompts],
     ]
     rows = [tokenizer.encode(p.text) for p in prompts]
-    longest = max(answer_tokens, *(len(c) for row in candidates for c in row))
-    read = read_prompts(subject, rows, fast, capacity=1 + max(map(len, rows)) + longest)
-    right, wrong = (score_after(subject, read, each) for each in candidates)
-    drawn = generate_after(subject, read, answer_tokens)
     without = [tokenizer.encode(p.before + p.after) for p in prompts]
-    bare = read_prompts(subject, without, fast, capacity=1 + max(map(len, rows)) + longest)
-    bare_right, bare_wrong = (score_after(subject, bare, each) for each in candidates)
+    capacity = 1 + max(map(len, rows)) + max(answer_tokens, *(len(c) for row in candidates for c in row))
+    read, bare = (read_prompts(subject, given, fast, capacity=capacity) for given in (rows, without))
+    right, wrong, bare_right, bare_wrong = (
+        score_after(subject, state, each) for state in (read, bare) for each in candidates
+    )
+    drawn = generate_after(subject, read, answer_tokens)
 
     def compared(prefix: str, prompt: Prompt, right: float, wrong: float) -> dict[str, Any]:
         found = {"choice": chosen(prompt, right, wrong), "margin": right - wrong, "nll": -right}
@@ -238,11 +225,9 @@ def answer(
 
 
 def chosen(prompt: Prompt, right: float, wrong: float) -> bool:
-    """Whether the first answer, of log-likelihood `right`, is chosen over the distractor, of `wrong`.
-
-    Of equal ones that of the lesser SHA-256 is chosen, whichever is right: a model that cannot tell them
-    apart is right in half of the samples, and in the same ones in every arm.
-    """
+    """Whether the first answer, of log-likelihood `right`, is chosen over the distractor, of `wrong`. Of
+    equal ones that of the lesser SHA-256 is chosen, whichever is right: a model that cannot tell them apart
+    is right in half of the samples, and in the same ones in every arm."""
     if right != wrong:
         return right > wrong
     answer, other = (hashlib.sha256(v.encode()).digest() for v in (prompt.answers[0], prompt.distractor))

@@ -22,16 +22,11 @@ the training text."""
 
 
 def read_documents(key: str, source: str) -> list[Document]:
-    """The documents of a UTF-8 text file, or of the `.txt` files of a folder (any depth), in a fixed order.
-
-    A file holds one document, or several separated by lines that hold only a form feed. Documents of white
+    """The documents of a UTF-8 text file, or of the `.txt` files of a folder (any depth), in a fixed order. A
+    file holds one document, or several separated by lines that hold only a form feed. Documents of white
     space alone are left out. `Document.source` is the file's path in the folder, or its name. key: the option
-    that names the source, for errors.
-
-    Raises:
-      ConfigError: there is no such file or folder, or no text in it.
-      DataError: a file cannot be read or is not UTF-8.
-    """
+    that names the source, for errors. Raises: ConfigError: there is no such file or folder, or no text in it;
+    DataError: a file cannot be read or is not UTF-8."""
     root = as_path(key, source)
     if not root.exists():
         raise ConfigError(
@@ -84,11 +79,9 @@ class Cut(NamedTuple):
 
 
 def cut_segments(run: Run, least: int) -> tuple[list[Cut], dict[str, Any]]:
-    """The segments that options ask for in blocks, and the settings that say so.
-
-    Options: those of `load_segments`; `block_tokens`: of a block, default those of a training row. Raises: as
-    `load_segments`; DataError also for a segment of fewer than `least` blocks.
-    """
+    """The segments that options ask for in blocks, and the settings that say so. Options: those of
+    `load_segments`; `block_tokens`: of a block, default those of a training row. Raises: as `load_segments`;
+    DataError also for a segment of fewer than `least` blocks."""
     length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
     segments, cuts = load_segments(run.options, run.subject.config, run.seed), []
     for name, text, _ in segments:
@@ -116,18 +109,12 @@ def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
 
 def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: int) -> list[Segment]:
     """The segments that options ask for, in order; a passage of each that begins where the seed says.
-
     options: `segments`: folder of `.txt` files, one a segment, or "embedded" (default): the held-out
     documents of the embedded corpus by source. `segment_names`: which, in which order; default all by name.
-    `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer.
-
-    If the run was trained on the embedded corpus, passages that stand in its training documents are passed
-    over.
-
-    Raises:
-      ConfigError: an option that is no such thing, or names that are not there.
-      DataError: the folder or a file cannot be read, or a text has no passage that training has not seen.
-    """
+    `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer. If the run was
+    trained on the embedded corpus, passages that stand in its training documents are passed over. Raises:
+    ConfigError: an option that is no such thing, or names that are not there; DataError: the folder or a file
+    cannot be read, or a text has no passage that training has not seen."""
     source = str(options.get("segments", EMBEDDED))
     size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
     texts = held_out_texts() if source == EMBEDDED else _folder(as_path("segments", source))
@@ -144,7 +131,9 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
             f"segments: {shortest} in {source} has {sizes[shortest]} bytes; all segments are as long as the "
             f"shortest: want at least {LEAST_BYTES}, or leave it out with segment_names"
         )
-    size, seen = min(size, sizes[shortest]), _training_text(config)
+    size, seen = min(size, sizes[shortest]), None
+    if not config.data.mixture and config.data.source == EMBEDDED:
+        seen = _plain("\n".join(d.text for d in split_documents(load_documents(EMBEDDED))[0]))
     passages = [_passage(name, texts[name], size, seen, [seed, i]) for i, name in enumerate(names)]
     return [Segment(name, text, seen is not None) for name, text in zip(names, passages, strict=True)]
 
@@ -160,29 +149,19 @@ def _folder(folder: Path) -> dict[str, str]:
     return texts
 
 
-def _training_text(config: ExperimentConfig) -> str | None:
-    """What a run on the embedded corpus was trained on; None for other runs."""
-    if config.data.mixture or config.data.source != EMBEDDED:
-        return None
-    return _plain("\n".join(d.text for d in split_documents(load_documents(EMBEDDED))[0]))
-
-
 def _passage(name: str, text: str, size: int, seen: str | None, seed: Sequence[int]) -> str:
+    """Of so many bytes, from a place of the seed's. seen: what the run was trained on, if that is known."""
     raw = text.encode()
     for place in np.random.default_rng(seed).permutation(len(raw) // size):
         passage = raw[place * size : (place + 1) * size].decode(errors="ignore")
-        if seen is None or not _stands_in(passage, seen):
+        plain = _plain(passage)
+        starts = np.linspace(0, max(len(plain) - _PROBE, 0), _PROBES).astype(int)
+        if seen is None or np.mean([plain[s : s + _PROBE] in seen for s in starts]) <= _SHARE:
             return passage
     raise DataError(
         f"segments: no passage of {size} bytes of {name} that the run was not trained on; give another "
         "text, or fewer segment_bytes"
     )
-
-
-def _stands_in(passage: str, seen: str) -> bool:
-    plain = _plain(passage)
-    starts = np.linspace(0, max(len(plain) - _PROBE, 0), _PROBES).astype(int)
-    return float(np.mean([plain[s : s + _PROBE] in seen for s in starts])) > _SHARE
 
 
 def _plain(text: str) -> str:

@@ -18,9 +18,7 @@ from hope_jax.data.synthetic.rows import as_row, strings
 from hope_jax.evals import statistics
 from hope_jax.evals.reading.subject import Subject
 from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, item_key, progress, whole_number
-from hope_jax.evals.tasks.curves import synthetic_figures as figures
-
-__all__ = ["NAME", "answers", "evaluate", "figures"]
+from hope_jax.evals.tasks.curves import synthetic_figures
 
 NAME = "synthetic"
 
@@ -63,13 +61,11 @@ def _asked(run: Run) -> tuple[dict[str, Any], Task]:
     return {**settings, "arms": [BASELINE], "memorize": None}, task
 
 
-@evaluation(NAME, _asked, check=_options)
+@evaluation(NAME, _asked, synthetic_figures, check=_options)
 def evaluate(run: Run, journal: Journal, settings: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Answers on every split of the task: right per position and per string, by group and by length.
-
-    options: `synthetic_strings`: of a split, default `STRINGS`; `synthetic_targets`: the answers of an online
-    chunk are targets once it has been read.
-    """
+    """Answers on every split of the task: right per position and per string, by group and by length. options:
+    `synthetic_strings`: of a split, default `STRINGS`; `synthetic_targets`: the answers of an online chunk
+    are targets once it has been read."""
     name, size = settings["task"], run.subject.batch_size(run.batch_size)
     metrics: dict[str, Any] = {}
     curves: dict[str, Any] = {}
@@ -116,11 +112,9 @@ def asked(example: Example) -> np.ndarray:
 def answers(
     subject: Subject, examples: Sequence[Example], batch_size: int, *, targets: bool
 ) -> list[np.ndarray]:
-    """The likeliest symbol at every position where something is asked, int64 [m] of each string.
-
-    Strings are contexts of their own, padded on the right, where neither reads nor writes see it. targets:
-    see `evaluate`.
-    """
+    """The likeliest symbol at every position where something is asked, int64 [m] of each string. Strings are
+    contexts of their own, padded on the right, where neither reads nor writes see it. targets: see
+    `evaluate`."""
     trained = subject.trained
     streamer, size = trained.streamer, trained.streamer.rule.chunk_size
     width = size * -(-max(len(example.tokens) for example in examples) // size)

@@ -22,12 +22,10 @@ from hope_jax.evals.suite.plots import LENGTH_ONLY, MAJORITY
 from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, progress
 from hope_jax.evals.tasks import zeroshot_tasks as sources
 from hope_jax.evals.tasks.arms import Records, Tables, compare, run_arms, update_statistics
-from hope_jax.evals.tasks.curves import zeroshot_figures as figures
+from hope_jax.evals.tasks.curves import zeroshot_figures
 
 if TYPE_CHECKING:
     from hope_jax.evals.reading.lm_eval_model import HopeLM
-
-__all__ = ["NAME", "evaluate", "figures"]
 
 NAME = "zeroshot"
 _SHARES = ("acc", "acc_norm")
@@ -63,14 +61,12 @@ def _asked(run: Run) -> tuple[dict[str, Any], sources.Selection]:
     return settings | ({"note": str(note)} if note else {}), selection
 
 
-@evaluation(NAME, _asked)
+@evaluation(NAME, _asked, zeroshot_figures)
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], selection: sources.Selection
 ) -> dict[str, Any]:
-    """Each task's own metrics in each arm, with chance and length-only baselines beside them.
-
-    Raises: DataError also for data that lm-eval cannot load.
-    """
+    """Each task's own metrics in each arm, with chance and length-only baselines beside them. Raises:
+    DataError also for data that lm-eval cannot load."""
     from hope_jax.evals.reading.lm_eval_model import HopeLM
 
     log, skipped, limit = progress(NAME), list(selection.skipped), settings["max_length"]
@@ -124,11 +120,9 @@ def _items(name: str, task: Any, limit: int | None) -> list[Item]:
 
 
 def _records(run: Run, journal: Journal, model: "HopeLM", items: Sequence[Item]) -> Records:
-    """Records of each arm in the items' order; "answers": what lm-eval gets for each request.
-
-    Each task begins with the trained memories. A task whose items are texts without a context (wikitext) has
-    nothing to memorize but its answer: it has the baseline alone, unless the answer is asked for.
-    """
+    """Records of each arm in the items' order; "answers": what lm-eval gets for each request. Each task
+    begins with the trained memories. A task whose items are texts without a context (wikitext) has nothing to
+    memorize but its answer: it has the baseline alone, unless the answer is asked for."""
     leak = run.memorize.use_correct_answer
     rolling = items[0].requests[0].request_type == "loglikelihood_rolling"
     own = replace(run, arms=(BASELINE,)) if rolling and not leak else run

@@ -73,14 +73,10 @@ def require_lm_eval() -> None:
 
 
 def select(wanted: Sequence[str], folder: Path | None) -> Selection:
-    """The tasks to run and their checked files.
-
-    wanted: names; (): all. folder: of local files; a task without one is left out, with a line in `skipped`.
-    None: lm-eval downloads.
-
-    Raises: ConfigError for an unknown name, a folder that is not there or has no file of any task, or a task
-    that was asked for by name and has no file; DataError for a file that is not in the task's schema.
-    """
+    """The tasks to run and their checked files. wanted: names; (): all. folder: of local files; a task
+    without one is left out, with a line in `skipped`. None: lm-eval downloads. Raises: ConfigError for an
+    unknown name, a folder that is not there or has no file of any task, or a task that was asked for by name
+    and has no file; DataError for a file that is not in the task's schema."""
     for name in wanted:
         if name not in TASKS:
             raise ConfigError(f"zeroshot_tasks={name}: no such task; {instead(name, TASKS, 'want some of')}")
@@ -113,13 +109,18 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
     import datasets
     import lm_eval.tasks
 
-    definitions = Path(lm_eval.tasks.__file__).parent
+    definitions, log = Path(lm_eval.tasks.__file__).parent, logging.getLogger("lm_eval.api.task")
     folders = sorted({str(definitions / TASKS[name].folder) for name in selection.tasks})
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     with contextlib.ExitStack() as stack:
         # Local files are converted anew for each run, beside no cache of the user.
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if selection.files else None
-        stack.enter_context(_quiet(datasets))
+        # No bars of conversions, and no warnings of what lm-eval's definitions leave to its defaults.
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)
+        if not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
         loaded = {}
         for name in selection.tasks:
             source, path = TASKS[name], selection.files.get(name)
@@ -136,21 +137,6 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
             task.set_config(key="num_fewshot", value=0)
             loaded[name] = task
         yield loaded
-
-
-@contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """No bars of conversions, and no warnings of what lm-eval's definitions leave to its defaults."""
-    log, shown = logging.getLogger("lm_eval.api.task"), not datasets.are_progress_bars_disabled()
-    level = log.level
-    log.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _local(source: TaskSource, path: Path, cache: Path) -> dict[str, Any]:

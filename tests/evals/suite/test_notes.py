@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hope_jax.evals.reading.scoring import Read, Row
 from hope_jax.evals.suite import pages
 from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import Run, outcome
@@ -24,10 +23,10 @@ TEXT = "One two three. " * 30
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Answers by rule instead of by the model."""
 
-    def rows(_: Any, given: list[Row], fast: Any = None, **more: Any) -> list[Read]:
-        return [Read(np.full(len(row.tokens), -1.0), np.ones(len(row.tokens), bool)) for row in given]
+    def rows(_: Any, given: list[np.ndarray], fast: Any = None, **more: Any) -> list[np.ndarray]:
+        return [np.full(len(row), -1.0) for row in given]
 
-    monkeypatch.setattr(perplexity, "read_rows", rows)
+    monkeypatch.setattr(perplexity, "token_log_probs", rows)
     Knows(monkeypatch, wrong=False)
     without_model(monkeypatch)
     (tmp_path / "own.txt").write_text(TEXT)

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,8 @@ def test_the_page_stands_alone_and_names_are_no_markup(tmp_path: Path) -> None:
 def test_a_plot_that_cannot_be_drawn_takes_no_figure_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json, "figures", lambda outcome: {"p": 1 / 0}, raising=False)
+    draws = SimpleNamespace(figures=lambda outcome: {"p": 1 / 0})
+    monkeypatch.setattr(json, "evaluate", draws, raising=False)
     text = written(tmp_path, [Result("made", outcome())])["md"]
     assert "The plots of made could not be drawn (ZeroDivisionError: " in text and "0.4321 [0.31" in text
 
@@ -208,5 +210,6 @@ def test_checkpoints_of_one_run_stand_over_their_steps_and_of_several_side_by_si
         drawn = [line.get_xydata() for line in axes.lines]
         middles = np.concatenate([points for points in drawn if len(set(points[:, 0])) == 2])
         assert np.allclose(middles, [[places[0], 0.4], [places[1], 0.6], [0, 0.5], [1, 0.5]], atol=0.1)
-        assert any(np.allclose(points[:, 1], [0.5, 0.8]) for points in drawn)
+        bars = [bar for collection in axes.collections for bar in collection.get_segments()]
+        assert any(np.allclose(bar[:, 1], [0.5, 0.8]) for bar in bars)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["run/2", "run/10"]

@@ -84,7 +84,7 @@ def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert after["carried"][0] == after["reset"][0] != start
     # A block is measured before it teaches: AdamW's first loss is that of the model as it is.
     assert read["adamw"][0][0] == pytest.approx(read["no_writes"][0][0], rel=1e-5)
-    assert set(adaptation.figures(found)) == {"adaptation_stream", "adaptation_held_out"}
+    assert set(adaptation.evaluate.figures(found)) == {"adaptation_stream", "adaptation_held_out"}
     metric = found["metrics"]["stream/nats_per_token/carried"]
     assert metric["value"] == pytest.approx(np.mean([np.mean(row) for row in read["carried"]]))
     tokenizer, text = run.subject.trained.tokenizer, load_segments(SEGMENTS, run.subject.config, 0)[0].text
@@ -127,7 +127,7 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
         "n": 4,
         "chance": None,
     }
-    assert set(continual.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
+    assert set(continual.evaluate.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
     assert found["forgetting"]["baseline"]["all"][0] is None
     assert found["forgetting"]["baseline"]["all"][1] == found["metrics"]["all/forgetting/baseline"]
     assert as_if_slow(tmp_path) < continual.evaluate(run)["seconds"]
@@ -202,7 +202,7 @@ def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name, hits_of in scores.items():
         assert len(hits_of) == metrics[name]["n"] and np.mean([*hits_of.values()]) == metrics[name]["value"]
     assert comparison.compare(found, found)["paired"]["clinc/accuracy_raw/adamw"]["test"] == "exact McNemar"
-    assert set(class_incremental.figures(found)) == {"class_incremental_clinc"}
+    assert set(class_incremental.evaluate.figures(found)) == {"class_incremental_clinc"}
     written = found["updates"]["clinc"]
     assert set(written) == {"carried", "reset", "control"}
     assert all(levels["cms/fast"]["updates_applied"] > 0 for levels in written.values())

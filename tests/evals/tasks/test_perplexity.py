@@ -138,7 +138,7 @@ def test_second_halves_are_read_alone_by_memories_of_the_first(found: dict[str, 
     assert "second_half/nats_per_token/memorized-control" in found["paired"]
     assert "second_half_position_32_64/nats_per_token/control" in found["metrics"]
     assert found["updates"]["memorized"]["cms/fast"]["updates_applied"] > 0
-    assert set(perplexity.figures(found)) == {"perplexity_over_position"}
+    assert set(perplexity.evaluate.figures(found)) == {"perplexity_over_position"}
 
 
 def test_a_comparison_names_tests_as_the_results_do(found: dict[str, Any]) -> None:

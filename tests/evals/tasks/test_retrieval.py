@@ -146,7 +146,7 @@ def test_records_say_what_was_asked_and_found(tmp_path: Path, monkeypatch: pytes
     assert found["settings"]["label"] == "RULER-style, other haystack"
     metric = found["metrics"]["niah_multikey_1@700/choice/baseline"]
     assert (metric["n"], metric["chance"]) == (2, 0.5) and metric["ci95"][0] < 1 and not found["paired"]
-    figures = niah.figures(found)
+    figures = niah.evaluate.figures(found)
     assert set(figures) == {"niah_choice", "niah_match", "niah_removed_choice"}
     assert as_if_slow(tmp_path) < niah.evaluate(run)["seconds"], "of all starts"
 
