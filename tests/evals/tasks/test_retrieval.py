@@ -24,7 +24,7 @@ from hope_jax.evals.tasks import niah, passkey, retrieval
 from hope_jax.evals.tasks.niah import load_prose
 from hope_jax.evals.tasks.retrieval import Prompt, answer, chosen, continuation, string_match
 from tests.evals.subjects import as_if_slow, subject
-from tests.evals.tasks.test_niah_prompts import OTHER
+from tests.evals.tasks.test_niah import OTHER
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 1024, n).astype(np.int32) for n in (70, 75, 61, 75)]
