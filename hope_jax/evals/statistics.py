@@ -1,7 +1,7 @@
 """Estimates with 95 % intervals, and paired tests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,15 @@ class Estimate(NamedTuple):
     high: float
     n: int
 
+    def mapped(self, function: Callable[[float], float]) -> "Estimate":
+        """A monotonic function of it; the interval goes with it."""
+        value, *bounds = map(function, self[:3])
+        return Estimate(value, min(bounds), max(bounds), self.n)
+
+    def as_json(self, chance: float | None = None) -> dict[str, Any]:
+        """A metric of a result: value, interval, count, chance level."""
+        return {"value": self.value, "ci95": _bounds(self), "n": self.n, "chance": chance}
+
 
 class Paired(NamedTuple):
     """delta: mean of a - b over `n` pairs. low, high: its 95 % interval; NaN where none can be given.
@@ -32,6 +41,21 @@ class Paired(NamedTuple):
     p_value: float
     n: int
     test: str
+
+    def as_json(self) -> dict[str, Any]:
+        """A paired test of a result; None where there is no interval or p value."""
+        p_value = None if math.isnan(self.p_value) else self.p_value
+        return {
+            "delta": self.delta,
+            "ci95": _bounds(self),
+            "p_value": p_value,
+            "n": self.n,
+            "test": self.test,
+        }
+
+
+def _bounds(found: Estimate | Paired) -> list[float] | None:
+    return None if math.isnan(found.low) or math.isnan(found.high) else [found.low, found.high]
 
 
 def proportion(hits: Sequence[bool] | np.ndarray) -> Estimate:
@@ -45,9 +69,9 @@ def proportion(hits: Sequence[bool] | np.ndarray) -> Estimate:
 def share(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of values in [0, 1], with Wilson's interval as if they were hits and misses: no such values vary
     more, so it is wide enough, also where all are equal. Raises: ValueError for none at all."""
-    n, p = len(values), float(np.mean(values)) if len(values) else 0.0
+    n, z = len(values), _Z
     _need(n)
-    z = _Z
+    p = float(np.mean(values))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
@@ -79,13 +103,20 @@ def total(groups: Sequence[np.ndarray]) -> Estimate:
     return Estimate(value, value - half, value + half, n)
 
 
+def ratio(values: Sequence[float] | np.ndarray, units: Sequence[float] | np.ndarray) -> Estimate:
+    """Sum of values over sum of units, [n] each; some unit is not zero. The interval is Student's of the
+    linearised ratio: items may hold different numbers of units, and those of one need not be independent."""
+    v, u = np.asarray(values, np.float64), np.asarray(units, np.float64)
+    found = float(v.sum() / u.sum())
+    around = mean((v - found * u) / u.mean())
+    return Estimate(found, found + around.low, found + around.high, len(v))
+
+
 def within_one(estimate: Estimate, n: float) -> Estimate:
     """An estimate of a share in [0, 1], with an interval that Student's formula gave: cut to [0, 1], and no
     closer to 0 (1) at its far end than Wilson's interval of `n` misses (hits) alone. Equal values show no
-    spread, and Student's interval of them would have no width.
-
-    n: observations; of those that weigh unlike the effective ones (Kish), 1 / sum of squared weights.
-    """
+    spread, and Student's interval of them would have no width. n: observations; of those that weigh unlike
+    the effective ones (Kish), 1 / sum of squared weights."""
     none = _Z * _Z / (n + _Z * _Z)
     value, low, high = np.clip(estimate[:3], 0.0, 1.0)  # NaN stays
     low, high = np.minimum(low, 1.0 - none), np.maximum(high, none)
@@ -98,63 +129,34 @@ def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
     if not _are_hits(a, b):
         return mean(a - b)
     _need(len(a))
-    test = _paired_hits(a.astype(bool), b.astype(bool))
+    test = _paired_hits(a, b)
     return Estimate(test.delta, test.low, test.high, test.n)
 
 
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Paired:
-    """Whether a and b, item by item, differ.
-
-    Of hits and misses: McNemar's exact test, and Newcombe's interval for a difference of paired proportions
-    (his method 10). Of other values: Student's interval and the paired t test; of one
-    pair alone neither exists. Differences that are all one number but zero tell nothing of their spread: no
-    interval, and the sign test.
-
-    Raises:
-      ValueError: lengths that differ, or nothing.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"paired: want as many values of a as of b, got {len(a)} and {len(b)}")
-    x, y = np.asarray(a), np.asarray(b)
-    _need(len(x))
-    if _are_hits(x, y):
-        return _paired_hits(x.astype(bool), y.astype(bool))
-    return _paired_t([(x.astype(np.float64), y.astype(np.float64))], "paired t")
+    """Whether a and b, item by item, differ. Of hits and misses: McNemar's exact test, and Newcombe's
+    interval for a difference of paired proportions (his method 10). Of other values: Student's interval and
+    the paired t test; of one pair alone neither exists. Differences that are all one number but zero tell
+    nothing of their spread: no interval, and the sign test. Raises: ValueError for lengths that differ, or
+    nothing."""
+    x, y = _pair(a, b)
+    return _paired_hits(x, y) if _are_hits(x, y) else _paired_t([(x, y)], "paired t")
 
 
 def paired_over(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> Paired:
     """Whether a and b of several groups of items differ: the mean over groups, each weighing the same, of the
     mean of a - b, and a paired t test in which the groups are what they are and only their items are drawn
-    (Welch's variance, Satterthwaite's degrees of freedom). Of a group of one item there is none.
-
-    Raises:
-      ValueError: lengths that differ, or nothing.
-    """
-    for a, b in groups:
-        if len(a) != len(b):
-            raise ValueError(f"paired: want as many values of a as of b, got {len(a)} and {len(b)}")
-        _need(len(a))
+    (Welch's variance, Satterthwaite's degrees of freedom). Of a group of one item there is none. Raises: as
+    `paired`."""
     _need(len(groups))
-    return _paired_t([(np.asarray(a, float), np.asarray(b, float)) for a, b in groups], "stratified paired t")
+    return _paired_t([_pair(a, b) for a, b in groups], "stratified paired t")
 
 
-def as_json(estimate: Estimate, chance: float | None = None) -> dict[str, Any]:
-    """A metric of a result: value, interval, count, chance level."""
-    bounds = [estimate.low, estimate.high]
-    interval = None if any(map(math.isnan, bounds)) else bounds
-    return {"value": estimate.value, "ci95": interval, "n": estimate.n, "chance": chance}
-
-
-def paired_as_json(test: Paired) -> dict[str, Any]:
-    """A paired test of a result."""
-    interval = None if math.isnan(test.low) else [test.low, test.high]
-    return {
-        "delta": test.delta,
-        "ci95": interval,
-        "p_value": None if math.isnan(test.p_value) else test.p_value,
-        "n": test.n,
-        "test": test.test,
-    }
+def _pair(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(a) != len(b):
+        raise ValueError(f"paired: want as many values of a as of b, got {len(a)} and {len(b)}")
+    _need(len(a))
+    return np.asarray(a, np.float64), np.asarray(b, np.float64)
 
 
 def _are_hits(x: np.ndarray, y: np.ndarray) -> bool:
@@ -186,8 +188,8 @@ def _paired_t(groups: Sequence[tuple[np.ndarray, np.ndarray]], test: str) -> Pai
     return Paired(delta, delta - half, delta + half, p, n, test)
 
 
-def _paired_hits(x: np.ndarray, y: np.ndarray) -> Paired:
-    n = len(x)
+def _paired_hits(a: np.ndarray, b: np.ndarray) -> Paired:
+    x, y, n = a.astype(bool), b.astype(bool), len(a)
     only_x, only_y, both = int((x & ~y).sum()), int((~x & y).sum()), int((x & y).sum())
     neither = n - only_x - only_y - both
     discordant = only_x + only_y

@@ -10,45 +10,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hope_jax.evals import statistics
-from hope_jax.evals.statistics import Estimate
+from hope_jax.evals.statistics import Estimate, difference
 
 Table = Sequence[np.ndarray]
 
 
 def forgetting(table: Table, since: Sequence[int]) -> list[Estimate | None]:
     """Of each segment, how much worse the last moment is than the best one before it, from moment `since` on;
-    None for segments that were not known before the last moment.
-
-    The best moment is chosen by its mean over the same blocks: with noise alone the figure is above zero.
-    """
-    found: list[Estimate | None] = []
-    for rows, first in zip(table, since, strict=True):
-        before = rows[first:-1]
-        if not len(before):
-            found.append(None)
-            continue
-        best = before[int(before.mean(axis=1).argmin())]
-        found.append(statistics.difference(rows[-1], best))
-    return found
+    None for segments that were not known before the last moment. The best moment is chosen by its mean over
+    the same blocks: with noise alone the figure is above zero."""
+    before = [rows[first:-1] for rows, first in zip(table, since, strict=True)]
+    return [
+        difference(rows[-1], known[int(known.mean(axis=1).argmin())]) if len(known) else None
+        for rows, known in zip(table, before, strict=True)
+    ]
 
 
 def backward_transfer(table: Table, since: Sequence[int]) -> list[Estimate | None]:
     """Of each segment, how much better the last moment is than moment `since`, when it had just been learned;
     below zero: it has been forgotten. None where that is the last moment."""
-    return [
-        statistics.difference(rows[first], rows[-1]) if first < len(rows) - 1 else None
-        for rows, first in zip(table, since, strict=True)
-    ]
+    pairs = zip(table, since, strict=True)
+    return [difference(rows[at], rows[-1]) if at < len(rows) - 1 else None for rows, at in pairs]
 
 
 def forward_transfer(table: Table, start: Table, since: Sequence[int]) -> list[Estimate | None]:
     """Of each segment, how much better the moment before it was learned is than the beginning (`start`: an
     array [n] each); None for those with no moment before."""
-    return [
-        statistics.difference(begin, rows[first - 1]) if first > 0 else None
-        for rows, begin, first in zip(table, start, since, strict=True)
-    ]
+    triples = zip(table, start, since, strict=True)
+    return [difference(begin, rows[at - 1]) if at > 0 else None for rows, begin, at in triples]
 
 
 def average(estimates: Sequence[Estimate | None]) -> Estimate | None:

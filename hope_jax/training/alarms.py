@@ -177,8 +177,8 @@ def idle_alarm(step: int, evaluated: Row, writes: Writes, config: ExperimentConf
             f"{IDLE}: share of their periods that they write: "
             f"{', '.join(f'{name} {share:.1%}' for name, share in hardly.items())}. Their mean surprise is "
             f"{min(means):.3g} to {max(means):.3g} by layer, memory.surprise_threshold={threshold:g}. "
-            f"Remedy: lower memory.surprise_threshold below {min(means):.2g}, or set it to None (all periods are "
-            "written); `python -m hope_jax.calibrate` prints the quantiles of the surprise. "
+            f"Remedy: lower memory.surprise_threshold below {min(means):.2g}, or set it to None (all periods "
+            "are written); `python -m hope_jax.calibrate` prints the quantiles of the surprise. "
             f"{measured.capitalize()}."
         )
     if rates and abs(loss - plain) < EFFECT * min(1.0, plain):

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from hope_jax.core.errors import DataError
 from hope_jax.core.types import PyTree
-from hope_jax.evals.arms.memorized import compare, run_arms, update_statistics
 from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.suite import registry
 from hope_jax.evals.suite.registry import Entry
 from hope_jax.evals.suite.run import Run, outcome
+from hope_jax.evals.tasks.arms import compare, run_arms, update_statistics
 
 TEXTS = ("In the beginning", "Let there be light", "And God said", "It is a truth", "Call me", "The king")
 
@@ -75,7 +75,7 @@ def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -
 
     module.NAME, module.evaluate = name, evaluate  # type: ignore[attr-defined]
     if draws:
-        module.figures = figures  # type: ignore[attr-defined]
+        evaluate.figures = figures  # type: ignore[attr-defined]
     return module
 
 
@@ -95,7 +95,7 @@ OPTIONS = ("scale", "depth", "names", "word", "its_own", "unread")
 def register(monkeypatch: Any, modules: dict[str, ModuleType], needs: dict[str, tuple[str, ...]]) -> None:
     """For this test these are all evaluations that there are."""
     entries = {
-        name: Entry(module.__name__, f"Made-up {name}", needs.get(name, ()), options=OPTIONS)
+        name: Entry(f"Made-up {name}", OPTIONS, needs.get(name, ()), module=module.__name__)
         for name, module in modules.items()
     }
     for module in modules.values():

@@ -8,7 +8,7 @@ from scipy import stats
 
 from hope_jax.core.files import to_json
 from hope_jax.evals import statistics
-from hope_jax.evals.suite import pages as report
+from hope_jax.evals.suite import pages
 
 
 def test_wilson_on_a_published_example():
@@ -59,19 +59,19 @@ def test_equal_arms_do_not_differ():
 def test_one_value_has_no_interval():
     found = statistics.mean([2.0])
     assert found.value == 2 and math.isnan(found.low)
-    assert statistics.as_json(found)["ci95"] is None
+    assert found.as_json()["ci95"] is None
 
 
 def test_one_pair_has_a_test_only_of_hits():
     for pair in ([2.0], [3.5]), ([2.0], [2.0]):
         found = statistics.paired(*pair)
-        assert math.isnan(found.p_value) and statistics.paired_as_json(found)["p_value"] is None
+        assert math.isnan(found.p_value) and found.as_json()["p_value"] is None
     assert statistics.paired([True], [False]).p_value == 1.0
 
 
 def test_a_diverged_arm_has_no_interval_and_breaks_no_table():
-    found = to_json(statistics.paired_as_json(statistics.paired([math.nan, 1.0], [1.0, 2.0])))
-    ((_, delta, p, *_),) = report.paired_table({"task/loss/memorized-control": found}).rows
+    found = to_json(statistics.paired([math.nan, 1.0], [1.0, 2.0]).as_json())
+    ((_, delta, p, *_),) = pages.paired_table({"task/loss/memorized-control": found}).rows
     assert found["ci95"] is None and delta.startswith("–") and p == "–"
 
 
@@ -80,7 +80,7 @@ def test_equal_differences_are_no_certainty():
     for a, b in (([2.0, 3.5], [1.0, 2.5]), ([0.3, 0.5, 0.7], [0.2, 0.4, 0.6])):
         found = statistics.paired(a, b)
         assert found.test == "sign" and found.p_value == 2 * 0.5 ** len(a)
-        assert math.isnan(found.low) and statistics.paired_as_json(found)["ci95"] is None
+        assert math.isnan(found.low) and found.as_json()["ci95"] is None
     apart = statistics.paired_over([([2.0, 3.0], [1.0, 2.0]), ([2.0, 3.0], [0.0, 1.0])])
     assert apart.delta == 1.5 and apart.p_value == 2 * 0.5**4 and math.isnan(apart.high)
 

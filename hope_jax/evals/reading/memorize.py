@@ -1,30 +1,42 @@
 """Test-time memorization: a text is read, what it wrote is kept, and an item is scored with it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.core.errors import ConfigError
+from hope_jax.core.errors import ConfigError, instead
 from hope_jax.core.types import PyTree
 from hope_jax.data.corpus import EMBEDDED, load_documents, split_documents
 from hope_jax.data.tokenizer import Tokenizer
-from hope_jax.evals.reading import updates
-from hope_jax.evals.reading.selective import SelectiveModel, check_selection, paths_of
 from hope_jax.evals.reading.subject import Subject, take
-from hope_jax.evals.reading.updates import Updates
 from hope_jax.learning.sampling import roomy
 from hope_jax.learning.stream import Streamer
-from hope_jax.models.lm import HopeModel
+from hope_jax.memory.state import WriteStats
+from hope_jax.models.lm import Fast, HopeModel, ReadOutput
+
+_SEGMENT = 16
+"""Online chunks of a call: the logits that nobody needs are few."""
+_LARGEST = ("write_norm", "delta_norm")
+_COUNTED = (
+    "updates_applied", "chunk_tokens", "grad_norm", "surprise_value", "write_clip_hits", "delta_clip_hits",
+    *_LARGEST,
+)  # fmt: skip
+"""What the padding of a batch has no part in."""
+
+Updates = dict[str, dict[str, np.ndarray]]
+""" "memory/level" -> name -> float [B]: what writes have done, of `WriteStats` over layers and readings;
+sums, but of `_LARGEST` the largest."""
 
 
 class Rule(NamedTuple):
     """steps: times that a text is read. carry: False: each item starts from the trained memories ("reset");
-    True: from those that the item before it left. paths, layers: see `SelectiveModel`. surprise_threshold:
-    of the gate; None: the model's own. use_correct_answer: the text holds the right answer, a leak by design.
-    """
+    True: from those that the item before it left. paths, layers: see `SelectiveModel`. surprise_threshold: of
+    the gate; None: the model's own. use_correct_answer: the text holds the right answer, a leak by design."""
 
     steps: int = 1
     carry: bool = False
@@ -42,15 +54,88 @@ class Memorized(NamedTuple):
     stats: Updates
 
 
+@dataclass(frozen=True)
+class SelectiveModel(HopeModel):
+    """`HopeModel` whose writes to memories and layers that are not selected are undone. paths: memories
+    (`titan`, `cms`, `self_mod`) or levels of a CMS; (): all. layers: from 0; (): all. A memory that writes
+    while it reads is set back after each online chunk: within one it reads what it has just written."""
+
+    paths: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+
+    def read(self, params: PyTree, fast: Fast | dict[str, PyTree], *rest: Any, **named: Any) -> ReadOutput:
+        """As `HopeModel.read`."""
+        out = super().read(params, fast, *rest, **named)
+        kept = self._kept(fast, out.fast) if isinstance(fast, tuple) else out.fast
+        return out._replace(fast=kept, stats=self._counted(out.stats))
+
+    def write(
+        self, params: PyTree, norms: Any, fast: Fast, *rest: Any, **named: Any
+    ) -> tuple[Fast, dict[str, Any]]:
+        """As `HopeModel.write`."""
+        new, stats = super().write(params, norms, fast, *rest, **named)
+        return self._kept(fast, new), self._counted(stats)
+
+    def _kept(self, old: Fast, new: Fast) -> Fast:
+        """`new` where it is selected, else `old`."""
+
+        def kept(before: dict[str, PyTree], name: str, after: PyTree) -> PyTree:
+            if not _by_level(after, self.level_names()[name]):
+                return after if self._written(name, name) else before[name]
+            return {level: (after if self._written(name, level) else before[name])[level] for level in after}
+
+        return tuple(
+            {name: kept(before, name, state) for name, state in after.items()}
+            if not self.layers or i in self.layers
+            else before
+            for i, (before, after) in enumerate(zip(old, new, strict=True))
+        )
+
+    def _counted(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """Statistics [L, B] of what is selected, zeros of the rest."""
+        layers = np.array([not self.layers or i in self.layers for i in range(self.spec.num_layers)])
+
+        def counted(on: bool, counts: Any) -> Any:
+            return jax.tree.map(lambda t: jnp.where(layers[:, None] & on, t, 0), counts)
+
+        return {
+            name: {level: counted(self._written(name, level), counts) for level, counts in levels.items()}
+            for name, levels in stats.items()
+        }
+
+    def _written(self, name: str, level: str) -> bool:
+        return not self.paths or name in self.paths or level in self.paths
+
+
+def _by_level(state: PyTree, levels: Iterable[str]) -> bool:
+    return isinstance(state, dict) and set(state) == set(levels)
+
+
+def paths_of(model: HopeModel) -> tuple[str, ...]:
+    """What may be selected of a model: its memories, and the levels of those that hold them one by one."""
+    fast = jax.eval_shape(lambda key: model.init_fast_state(model.init_params(key), 1), jax.random.key(0))
+    names: dict[str, None] = {}
+    for name, levels in model.level_names().items():
+        names |= dict.fromkeys([name, *(levels if _by_level(fast[0][name], levels) else ())])
+    return tuple(names)
+
+
+def check_selection(model: HopeModel, paths: Iterable[str], layers: Iterable[int]) -> None:
+    """Raises ConfigError for a memory or a layer that the model does not have."""
+    known, count = paths_of(model), model.spec.num_layers
+    for path in paths:
+        if path not in known:
+            known_here = instead(path, known, "its own:")
+            raise ConfigError(f"--memorize_paths: the model has no memory {path!r}; {known_here}")
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ConfigError(f"--memorize_layers: {layer} is no layer; the model has 0 to {count - 1}")
+
+
 def writing_streamer(subject: Subject, rule: Rule) -> Streamer:
-    """The subject's streams with what a rule says of writes.
-
-    Partial periods are written when a stream ends, so a text counts to its end, and padding after it changes
-    nothing. A text is one context, in which no document begins another.
-
-    Raises:
-      ConfigError: the rule asks for what the model does not have.
-    """
+    """The subject's streams with what a rule says of writes. Partial periods are written when a stream ends,
+    so a text counts to its end, and padding after it changes nothing. A text is one context, in which no
+    document begins another. Raises: ConfigError: the rule asks for what the model does not have."""
     base = subject.trained.streamer
     if rule.steps < 1:
         raise ConfigError(f"--memorize_steps={rule.steps}: want at least 1")
@@ -74,6 +159,11 @@ def fitting(model: HopeModel, rule: Rule) -> Rule | None:
     return rule._replace(paths=paths, layers=layers)
 
 
+def as_settings(rule: Rule) -> dict[str, Any]:
+    """The rule as a JSON value."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in rule._asdict().items()}
+
+
 def whole_tokens(streamer: Streamer) -> int:
     """Tokens to a multiple of which texts are padded: padding ends the chunks of memories that write while
     they read, which a stream's end would leave unwritten."""
@@ -81,36 +171,26 @@ def whole_tokens(streamer: Streamer) -> int:
     return max([streamer.rule.chunk_size, *(period for m in memories for period in m.periods().values())])
 
 
-def readings(model: HopeModel, rule: Rule) -> dict[str, int]:
-    """How often the layers of each memory that writes while it reads read a text."""
-    layers = len(rule.layers) or model.spec.num_layers
-    return {
-        name: rule.steps * layers * (not rule.paths or name in rule.paths) for name in model.stream_memories()
-    }
-
-
 class Memorizer:
-    """Writes texts into memories of a subject.
-
-    Raises:
-      ConfigError: the rule asks for what the model does not have.
-    """
+    """Writes texts into memories of a subject. Raises: as `writing_streamer`."""
 
     def __init__(self, subject: Subject, rule: Rule) -> None:
         self.subject, self.rule = subject, rule
         self.streamer = writing_streamer(subject, rule)
 
     def __call__(self, texts: Sequence[np.ndarray], fast: PyTree | None = None) -> Memorized:
-        """Reads each text, after BOS, as a context of its own, `steps` times from its beginning.
-
-        texts: int32 [n] token ids of any lengths; under memory.scope=batch one. fast: memories to start
-        from, of as many contexts or of one; None: those that training left. All tokens are targets. What
-        remains of a text is its writes: neither attention cache nor convolutions.
-        """
+        """Reads each text, after BOS, as a context of its own, `steps` times from its beginning. texts: int32
+        [n] token ids of any lengths; under memory.scope=batch one. fast: memories to start from, of as many
+        contexts or of one; None: those that training left. All tokens are targets. What remains of a text is
+        its writes: neither attention cache nor convolutions."""
         if self.subject.shared_memory and len(texts) != 1:
             raise ValueError(f"texts: want one under memory.scope=batch, got {len(texts)}")
         trained, streamer = self.subject.trained, self.streamer
-        tokens, segments = _rows(texts, whole_tokens(streamer), trained.tokenizer)
+        multiple, lengths = whole_tokens(streamer), [len(text) + 1 for text in texts]
+        tokens = np.full((len(texts), -(-max(lengths) // multiple) * multiple), trained.tokenizer.pad_id)
+        segments = np.zeros_like(tokens)
+        for i, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+            tokens[i, :length], segments[i, :length] = [trained.tokenizer.bos_id, *text], 1
         own = take(self.subject, trained.fast if fast is None else fast, list(range(len(texts))))
         total: Updates = {}
         for _ in range(self.rule.steps):
@@ -120,14 +200,8 @@ class Memorizer:
                 _, state = streamer.feed(trained.params, state, tokens[:, part], segments[:, part])
             result = streamer.finish(trained.params, state)
             own = result.fast
-            updates.add(total, result.stats)
-        lengths = [len(text) + 1 for text in texts]
-        updates.count_texts(total, streamer.model, lengths, readings(streamer.model, self.rule))
+            merge(total, counts_of(result.stats, streamer.model, lengths, self.rule))
         return Memorized(own, total)
-
-
-_SEGMENT = 16
-"""Online chunks of a call: the logits that nobody needs are few."""
 
 
 def unrelated(subject: Subject, length: int, seed: int) -> np.ndarray:
@@ -148,19 +222,40 @@ def _held_out(tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([tokenizer.encode(document.text) for document in documents])
 
 
-def _rows(texts: Sequence[np.ndarray], multiple: int, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and documents, int32 [B, T]."""
-    longest = 1 + max(len(text) for text in texts)
-    shape = (len(texts), -(-longest // multiple) * multiple)
-    tokens, segments = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, np.int32)
-    for i, text in enumerate(texts):
-        tokens[i, : len(text) + 1] = [tokenizer.bos_id, *text]
-        segments[i, : len(text) + 1] = 1
-    return tokens, segments
+def counts_of(
+    stats: Mapping[str, Mapping[str, WriteStats]], model: HopeModel, lengths: Sequence[int], rule: Rule
+) -> Updates:
+    """What one reading of texts has written, of statistics with leaves [L, B]. lengths: tokens of each
+    context. Memories that write while they read write nothing in chunks of padding, which therefore do not
+    count."""
+    found: Updates = {}
+    for memory, levels in jax.device_get(stats).items():
+        for level, counts in levels.items():
+            columns = {name: getattr(counts, name) for name in _COUNTED}
+            found[f"{memory}/{level}"] = {
+                name: value.max(0) if name in _LARGEST else value.sum(0) for name, value in columns.items()
+            }
+    tokens, layers = np.array(lengths, float), len(rule.layers) or model.spec.num_layers
+    for name, stream_memory in model.stream_memories().items():
+        readings = layers * (not rule.paths or name in rule.paths)
+        for level, chunk in stream_memory.periods().items():
+            found[f"{name}/{level}"]["updates_applied"] = readings * np.ceil(tokens / chunk)
+            found[f"{name}/{level}"]["chunk_tokens"] = readings * tokens
+    return found
 
 
-def as_settings(rule: Rule) -> dict[str, Any]:
-    """The rule as a JSON value."""
+def merge(total: Updates, more: Updates) -> None:
+    """Adds updates to `total`."""
+    for level, counts in more.items():
+        known = total.setdefault(level, {})
+        for name, value in counts.items():
+            join = np.maximum if name in _LARGEST else np.add
+            known[name] = join(known.get(name, 0.0), value)
+
+
+def updates_as_json(total: Updates, i: int = 0) -> dict[str, dict[str, float]]:
+    """The updates of context i."""
     return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in rule._asdict().items()
+        level: {name: float(np.atleast_1d(values)[i]) for name, values in counts.items()}
+        for level, counts in total.items()
     }

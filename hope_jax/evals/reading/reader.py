@@ -12,21 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hope_jax.core.types import NO_TARGET, Array, PyTree
-from hope_jax.evals.reading import updates
-from hope_jax.evals.reading.memorize import Rule, readings, whole_tokens, writing_streamer
+from hope_jax.evals.reading.memorize import Rule, Updates, counts_of, merge, whole_tokens, writing_streamer
+from hope_jax.evals.reading.scoring import MOST_LOGITS, following_log_probs
 from hope_jax.evals.reading.subject import Subject
-from hope_jax.evals.reading.updates import Updates
 from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import Carry, HopeModel
 
 _RULE = Rule()
 _STREAM_TOKENS = 512
 """Of a stream at least: the attention cache is as long, and most of its keys are of other documents."""
-_LOGITS = 2**26
-"""Logits that one call leaves at most."""
 
 
 class Prefix(NamedTuple):
@@ -49,15 +45,10 @@ class Reading(NamedTuple):
 
 
 class Reader:
-    """Reads rows for one subject; its parameters are arguments, as fine-tuning changes them.
-
-    rule: what is written, where, and how often a stream is read. Documents do not reset memories here, and
-    partial periods are written when a stream ends. A stream is as long as a row of training and the slowest
-    period at least; then the next begins with its memories.
-
-    Raises:
-      ConfigError: the rule asks for what the model does not have.
-    """
+    """Reads rows for one subject; its parameters are arguments, as fine-tuning changes them. rule: what is
+    written, where, and how often a stream is read. Documents do not reset memories here, and partial periods
+    are written when a stream ends. A stream is as long as a row of training and the slowest period at least;
+    then the next begins with its memories. Raises: as `writing_streamer`."""
 
     def __init__(self, subject: Subject, rule: Rule = _RULE) -> None:
         self.rule, self.streamer = rule, writing_streamer(subject, rule)
@@ -87,14 +78,12 @@ class Reader:
     def read_on(
         self, params: PyTree, fast: PyTree, rows: Sequence[np.ndarray], *, write: bool = True
     ) -> Reading:
-        """Reads rows, int32 [n] without BOS, one after the other, writing as it goes.
-
-        write: tokens are targets; else memories that teach signals drive stay as they are (those that write
-        while they read do not). Log-likelihoods are those of a stream's first reading.
-        """
+        """Reads rows, int32 [n] without BOS, one after the other, writing as it goes. write: tokens are
+        targets; else memories that teach signals drive stay as they are (those that write while they read do
+        not). Log-likelihoods are those of a stream's first reading."""
         found: list[np.ndarray] = []
         total: Updates = {}
-        for tokens, segments in self.streams(rows):
+        for tokens, segments in packed(rows, self.tokenizer.bos_id, self.stream_tokens):
             log_probs, fast = self._stream(params, fast, tokens, segments, write, total)
             for _ in range(self.rule.steps - 1):
                 _, fast = self._stream(params, fast, tokens, segments, write, total)
@@ -102,10 +91,6 @@ class Reader:
                 (at,) = np.nonzero(segments == document)
                 found.append(log_probs[at[1:] - 1])
         return Reading(found, fast, total)
-
-    def streams(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows packed into streams: tokens and documents (from 1), int32 [m]."""
-        yield from packed(rows, self.tokenizer.bos_id, self.stream_tokens)
 
     def _stream(
         self,
@@ -118,7 +103,7 @@ class Reader:
     ) -> tuple[np.ndarray, PyTree]:
         """log p of the tokens after the first, float64 [m - 1], and the memories after. Adds to `total`."""
         size, vocab = self.streamer.rule.chunk_size, self.model.spec.vocab_size
-        step = size * max(1, min(16, _LOGITS // (size * vocab)))
+        step = size * max(1, min(16, MOST_LOGITS // (size * vocab)))
         # One token more than whole chunks: every call then reads whole chunks, and shapes are few.
         width = _up(len(tokens), self.multiple) + 1
         row, documents = np.full((1, width), self.tokenizer.pad_id, np.int32), np.zeros((1, width), np.int32)
@@ -128,24 +113,16 @@ class Reader:
         found, start = [], 0
         while start < width:
             stop = min(start + step + (start == 0), width)
+            targets = np.full((1, stop - start), write)
             logits, state = self.streamer.feed(
-                params,
-                state,
-                row[:, start:stop],
-                documents[:, start:stop],
-                np.full((1, stop - start), write),
-                in_place=True,
+                params, state, row[:, start:stop], documents[:, start:stop], targets, in_place=True
             )
             following = np.zeros((1, stop - start), np.int32)
             following[:, : min(stop + 1, width) - start - 1] = row[:, start + 1 : stop + 1]
-            found.append(np.asarray(_log_probs(logits, jnp.asarray(following)), np.float64)[0])
+            found.append(following_log_probs(logits, following)[0][0])
             start = stop
         result = self.streamer.finish(params, state)
-        own: Updates = {}
-        updates.add(own, result.stats)
-        once = readings(self.streamer.model, self.rule._replace(steps=1))
-        updates.count_texts(own, self.streamer.model, [len(tokens)], once)
-        updates.merge(total, own)
+        merge(total, counts_of(result.stats, self.streamer.model, [len(tokens)], self.rule))
         return np.concatenate(found)[: len(tokens) - 1], result.fast
 
     def prefix(self, params: PyTree, fast: PyTree, tokens: np.ndarray, room: int) -> Prefix:
@@ -173,7 +150,6 @@ class Reader:
         batch_size: int = 16,
     ) -> list[np.ndarray]:
         """Cross-entropies in nats, float64, of the last `tails[i]` tokens of row i (None: of all), in order.
-
         fast: of one context, from which every row starts, and which no row's tokens write (but those of
         memories that write while they read, for their row alone). prefix: rows come after it, not after BOS.
         """
@@ -215,29 +191,21 @@ def start_of(model: HopeModel, params: PyTree, trained: PyTree, initial: PyTree 
 def packed(rows: Sequence[np.ndarray], bos: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows, each after BOS, in order, as many together as `length` tokens hold: tokens and documents (from
     1), int32 [m]. A row that is longer than that stands alone."""
-    held: list[np.ndarray] = []
+    groups: list[list[np.ndarray]] = []
     for row in rows:
         document = np.concatenate([[bos], row]).astype(np.int32)
-        if held and sum(map(len, held)) + len(document) > length:
-            yield _joined(held)
-            held = []
-        held.append(document)
-    if held:
-        yield _joined(held)
-
-
-def _joined(documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    numbers = [np.full(len(document), i + 1, np.int32) for i, document in enumerate(documents)]
-    return np.concatenate(documents), np.concatenate(numbers)
+        if not groups or sum(map(len, groups[-1])) + len(document) > length:
+            groups.append([])
+        groups[-1].append(document)
+    for held in groups:
+        yield (
+            np.concatenate(held),
+            np.repeat(np.arange(1, 1 + len(held)), list(map(len, held))).astype(np.int32),
+        )
 
 
 def _up(count: int, multiple: int) -> int:
     return multiple * -(-count // multiple)
-
-
-@jax.jit
-def _log_probs(logits: Array, following: Array) -> Array:
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, following)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -38,14 +38,10 @@ class Subject(NamedTuple):
 
 
 def open_subject(path: Path) -> Subject:
-    """The checkpoint that `path` (workdir: its newest, checkpoints/<step>, or release bundle) names.
-
-    All its files are held against their digests first. A run in float64 is evaluated in float64.
-
-    Raises:
-      CheckpointError: there is none, a file is not what its digest says, or it does not fit this version.
-      DataError: its tokenizer cannot be read.
-    """
+    """The checkpoint that `path` (workdir: its newest, checkpoints/<step>, or release bundle) names. All its
+    files are held against their digests first. A run in float64 is evaluated in float64. Raises:
+    CheckpointError: there is none, a file is not what its digest says, or it does not fit this version;
+    DataError: its tokenizer cannot be read."""
     loaded = stored.load_checkpoint(path, ("params", "fast"))
     config = resolve(loaded.config)
     validate(config)
@@ -54,10 +50,12 @@ def open_subject(path: Path) -> Subject:
     trained = prepare(loaded, config)
     run = loaded.path.parent.parent
     plain = files.as_plain(config)
+    # What figures depend on: memories too where training left any.
+    evaluated = {k: v for k, v in loaded.state.items() if k == "params" or trained.fast is not None}
     about = {
         "checkpoint": f"{run.name}/{loaded.path.parent.name}/{loaded.step}",
         "step": loaded.step,
-        "arrays_digest": arrays.digest(arrays.named(_evaluated(loaded.state, trained))),
+        "arrays_digest": arrays.digest(arrays.named(evaluated)),
         "config_digest": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
         "tokenizer_digest": trained.tokenizer.sha256,
         "versions": loaded.meta["versions"],
@@ -68,17 +66,9 @@ def open_subject(path: Path) -> Subject:
     return Subject(f"{run.name}/{loaded.step}", trained, config, about)
 
 
-def _evaluated(state: dict[str, Any], trained: Trained) -> dict[str, Any]:
-    """The arrays that figures depend on: memories too where training left any."""
-    return {name: state[name] for name in ("params", *(() if trained.fast is None else ("fast",)))}
-
-
 def checkpoint_paths(path: Path) -> list[Path]:
-    """All finished checkpoints of a workdir, oldest first; those of any other path: the one it names.
-
-    Raises:
-      CheckpointError: there is none.
-    """
+    """All finished checkpoints of a workdir, oldest first; those of any other path: the one it names. Raises:
+    CheckpointError: there is none."""
     folder, newest = stored.resolve(path.absolute())
     if stored.step_of(path.absolute()) is not None:
         return [folder / str(newest)]

@@ -17,9 +17,9 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -29,7 +29,7 @@ from hope_jax.core.output import say
 from hope_jax.core.paths import make_room, split_paths
 
 if TYPE_CHECKING:
-    from hope_jax.evals.suite.request import Plan
+    from hope_jax.evals.suite.session import Plan
 
 _CHECKPOINT = cli.define_checkpoint()
 _OUT = cli.define_path("out", "Folder of the results.")
@@ -57,26 +57,6 @@ _ANSWER = flags.DEFINE_boolean(
     "memorize_correct_answer", False, "Memorize the right answer too: a leak, marked wherever it counts."
 )
 
-_Value = TypeVar("_Value")
-
-
-class _Option(NamedTuple):
-    kind: Callable[[str], Any]
-    several: bool
-    keys: tuple[str, ...]
-
-
-def _option(
-    name: str, help_text: str, kind: Callable[[str], Any], *, several: bool = False, keys: Sequence[str] = ()
-) -> None:
-    """A flag that sets options of evaluations: `keys`, or the one of its name. several: values separated by
-    commas."""
-    if kind is _there:
-        cli.define_path(name, help_text)
-    else:
-        flags.DEFINE_string(name, None, help_text, allow_override=True)
-    _OPTIONS[name] = _Option(kind, several, tuple(keys) or (name,))
-
 
 def _there(text: str) -> str:
     """A path that exists."""
@@ -85,17 +65,39 @@ def _there(text: str) -> str:
     return text
 
 
-_OPTIONS: dict[str, _Option] = {}
-_LENGTHS = ("niah_lengths", "passkey_lengths")
-_option("lengths", "Tokens of needle and passkey contexts, as 2048,4096.", int, several=True, keys=_LENGTHS)
-_option("niah_tasks", "Names of needle tasks; default: all.", str, several=True)
-_TEXT = "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus."
-_option("documents", _TEXT, _there, keys=("perplexity_text",))
-_option("zeroshot_data", "Folder of the zero-shot tasks' data.", _there)
-_option("zeroshot_tasks", "Names of zero-shot tasks; default: all whose data are there.", str, several=True)
-_option("zeroshot_max_length", "Longest request in tokens.", int)
-_option("segments", "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there)
-_option("intents", "Folder of classification data for class_incremental.", _there)
+class _Option(NamedTuple):
+    """A flag that sets options of evaluations. kind: of its value; several: values separated by commas."""
+
+    text: str
+    kind: Callable[[str], Any] = str
+    several: bool = False
+
+
+_OPTIONS = {
+    "lengths": _Option("Tokens of needle and passkey contexts, as 2048,4096.", int, several=True),
+    "niah_tasks": _Option("Names of needle tasks; default: all.", several=True),
+    "documents": _Option(
+        "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus.", _there
+    ),
+    "zeroshot_data": _Option("Folder of the zero-shot tasks' data.", _there),
+    "zeroshot_tasks": _Option("Names of zero-shot tasks; default: all whose data are there.", several=True),
+    "zeroshot_max_length": _Option("Longest request in tokens.", int),
+    "segments": _Option(
+        "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there
+    ),
+    "intents": _Option("Folder of classification data for class_incremental.", _there),
+}
+_KEYS = {name: (name,) for name in _OPTIONS} | {
+    "lengths": ("niah_lengths", "passkey_lengths"),
+    "documents": ("perplexity_text",),
+}
+"""The options that each flag sets."""
+
+for _name, _how in _OPTIONS.items():
+    if _how.kind is _there:
+        cli.define_path(_name, _how.text)
+    else:
+        flags.DEFINE_string(_name, None, _how.text, allow_override=True)
 
 _MORE = flags.DEFINE_multi_string("option", [], "KEY=VALUE: any option of an evaluation, VALUE as in JSON.")
 
@@ -120,16 +122,19 @@ def main(argv: list[str]) -> int:
     with contextlib.suppress(OSError):  # which the plan's check tells
         make_room(Path(str(_OUT.value)))
     compilation_cache.use()
-    plan = _plan()
-    # Orbax and what else is needed from here on take seconds to import
-    from hope_jax.evals.suite import session
+    from hope_jax.evals.suite import session  # takes seconds to import
 
+    plan = _plan()
     done = session.run(plan)
     failed = [f"{found.target.name}: {name}" for found in done for name in found.failed]
-    if not failed:  # what those would have read is not known
-        _warn_of_unread(plan.options, session.options_read(done))
-    else:
+    if failed:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
+    read = session.options_read(done)
+    for key in plan.options if not failed else ():  # what those would have read is not known
+        # Of a flag one of its options is enough.
+        of_flag = {other for keys in _KEYS.values() if key in keys for other in keys}
+        if not read & {key, *of_flag}:
+            logger.warning("warning: no evaluation has read the option %s", key)
     say(plan.out / "report.html")
     return 1 if failed else 0
 
@@ -147,22 +152,22 @@ def _check_memorize() -> None:
 def _plan() -> "Plan":
     from hope_jax.evals.reading.memorize import Rule
     from hope_jax.evals.suite import registry
-    from hope_jax.evals.suite.request import Plan
     from hope_jax.evals.suite.run import ARMS, BASELINE
+    from hope_jax.evals.suite.session import Plan
 
-    given = {name: _parsed(name, how) for name, how in _OPTIONS.items()}
-    options = {key: v for name, v in given.items() if v is not None for key in _OPTIONS[name].keys}
+    options: dict[str, Any] = {}
+    for name, option in _OPTIONS.items():
+        text = flags.FLAGS[name].value
+        if text is not None:
+            if not text.strip():
+                raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
+            found = _values(name, text.split(",") if option.several else [text], option.kind)
+            options |= dict.fromkeys(_KEYS[name], found if option.several else found[0])
     more = dict(_more(text) for text in _MORE.value)
     registry.check_options(more)
     options |= more
-    rule = Rule(
-        steps=_STEPS.value,
-        carry=_CARRY.value,
-        paths=tuple(_PATHS.value),
-        layers=tuple(_values("memorize_layers", _LAYERS.value, int)),
-        surprise_threshold=_THRESHOLD.value,
-        use_correct_answer=_ANSWER.value,
-    )
+    layers = tuple(_values("memorize_layers", _LAYERS.value, int))
+    rule = Rule(_STEPS.value, _CARRY.value, tuple(_PATHS.value), layers, _THRESHOLD.value, _ANSWER.value)
     return Plan(
         checkpoints=tuple(split_paths("--checkpoint", str(_CHECKPOINT.value))),
         out=Path(str(_OUT.value)),
@@ -179,24 +184,6 @@ def _plan() -> "Plan":
     )
 
 
-def _warn_of_unread(given: Mapping[str, Any], read: set[str]) -> None:
-    """An option that no evaluation has asked for changes nothing; of a flag one of its options is enough."""
-    flag_of = {key: name for name, option in _OPTIONS.items() for key in option.keys}
-    for key in given:
-        if key not in read and not read.intersection(_OPTIONS[flag_of[key]].keys if key in flag_of else ()):
-            logger.warning("warning: no evaluation has read the option %s", key)
-
-
-def _parsed(name: str, option: _Option) -> Any:
-    text = flags.FLAGS[name].value
-    if text is None:
-        return None
-    if not text.strip():
-        raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
-    found = _values(name, text.split(",") if option.several else [text], option.kind)
-    return found if option.several else found[0]
-
-
 def _more(text: str) -> tuple[str, Any]:
     """A key and its value: JSON, or else the text as it is. Raises: ConfigError."""
     key, found, value = text.partition("=")
@@ -210,7 +197,7 @@ def _more(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _values(name: str, texts: Sequence[str], kind: Callable[[str], _Value]) -> list[_Value]:
+def _values(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> list[Any]:
     """Raises: ConfigError for a text that is no such value."""
     try:
         return [kind(text.strip()) for text in texts]

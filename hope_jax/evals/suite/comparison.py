@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hope_jax.evals import statistics
-from hope_jax.evals.suite.figures import split
+from hope_jax.evals.suite.plots import split
 from hope_jax.evals.suite.run import MEMORIZED
 
 _OF_MANY = ("perplexity", "word_perplexity", "byte_perplexity")
@@ -14,45 +14,47 @@ Scores = dict[str, dict[str, float | bool]]
 
 
 def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Paired tests of two results of one evaluation, a JSON value.
-
-    Records with the same arm and key are the same item under the same seed. Returns `paired`:
-    "task/score/arm" -> delta (checkpoint minus baseline), interval, p value, Holm's p value, n; of one pair
-    of losses there is no test, and both p values are None. Holm's families are two: the single tests of this
-    evaluation, and those that pool the items of several (`"pooled": true`), which are no further findings
-    but the same ones summed up. `only_one`: items that one of them lacks. `settings_differ`: names of
-    settings that are not the same, whose figures must be compared with care.
-    """
+    """Paired tests of two results of one evaluation, a JSON value; or `problem`: why there are none. Records
+    with the same arm and key are the same item under the same seed. `paired`: "task/score/arm" -> delta
+    (checkpoint minus baseline), interval, p value, Holm's p value, n; of one pair of losses there is no test,
+    and both p values are None. Holm's families are two: the single tests of this evaluation, and those that
+    pool the items of several (`"pooled": true`), which are no further findings but the same ones summed up.
+    `only_one`: items that one of them lacks. `settings_differ`: names of settings that are not the same,
+    whose figures must be compared with care."""
+    if "items" not in checkpoint or "items" not in baseline:
+        return {"problem": "no records of items, so no paired test; run it with --baseline"}
     first, second = scores(checkpoint), scores(baseline)
     pooled = _pooled(checkpoint, first)
+    leak = checkpoint.get("leak") or baseline.get("leak")
     paired: dict[str, dict[str, Any]] = {}
     only_one = 0
-    for name in first:
-        a, b = first[name], second.get(name, {})
+    for name, a in first.items():
+        b = second.get(name, {})
         keys = [key for key in a if key in b]
         only_one += len(a) + len(b) - 2 * len(keys)
         if keys:
-            test = statistics.paired([a[key] for key in keys], [b[key] for key in keys])
-            paired[name] = statistics.paired_as_json(test)
-            if (checkpoint.get("leak") or baseline.get("leak")) and name.endswith(f"/{MEMORIZED}"):
-                paired[name]["leak"] = True
-            if name in pooled:
-                paired[name]["pooled"] = True
+            paired[name] = {
+                **statistics.paired([a[key] for key in keys], [b[key] for key in keys]).as_json(),
+                **({"leak": True} if leak and name.endswith(f"/{MEMORIZED}") else {}),
+                **({"pooled": True} if name in pooled else {}),
+            }
+    if not paired:
+        return {"problem": "its records hold no score of single items that both have"}
     for family in (pooled, {*paired} - pooled):
         own = [each for name, each in paired.items() if name in family]
         corrected = iter(holm([each["p_value"] for each in own if each["p_value"] is not None]))
         for each in own:
             each["p_holm"] = None if each["p_value"] is None else next(corrected)
-    return {"paired": paired, "only_one": only_one, "settings_differ": _differing(checkpoint, baseline)}
+    a, b = checkpoint["settings"], baseline["settings"]
+    differ = sorted(key for key in {*a, *b} - {"checkpoint"} if a.get(key) != b.get(key))
+    return {"paired": paired, "only_one": only_one, "settings_differ": differ}
 
 
 def scores(outcome: Mapping[str, Any]) -> Scores:
-    """Group "task/score/arm" -> item's key -> value, of the scores of a result's records.
-
-    Scores are numbers and truth values that have the name of a metric. A record counts in its `tasks`; if it
-    names none, in the part of its key before the last "/". Of several records with one arm and key (of
-    several checkpoints) the last one counts.
-    """
+    """Group "task/score/arm" -> item's key -> value, of the scores of a result's records. Scores are numbers
+    and truth values that have the name of a metric. A record counts in its `tasks`; if it names none, in the
+    part of its key before the last "/". Of several records with one arm and key (of several checkpoints) the
+    last one counts."""
     found: Scores = {}
     for key, value, groups in _scored(outcome):
         for group in groups:
@@ -63,7 +65,7 @@ def scores(outcome: Mapping[str, Any]) -> Scores:
 def _scored(outcome: Mapping[str, Any]) -> Iterator[tuple[str, float | bool, list[str]]]:
     """Of each score of each record: the item's key, the value, and the groups that it counts in."""
     names = {split(key)[1] for key in outcome["metrics"]} - {*_OF_MANY}
-    for record in outcome.get("items", ()):
+    for record in outcome["items"]:
         key, arm = str(record["key"]), record.get("arm", "")
         tasks = record.get("tasks") or [key.rpartition("/")[0] or outcome["eval"]]
         for name in names & {*record}:
@@ -89,9 +91,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
-
-
-def _differing(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    own = {"checkpoint"}
-    a, b = checkpoint["settings"], baseline["settings"]
-    return sorted(key for key in {*a, *b} - own if a.get(key) != b.get(key))

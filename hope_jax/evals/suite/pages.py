@@ -2,17 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hope_jax.core.files import METRICS_FILE, flatten, read_rows
-from hope_jax.evals.suite import figures as report_figures
-from hope_jax.evals.suite import registry
-from hope_jax.evals.suite.figures import LEAK, WITHOUT_MODEL, split
+from hope_jax.evals.suite import plots, registry
+from hope_jax.evals.suite.plots import LEAK, WITHOUT_MODEL, split
+from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import ARMS
-from hope_jax.evals.suite.runner import Result
-from hope_jax.report import blocks as report_blocks
+from hope_jax.report import blocks as report
 from hope_jax.report.blocks import (
     Block,
     Folded,
@@ -24,6 +23,7 @@ from hope_jax.report.blocks import (
     Values,
     Warn,
     anchor,
+    number,
 )
 from hope_jax.report.figures import loss_figure
 
@@ -41,6 +41,13 @@ _AGAINST = "Against the baseline"
 _LOG = ("eval_loss", "eval_loss_no_writes", "unigram_entropy", "loss")
 
 
+class Reported(NamedTuple):
+    """A report below an index. folder: beside the index."""
+
+    folder: str
+    results: Sequence[Result]
+
+
 def write_report(
     out: Path,
     name: str,
@@ -49,27 +56,16 @@ def write_report(
     run_folder: Path,
     comparison: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `report.html`, `report.md` and `plots/` of one checkpoint.
-
-    about: of the subject. run_folder: its workdir or bundle, whose log is cited if it is there.
-    comparison: as in `comparison.json`.
-    """
+    """Writes `report.html`, `report.md` and `plots/` of one checkpoint. about: of the subject. run_folder:
+    its workdir or bundle, whose log is cited if it is there. comparison: as in `comparison.json`."""
     blocks = [*_problems(results), *_overview(results)]
     for result in results:
         if result.outcome is not None:
             blocks += _section(result.name, result.outcome)
-    if comparison is not None:
-        blocks += _comparison(comparison)
+    blocks += _comparison(comparison) if comparison is not None else ()
     blocks += _origin(about, run_folder)
     sub = f"{about['block_variant']} · step {about['step']} · {about['parameters']:,} parameters"
-    report_blocks.write(out, name, sub, blocks)
-
-
-class Reported(NamedTuple):
-    """A report below an index. folder: beside the index."""
-
-    folder: str
-    results: Sequence[Result]
+    report.write(out, name, sub, blocks)
 
 
 def write_index(
@@ -79,30 +75,23 @@ def write_index(
     baseline: tuple[str, str] | None = None,
     steps: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes the `report.html`, `report.md` and `plots/` above several reports.
-
-    entries: by the names of the checkpoints. baseline: name and folder of the one that all are compared with.
-    steps: of the checkpoints, if they are of one run.
-    """
+    """Writes the `report.html`, `report.md` and `plots/` above several reports. entries: by the names of the
+    checkpoints. baseline: name and folder of the one that all are compared with. steps: of the checkpoints,
+    if they are of one run."""
     blocks: list[Block] = [Note(_LEGEND)]
-    for name, (_, results) in entries.items():
-        blocks += _problems(results, f"{name}: ")
+    for name, entry in entries.items():
+        blocks += _problems(entry.results, f"{name}: ")
     blocks += [Heading("Reports"), Links(_links(entries, baseline))]
-    for name, entry in registry.EVALS.items():
-        found = {
-            who: result.outcome
-            for who, (_, results) in entries.items()
-            for result in results
-            if result.name == name and result.outcome is not None
-        }
+    outcomes = {(r.name, who): r.outcome for who, e in entries.items() for r in e.results if r.outcome}
+    for name, about in registry.EVALS.items():
+        found = {who: outcome for (of, who), outcome in outcomes.items() if of == name}
         if found:
-            notes = [
-                Note(f"{who}: {note}") for who, outcome in found.items() for note in outcome.get("notes", ())
-            ]
             metrics = {who: outcome["metrics"] for who, outcome in found.items()}
-            blocks += [Heading(entry.title), *notes, *_over_checkpoints(name, metrics, steps)]
+            blocks.append(Heading(about.title))
+            blocks += [Note(f"{who}: {note}") for who, o in found.items() for note in o.get("notes", ())]
+            blocks += _over_checkpoints(name, metrics, steps)
             blocks.append(_side_by_side(metrics))
-    report_blocks.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
+    report.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
 
 
 def _links(entries: Mapping[str, Reported], baseline: tuple[str, str] | None) -> dict[str, str]:
@@ -120,15 +109,23 @@ def _over_checkpoints(
     name: str, found: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int] | None
 ) -> Iterator[Block]:
     """The plot of an evaluation's headlines; none of a single checkpoint."""
-    shown = report_figures.headlines(found, registry.EVALS[name].headlines)
+    shown = plots.headlines(found, registry.EVALS[name].headlines)
     if len(found) < 2 or not shown:
         return
     values = [m[key] for m in found.values() for arms in shown.values() for key in arms.values() if key in m]
-    caption = f"{registry.EVALS[name].title}: {', '.join(shown)} over {'steps' if steps else 'checkpoints'}"
-    caption += f", with 95 % intervals ({_counts(values)})"
-    if any(value.get("leak") for value in values):
-        caption += f"; {LEAK}"
-    yield Plot(f"{name}-checkpoints", report_figures.checkpoints_figure(found, shown, steps), caption)
+    over = f"{', '.join(shown)} over {'steps' if steps else 'checkpoints'},"
+    figure = plots.checkpoints_figure(found, shown, steps)
+    yield Plot(f"{name}-checkpoints", figure, _caption(name, over, values))
+
+
+def _caption(name: str, what: str, values: Iterable[Mapping[str, Any]]) -> str:
+    """What a plot shows of an evaluation, with the counts of its figures, and whether there is a leak."""
+    values = list(values)
+    counts = [value["n"] for value in values if value.get("n")] or [0]
+    low, high = min(counts), max(counts)
+    n = "no items" if not high else f"n = {low}" if low == high else f"n = {low} to {high}"
+    text = f"{registry.EVALS[name].title}: {what} with 95 % intervals ({n})"
+    return f"{text}; {LEAK}" if any(value.get("leak") for value in values) else text
 
 
 def _side_by_side(found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -151,67 +148,53 @@ def _problems(results: Sequence[Result], who: str = "") -> list[Block]:
 
 
 def _overview(results: Sequence[Result]) -> Iterator[Block]:
-    done = [result for result in results if result.outcome is not None]
-    rows = [
-        [
-            registry.EVALS[r.name].title,
-            str(len(r.outcome["metrics"])),
-            str(max((m.get("n") or 0 for m in _of_items(r.outcome["metrics"])), default=0)),
-            "leak" if r.outcome.get("leak") else "",
-            f"{r.outcome.get('seconds') or 0:,.0f}",
-        ]
-        for r in done
-        if r.outcome is not None
-    ]
+    done = {result.name: result.outcome for result in results if result.outcome is not None}
+    rows = []
+    for name, outcome in done.items():
+        metrics = outcome["metrics"]
+        # What has no model may count a whole split.
+        counts = [m.get("n") or 0 for key, m in metrics.items() if split(key)[2] not in WITHOUT_MODEL]
+        leak, seconds = "leak" if outcome.get("leak") else "", f"{outcome.get('seconds') or 0:,.0f}"
+        title = registry.EVALS[name].title
+        rows.append([title, str(len(metrics)), str(max(counts, default=0)), leak, seconds])
     yield Heading("Evaluations")
     yield Table(["evaluation", "figures", "items at most", "leak", "seconds"], rows)
-    yield Links({f"{r.name}.json": f"{r.name}.json" for r in done})
+    yield Links({f"{name}.json": f"{name}.json" for name in done})
     yield Note(_LEGEND)
 
 
-def _of_items(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Those of arms with a model: what has none may count a whole split."""
-    return (value for key, value in metrics.items() if split(key)[2] not in WITHOUT_MODEL)
-
-
 def _section(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
-    metrics, leak = outcome["metrics"], bool(outcome.get("leak"))
     yield Heading(registry.EVALS[name].title)
-    if leak:
+    if outcome.get("leak"):
         yield Warn(LEAK)
     for note in outcome.get("notes", ()):
         yield Note(str(note))
     yield from _plots(name, outcome)
-    yield metrics_table(metrics)
+    yield metrics_table(outcome["metrics"])
     if outcome.get("paired"):
         yield Note("Differences between arms, item by item:")
         yield paired_table(outcome["paired"])
     if outcome.get("updates"):
         yield Note("What memorization has written: means over items of each level's statistics.")
         yield updates_table(outcome["updates"])
-    settings = "\n".join(f"{key}: {value}" for key, value in flatten(outcome["settings"]).items())
-    yield Folded(f"Settings of {name}, digest {outcome['settings_digest'][:16]}", settings)
+    yield _folded(f"Settings of {name}, digest {outcome['settings_digest'][:16]}", outcome["settings"])
 
 
-def _plots(name: str, outcome: Mapping[str, Any]) -> list[Block]:
-    leak, blocks = bool(outcome.get("leak")), list[Block]()
+def _plots(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
+    metrics, own = outcome["metrics"], {}
     try:
         own = registry.figures_of(name, outcome)
     except Exception as error:  # a plot that cannot be drawn takes no figure away
         logger.error("error: plots of %s: %s: %s", name, type(error).__name__, error)
-        blocks.append(Warn(f"The plots of {name} could not be drawn ({type(error).__name__}: {error})."))
-        own = {}
+        yield Warn(f"The plots of {name} could not be drawn ({type(error).__name__}: {error}).")
     for figure in own.values():
-        report_figures.mark_leak(figure, leak)
-    if not own:
-        drawn = report_figures.metrics_figure(outcome["metrics"])
-        own = {} if drawn is None else {"metrics": drawn}
+        plots.mark_leak(figure, bool(outcome.get("leak")))
+    if not own and (drawn := plots.metrics_figure(metrics)) is not None:
+        own = {"metrics": drawn}
     for given, figure in own.items():
         plot = given.removeprefix(f"{name}_")
-        caption = f"{registry.EVALS[name].title}: {plot.replace('_', ' ')}, with 95 % intervals"
-        caption += f" ({_counts(outcome['metrics'].values())})"
-        blocks.append(Plot(f"{name}-{plot}", figure, f"{caption}; {LEAK}" if leak else caption))
-    return blocks
+        marked = [{"leak": outcome.get("leak")}, *metrics.values()]
+        yield Plot(f"{name}-{plot}", figure, _caption(name, f"{plot.replace('_', ' ')},", marked))
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -222,36 +205,29 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
         rows.setdefault(f"{task}/{metric}" if task else metric, {})[arm] = value
     there = dict.fromkeys(arm for row in rows.values() for arm in row)
     arms = [arm for arm in dict.fromkeys(("", *ARMS, *there)) if arm in there]
-    table = [
-        [name, *(_estimate(row.get(arm)) for arm in arms), _n(row.values()), _chance(*row.values())]
-        for name, row in rows.items()
-    ]
+    table = []
+    for name, row in rows.items():
+        counts = " / ".join(dict.fromkeys(str(value.get("n", "–")) for value in row.values()))
+        table.append([name, *(_estimate(row.get(arm)) for arm in arms), counts, _chance(*row.values())])
     return Table(["metric", *(arm or "value" for arm in arms), "n", "chance"], table)
 
 
 def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each paired test."""
-    corrected = any("p_holm" in test for test in paired.values())
-    head = ["difference", "delta", "p", *(["p, Holm"] if corrected else []), "n", "test"]
+    corrected = ["p_holm"] if any("p_holm" in test for test in paired.values()) else []
     rows = [
-        [
-            key,
-            _estimate({**test, "value": test["delta"]}),
-            _p(test["p_value"]),
-            *([_p(test["p_holm"])] if corrected else []),
-            str(test["n"]),
-            test["test"],
-        ]
+        [key, _estimate({**test, "value": test["delta"]}), *(_p(test[p]) for p in ("p_value", *corrected)),
+         str(test["n"]), test["test"]]
         for key, test in paired.items()
-    ]
-    return Table(head, rows)
+    ]  # fmt: skip
+    return Table(["difference", "delta", "p", *("p, Holm" for _ in corrected), "n", "test"], rows)
 
 
 def updates_table(updates: Mapping[str, Any]) -> Table:
     """A row for each arm and level, a column for each statistic of its writes."""
     found = dict(_leaves(updates))
     names = dict.fromkeys(name for counts in found.values() for name in counts)
-    rows = [[who, *(_number(counts.get(name)) for name in names)] for who, counts in found.items()]
+    rows = [[who, *(number(counts.get(name)) for name in names)] for who, counts in found.items()]
     return Table(["arm, level", *names], rows)
 
 
@@ -275,12 +251,9 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
         if "problem" in found:
             yield Note(f"{name}: {found['problem']}")
             continue
-        figure = report_figures.differences_figure(found["paired"])
-        leak = any(test.get("leak") for test in found["paired"].values())
-        caption = f"{registry.EVALS[name].title}: differences with 95 % intervals"
-        caption += f" ({_counts(found['paired'].values())})"
+        figure = plots.differences_figure(found["paired"])
         if figure is not None:
-            yield Plot(f"{name}-comparison", figure, f"{caption}; {LEAK}" if leak else caption)
+            yield Plot(f"{name}-comparison", figure, _caption(name, "differences", found["paired"].values()))
         yield paired_table(found["paired"])
         if found["only_one"]:
             yield Note(f"{name}: {found['only_one']} items only one of the two has answered.")
@@ -292,12 +265,11 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
 def _origin(about: Mapping[str, Any], run_folder: Path) -> Iterator[Block]:
     """The checkpoint, its training log, its configuration."""
     yield Heading("Checkpoint")
+    parts = {"its parameters": "arrays", "its configuration": "config", "its tokenizer": "tokenizer"}
     yield Values(
         {
             "checkpoint": about["checkpoint"],
-            "digest of its parameters": about["arrays_digest"],
-            "digest of its configuration": about["config_digest"],
-            "digest of its tokenizer": about["tokenizer_digest"],
+            **{f"digest of {what}": about[f"{part}_digest"] for what, part in parts.items()},
             **{f"{name}, at training": version for name, version in about["versions"].items()},
         }
     )
@@ -308,46 +280,29 @@ def _origin(about: Mapping[str, Any], run_folder: Path) -> Iterator[Block]:
         last = {key: next((r[key] for r in rows[::-1] if r.get(key) is not None), None) for key in _LOG}
         cited = f"{run_folder.name}/{METRICS_FILE}"
         yield Plot("training-loss", loss_figure(rows), f"Loss up to step {about['step']}, from {cited}")
-        sha256 = hashlib.sha256(log.read_bytes()).hexdigest()
-        yield Values({**last, "file": cited, "SHA-256": sha256})
+        yield Values({**last, "file": cited, "SHA-256": hashlib.sha256(log.read_bytes()).hexdigest()})
     else:
         yield Note(f"There is no training log ({METRICS_FILE}) beside this checkpoint.")
-    config = "\n".join(f"{key}: {value}" for key, value in flatten(about["config"]).items())
-    yield Folded(f"Configuration ({run_folder.name}/checkpoints/{about['step']}.yaml)", config)
+    yield _folded(f"Configuration ({run_folder.name}/checkpoints/{about['step']}.yaml)", about["config"])
+
+
+def _folded(title: str, values: Mapping[str, Any]) -> Folded:
+    return Folded(title, "\n".join(f"{key}: {value}" for key, value in flatten(values).items()))
 
 
 def _estimate(value: Mapping[str, Any] | None) -> str:
     """A value with its interval, and LEAK where it comes from one."""
     if value is None or value.get("value") is None:
         return "–"
-    interval = value.get("ci95")
-    text = _number(value["value"])
-    if interval:
-        text += f" [{_number(interval[0])}, {_number(interval[1])}]"
+    text = number(value["value"])
+    if interval := value.get("ci95"):
+        text += f" [{number(interval[0])}, {number(interval[1])}]"
     return f"{text} LEAK" if value.get("leak") else text
 
 
-def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _n(values: Any) -> str:
-    return " / ".join(dict.fromkeys(str(value.get("n", "–")) for value in values))
+    return "–" if value is None else "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _chance(*values: Mapping[str, Any]) -> str:
-    return next((_number(v["chance"]) for v in values if v.get("chance") is not None), "–")
-
-
-def _counts(values: Any) -> str:
-    counts = [value["n"] for value in values if value.get("n")]
-    if not counts:
-        return "no items"
-    low, high = min(counts), max(counts)
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
+    return next((number(v["chance"]) for v in values if v.get("chance") is not None), "–")

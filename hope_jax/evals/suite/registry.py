@@ -2,8 +2,8 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -14,93 +14,77 @@ from hope_jax.evals.suite.run import Run
 
 
 class Entry(NamedTuple):
-    """module: dotted name. title: for reports. needs: options without which it runs only if it is asked for
-    by name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only
-    the newest is its subject. symbols: of models of synthetic tasks; the others are of models of text.
-    headlines: see `report_figures.headlines`. options: the names of all that it reads."""
+    """An evaluation: a module with `NAME` and `evaluate(run)` (see `run.evaluation`). title: for reports.
+    options: the names of all that it reads. needs: options without which it runs only if it is asked for by
+    name. whole_run: it covers all checkpoints of a run up to its subject, so of several of one run only the
+    newest is its subject. symbols: of models of synthetic tasks; the others are of models of text. headlines:
+    see `plots.headlines`. module: dotted name; "": that of `tasks` with its name."""
 
-    module: str
     title: str
+    options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     whole_run: bool = False
     symbols: bool = False
     headlines: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+    module: str = ""
 
 
-class Evaluation(Protocol):
-    """What a module of an evaluation has; also, if it draws, `figures(outcome) -> {name: Figure}`, and, if it
-    has options, `check(run)`, which raises ConfigError for those that cannot be."""
+class Result(NamedTuple):
+    """What became of an evaluation. outcome: its JSON value, None if there is none. problem: why there is
+    none. failed: it was tried."""
 
-    NAME: str
-    evaluate: Callable[[Run], dict[str, Any]]
+    name: str
+    outcome: dict[str, Any] | None = None
+    problem: str = ""
+    failed: bool = False
 
 
-_SEGMENTS = ("segments", "segment_bytes", "segment_names")
+_SEGMENTS = ("segments", "segment_bytes", "segment_names", "block_tokens")
 
 EVALS: dict[str, Entry] = {
     "passkey": Entry(
-        "hope_jax.evals.tasks.passkey",
-        "Passkey",
-        options=("passkey_prompts", "passkey_lengths", "passkey_answer_tokens", "passkey_depth"),
+        "Passkey", ("passkey_prompts", "passkey_lengths", "passkey_answer_tokens", "passkey_depth")
     ),
     "niah": Entry(
-        "hope_jax.evals.tasks.niah",
         "Needles in a haystack",
-        options=("niah_tasks", "niah_lengths", "niah_samples", "niah_answer_tokens", "niah_haystack"),
+        ("niah_tasks", "niah_lengths", "niah_samples", "niah_answer_tokens", "niah_haystack"),
     ),
     "perplexity": Entry(
-        "hope_jax.evals.tasks.perplexity",
         "Perplexity of long texts",
+        ("perplexity_text", "perplexity_tokens"),
         headlines=("all/nats_per_token", "second_half/nats_per_token"),
-        options=("perplexity_text", "perplexity_tokens"),
     ),
     "zeroshot": Entry(
-        "hope_jax.evals.tasks.zeroshot",
         "Zero-shot tasks",
+        ("zeroshot_data", "zeroshot_tasks", "zeroshot_max_length", "zeroshot_note"),
         needs=("zeroshot_data",),
-        options=("zeroshot_data", "zeroshot_tasks", "zeroshot_max_length", "zeroshot_note"),
     ),
     "continual": Entry(
-        "hope_jax.evals.tasks.continual",
         "Forgetting over checkpoints",
+        (*_SEGMENTS, "checkpoints", "learned_at"),
         whole_run=True,
         headlines=("all/nats_per_token", "all/forgetting"),
-        options=(*_SEGMENTS, "block_tokens", "checkpoints", "learned_at"),
     ),
     "adaptation": Entry(
-        "hope_jax.evals.tasks.adaptation",
-        "Online adaptation",
-        headlines=("held_out/nats_per_token",),
-        options=(*_SEGMENTS, "block_tokens", "learning_rates"),
+        "Online adaptation", (*_SEGMENTS, "learning_rates"), headlines=("held_out/nats_per_token",)
     ),
     "class_incremental": Entry(
-        "hope_jax.evals.tasks.class_incremental",
         "Class-incremental learning",
+        ("intents", "datasets", "examples", "tests", "class_steps", "learning_rates"),
         needs=("intents",),
         headlines=("accuracy_raw",),
-        options=("intents", "datasets", "examples", "tests", "class_steps", "learning_rates"),
     ),
-    "synthetic": Entry(
-        "hope_jax.evals.tasks.synthetic",
-        "Synthetic mechanism tasks",
-        symbols=True,
-        options=("synthetic_strings", "synthetic_targets"),
-    ),
+    "synthetic": Entry("Synthetic mechanism tasks", ("synthetic_strings", "synthetic_targets"), symbols=True),
 }
 
 
 def selected(only: Sequence[str], options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names to run, in the registry's order: those of `only`, or all.
-
-    Raises:
-      ConfigError: an unknown name.
-    """
+    """The names to run, in the registry's order: those of `only`, or all that have what they need. Raises:
+    ConfigError for an unknown name."""
     for name in only:
         if name not in EVALS:
-            raise ConfigError(
-                f"--only: there is no evaluation {name!r}; {instead(name, EVALS, 'want some of')}"
-            )
+            want = instead(name, EVALS, "want some of")
+            raise ConfigError(f"--only: there is no evaluation {name!r}; {want}")
     return tuple(name for name in EVALS if name in only or (not only and not lacking(name, options)))
 
 
@@ -126,19 +110,19 @@ def unfit(name: str, subject: Subject) -> str:
     return f"it is of models of {kind}, and this reads {source!r}"
 
 
-def load(name: str) -> Evaluation:
+def load(name: str) -> Any:
     """Imports the module of an evaluation."""
-    return cast(Evaluation, importlib.import_module(EVALS[name].module))
+    return importlib.import_module(EVALS[name].module or f"hope_jax.evals.tasks.{name}")
 
 
 def check(name: str, run: Run) -> None:
     """Raises: ConfigError for options of an evaluation that cannot be. What else is wrong with its data is
     found when it runs, and stops no other."""
     with contextlib.suppress(DataError):
-        getattr(load(name), "check", lambda run: None)(run)
+        getattr(load(name).evaluate, "check", lambda run: None)(run)
 
 
 def figures_of(name: str, outcome: Mapping[str, Any]) -> dict[str, Figure]:
     """The evaluation's own plots of a result; {} if it has none."""
-    draw = getattr(load(name), "figures", None)
+    draw = getattr(getattr(load(name), "evaluate", None), "figures", None)
     return dict(draw(outcome)) if draw else {}

@@ -16,76 +16,23 @@ writing. Each example is a document of its own: attention does not carry.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hope_jax.evals import statistics, transfer
-from hope_jax.evals.arms.classes import Arm, Classifier
-from hope_jax.evals.arms.finetune import learning_rates
-from hope_jax.evals.arms.memorized import update_statistics
-from hope_jax.evals.reading import updates
 from hope_jax.evals.reading.memorize import as_settings
 from hope_jax.evals.reading.reader import Reader
-from hope_jax.evals.suite.journal import Journal
-from hope_jax.evals.suite.run import Run, item_key, outcome, progress
-from hope_jax.evals.tasks.class_tasks import Task, tasks_of
-from hope_jax.evals.tasks.labels import Scores
-from hope_jax.evals.tasks.transfer_figures import class_incremental_figures
+from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key, progress
+from hope_jax.evals.tasks.arms import Arm, Records, run_steps, update_statistics
+from hope_jax.evals.tasks.classifier import Classifier
+from hope_jax.evals.tasks.curves import class_incremental_figures
+from hope_jax.evals.tasks.finetune import best_rate, learning_rates
+from hope_jax.evals.tasks.intents import Task, tasks_of
 
 NAME = "class_incremental"
 ARMS = ("carried", "reset", "control", "no_memory", "in_context", "adamw")
-
-
-def evaluate(run: Run) -> dict[str, Any]:
-    """The outcome. Options: `intents`: folder of the data (see `intents`), required; `datasets`: which
-    (default: those that are there); `examples`: training texts of a class (default 20); `tests`: test texts
-    of a step's classes (default 150); `class_steps`: steps at most; `learning_rates` of AdamW. `run.limit`:
-    bounds `examples` and `tests`.
-
-    Raises:
-      ConfigError: an option that is no such thing.
-      DataError: files that are missing or not as published.
-    """
-    started = time.monotonic()
-    own, rates, tasks = _asked(run)
-    journal, reader = run.journal(NAME, own, started), Reader(run.subject, run.memorize)
-    metrics: dict[str, Any] = {}
-    tests: dict[str, Any] = {}
-    curves, costs, items, written = {}, {}, [], {}
-    for task in tasks:
-        found, costs[task.name] = _all_arms(Classifier(run, reader, task), journal, rates)
-        written[task.name] = update_statistics(found)
-        of_task, of_tests, curves[task.name] = _summary(task, found)
-        metrics, tests = metrics | of_task, tests | of_tests
-        items += [
-            {"key": f"{task.name}/{arm}/{i}", **r} for arm, rs in found.items() for i, r in enumerate(rs)
-        ]
-        items += _of_texts(task, found)
-    result = outcome(
-        run,
-        NAME,
-        settings=own,
-        metrics=metrics,
-        paired=tests,
-        seconds=journal.seconds(),
-        items=items,
-        curves=curves,
-        costs=costs,
-        updates=written,
-    )
-    journal.close()
-    return result
-
-
-figures = class_incremental_figures
-
-
-def check(run: Run) -> None:
-    """Raises: ConfigError for options that cannot be, DataError for files."""
-    _asked(run)
 
 
 def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Task]]:
@@ -97,75 +44,71 @@ def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Task]]:
     return {**own, **more}, rates, tasks
 
 
+@evaluation(NAME, _asked, class_incremental_figures)
+def evaluate(
+    run: Run, journal: Journal, settings: dict[str, Any], rates: Sequence[float], tasks: list[Task]
+) -> dict[str, Any]:
+    """What is measured. Options: `intents`: folder of the data (see there), required; `datasets`: which
+    (default: those that are there); `examples`: training texts of a class (default 20); `tests`: test texts
+    of a step's classes (default 150); `class_steps`: steps at most; `learning_rates` of AdamW. `run.limit`:
+    bounds `examples` and `tests`."""
+    reader = Reader(run.subject, run.memorize)
+    metrics: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
+    curves, costs, items, written = {}, {}, [], {}
+    for task in tasks:
+        found, costs[task.name] = _all_arms(Classifier(run, reader, task), journal, rates)
+        written[task.name] = update_statistics(found)
+        of_task, of_tests, curves[task.name] = _summary(task, found)
+        metrics, tests = metrics | of_task, tests | of_tests
+        for arm, records in found.items():
+            items += [{"key": f"{task.name}/{arm}/{i}", **record} for i, record in enumerate(records)]
+        items += _of_texts(task, found)
+    return {
+        "metrics": metrics,
+        "paired": tests,
+        "items": items,
+        "curves": curves,
+        "costs": costs,
+        "updates": written,
+    }
+
+
 def _all_arms(
     classifier: Classifier, journal: Journal, rates: Sequence[float]
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+) -> tuple[Records, dict[str, Any]]:
     """Of each arm a record a step, and what the learning rates gave."""
-    task = classifier.task
-    found = {name: _steps(journal, task, name, arm) for name, arm in classifier.arms().items()}
+    task, count = classifier.task, len(classifier.task.steps)
 
-    def measure(rate: float) -> float:
-        return classifier.right_labels_after_all(classifier.tuned(rate))
+    def records(name: str, arm: Arm) -> list[dict[str, Any]]:
+        def done(step: int, record: Mapping[str, Any]) -> None:
+            accuracy = float(np.mean(np.concatenate(record["raw"])))
+            progress(NAME).info(
+                "%s, %s, step %d of %d: accuracy %.3f among %d classes", task.name, name, step + 1, count,
+                accuracy, record["classes"],
+            )  # fmt: skip
 
-    validation = {rate: _validation(journal, task, rate, measure) for rate in rates}
-    # A rate that diverged is the worst; NaN would compare with nothing.
-    best = max(rates, key=lambda rate: np.nan_to_num(validation[rate], nan=-np.inf))
-    found["adamw"] = _steps(journal, task, "adamw", classifier.tuned(best))
+        return run_steps(journal, f"{task.name}/{name}", arm, count, done)
+
+    def validated(rate: float) -> float:
+        key = f"{task.name}/adamw@{rate:g}"
+        record = journal.once(key, lambda: {"right_label": classifier.right_labels_after_all(rate)})
+        return float(record["right_label"])
+
+    found = {name: records(name, arm) for name, arm in classifier.arms().items()}
+    validation = {rate: validated(rate) for rate in rates}
+    best = best_rate({rate: -value for rate, value in validation.items()})
+    found["adamw"] = records("adamw", classifier.tuned(best))
     about = {
         "learning_rate": best,
         "validation": {f"{rate:g}": value for rate, value in validation.items()},
         "read_tokens": sum(len(row) for rows in classifier.examples for row in rows),
-        "seconds": {arm: sum(record["seconds"] for record in records) for arm, records in found.items()},
+        "seconds": {arm: sum(record["seconds"] for record in of_arm) for arm, of_arm in found.items()},
     }
     return found, about
 
 
-def _validation(journal: Journal, task: Task, rate: float, measure: Callable[[float], float]) -> float:
-    key = f"{task.name}/adamw@{rate:g}"
-    record = journal.get(key)
-    if record is None:
-        record = {"right_label": measure(rate)}
-        journal.put(key, record)
-    return float(record["right_label"])
-
-
-def _missing(journal: Journal, task: Task, arm: str) -> list[int]:
-    return [i for i in range(len(task.steps)) if journal.get(f"{task.name}/{arm}/{i}") is None]
-
-
-def _steps(journal: Journal, task: Task, name: str, arm: Arm) -> list[dict[str, Any]]:
-    """The record of each step of one arm. Steps that the journal has are learned again where later ones need
-    it, and not scored again."""
-    due, state = _missing(journal, task, name), arm.state
-    for step in range(due[-1] + 1 if due else 0):
-        began = time.monotonic()
-        state, written = arm.learn(state, step)
-        if step in due:
-            record = _record(task, arm.score(state, step), step)
-            record |= {"seconds": time.monotonic() - began, "updates": updates.as_json(written)}
-            journal.put(f"{task.name}/{name}/{step}", record)
-            progress(NAME).info(
-                "%s, %s, step %d of %d: accuracy %.3f among %d classes", task.name, name, step + 1,
-                len(task.steps), float(np.mean(np.concatenate(record["raw"]))), record["classes"],
-            )  # fmt: skip
-    return [journal.get(f"{task.name}/{name}/{i}") or {} for i in range(len(task.steps))]
-
-
-def _record(task: Task, scores: Scores, step: int) -> dict[str, Any]:
-    """Hits by the step whose classes the test texts are of, raw and PMI, and the classes that were chosen."""
-    known = [label for labels in task.steps[: step + 1] for label in labels]
-    right = np.array([known.index(label) for pairs in task.test[: step + 1] for _, label in pairs])
-    cuts = np.cumsum([len(pairs) for pairs in task.test[:step]], dtype=int)
-    raw, pmi = scores.best(len(known))
-    return {
-        "classes": len(known),
-        "raw": [[bool(hit) for hit in part] for part in np.split(raw == right, cuts)],
-        "pmi": [[bool(hit) for hit in part] for part in np.split(pmi == right, cuts)],
-        "chosen": [known[i] for i in pmi],
-    }
-
-
-def _of_texts(task: Task, found: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _of_texts(task: Task, found: Records) -> Iterator[dict[str, Any]]:
     """Of each test text and arm a record, with its hits after its own step and all later ones; those after
     the last step are the accuracy at the end, once."""
     last = len(task.steps) - 1
@@ -181,42 +124,39 @@ def _of_texts(task: Task, found: dict[str, list[dict[str, Any]]]) -> Iterator[di
                 yield {"key": key, "arm": arm, "tasks": [task.name], **hits}
 
 
-def _summary(
-    task: Task, found: dict[str, list[dict[str, Any]]]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _summary(task: Task, found: Records) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Metrics, paired tests of the last step, and curves."""
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
-    count = len(task.steps)
     chances = [1 / record["classes"] for record in found["carried"]]
     curves: dict[str, Any] = {"accuracy": {}, "chance": chances}
+    ends: dict[tuple[str, str], np.ndarray] = {}
     for arm, records in found.items():
         for kind in ("raw", "pmi"):
             hits = [[np.array(part) for part in record[kind]] for record in records]
             all_of = [np.concatenate(parts) for parts in hits]
-            for step in range(count):
-                key = f"{task.name}/accuracy_{kind}_step_{step + 1}/{arm}"
-                metrics[key] = statistics.as_json(statistics.proportion(all_of[step]), chances[step])
-            last = statistics.as_json(statistics.proportion(all_of[-1]), chances[-1])
-            metrics[f"{task.name}/accuracy_{kind}/{arm}"] = last
-            metrics[f"{task.name}/average_incremental_accuracy_{kind}/{arm}"] = statistics.as_json(
-                _average_accuracy(hits), float(np.mean(chances))
-            )
-            forgot = _forgetting(hits)
-            if forgot is not None:
-                metrics[f"{task.name}/forgetting_{kind}/{arm}"] = statistics.as_json(forgot)
+            accuracies = [
+                statistics.proportion(part).as_json(chance)
+                for part, chance in zip(all_of, chances, strict=True)
+            ]
+            for step, accuracy in enumerate(accuracies, 1):
+                metrics[f"{task.name}/accuracy_{kind}_step_{step}/{arm}"] = accuracy
+            metrics[f"{task.name}/accuracy_{kind}/{arm}"] = accuracies[-1]
+            average = _average_accuracy(hits).as_json(float(np.mean(chances)))
+            metrics[f"{task.name}/average_incremental_accuracy_{kind}/{arm}"] = average
+            if (forgot := _forgetting(hits)) is not None:
+                metrics[f"{task.name}/forgetting_{kind}/{arm}"] = forgot
             curves["accuracy"][f"{arm}, {kind}"] = [float(step.mean()) for step in all_of]
+            ends[arm, kind] = all_of[-1]
     for kind in ("raw", "pmi"):
         for other in ARMS[1:]:
-            pair = [np.concatenate(found[arm][-1][kind]) for arm in ("carried", other)]
-            test = statistics.paired_as_json(statistics.paired(*pair))
+            test = statistics.paired(ends["carried", kind], ends[other, kind])
             tests[f"{task.name}/accuracy_{kind}/carried-{other}"] = test
     return metrics, tests, curves
 
 
 def _average_accuracy(hits: Sequence[Sequence[np.ndarray]]) -> statistics.Estimate:
     """hits: [step][step of the classes] -> bool [n]. Mean over steps of the accuracy among the classes seen.
-
     A text is asked after its own step and all later ones: what varies is each text's part of the whole, among
     the texts of its step. Texts of early steps weigh more, as they are in more of the accuracies."""
     count, sizes = len(hits), [sum(map(len, step)) for step in hits]

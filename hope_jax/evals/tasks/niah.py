@@ -1,99 +1,306 @@
 """Needle in a haystack: RULER's eight tasks over lengths, in other haystacks (docs/evals/long_context.md).
 
-Options: niah_tasks (names, see `niah_prompts.TASKS`), niah_lengths (tokens of BOS, prompt and answer),
-niah_samples (of a task and length), niah_haystack (a text file or folder instead of the embedded prose),
-niah_answer_tokens (drawn at most).
+A needle is a sentence that gives a key its value; the question asks for the values of one key or of several,
+by RULER's recipe (arXiv 2404.06654). Sample i of a task depends on the seed, the task, the length and i
+alone; only the size of its haystack and its distractor depend on the tokenizer too. A haystack is as long as
+the length allows: BOS, prompt and the room for an answer are at most `length` tokens, by binary search over
+its units (words of prose, lines of noise, or lines of other needles).
+
+What differs from RULER: the prose (ours starts at another sentence for each sample, and wraps around), the
+words of keys, the sentence splitter, and random draws; so results are "RULER-style, other haystack".
+
+Options: niah_tasks (names, see `TASKS`), niah_lengths (tokens of BOS, prompt and answer), niah_samples (of a
+task and length), niah_haystack (a text file or folder instead of the embedded prose), niah_answer_tokens
+(drawn at most).
 """
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
-from matplotlib.figure import Figure
+import numpy as np
 
-from hope_jax.evals.suite import options
-from hope_jax.evals.suite.run import Run
-from hope_jax.evals.tasks import retrieval
-from hope_jax.evals.tasks.long_context_figures import accuracy_over_length
-from hope_jax.evals.tasks.niah_prompts import (
-    ANSWER_TOKENS,
-    LABEL,
-    TASKS,
-    check_length,
-    make_prompt,
-)
-from hope_jax.evals.tasks.prompts import Prompt
-from hope_jax.evals.tasks.prose import Prose, load_prose
-from hope_jax.evals.tasks.retrieval import Group
+from hope_jax.core.errors import ConfigError
+from hope_jax.data.corpus import EMBEDDED, load_documents
+from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.evals.suite.run import Journal, Run, chosen, evaluation, whole_number, whole_numbers
+from hope_jax.evals.tasks.curves import length_figures
+from hope_jax.evals.tasks.retrieval import Draft, Group, Prompt, measure
+from hope_jax.evals.tasks.segments import read_documents
 
 NAME = "niah"
 LENGTHS = (2048, 4096, 8192, 16384)
 SAMPLES = 50
+LABEL = "RULER-style, other haystack"
+ANSWER_TOKENS = 128
+"""Room for the answer in tokens, as in RULER."""
+
+PROSE = ("austen.txt", "sotu.txt")
+"""Files of the embedded corpus that are prose."""
+_TITLES = "".join(rf"(?<!\b{title}\.)" for title in ("Mr", "Mrs", "Dr", "St", "Col", "Esq"))
+_SENTENCE_END = re.compile(rf"{_TITLES}(?:(?<=[.!?])|(?<=[.!?][\"'_)])) ")
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_NEEDLE = "One of the special magic {kind} for {key} is: {value}."
+_MANY = (
+    "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind} afterwards.\n",
+    "\nWhat are all the special magic {kind} for {query} mentioned in the provided text?"
+    " The special magic {kind} for {query} mentioned in the provided text are",
+)
+_ONE = (
+    "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind} afterwards.\n",
+    "\nWhat is the special magic {kind} for {query} mentioned in the provided text?"
+    " The special magic {kind} for {query} mentioned in the provided text is",
+)
+_DEPTHS = np.round(np.linspace(0, 100, 40)).astype(int)
+
+# Keys are adjective-noun of common English words, chosen for this project.
+_ADJECTIVES = """
+able amber ancient aqueous arctic bitter blue bold brave brief bright bronze calm careful cheerful clever
+cloudy coastal cosmic crimson crisp curious damp daring deep distant dusty eager early earnest eastern
+elegant emerald faint fancy fertile fierce foggy fresh frosty gentle giant glad golden graceful grand green
+hasty hidden hollow honest humble icy idle ivory jolly keen kind large lavish light little lively lonely loud
+lucky mellow merry mighty misty modest narrow noble northern olive orange patient pearly plain polite proud
+purple quaint quick quiet rapid rare rosy round royal rustic salty scarlet sharp shiny silent silver simple
+sleepy slender smooth snowy solemn southern spare steady stormy sturdy subtle sunny swift tame tender tidy
+tiny upper vast velvet violet warm western wide wild windy wise witty young
+"""
+_NOUNS = """
+acorn anchor apple arrow autumn badger barrel basket beacon bell berry blanket boat bottle bridge brook
+bucket button candle canyon carpet castle cedar chapel cherry clock cloud comet compass copper coral cottage
+cradle cricket crown desert dolphin donkey dragon eagle ember falcon feather fern fiddle forest fountain fox
+garden glacier goose grove hammer harbor harvest hawk hedge helmet heron hill honey horizon island jacket
+kettle kitten ladder lantern leaf lemon library lily lion lizard maple marble market meadow melon mill mirror
+monk moon moth mountain needle oak oar ocean onion orchard otter owl paddle palace parrot pebble pepper piano
+pillow pine planet plough pond poplar prairie quarry quill rabbit raven ribbon river robin rocket saddle sail
+shepherd spoon sparrow spider stable station stone stork summer swallow table temple thistle thunder tiger
+tower trumpet tulip tunnel turtle valley village violin walnut wagon whale willow window winter yarn
+"""
+ADJECTIVES, NOUNS = _ADJECTIVES.split(), _NOUNS.split()
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The outcome: metrics "task@length/field/arm" with the fields of `retrieval.FIELDS`.
+class Task(NamedTuple):
+    """haystack: what surrounds the needles. key, value: their kinds. keys: needles with keys of their own.
+    values: needles of each key. asked: keys that the question names."""
 
-    Raises:
-      ConfigError: unknown options, or a length too short for a task, with the least that is enough.
-      DataError: the haystack cannot be read.
-    """
-    settings, prose = _asked(run)
-    answer_tokens, samples = settings["answer_tokens"], settings["samples"]
-    groups = [
-        Group(task, length, partial(_make, run, task, length, prose, answer_tokens))
-        for length in settings["lengths"]
-        for task in settings["tasks"]
-    ]
-    return retrieval.evaluate(
-        run, NAME, settings, groups, min(samples, run.limit or samples), answer_tokens, _notes(run)
-    )
+    haystack: Literal["noise", "prose", "needles"]
+    key: Literal["word", "uuid"]
+    value: Literal["number", "uuid"]
+    keys: int
+    values: int
+    asked: int
+
+    @property
+    def answers(self) -> int:
+        """Values that are asked for."""
+        return self.asked * self.values
 
 
-def check(run: Run) -> None:
-    """Raises: ConfigError for options that cannot be, DataError for a haystack."""
-    _asked(run)
+TASKS = {
+    "niah_single_1": Task("noise", "word", "number", 1, 1, 1),
+    "niah_single_2": Task("prose", "word", "number", 1, 1, 1),
+    "niah_single_3": Task("prose", "word", "uuid", 1, 1, 1),
+    "niah_multikey_1": Task("prose", "word", "number", 4, 1, 1),
+    "niah_multikey_2": Task("needles", "word", "number", 1, 1, 1),
+    "niah_multikey_3": Task("needles", "uuid", "uuid", 1, 1, 1),
+    "niah_multivalue": Task("prose", "word", "number", 1, 4, 1),
+    "niah_multiquery": Task("prose", "word", "number", 4, 1, 4),
+}
 
 
-def _asked(run: Run) -> tuple[dict[str, Any], Prose]:
-    """The settings, and what needles are hidden in."""
-    tasks = options.chosen(run.options, "niah_tasks", TASKS)
-    lengths = options.whole_numbers(run.options, "niah_lengths", LENGTHS)
-    samples = options.whole_number(run.options, "niah_samples", SAMPLES)
-    answer_tokens = options.whole_number(run.options, "niah_answer_tokens", ANSWER_TOKENS)
+class Prose:
+    """Running text whose words are the units of haystacks; it goes on from its end to its beginning."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Args: documents, which are joined in order; their white space becomes single spaces."""
+        self._words = " ".join(texts).split()
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the words."""
+        return hashlib.sha256(" ".join(self._words).encode()).hexdigest()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Indices of words with which sentences begin."""
+        lengths = [len(s.split()) for s in split_sentences(" ".join(self._words))]
+        return np.concatenate([[0], np.cumsum(lengths)[:-1]])
+
+    def words(self, start: float, count: int) -> str:
+        """`count` words from the beginning of a sentence; start in [0, 1): which one."""
+        at = int(self._starts[int(start * len(self._starts))])
+        rounds = (at + count) // len(self._words) + 1
+        return " ".join((self._words * rounds)[at : at + count])
+
+
+def load_prose(source: str | None) -> Prose:
+    """The prose of the embedded corpus (None), or of a text file or folder. Raises: as `read_documents`."""
+    if source is not None:
+        return Prose([d.text for d in read_documents("niah_haystack", source)])
+    return Prose([d.text for d in load_documents(EMBEDDED) if d.source in PROSE])
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text without line breaks; joined by spaces they are the text."""
+    return _SENTENCE_END.split(text)
+
+
+def _asked(run: Run) -> tuple[dict[str, Any], Prose, int]:
+    """The settings, what needles are hidden in, and how many samples there are."""
+    tasks = chosen(run.options, "niah_tasks", TASKS)
+    lengths = whole_numbers(run.options, "niah_lengths", LENGTHS)
+    samples = whole_number(run.options, "niah_samples", SAMPLES)
+    room = whole_number(run.options, "niah_answer_tokens", ANSWER_TOKENS)
     count = min(samples, run.limit or samples)
     prose = load_prose(run.options.get("niah_haystack"))
-    tokenizer = run.subject.trained.tokenizer
     for task in tasks:
         for length in lengths:
-            check_length(tokenizer, task, length, count, seed=run.seed, answer_tokens=answer_tokens)
-    return {
+            tokenizer = run.subject.trained.tokenizer
+            check_length(tokenizer, task, length, count, seed=run.seed, answer_tokens=room)
+    settings = {
         "tasks": list(tasks),
         "lengths": list(lengths),
         "samples": samples,
-        "answer_tokens": answer_tokens,
+        "answer_tokens": room,
         "haystack": prose.digest,
         "label": LABEL,
-    }, prose
+    }
+    return settings, prose, count
 
 
-def _notes(run: Run) -> list[str]:
-    if run.options.get("niah_haystack"):
-        return [f"{LABEL}: prose of niah_haystack, and keys' words of ours."]
-    return [
-        f"{LABEL}: prose of the embedded corpus, and keys' words of ours.",
-        "For a model that was trained on the embedded corpus this prose is training text; "
-        f"this one's data.source is {run.subject.config.data.source!r}.",
+@evaluation(NAME, _asked, length_figures)
+def evaluate(
+    run: Run, journal: Journal, settings: dict[str, Any], prose: Prose, count: int
+) -> dict[str, Any]:
+    """Metrics "task@length/field/arm" with the fields of `retrieval.FIELDS`."""
+    room, tokenizer = settings["answer_tokens"], run.subject.trained.tokenizer
+
+    def sampler(task: str, length: int) -> Callable[[int], Prompt]:
+        return lambda i: make_prompt(
+            tokenizer, task, length, i, seed=run.seed, prose=prose, answer_tokens=room
+        )
+
+    groups = [
+        Group(t, length, sampler(t, length)) for length in settings["lengths"] for t in settings["tasks"]
     ]
+    notes = [f"{LABEL}: prose of niah_haystack, and keys' words of ours."]
+    if not run.options.get("niah_haystack"):
+        notes = [
+            f"{LABEL}: prose of the embedded corpus, and keys' words of ours.",
+            "For a model that was trained on the embedded corpus this prose is training text; "
+            f"this one's data.source is {run.subject.config.data.source!r}.",
+        ]
+    return measure(run, journal, NAME, groups, count, room) | {"notes": notes}
 
 
-def _make(run: Run, task: str, length: int, prose: Prose, answer_tokens: int, index: int) -> Prompt:
-    tokenizer = run.subject.trained.tokenizer
-    return make_prompt(
-        tokenizer, task, length, index, seed=run.seed, prose=prose, answer_tokens=answer_tokens
-    )
+def make_prompt(
+    tokenizer: Tokenizer,
+    name: str,
+    length: int,
+    index: int,
+    *,
+    seed: int,
+    prose: Prose,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> Prompt:
+    """Sample `index` of the task `name` for `length` tokens. Raises: ConfigError, which names the least
+    length, if one unit of haystack is too long."""
+    draft, room = _Draft(tokenizer, name, length, index, seed, prose), length - answer_tokens
+    least = draft.tokens(1)
+    if least > room:
+        raise ConfigError(
+            f"niah_lengths={length}: too short for {name} (sample {index}): want at least "
+            f"{least + answer_tokens} tokens, {least} for needles, question and one unit of haystack, "
+            f"and {answer_tokens} for the answer"
+        )
+    return draft.prompt(room)
 
 
-def figures(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Choice and string match over length, a panel a task, of an outcome."""
-    return accuracy_over_length(NAME, found["metrics"])
+def check_length(
+    tokenizer: Tokenizer, name: str, length: int, count: int, *, seed: int, answer_tokens: int = ANSWER_TOKENS
+) -> None:
+    """Raises ConfigError, which names the least number, if one of the first `count` samples has no room for
+    its needles or its answers."""
+    drafts = [_Draft(tokenizer, name, length, i, seed, Prose(["Word."])) for i in range(count)]
+    room = max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
+    if room > answer_tokens:
+        raise ConfigError(
+            f"niah_answer_tokens={answer_tokens}: too few for the answers of {name}: want at least {room}"
+        )
+    least = max(draft.tokens(1) for draft in drafts) + answer_tokens
+    if least > length:
+        raise ConfigError(
+            f"niah_lengths={length}: too short for {name}: want at least {least} tokens, of which "
+            f"{answer_tokens} are for the answer"
+        )
+
+
+class _Draft(Draft):
+    def __init__(
+        self, tokenizer: Tokenizer, name: str, length: int, index: int, seed: int, prose: Prose
+    ) -> None:
+        super().__init__(tokenizer, seed, f"{name}/{length}/{index}")
+        self.task, self.prose = TASKS[name], prose
+        task, rng = self.task, self.generator("")
+        keys = _distinct(rng, task.key, task.keys)
+        values = _distinct(rng, task.value, task.keys * task.values)
+        given = [values[i * task.values : (i + 1) * task.values] for i in range(task.keys)]
+        self.needles = [self._needle(k, v) for k, of_key in zip(keys, given, strict=True) for v in of_key]
+        rng.shuffle(self.needles)
+        self.answers = tuple(v for of_key in given[: task.asked] for v in of_key)
+        self.taken = {*keys, *values}
+        self.start = float(rng.random())
+        depths = rng.choice(_DEPTHS, len(self.needles), replace=False)
+        self.depths = np.sort(depths) / 100 if task.haystack == "prose" else rng.random(len(self.needles))
+        self.others = np.random.default_rng(rng.integers(2**63))
+        self.lines: list[str] = []
+        kind = task.value + ("s" if task.answers > 1 else "")
+        before, after = _MANY if task.answers > 1 else _ONE
+        self.before = before.format(kind=kind)
+        asked = keys[: task.asked]  # joined as RULER does: "a", "a, and b", "a, b, and c"
+        query = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
+        self.after = after.format(kind=kind, query=query)
+
+    def value(self, rng: np.random.Generator) -> str:
+        return _draw(rng, self.task.value)
+
+    def context(self, units: int) -> str:
+        if self.task.haystack == "prose":
+            pieces, joint = split_sentences(self.prose.words(self.start, units)), " "
+        else:
+            pieces, joint = [NOISE] * units if self.task.haystack == "noise" else self._other(units), "\n"
+        places = sorted(int(depth * len(pieces)) for depth in self.depths)
+        for place, needle in reversed(list(zip(places, self.needles, strict=True))):
+            pieces.insert(place, needle)
+        return joint.join(pieces)
+
+    def _other(self, count: int) -> list[str]:
+        """The first lines of an endless list of needles with other keys and values than this sample's."""
+        while len(self.lines) < count:
+            key, value = _draw(self.others, self.task.key), _draw(self.others, self.task.value)
+            if not {key, value} & self.taken:
+                self.lines.append(self._needle(key, value))
+        return self.lines[:count]
+
+    def _needle(self, key: str, value: str) -> str:
+        return _NEEDLE.format(kind=f"{self.task.value}s", key=key, value=value)
+
+
+def _distinct(rng: np.random.Generator, kind: str, count: int) -> list[str]:
+    found: dict[str, None] = {}  # draws that differ from each other
+    while len(found) < count:
+        found[_draw(rng, kind)] = None
+    return list(found)
+
+
+def _draw(rng: np.random.Generator, kind: str) -> str:
+    if kind == "number":
+        return str(rng.integers(10**6, 10**7))
+    if kind == "uuid":
+        return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+    return f"{ADJECTIVES[rng.integers(len(ADJECTIVES))]}-{NOUNS[rng.integers(len(NOUNS))]}"

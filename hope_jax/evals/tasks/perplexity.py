@@ -11,25 +11,33 @@ Options: perplexity_text (a text file or folder; without it the held-out documen
 joined per source), perplexity_tokens (of a piece at most).
 """
 
-import dataclasses
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.core.types import PyTree
-from hope_jax.evals import statistics
-from hope_jax.evals.arms.memorized import Records, run_arms, update_statistics
+from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.reading.memorize import excerpt, unrelated
-from hope_jax.evals.reading.scoring import Row, read_rows
-from hope_jax.evals.suite import options
-from hope_jax.evals.suite.journal import Journal
-from hope_jax.evals.suite.run import BASELINE, CONTROL, MEMORIZED, Run, outcome, progress
-from hope_jax.evals.tasks.long_context_figures import loss_over_position
-from hope_jax.evals.tasks.perplexity_losses import Losses, estimates, losses_of, over_positions
-from hope_jax.evals.tasks.perplexity_pieces import Piece, load_pieces
+from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.statistics import Estimate, ratio
+from hope_jax.evals.suite.run import (
+    BASELINE,
+    CONTROL,
+    MEMORIZED,
+    Journal,
+    Run,
+    evaluation,
+    progress,
+    whole_number,
+)
+from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, update_statistics
+from hope_jax.evals.tasks.curves import perplexity_figures
+from hope_jax.evals.tasks.segments import SUFFIX, held_out_texts, read_documents
 
 NAME = "perplexity"
 TOKENS = 4096
@@ -37,68 +45,124 @@ LEAST = 32
 _BATCH_TOKENS = 2**17
 WRITES_ON, WRITES_OFF = "writes_on", "writes_off"
 ALL, SECOND_HALF = "all", "second_half"
+FIRST = 16
+"""Where the first position bucket ends; the others end at the powers of two after it."""
+_OF_TOKENS = "Figures per token are of this model's tokenizer; those per byte and word compare between any."
+_EMBEDDED = (
+    "The texts are held-out documents of the embedded corpus, joined per source: for a model that was "
+    "trained on the embedded corpus they are more of the same sources, for any other not; this one's "
+    "data.source is"
+)
+_SPACES = np.frombuffer(b" \t\n\r\f\v", np.uint8)
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The outcome: metrics "group/measure/arm"; groups are `all`, each source, `position_LOW_HIGH`, and with
-    memorization `second_half` and `second_half_position_LOW_HIGH`; see `perplexity_losses.estimates`.
+class Piece(NamedTuple):
+    """tokens: int32 [n], without BOS. bytes, words: int64 [n], UTF-8 bytes that a token stands for, and words
+    (runs without white space) that begin in it. key: source and number of the piece in its text."""
 
-    Intervals and paired tests are over pieces; of one piece there is none.
+    key: str
+    source: str
+    tokens: np.ndarray
+    bytes: np.ndarray
+    words: np.ndarray
 
-    Raises:
-      ConfigError: options, or no text.
-      DataError: a text cannot be read.
-    """
-    started = time.monotonic()
-    tokens, pieces, digest = _asked(run)
-    others, pieces = pieces, pieces[: run.limit or len(pieces)]
-    settings = {"tokens": tokens, "text": digest}
-    journal = run.journal(NAME, settings, started)
-    run = dataclasses.replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // tokens)))
+    def part(self, start: int, stop: int) -> "Piece":
+        """Some of its tokens."""
+        return Piece(self.key, self.source, *(t[start:stop] for t in self[2:]))
+
+    def halves(self) -> tuple["Piece", "Piece"]:
+        """The first as long as the second, or a token shorter."""
+        middle = len(self.tokens) // 2
+        return self.part(0, middle), self.part(middle, len(self.tokens))
+
+
+class Losses(NamedTuple):
+    """Of each bucket of position of one text: sum of -log p in nats, tokens, bytes, words; [buckets]."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+    words: np.ndarray
+
+
+def _asked(run: Run) -> tuple[dict[str, Any], list[Piece]]:
+    """The settings, and the pieces."""
+    tokens = whole_number(run.options, "perplexity_tokens", TOKENS, LEAST)
+    text = run.options.get("perplexity_text")
+    pieces, digest = load_pieces(run.subject.trained.tokenizer, text, tokens)
+    return {"tokens": tokens, "text": digest}, pieces
+
+
+@evaluation(NAME, _asked, perplexity_figures)
+def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[Piece]) -> dict[str, Any]:
+    """Metrics "group/measure/arm"; groups are `all`, each source, `position_LOW_HIGH`, and with memorization
+    `second_half` and `second_half_position_LOW_HIGH`; see `estimates`. Intervals and paired tests are over
+    pieces; of one piece there is none."""
+    pieces = others[: run.limit or len(others)]
+    run = replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // settings["tokens"])))
     records = {arm: _read(run, journal, pieces, arm) for arm in (WRITES_ON, WRITES_OFF)}
     metrics = _measured(ALL, records, "position")
     for source in sorted({piece.source for piece in pieces}):
-        own = [i for i, piece in enumerate(pieces) if piece.source == source]
-        metrics |= _measured(source, {arm: [of[i] for i in own] for arm, of in records.items()}, None)
+        own = {arm: [r for r in rs if r["source"] == source] for arm, rs in records.items()}
+        metrics |= _measured(source, own, None)
     paired = _paired(ALL, records, WRITES_ON, (WRITES_OFF,))
     halves: Records = {}
     if MEMORIZED in run.arms:
         halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
         paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
-    journal.close()
-    return outcome(
-        run, NAME, settings=settings, metrics=metrics, paired=paired, updates=update_statistics(halves),
-        items=[
+    embedded = f"{_EMBEDDED} {run.subject.config.data.source!r}."
+    return {
+        "batch_size": run.batch_size,
+        "metrics": metrics,
+        "paired": paired,
+        "updates": update_statistics(halves),
+        "items": [
             *({"arm": arm, "tasks": [ALL, r["source"]], **r} for arm, rs in records.items() for r in rs),
             *({"arm": arm, "tasks": [SECOND_HALF], **r} for arm, rs in halves.items() for r in rs),
         ],
-        texts={"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
-        notes=_notes(run), seconds=journal.seconds(),
-    )  # fmt: skip
+        "texts": {"pieces": len(pieces), "tokens": sum(len(piece.tokens) for piece in pieces)},
+        "notes": [*([] if run.options.get("perplexity_text") else [embedded]), _OF_TOKENS],
+    }
 
 
-def _notes(run: Run) -> list[str]:
-    notes = ["Figures per token are of this model's tokenizer; those per byte and word compare between any."]
-    if run.options.get("perplexity_text"):
-        return notes
-    return [
-        "The texts are held-out documents of the embedded corpus, joined per source: for a model that was "
-        "trained on the embedded corpus they are more of the same sources, for any other not; this one's "
-        f"data.source is {run.subject.config.data.source!r}.",
-        *notes,
-    ]
+def load_pieces(tokenizer: Tokenizer, source: str | None, tokens: int) -> tuple[list[Piece], str]:
+    """Pieces of `tokens` tokens, all texts' first ones first, and a digest of the texts. source: a text file
+    or folder, whose documents are texts; None: the embedded corpus's held-out documents, joined per source. A
+    text's last piece is left out if it has fewer than half of the tokens, unless it is its only one and has
+    two. Raises: as `read_documents`; ConfigError if no text can be scored."""
+    if source is None:
+        texts = list(held_out_texts().items())
+    else:
+        # "/" separates parts of keys.
+        documents = read_documents("perplexity_text", source)
+        texts = [(f"{d.source.removesuffix(SUFFIX).replace('/', '.')}.{d.index}", d.text) for d in documents]
+    digest = hashlib.sha256("\0".join(text for _, text in texts).encode()).hexdigest()
+    names = [name for name, _ in texts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"perplexity_text={source}: two texts are named {twice!r}; rename one of the files")
+    pieces = [piece for name, text in texts for piece in _cut(tokenizer, name, text, tokens)]
+    if not pieces:
+        raise ConfigError(f"perplexity_text={source}: no text of two tokens in it")
+    return sorted(pieces, key=lambda piece: int(piece.key.rsplit("/", 1)[1])), digest
 
 
-def check(run: Run) -> None:
-    """Raises: ConfigError for options that cannot be, DataError for texts."""
-    _asked(run)
-
-
-def _asked(run: Run) -> tuple[int, list[Piece], str]:
-    """Tokens of a piece at most, the pieces, and a digest of their texts."""
-    tokens = options.whole_number(run.options, "perplexity_tokens", TOKENS, LEAST)
-    return tokens, *load_pieces(run.subject.trained.tokenizer, run.options.get("perplexity_text"), tokens)
+def _cut(tokenizer: Tokenizer, name: str, text: str, size: int) -> Sequence[Piece]:
+    """A space that the tokenizer puts before a text is none of the text's bytes, and what it cannot tell
+    counts where it ends."""
+    tokens, raw = tokenizer.encode(text), np.frombuffer(text.encode(), np.uint8)
+    ends = np.cumsum(tokenizer.byte_counts[tokens])
+    if len(ends):
+        ends = np.clip(ends - max(int(ends[-1]) - len(raw), 0), 0, None)
+        ends[-1] = len(raw)
+    space = np.isin(raw, _SPACES)
+    begins = np.flatnonzero(~space & np.concatenate([[True], space[:-1]]))
+    words = np.bincount(np.searchsorted(ends, begins, side="right"), minlength=len(tokens))
+    whole = Piece("", name, tokens, np.diff(ends, prepend=0), words)
+    pieces = [whole.part(start, start + size) for start in range(0, len(tokens), size)]
+    if len(pieces) > 1 and len(pieces[-1].tokens) < size / 2:
+        pieces.pop()
+    return [p._replace(key=f"{name}/{i}") for i, p in enumerate(pieces) if len(p.tokens) > 1]
 
 
 def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list[dict[str, Any]]:
@@ -107,13 +171,13 @@ def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list
     size = run.subject.batch_size(run.batch_size)
     for start in range(0, len(missing), size):
         batch = missing[start : start + size]
-        rows = [Row(p.tokens, np.full(len(p.tokens), arm == WRITES_ON)) for p in batch]
-        for piece, read in zip(batch, read_rows(run.subject, rows, batch_size=size), strict=True):
-            journal.put(f"{arm}/{piece.key}", _record(piece, read.log_probs))
-        progress(NAME).info(
-            "%s: %d of %d pieces", arm, start + len(batch) + len(pieces) - len(missing), len(pieces)
-        )
-    return [journal.get(f"{arm}/{piece.key}") or {} for piece in pieces]
+        rows, targets = [piece.tokens for piece in batch], arm == WRITES_ON
+        found = token_log_probs(run.subject, rows, batch_size=size, targets=targets)
+        for piece, log_probs in zip(batch, found, strict=True):
+            journal.put(f"{arm}/{piece.key}", _record(piece, log_probs))
+        done = start + len(batch) + len(pieces) - len(missing)
+        progress(NAME).info("%s: %d of %d pieces", arm, done, len(pieces))
+    return journal.all([f"{arm}/{piece.key}" for piece in pieces])
 
 
 def _second_halves(
@@ -128,9 +192,9 @@ def _second_halves(
 
     def score(batch: Sequence[Piece], fast: PyTree | None) -> list[dict[str, Any]]:
         halves = [piece.halves()[1] for piece in batch]
-        rows = [Row(half.tokens, np.ones(len(half.tokens), bool)) for half in halves]
-        reads = read_rows(run.subject, rows, fast, batch_size=run.batch_size)
-        return [_record(half, read.log_probs) for half, read in zip(halves, reads, strict=True)]
+        rows = [half.tokens for half in halves]
+        found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size)
+        return [_record(half, log_probs) for half, log_probs in zip(halves, found, strict=True)]
 
     def control(piece: Piece, length: int, seed: int) -> np.ndarray:
         # First halves: carried memories go on to other pieces, whose second halves are scored.
@@ -157,33 +221,52 @@ def _measured(group: str, records: Records, positions: str | None) -> dict[str, 
     metrics: dict[str, Any] = {}
     for arm, items in records.items():
         losses = [Losses(**{k: np.array(v) for k, v in item["buckets"].items()}) for item in items]
-        for name, estimate in estimates(losses).items():
-            metrics[f"{group}/{name}/{arm}"] = statistics.as_json(estimate)
+        metrics |= {f"{group}/{name}/{arm}": estimate for name, estimate in estimates(losses).items()}
         for (low, high), estimate in over_positions(losses).items() if positions else ():
-            metrics[f"{positions}_{low}_{high}/nats_per_token/{arm}"] = statistics.as_json(estimate)
+            metrics[f"{positions}_{low}_{high}/nats_per_token/{arm}"] = estimate
     return metrics
 
 
 def _paired(group: str, records: Records, arm: str, others: Sequence[str]) -> dict[str, Any]:
     """Differences of pieces' nats per token."""
     of = {name: [item["nats_per_token"] for item in items] for name, items in records.items()}
-    return {
-        f"{group}/nats_per_token/{arm}-{other}": statistics.paired_as_json(
-            statistics.paired(of[arm], of[other])
-        )
-        for other in others
-        if other in of
-    }
+    return paired_arms(of, f"{group}/nats_per_token", arm, others)
 
 
-def figures(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Loss over the position in a text, of an outcome."""
-    groups: dict[str, dict[str, list[Any]]] = {}
-    for key, metric in found["metrics"].items():
-        group, _, arm = key.split("/")
-        title, _, bucket = group.partition("position_")
-        if bucket:
-            panel = "second halves" if title else "whole pieces"
-            point = (int(bucket.split("_")[0]), metric)
-            groups.setdefault(panel, {}).setdefault(arm, []).append(point)
-    return {"perplexity_over_position": loss_over_position(groups)}
+def losses_of(nats: np.ndarray, byte_counts: np.ndarray, words: np.ndarray) -> Losses:
+    """The losses of one text; arguments: of each token, [n] with n > 0."""
+    starts = [low for low, _ in buckets(len(nats))]
+    columns = (np.asarray(c, np.float64) for c in (nats, np.ones(len(nats)), byte_counts, words))
+    return Losses(*(np.add.reduceat(column, starts) for column in columns))
+
+
+def buckets(n: int) -> list[tuple[int, int]]:
+    """Where the buckets [low, high) of a text of n tokens lie: [0, 16), [16, 32), [32, 64) and so on."""
+    found, low, high = [], 0, FIRST
+    while low < n:
+        found.append((low, high))
+        low, high = high, 2 * high
+    return found
+
+
+def estimates(texts: Sequence[Losses]) -> dict[str, Estimate]:
+    """perplexity (e to the nats per token), nats_per_token, nats_per_byte, and nats_per_word if there are
+    words, over some texts."""
+    nats, *counts = (np.array([column.sum() for column in columns]) for columns in zip(*texts, strict=True))
+    units = dict(zip(("token", "byte", "word"), counts, strict=True))
+    found = {f"nats_per_{name}": ratio(nats, count) for name, count in units.items() if count.sum()}
+    return {**found, "perplexity": found["nats_per_token"].mapped(_exponential)}
+
+
+def _exponential(nats: float) -> float:
+    """e to the nats; infinite where a model has diverged."""
+    return math.exp(nats) if nats < 700 or math.isnan(nats) else math.inf
+
+
+def over_positions(texts: Sequence[Losses]) -> dict[tuple[int, int], Estimate]:
+    """Nats per token by bucket of the tokens before, each over the texts that reach it."""
+    found = {}
+    for i, bucket in enumerate(buckets(max(int(text.tokens.sum()) for text in texts))):
+        there = [text for text in texts if len(text.tokens) > i]
+        found[bucket] = ratio([text.nats[i] for text in there], [text.tokens[i] for text in there])
+    return found

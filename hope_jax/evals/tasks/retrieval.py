@@ -1,13 +1,14 @@
-"""Questions on a context that holds the answer: how they are scored, for needles and for passkeys alike.
+"""Questions on a context that holds the answer, for needles and passkeys alike: prompts as long as a length
+allows, and how they are scored.
 
 Two measures share one reading of the prompt: the choice between the right answer and one distractor by
 likelihood (chance 0.5), and the share of right answers found in a greedy continuation. A third asks without
 the context, so that only memories can know: "context removed".
 """
 
-import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,15 +17,108 @@ import numpy as np
 from hope_jax.core.types import PyTree
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals import statistics
-from hope_jax.evals.arms.memorized import Records, compare, run_arms, update_statistics
-from hope_jax.evals.reading.shared_read import generate_after, read_prompts, score_after
+from hope_jax.evals.reading.scoring import generate_after, read_prompts, score_after
 from hope_jax.evals.reading.subject import Subject
-from hope_jax.evals.suite.journal import Journal
-from hope_jax.evals.suite.run import Run, outcome, progress
-from hope_jax.evals.tasks.prompts import Prompt
+from hope_jax.evals.suite.run import Journal, Run, progress
+from hope_jax.evals.tasks.arms import Records, Tables, compare, run_arms, update_statistics
 
+FIELDS = ("choice", "match", "nll", "margin", "removed_choice", "removed_nll", "removed_margin")
+_CHANCE = {"choice": 0.5, "margin": 0.0}
 _TOKENS = 2**17
 """Tokens that a batch of prompts holds at most: attention caches take memory in proportion."""
+
+
+class Prompt(NamedTuple):
+    """What is asked: before + context + after, to which " " + answer is the beginning of a right reply.
+    answers: the values asked for, in the order of the question. distractor: a value of the same kind and, as
+    far as can be, length in tokens, which stands nowhere in the prompt. depths: share of the context's
+    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt."""
+
+    before: str
+    context: str
+    after: str
+    answers: tuple[str, ...]
+    distractor: str
+    depths: tuple[float, ...]
+    tokens: int
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return self.before + self.context + self.after
+
+
+class Draft:
+    """All that is drawn for a sample, before it is known how many units its context has room for. name: of
+    the sample; random numbers depend on the seed and it alone, on every machine. A subclass sets `before`,
+    `after`, `answers` and `needles` (the sentences that hold them), and has `context` and `value`."""
+
+    before: str
+    after: str
+    answers: tuple[str, ...]
+    needles: list[str]
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, name: str) -> None:
+        self.tokenizer, self.seed, self.name = tokenizer, seed, name
+
+    def generator(self, what: str) -> np.random.Generator:
+        """Random numbers of this sample for a purpose."""
+        digest = hashlib.sha256(f"{self.seed}/{self.name}{what}".encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, np.dtype("<u4")))
+
+    def context(self, units: int) -> str:
+        """The needles within so many units of filler."""
+        raise NotImplementedError
+
+    def value(self, rng: np.random.Generator) -> str:
+        """One that could be an answer."""
+        raise NotImplementedError
+
+    def tokens(self, units: int) -> int:
+        """Of BOS and the prompt with a context of so many units."""
+        return 1 + len(self.tokenizer.encode(self.before + self.context(units) + self.after))
+
+    def prompt(self, room: int) -> Prompt:
+        """The longest of at most `room` tokens; one unit has room."""
+        context = self.context(most(lambda units: self.tokens(units) <= room))
+        found = sorted(context.index(needle) for needle in self.needles)
+        text = self.before + context + self.after
+        return Prompt(
+            self.before,
+            context,
+            self.after,
+            self.answers,
+            self._rival(text),
+            tuple(at / len(context) for at in found),
+            1 + len(self.tokenizer.encode(text)),
+        )
+
+    def _rival(self, text: str) -> str:
+        """A value that stands nowhere in `text`, of as many tokens after a space as the first answer has, so
+        that a model's liking for short texts decides nothing; of 200 draws that all differ, the nearest. The
+        number of draws depends on the tokenizer: they have a generator of their own."""
+        rng, best, nearest = self.generator("/distractor"), "", float("inf")
+        wanted = len(self.tokenizer.encode(" " + self.answers[0]))
+        for _ in range(200):
+            drawn = self.value(rng)
+            while drawn in text:
+                drawn = self.value(rng)
+            if (apart := abs(len(self.tokenizer.encode(" " + drawn)) - wanted)) < nearest:
+                best, nearest = drawn, apart
+            if not apart:
+                break
+        return best
+
+
+def most(fits: Callable[[int], bool]) -> int:
+    """The most units that fit: by doubling, then binary search. One unit fits; more fit ever less."""
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 class Group(NamedTuple):
@@ -47,60 +141,41 @@ class Question(NamedTuple):
     sample: int
 
 
-def evaluate(
-    run: Run,
-    name: str,
-    settings: Mapping[str, Any],
-    groups: Sequence[Group],
-    count: int,
-    answer_tokens: int,
-    notes: Sequence[str],
+def measure(
+    run: Run, journal: Journal, eval_name: str, groups: Sequence[Group], count: int, answer_tokens: int
 ) -> dict[str, Any]:
-    """The outcome of an evaluation: the first `count` samples of each group, in each arm of `run`.
-
-    settings: of the evaluation, resolved; answer_tokens: drawn at most; notes: on its data, for reports.
-    "updates" holds of each group, arm and level what memorization wrote on average.
-    """
-    journal = run.journal(name, settings)
+    """What an evaluation measures: the first `count` samples of each group, in each arm of `run`.
+    answer_tokens: drawn at most. "updates" holds of each group, arm and level what memorization wrote on
+    average."""
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
     for group in groups:
-        records = ask(run, journal, group, count, answer_tokens)
-        found = summarize(records, group.name)
-        metrics |= found[0]
-        paired |= found[1]
+        records = _records(run, journal, group, count, answer_tokens)
+        found, tests = summarize(records, group.name)
+        metrics |= found
+        paired |= tests
         updates[group.name] = update_statistics(records)
         items += [{"arm": arm, **item} for arm, of_arm in records.items() for item in of_arm]
         shown = (f"{arm} {metrics[f'{group.name}/choice/{arm}']['value']:.3f}" for arm in run.arms)
-        progress(name).info("%s: choice %s", group.name, ", ".join(shown))
-    journal.close()
-    return outcome(
-        run, name, settings=settings, metrics=metrics, paired=paired, items=items, updates=updates,
-        notes=list(notes), seconds=journal.seconds(),
-    )  # fmt: skip
+        progress(eval_name).info("%s: choice %s", group.name, ", ".join(shown))
+    return {"metrics": metrics, "paired": paired, "items": items, "updates": updates}
 
 
-def ask(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int) -> Records:
-    """The records of each arm for the first `count` samples of a group; see `answer`.
-
-    What the arm `memorized` has read is the context, needles and all, and under `use_correct_answer` the
-    whole prompt with its answers.
-    """
-    run = dataclasses.replace(run, batch_size=max(1, min(run.batch_size, _TOKENS // group.length)))
-    made = lru_cache(maxsize=run.batch_size)(group.make)
-    tokenizer = run.subject.trained.tokenizer
+def _records(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int) -> Records:
+    """Of each arm, see `answer`. What the arm `memorized` has read is the context, needles and all, and under
+    `use_correct_answer` the whole prompt with its answers."""
+    run = replace(run, batch_size=max(1, min(run.batch_size, _TOKENS // group.length)))
+    made, encode = lru_cache(maxsize=run.batch_size)(group.make), run.subject.trained.tokenizer.encode
 
     def text(question: Question) -> np.ndarray:
         prompt = made(question.sample)
-        if run.memorize.use_correct_answer:
-            return tokenizer.encode(f"{prompt.text} {', '.join(prompt.answers)}")
-        return tokenizer.encode(prompt.context)
+        whole = f"{prompt.text} {', '.join(prompt.answers)}"
+        return encode(whole if run.memorize.use_correct_answer else prompt.context)
 
     def score(questions: Sequence[Question], fast: PyTree | None) -> list[dict[str, Any]]:
-        prompts = [made(question.sample) for question in questions]
-        return answer(run.subject, prompts, fast, answer_tokens)
+        return answer(run.subject, [made(question.sample) for question in questions], fast, answer_tokens)
 
     items = [Question(f"{group.name}/{i}", i) for i in range(count)]
     return run_arms(run, journal, items, text, score)
@@ -109,51 +184,50 @@ def ask(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int
 def answer(
     subject: Subject, prompts: Sequence[Prompt], fast: PyTree | None, answer_tokens: int
 ) -> list[dict[str, Any]]:
-    """A record for each prompt, read with memories `fast` (of as many contexts, or None).
-
-    choice: `chosen`; the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`,
-    in nats; it falls too where a memory has only learnt what such texts look like, which the margin does not
-    count. match: `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens.
-    removed_choice, removed_margin, removed_nll: the same question and memories without the context.
-    """
+    """A record for each prompt, read with memories `fast` (of as many contexts, or None). choice: `chosen`;
+    the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`, in nats; it falls
+    too where a memory has only learnt what such texts look like, which the margin does not count. match:
+    `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens. removed_choice,
+    removed_margin, removed_nll: the same question and memories without the context."""
     tokenizer = subject.trained.tokenizer
-    right = [continuation(tokenizer, p.after, p.answers[0]) for p in prompts]
-    wrong = [continuation(tokenizer, p.after, p.distractor) for p in prompts]
+    candidates = [
+        [continuation(tokenizer, p.after, p.answers[0]) for p in prompts],
+        [continuation(tokenizer, p.after, p.distractor) for p in prompts],
+    ]
     rows = [tokenizer.encode(p.text) for p in prompts]
-    capacity = 1 + max(map(len, rows)) + max(answer_tokens, *(len(c) for c in right + wrong))
-    read = read_prompts(subject, rows, fast, capacity=capacity)
-    scores = [score_after(subject, read, candidates) for candidates in (right, wrong)]
+    without = [tokenizer.encode(p.before + p.after) for p in prompts]
+    capacity = 1 + max(map(len, rows)) + max(answer_tokens, *(len(c) for row in candidates for c in row))
+    read, bare = (read_prompts(subject, given, fast, capacity=capacity) for given in (rows, without))
+    right, wrong, bare_right, bare_wrong = (
+        score_after(subject, state, each) for state in (read, bare) for each in candidates
+    )
     drawn = generate_after(subject, read, answer_tokens)
-    bare_rows = [tokenizer.encode(p.before + p.after) for p in prompts]
-    bare = read_prompts(subject, bare_rows, fast, capacity=capacity)
-    removed = [score_after(subject, bare, candidates) for candidates in (right, wrong)]
+
+    def compared(prefix: str, prompt: Prompt, right: float, wrong: float) -> dict[str, Any]:
+        found = {"choice": chosen(prompt, right, wrong), "margin": right - wrong, "nll": -right}
+        return {prefix + name: value for name, value in found.items()}
+
     records = []
     for i, prompt in enumerate(prompts):
         written = tokenizer.decode(drawn[i])
         records.append(
             {
-                "choice": chosen(prompt, scores[0][i].log_prob, scores[1][i].log_prob),
-                "margin": scores[0][i].log_prob - scores[1][i].log_prob,
-                "nll": -scores[0][i].log_prob,
-                "tokens": scores[0][i].tokens,
+                **compared("", prompt, right[i].log_prob, wrong[i].log_prob),
+                "tokens": right[i].tokens,
                 "match": string_match(written, prompt.answers),
                 "text": written,
                 "answers": list(prompt.answers),
                 "depths": list(prompt.depths),
-                "removed_choice": chosen(prompt, removed[0][i].log_prob, removed[1][i].log_prob),
-                "removed_margin": removed[0][i].log_prob - removed[1][i].log_prob,
-                "removed_nll": -removed[0][i].log_prob,
+                **compared("removed_", prompt, bare_right[i].log_prob, bare_wrong[i].log_prob),
             }
         )
     return records
 
 
 def chosen(prompt: Prompt, right: float, wrong: float) -> bool:
-    """Whether the first answer, of log-likelihood `right`, is chosen over the distractor, of `wrong`.
-
-    Of equal ones that of the lesser SHA-256 is chosen, whichever is right: a model that cannot tell them
-    apart is right in half of the samples, and in the same ones in every arm.
-    """
+    """Whether the first answer, of log-likelihood `right`, is chosen over the distractor, of `wrong`. Of
+    equal ones that of the lesser SHA-256 is chosen, whichever is right: a model that cannot tell them apart
+    is right in half of the samples, and in the same ones in every arm."""
     if right != wrong:
         return right > wrong
     answer, other = (hashlib.sha256(v.encode()).digest() for v in (prompt.answers[0], prompt.distractor))
@@ -173,11 +247,7 @@ def string_match(text: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
-FIELDS = ("choice", "match", "nll", "margin", "removed_choice", "removed_nll", "removed_margin")
-_CHANCE = {"choice": 0.5, "margin": 0.0}
-
-
-def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def summarize(records: Records, name: str) -> Tables:
     """Metrics and paired tests "name/field/arm" of `FIELDS`. With one answer a sample `match` is a hit
     or a miss; else it is a share of the answers. Both have Wilson's interval."""
     one = all(len(item["answers"]) == 1 for items in records.values() for item in items)
@@ -188,11 +258,9 @@ def summarize(records: Records, name: str) -> tuple[dict[str, Any], dict[str, An
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     for field in FIELDS:
-        chance = _CHANCE.get(field.removeprefix("removed_"))
-        found = compare(shown, field, f"{name}/{field}", chance)
-        metrics |= found[0]
-        paired |= found[1]
+        found, tests = compare(shown, field, f"{name}/{field}", _CHANCE.get(field.removeprefix("removed_")))
+        metrics |= found
+        paired |= tests
     for arm, items in shown.items() if not one else ():
-        shares = statistics.share([item["match"] for item in items])
-        metrics[f"{name}/match/{arm}"] = statistics.as_json(shares)
+        metrics[f"{name}/match/{arm}"] = statistics.share([item["match"] for item in items]).as_json()
     return metrics, paired

@@ -1,4 +1,5 @@
-"""Segments: texts of different kinds, equal bytes of each, that the model was not trained on."""
+"""Texts that evaluations read: a file or folder that an option names, or held-out documents of the embedded
+corpus; and segments, equal bytes of texts of different kinds, that the model was not trained on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,54 @@ import numpy as np
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError, DataError, instead
 from hope_jax.core.paths import as_path, files_in
-from hope_jax.data.corpus import EMBEDDED, load_documents, parse_documents, split_documents
-from hope_jax.evals.suite.options import listed, whole_number
+from hope_jax.data.corpus import EMBEDDED, Document, load_documents, parse_documents, split_documents
+from hope_jax.evals.suite.run import Run, listed, whole_number
 
+SUFFIX = ".txt"
 LEAST_BYTES = 256
 SEGMENT_BYTES = 65536
 _PROBES, _PROBE, _SHARE = 64, 40, 0.05
 """A passage counts as seen if more than this share of so many probes, of so many characters each, stand in
 the training text."""
+
+
+def read_documents(key: str, source: str) -> list[Document]:
+    """The documents of a UTF-8 text file, or of the `.txt` files of a folder (any depth), in a fixed order. A
+    file holds one document, or several separated by lines that hold only a form feed. Documents of white
+    space alone are left out. `Document.source` is the file's path in the folder, or its name. key: the option
+    that names the source, for errors. Raises: ConfigError: there is no such file or folder, or no text in it;
+    DataError: a file cannot be read or is not UTF-8."""
+    root = as_path(key, source)
+    if not root.exists():
+        raise ConfigError(
+            f"{key}={source}: no such file or folder; name a text file or a folder of {SUFFIX} files"
+        )
+    files = {root.name: root}
+    if root.is_dir():
+        files = {p.relative_to(root).as_posix(): p for p in files_in(root, f"**/*{SUFFIX}")}
+        if not files:
+            raise ConfigError(
+                f"{key}={source}: no {SUFFIX} file in this folder; text files must end in {SUFFIX}"
+            )
+    documents = [document for name, path in files.items() for document in _parsed(key, source, name, path)]
+    if not documents:
+        raise ConfigError(f"{key}={source}: there is no text in it; want at least one document")
+    return documents
+
+
+def _parsed(key: str, source: object, name: str, path: Path) -> list[Document]:
+    try:
+        return list(parse_documents(name, path.read_bytes(), key))
+    except OSError as error:
+        raise DataError(f"{key}={source}: cannot read {name}: {error.strerror or error}") from None
+
+
+def held_out_texts() -> dict[str, str]:
+    """The held-out documents of the embedded corpus, joined by source."""
+    texts: dict[str, list[str]] = {}
+    for document in split_documents(load_documents(EMBEDDED))[1]:
+        texts.setdefault(document.source.removesuffix(SUFFIX), []).append(document.text)
+    return {name: "\n".join(parts) for name, parts in texts.items()}
 
 
 class Segment(NamedTuple):
@@ -27,23 +68,56 @@ class Segment(NamedTuple):
     checked: bool
 
 
+class Cut(NamedTuple):
+    """A segment in tokens, int32 [n], and in consecutive blocks of them; an incomplete last one is left out.
+    per_byte: tokens a byte."""
+
+    name: str
+    tokens: np.ndarray
+    blocks: list[np.ndarray]
+    per_byte: float
+
+
+def cut_segments(run: Run, least: int) -> tuple[list[Cut], dict[str, Any]]:
+    """The segments that options ask for in blocks, and the settings that say so. Options: those of
+    `load_segments`; `block_tokens`: of a block, default those of a training row. Raises: as `load_segments`;
+    DataError also for a segment of fewer than `least` blocks."""
+    length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
+    segments, cuts = load_segments(run.options, run.subject.config, run.seed), []
+    for name, text, _ in segments:
+        tokens = run.subject.trained.tokenizer.encode(text)
+        if len(tokens) < least * length:
+            raise DataError(
+                f"segments: {name} has {len(tokens)} tokens, fewer than {least} blocks of {length}; give "
+                "longer texts or fewer block_tokens"
+            )
+        cuts.append(Cut(name, tokens, blocks(tokens, length), len(tokens) / len(text.encode())))
+    settings = {
+        "segments": [segment.name for segment in segments],
+        "segment_bytes": [len(segment.text.encode()) for segment in segments],
+        "unseen_in_training": all(segment.checked for segment in segments),
+        "block_tokens": length,
+    }
+    return cuts, settings
+
+
+def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
+    """Consecutive blocks int32 [length] of tokens [n]; an incomplete last one is left out."""
+    count = len(tokens) // length
+    return list(np.asarray(tokens[: count * length], np.int32).reshape(count, length))
+
+
 def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: int) -> list[Segment]:
     """The segments that options ask for, in order; a passage of each that begins where the seed says.
-
     options: `segments`: folder of `.txt` files, one a segment, or "embedded" (default): the held-out
     documents of the embedded corpus by source. `segment_names`: which, in which order; default all by name.
-    `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer.
-
-    If the run was trained on the embedded corpus, passages that stand in its training documents are passed
-    over.
-
-    Raises:
-      ConfigError: an option that is no such thing, or names that are not there.
-      DataError: the folder or a file cannot be read, or a text has no passage that training has not seen.
-    """
+    `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer. If the run was
+    trained on the embedded corpus, passages that stand in its training documents are passed over. Raises:
+    ConfigError: an option that is no such thing, or names that are not there; DataError: the folder or a file
+    cannot be read, or a text has no passage that training has not seen."""
     source = str(options.get("segments", EMBEDDED))
     size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
-    texts = _embedded() if source == EMBEDDED else _folder(as_path("segments", source))
+    texts = held_out_texts() if source == EMBEDDED else _folder(as_path("segments", source))
     names = listed(options, "segment_names") or tuple(sorted(texts))
     if unknown := [name for name in names if name not in texts]:
         known = instead(unknown[0], sorted(texts), "it has")
@@ -57,69 +131,37 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
             f"segments: {shortest} in {source} has {sizes[shortest]} bytes; all segments are as long as the "
             f"shortest: want at least {LEAST_BYTES}, or leave it out with segment_names"
         )
-    size = min(size, sizes[shortest])
-    seen = _training_text(config)
-    return [
-        Segment(name, _passage(name, texts[name], size, seen, [seed, i]), seen is not None)
-        for i, name in enumerate(names)
-    ]
-
-
-def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
-    """Consecutive blocks int32 [length] of tokens [n]; an incomplete last one is left out."""
-    count = len(tokens) // length
-    return list(np.asarray(tokens[: count * length], np.int32).reshape(count, length))
-
-
-def _embedded() -> dict[str, str]:
-    held = split_documents(load_documents(EMBEDDED))[1]
-    sources = sorted({document.source for document in held})
-    return {
-        source.removesuffix(".txt"): "\n".join(d.text for d in held if d.source == source)
-        for source in sources
-    }
+    size, seen = min(size, sizes[shortest]), None
+    if not config.data.mixture and config.data.source == EMBEDDED:
+        seen = _plain("\n".join(d.text for d in split_documents(load_documents(EMBEDDED))[0]))
+    passages = [_passage(name, texts[name], size, seen, [seed, i]) for i, name in enumerate(names)]
+    return [Segment(name, text, seen is not None) for name, text in zip(names, passages, strict=True)]
 
 
 def _folder(folder: Path) -> dict[str, str]:
-    paths = files_in(folder, "*.txt") if folder.is_dir() else []
+    paths = files_in(folder, f"*{SUFFIX}") if folder.is_dir() else []
     if not paths:
         raise DataError(f"segments={folder}: want a folder that holds .txt files, one a segment")
-    texts = {}
-    for path in paths:
-        try:
-            documents = parse_documents(path.name, path.read_bytes(), "segments")
-        except OSError as error:
-            raise DataError(f"segments={folder}: {path.name} cannot be read ({error.strerror})") from None
-        if documents:
-            texts[path.stem] = "\n".join(document.text for document in documents)
+    found = {path.stem: _parsed("segments", folder, path.name, path) for path in paths}
+    texts = {name: "\n".join(d.text for d in documents) for name, documents in found.items() if documents}
     if not texts:
         raise DataError(f"segments={folder}: its .txt files are empty; put text in them")
     return texts
 
 
-def _training_text(config: ExperimentConfig) -> str | None:
-    """What a run on the embedded corpus was trained on; None for other runs."""
-    if config.data.mixture or config.data.source != EMBEDDED:
-        return None
-    return _plain("\n".join(d.text for d in split_documents(load_documents(EMBEDDED))[0]))
-
-
 def _passage(name: str, text: str, size: int, seen: str | None, seed: Sequence[int]) -> str:
+    """Of so many bytes, from a place of the seed's. seen: what the run was trained on, if that is known."""
     raw = text.encode()
     for place in np.random.default_rng(seed).permutation(len(raw) // size):
         passage = raw[place * size : (place + 1) * size].decode(errors="ignore")
-        if seen is None or not _stands_in(passage, seen):
+        plain = _plain(passage)
+        starts = np.linspace(0, max(len(plain) - _PROBE, 0), _PROBES).astype(int)
+        if seen is None or np.mean([plain[s : s + _PROBE] in seen for s in starts]) <= _SHARE:
             return passage
     raise DataError(
         f"segments: no passage of {size} bytes of {name} that the run was not trained on; give another "
         "text, or fewer segment_bytes"
     )
-
-
-def _stands_in(passage: str, seen: str) -> bool:
-    plain = _plain(passage)
-    starts = np.linspace(0, max(len(plain) - _PROBE, 0), _PROBES).astype(int)
-    return float(np.mean([plain[s : s + _PROBE] in seen for s in starts])) > _SHARE
 
 
 def _plain(text: str) -> str:

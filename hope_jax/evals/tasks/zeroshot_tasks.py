@@ -32,41 +32,24 @@ class TaskSource(NamedTuple):
         return self.file.removesuffix(".jsonl").rpartition("_")[2]
 
 
+_TABLE = """
+piqa piqa piqa piqa_validation goal sol1 sol2 label
+hellaswag hellaswag hellaswag hellaswag_validation activity_label ctx_a ctx_b endings label
+winogrande winogrande winogrande winogrande_validation sentence option1 option2 answer
+arc_easy arc_easy arc arc_easy_test question choices answerKey
+arc_challenge arc_challenge arc arc_challenge_test question choices answerKey
+boolq boolq super_glue/boolq boolq_validation question passage label
+social_iqa social_iqa siqa social_iqa_validation context question answerA answerB answerC label
+commonsense_qa commonsense_qa commonsense_qa csqa_validation question choices answerKey
+openbookqa openbookqa openbookqa openbookqa_test question_stem choices answerKey
+lambada lambada_openai lambada lambada_test text
+wikitext wikitext wikitext wikitext_test page
+"""
+"""A line a task: our name, `TaskSource` (the file without its ending)."""
+
 TASKS: Mapping[str, TaskSource] = {
-    "piqa": TaskSource("piqa", "piqa", "piqa_validation.jsonl", ("goal", "sol1", "sol2", "label")),
-    "hellaswag": TaskSource(
-        "hellaswag",
-        "hellaswag",
-        "hellaswag_validation.jsonl",
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-    ),
-    "winogrande": TaskSource(
-        "winogrande",
-        "winogrande",
-        "winogrande_validation.jsonl",
-        ("sentence", "option1", "option2", "answer"),
-    ),
-    "arc_easy": TaskSource("arc_easy", "arc", "arc_easy_test.jsonl", ("question", "choices", "answerKey")),
-    "arc_challenge": TaskSource(
-        "arc_challenge", "arc", "arc_challenge_test.jsonl", ("question", "choices", "answerKey")
-    ),
-    "boolq": TaskSource(
-        "boolq", "super_glue/boolq", "boolq_validation.jsonl", ("question", "passage", "label")
-    ),
-    "social_iqa": TaskSource(
-        "social_iqa",
-        "siqa",
-        "social_iqa_validation.jsonl",
-        ("context", "question", "answerA", "answerB", "answerC", "label"),
-    ),
-    "commonsense_qa": TaskSource(
-        "commonsense_qa", "commonsense_qa", "csqa_validation.jsonl", ("question", "choices", "answerKey")
-    ),
-    "openbookqa": TaskSource(
-        "openbookqa", "openbookqa", "openbookqa_test.jsonl", ("question_stem", "choices", "answerKey")
-    ),
-    "lambada": TaskSource("lambada_openai", "lambada", "lambada_test.jsonl", ("text",)),
-    "wikitext": TaskSource("wikitext", "wikitext", "wikitext_test.jsonl", ("page",)),
+    name: TaskSource(harness, folder, f"{file}.jsonl", tuple(fields))
+    for name, harness, folder, file, *fields in (line.split() for line in _TABLE.split("\n") if line)
 }
 
 
@@ -90,16 +73,10 @@ def require_lm_eval() -> None:
 
 
 def select(wanted: Sequence[str], folder: Path | None) -> Selection:
-    """The tasks to run and their checked files.
-
-    wanted: names; (): all. folder: of local files; a task without one is left out, with a line in `skipped`.
-    None: lm-eval downloads.
-
-    Raises:
-      ConfigError: an unknown name, a folder that is not there or has no file of any task, or a task that was
-        asked for by name and has no file.
-      DataError: a file that is not in the task's schema.
-    """
+    """The tasks to run and their checked files. wanted: names; (): all. folder: of local files; a task
+    without one is left out, with a line in `skipped`. None: lm-eval downloads. Raises: ConfigError for an
+    unknown name, a folder that is not there or has no file of any task, or a task that was asked for by name
+    and has no file; DataError for a file that is not in the task's schema."""
     for name in wanted:
         if name not in TASKS:
             raise ConfigError(f"zeroshot_tasks={name}: no such task; {instead(name, TASKS, 'want some of')}")
@@ -128,20 +105,22 @@ def select(wanted: Sequence[str], folder: Path | None) -> Selection:
 @contextlib.contextmanager
 def load(selection: Selection) -> Iterator[dict[str, Any]]:
     """lm-eval's task objects by our names, zero-shot; usable within the context, while their data is there.
-
-    Raises:
-      DataError: the data cannot be read or downloaded.
-    """
+    Raises: DataError: the data cannot be read or downloaded."""
     import datasets
     import lm_eval.tasks
 
-    definitions = Path(lm_eval.tasks.__file__).parent
+    definitions, log = Path(lm_eval.tasks.__file__).parent, logging.getLogger("lm_eval.api.task")
     folders = sorted({str(definitions / TASKS[name].folder) for name in selection.tasks})
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     with contextlib.ExitStack() as stack:
         # Local files are converted anew for each run, beside no cache of the user.
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if selection.files else None
-        stack.enter_context(_quiet(datasets))
+        # No bars of conversions, and no warnings of what lm-eval's definitions leave to its defaults.
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)
+        if not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
         loaded = {}
         for name in selection.tasks:
             source, path = TASKS[name], selection.files.get(name)
@@ -158,21 +137,6 @@ def load(selection: Selection) -> Iterator[dict[str, Any]]:
             task.set_config(key="num_fewshot", value=0)
             loaded[name] = task
         yield loaded
-
-
-@contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """No bars of conversions, and no warnings of what lm-eval's definitions leave to its defaults."""
-    log, shown = logging.getLogger("lm_eval.api.task"), not datasets.are_progress_bars_disabled()
-    level = log.level
-    log.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _local(source: TaskSource, path: Path, cache: Path) -> dict[str, Any]:

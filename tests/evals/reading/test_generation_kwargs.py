@@ -11,7 +11,7 @@ import yaml
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from hope_jax.core.errors import ConfigError
-from hope_jax.evals.reading.generation_kwargs import MAX_GEN_TOKS, Wanted, wanted
+from hope_jax.evals.reading.lm_eval_model import MAX_GEN_TOKS, Wanted, wanted
 
 FOLDER = Path(lm_eval.tasks.__file__).parent
 DOCS = Path(__file__).parents[3] / "docs" / "evals" / "zeroshot.md"

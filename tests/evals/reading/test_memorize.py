@@ -9,9 +9,8 @@ import pytest
 
 from hope_jax.core import trees
 from hope_jax.core.errors import ConfigError
-from hope_jax.evals.reading.memorize import Memorizer, Rule, fitting, unrelated
+from hope_jax.evals.reading.memorize import Memorizer, Rule, fitting, paths_of, unrelated
 from hope_jax.evals.reading.scoring import token_log_probs
-from hope_jax.evals.reading.selective import paths_of
 from hope_jax.learning.stream import Streamer
 from hope_jax.models.lm import HopeModel
 from tests.evals.reading.test_scoring import text

@@ -10,9 +10,9 @@ import pytest
 
 from hope_jax.core import trees
 from hope_jax.core.types import PyTree
-from hope_jax.evals.arms.finetune import Tuner
 from hope_jax.evals.reading.reader import Reader, packed
 from hope_jax.evals.reading.scoring import token_log_probs
+from hope_jax.evals.tasks.finetune import Tuner
 from hope_jax.models.lm import HopeModel
 from tests.evals.subjects import subject
 

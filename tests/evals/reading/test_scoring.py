@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.evals.reading.generation import generate_greedy
 from hope_jax.evals.reading.memorize import Memorizer, Rule
-from hope_jax.evals.reading.scoring import Pair, score_pairs, stream_log_probs, token_log_probs
+from hope_jax.evals.reading.scoring import (
+    Pair,
+    generate_greedy,
+    score_pairs,
+    token_log_probs,
+)
 from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
@@ -85,14 +89,6 @@ def test_generation_in_a_batch_is_that_of_each_prompt_alone(variant):
 def test_generation_stops_where_it_is_told_to():
     drawn = generate_greedy(endless(), [text(9), text(12)], 8, stop=lambda tokens: len(tokens) == 2)
     assert [len(tokens) for tokens in drawn] == [2, 2]
-
-
-def test_streams_are_scored_as_rows_are_whatever_the_segment():
-    model = subject("hope_selfmod")
-    whole = token_log_probs(model, [text(150)])[0]
-    for segment in (7, 64, 4096):
-        parts = list(stream_log_probs(model, text(150), segment=segment))
-        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=2e-5, atol=2e-5)
 
 
 def test_memories_are_those_of_the_row():

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hope_jax.evals.reading.scoring import Read, Row
-from hope_jax.evals.suite import pages as report
+from hope_jax.evals.suite import pages
+from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import Run, outcome
-from hope_jax.evals.suite.runner import Result
 from hope_jax.evals.tasks import continual, niah, passkey, perplexity, zeroshot
 from tests.evals.subjects import subject
 from tests.evals.tasks.test_retrieval import Knows
@@ -24,10 +23,10 @@ TEXT = "One two three. " * 30
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Answers by rule instead of by the model."""
 
-    def rows(_: Any, given: list[Row], fast: Any = None, **more: Any) -> list[Read]:
-        return [Read(np.full(len(row.tokens), -1.0), np.ones(len(row.tokens), bool)) for row in given]
+    def rows(_: Any, given: list[np.ndarray], fast: Any = None, **more: Any) -> list[np.ndarray]:
+        return [np.full(len(row), -1.0) for row in given]
 
-    monkeypatch.setattr(perplexity, "read_rows", rows)
+    monkeypatch.setattr(perplexity, "token_log_probs", rows)
     Knows(monkeypatch, wrong=False)
     without_model(monkeypatch)
     (tmp_path / "own.txt").write_text(TEXT)
@@ -41,9 +40,9 @@ def reported(run: Run, evaluation: Any, **options: Any) -> str:
     """The section of report.md above its first table or plot."""
     found = evaluation.evaluate(dataclasses.replace(run, options={**run.options, **options}))
     name, about = evaluation.NAME, {**run.subject.about, "checkpoint": "x"}
-    report.write_report(run.out, "x", about, [Result(name, found)], run.out)
+    pages.write_report(run.out, "x", about, [Result(name, found)], run.out)
     text = (run.out / "report.md").read_text()
-    section = text.split(f"## {report.registry.EVALS[name].title}\n", 1)[1]
+    section = text.split(f"## {pages.registry.EVALS[name].title}\n", 1)[1]
     return section.split("\n|")[0].split("\n![")[0]
 
 
@@ -114,7 +113,7 @@ def test_an_index_of_several_checkpoints_has_the_notes_of_each(tmp_path: Path) -
     results = [
         Result("passkey", {"metrics": {"p/choice": {"value": v}}, "notes": [f"note {v}"]}) for v in (1, 2)
     ]
-    of = {"a": report.Reported("a", results[:1]), "b": report.Reported("b", results[1:])}
-    report.write_index(tmp_path, of)
+    of = {"a": pages.Reported("a", results[:1]), "b": pages.Reported("b", results[1:])}
+    pages.write_index(tmp_path, of)
     text = (tmp_path / "report.md").read_text()
     assert text.index("a: note 1") < text.index("b: note 2") < text.index("| p/choice | 1 | 2 |")

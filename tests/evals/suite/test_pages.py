@@ -4,6 +4,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hope_jax.core.files import dump_row
-from hope_jax.evals.suite import figures as report_figures
-from hope_jax.evals.suite import pages as report
-from hope_jax.evals.suite import registry
-from hope_jax.evals.suite.figures import LEAK
+from hope_jax.evals.suite import pages, plots, registry
 from hope_jax.evals.suite.pages import Reported
-from hope_jax.evals.suite.registry import Entry
-from hope_jax.evals.suite.runner import Result
+from hope_jax.evals.suite.plots import LEAK
+from hope_jax.evals.suite.registry import Entry, Result
 
 ABOUT = {
     "checkpoint": "run/checkpoints/4", "step": 4, "arrays_digest": "a" * 64, "config_digest": "c" * 64,
@@ -50,13 +48,13 @@ def outcome(leak: bool = False) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        registry, "EVALS", {"made": Entry("json", "Made up"), "other": Entry("json", "Other")}
+        registry, "EVALS", {"made": Entry("Made up", module="json"), "other": Entry("Other", module="json")}
     )
 
 
 def written(out: Path, results: list[Result], comparison: Any = None) -> dict[str, str]:
     """The texts of both renderings."""
-    report.write_report(out, "run/4", ABOUT, results, out, comparison)
+    pages.write_report(out, "run/4", ABOUT, results, out, comparison)
     page, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     return {"html": html.unescape(re.sub(r"<[^>]*>", "|", page)), "md": markdown}
 
@@ -82,18 +80,18 @@ def test_a_leak_is_marked_in_tables_captions_and_plots(tmp_path: Path) -> None:
     assert f"> **made: {LEAK}**" in texts["md"]
     page = (tmp_path / "report.html").read_text()
     assert "0.765 [0.65, 0.85] LEAK</td>" in page and re.search(rf'<img alt="Made up: [^"]*{LEAK}"', page)
-    drawn = report_figures.metrics_figure(outcome(leak=True)["metrics"])
+    drawn = plots.metrics_figure(outcome(leak=True)["metrics"])
     assert drawn is not None and LEAK in [text.get_text() for text in drawn.texts]
-    clean = report_figures.metrics_figure(outcome()["metrics"])
+    clean = plots.metrics_figure(outcome()["metrics"])
     assert clean is not None and not clean.texts
 
 
 def test_the_mark_of_a_leak_covers_no_label() -> None:
     test = {"delta": -0.25, "ci95": [-0.5, 0.01], "leak": True}
-    bottom = report_figures.differences_figure({"t/loss/memorized": test})
+    bottom = plots.differences_figure({"t/loss/memorized": test})
     labelled = Figure(figsize=(6, 2), layout="constrained")
     labelled.subplots().set_xlabel("tokens before, and more words up to the right end of the axis")
-    report_figures.mark_leak(labelled, True)
+    plots.mark_leak(labelled, True)
     for figure in (bottom, labelled):
         assert figure is not None
         FigureCanvasAgg(figure).draw()
@@ -156,7 +154,8 @@ def test_the_page_stands_alone_and_names_are_no_markup(tmp_path: Path) -> None:
 def test_a_plot_that_cannot_be_drawn_takes_no_figure_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json, "figures", lambda outcome: {"p": 1 / 0}, raising=False)
+    draws = SimpleNamespace(figures=lambda outcome: {"p": 1 / 0})
+    monkeypatch.setattr(json, "evaluate", draws, raising=False)
     text = written(tmp_path, [Result("made", outcome())])["md"]
     assert "The plots of made could not be drawn (ZeroDivisionError: " in text and "0.4321 [0.31" in text
 
@@ -164,7 +163,7 @@ def test_a_plot_that_cannot_be_drawn_takes_no_figure_away(
 def test_the_index_plots_headlines_and_links_reports_and_comparisons(tmp_path: Path) -> None:
     entries = {f"run/{n}": Reported(f"run-{n}", [Result("made", outcome(leak=True))]) for n in (2, 4)}
     steps = {"run/2": 2, "run/4": 4}
-    report.write_index(tmp_path, entries, baseline=("base/9", "baseline"), steps=steps)
+    pages.write_index(tmp_path, entries, baseline=("base/9", "baseline"), steps=steps)
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     alt = f"Made up: piqa/acc over steps, with 95 % intervals (n = 64); {LEAK}"
     assert f"![{alt}](plots/made-checkpoints.png)" in markdown and f'<img alt="{alt}" src="data:' in page
@@ -175,9 +174,9 @@ def test_the_index_plots_headlines_and_links_reports_and_comparisons(tmp_path: P
         "base/9, the baseline: report": "baseline/report.html",
     }.items():
         assert f"[{text}]({path})" in markdown and f'<a href="{path}">{text}</a>' in page
-    report.write_report(tmp_path, "run/4", ABOUT, [], tmp_path, {"baseline": ABOUT, "evals": {}})
+    pages.write_report(tmp_path, "run/4", ABOUT, [], tmp_path, {"baseline": ABOUT, "evals": {}})
     assert '<h2 id="against-the-baseline">' in (tmp_path / "report.html").read_text()
-    report.write_index(tmp_path, {"run/4": entries["run/4"]})
+    pages.write_index(tmp_path, {"run/4": entries["run/4"]})
     text = (tmp_path / "report.md").read_text()
     assert "](plots/" not in text and "against" not in text, "one checkpoint has nothing to compare"
 
@@ -194,7 +193,7 @@ def test_the_index_plots_headlines_and_links_reports_and_comparisons(tmp_path: P
     ],
 )
 def test_headlines_are_those_named_or_of_the_first_metric(keys: str, wanted: str, shown: str) -> None:
-    found = report_figures.headlines({"run/2": dict.fromkeys(keys.split(), {})}, wanted.split())
+    found = plots.headlines({"run/2": dict.fromkeys(keys.split(), {})}, wanted.split())
     assert list(found) == shown.split() and sum(map(len, found.values())) <= 6
     assert "majority_class" not in str(found)
 
@@ -205,11 +204,12 @@ def test_checkpoints_of_one_run_stand_over_their_steps_and_of_several_side_by_si
         for name, value in (("run/2", 0.4), ("run/10", 0.6))
     }
     metrics["run/10"]["a/acc/none"] = {"value": None, "ci95": None, "n": 0}
-    shown = report_figures.headlines(metrics)
+    shown = plots.headlines(metrics)
     for steps, places in ({"run/2": 2, "run/10": 10}, [2, 10]), (None, [0, 1]):
-        (axes,) = report_figures.checkpoints_figure(metrics, shown, steps).axes
+        (axes,) = plots.checkpoints_figure(metrics, shown, steps).axes
         drawn = [line.get_xydata() for line in axes.lines]
         middles = np.concatenate([points for points in drawn if len(set(points[:, 0])) == 2])
         assert np.allclose(middles, [[places[0], 0.4], [places[1], 0.6], [0, 0.5], [1, 0.5]], atol=0.1)
-        assert any(np.allclose(points[:, 1], [0.5, 0.8]) for points in drawn)
+        bars = [bar for collection in axes.collections for bar in collection.get_segments()]
+        assert any(np.allclose(bar[:, 1], [0.5, 0.8]) for bar in bars)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["run/2", "run/10"]

@@ -110,7 +110,7 @@ def test_options_that_cannot_be_stop_all_evaluations_before_any_runs(
             raise ConfigError("depth=2: want a number from 0 to 1")
 
     modules = {name: made_up.texts_module(counter, name) for name in ("texts", "last")}
-    modules["last"].check = check  # type: ignore[attr-defined]
+    modules["last"].evaluate.check = check  # type: ignore[attr-defined]
     made_up.register(monkeypatch, modules, {})
     done = command("--checkpoint=RUNS/one --out=OUT --option=depth=2")
     assert (done.code, done.out) == (2, "") and "error: depth=2: want" in done.err

@@ -12,14 +12,13 @@ import pytest
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals import statistics
-from hope_jax.evals.arms import classes as class_arms
 from hope_jax.evals.reading.memorize import Rule
 from hope_jax.evals.reading.reader import Reader
 from hope_jax.evals.suite import comparison
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.tasks import adaptation, class_incremental, continual
-from hope_jax.evals.tasks.class_tasks import in_context_examples, tasks_of
-from hope_jax.evals.tasks.labels import Format, score_labels
+from hope_jax.evals.tasks import adaptation, class_incremental, classifier, continual
+from hope_jax.evals.tasks.classifier import Format, in_context_examples, score_labels
+from hope_jax.evals.tasks.intents import tasks_of
 from hope_jax.evals.tasks.segments import blocks, load_segments
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.tasks.intents_data import write_banking, write_clinc
@@ -85,7 +84,7 @@ def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert after["carried"][0] == after["reset"][0] != start
     # A block is measured before it teaches: AdamW's first loss is that of the model as it is.
     assert read["adamw"][0][0] == pytest.approx(read["no_writes"][0][0], rel=1e-5)
-    assert set(adaptation.figures(found)) == {"adaptation_stream", "adaptation_held_out"}
+    assert set(adaptation.evaluate.figures(found)) == {"adaptation_stream", "adaptation_held_out"}
     metric = found["metrics"]["stream/nats_per_token/carried"]
     assert metric["value"] == pytest.approx(np.mean([np.mean(row) for row in read["carried"]]))
     tokenizer, text = run.subject.trained.tokenizer, load_segments(SEGMENTS, run.subject.config, 0)[0].text
@@ -128,7 +127,7 @@ def test_segments_by_checkpoints(tmp_path: Path) -> None:
         "n": 4,
         "chance": None,
     }
-    assert set(continual.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
+    assert set(continual.evaluate.figures(found)) == {"continual_baseline", "continual_forgetting_baseline"}
     assert found["forgetting"]["baseline"]["all"][0] is None
     assert found["forgetting"]["baseline"]["all"][1] == found["metrics"]["all/forgetting/baseline"]
     assert as_if_slow(tmp_path) < continual.evaluate(run)["seconds"]
@@ -174,14 +173,14 @@ def test_memorization_is_tested_over_all_segments_block_by_block() -> None:
         test = found[f"all/nats_per_token/memorized-{other}"]
         pairs = list(zip(losses["memorized"], losses[other], strict=True))
         assert test["delta"] == pytest.approx(np.mean([np.mean(a - b) for a, b in pairs]))
-        assert test["n"] == 14 and test == statistics.paired_as_json(statistics.paired_over(pairs))
+        assert test["n"] == 14 and test == statistics.paired_over(pairs).as_json()
     assert continual._over_all(["a", "b"], {"baseline": last["baseline"]}) == {}
 
 
 def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clinc(tmp_path)
     run = a_run(tmp_path, intents=str(tmp_path), learning_rates=[1e-3])
-    found = same_after_a_kill(monkeypatch, class_incremental.evaluate, run, class_arms, "score_labels", 5)
+    found = same_after_a_kill(monkeypatch, class_incremental.evaluate, run, classifier, "score_labels", 5)
     items = {item["key"]: item for item in found["items"]}
     assert [items[f"clinc/carried/{i}"]["classes"] for i in range(3)] == [2, 4, 6]
     for field in ("raw", "pmi", "chosen"):
@@ -203,7 +202,7 @@ def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name, hits_of in scores.items():
         assert len(hits_of) == metrics[name]["n"] and np.mean([*hits_of.values()]) == metrics[name]["value"]
     assert comparison.compare(found, found)["paired"]["clinc/accuracy_raw/adamw"]["test"] == "exact McNemar"
-    assert set(class_incremental.figures(found)) == {"class_incremental_clinc"}
+    assert set(class_incremental.evaluate.figures(found)) == {"class_incremental_clinc"}
     written = found["updates"]["clinc"]
     assert set(written) == {"carried", "reset", "control"}
     assert all(levels["cms/fast"]["updates_applied"] > 0 for levels in written.values())

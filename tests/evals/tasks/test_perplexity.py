@@ -15,8 +15,7 @@ from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.suite import comparison
 from hope_jax.evals.suite.run import ARMS, Run
 from hope_jax.evals.tasks import perplexity
-from hope_jax.evals.tasks.perplexity_losses import estimates, losses_of, over_positions, ratio
-from hope_jax.evals.tasks.perplexity_pieces import load_pieces
+from hope_jax.evals.tasks.perplexity import estimates, load_pieces, losses_of, over_positions
 from tests.evals.subjects import as_if_slow, subject
 
 TOKENIZER = Tokenizer.load()
@@ -46,14 +45,14 @@ def test_positions_are_as_computed_token_by_token() -> None:
 def test_the_interval_of_a_ratio() -> None:
     """Of equal units it is Student's; of unequal ones it holds the truth about as often as it says."""
     values = RNG.normal(3, 1, 40)
-    assert ratio(values, np.ones(40)) == pytest.approx(statistics.mean(values))
+    assert statistics.ratio(values, np.ones(40)) == pytest.approx(statistics.mean(values))
     hits = 0
     for _ in range(500):
         units = RNG.integers(1, 9, 30).astype(float)
-        estimate = ratio(2 * units + np.sqrt(units) * RNG.normal(size=30), units)
+        estimate = statistics.ratio(2 * units + np.sqrt(units) * RNG.normal(size=30), units)
         hits += estimate.low < 2 < estimate.high
     assert 0.91 < hits / 500 < 0.98
-    assert np.isnan(ratio(np.ones(1), np.ones(1)).low)
+    assert np.isnan(statistics.ratio(np.ones(1), np.ones(1)).low)
 
 
 @pytest.mark.parametrize("text", ["Two words", " a  b\n\nc ", "naïve café — ▁x", "日本", "one\ttwo "])
@@ -139,7 +138,7 @@ def test_second_halves_are_read_alone_by_memories_of_the_first(found: dict[str, 
     assert "second_half/nats_per_token/memorized-control" in found["paired"]
     assert "second_half_position_32_64/nats_per_token/control" in found["metrics"]
     assert found["updates"]["memorized"]["cms/fast"]["updates_applied"] > 0
-    assert set(perplexity.figures(found)) == {"perplexity_over_position"}
+    assert set(perplexity.evaluate.figures(found)) == {"perplexity_over_position"}
 
 
 def test_a_comparison_names_tests_as_the_results_do(found: dict[str, Any]) -> None:

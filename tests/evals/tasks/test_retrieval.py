@@ -9,17 +9,22 @@ import pytest
 
 from hope_jax.core.errors import ConfigError
 from hope_jax.evals import statistics
-from hope_jax.evals.reading.generation import generate_greedy
 from hope_jax.evals.reading.memorize import Memorizer, Rule
-from hope_jax.evals.reading.scoring import Pair, Score, score_pairs
-from hope_jax.evals.reading.shared_read import generate_after, read_prompts, score_after
+from hope_jax.evals.reading.scoring import (
+    Pair,
+    Score,
+    generate_after,
+    generate_greedy,
+    read_prompts,
+    score_after,
+    score_pairs,
+)
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.tasks import niah, niah_prompts, passkey, retrieval
-from hope_jax.evals.tasks.prompts import Prompt
-from hope_jax.evals.tasks.prose import load_prose
-from hope_jax.evals.tasks.retrieval import answer, chosen, continuation, string_match
+from hope_jax.evals.tasks import niah, passkey, retrieval
+from hope_jax.evals.tasks.niah import load_prose
+from hope_jax.evals.tasks.retrieval import Prompt, answer, chosen, continuation, string_match
 from tests.evals.subjects import as_if_slow, subject
-from tests.evals.tasks.test_niah_prompts import OTHER
+from tests.evals.tasks.test_niah import OTHER
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, 1024, n).astype(np.int32) for n in (70, 75, 61, 75)]
@@ -103,7 +108,7 @@ def test_a_model_that_knows_scores_one_and_one_that_is_wrong_zero(
     # Without the context neither candidate is known: the coins of the two samples decide.
     tokenizer, prose = subject().trained.tokenizer, load_prose(None)
     asked = {
-        f"{t}@700": [niah_prompts.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
+        f"{t}@700": [niah.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
         for t in tasks
     }
     asked["passkey@200"] = [passkey.make_prompt(tokenizer, 200, 1, 1.0, 24, i) for i in (0, 1)]
@@ -141,7 +146,7 @@ def test_records_say_what_was_asked_and_found(tmp_path: Path, monkeypatch: pytes
     assert found["settings"]["label"] == "RULER-style, other haystack"
     metric = found["metrics"]["niah_multikey_1@700/choice/baseline"]
     assert (metric["n"], metric["chance"]) == (2, 0.5) and metric["ci95"][0] < 1 and not found["paired"]
-    figures = niah.figures(found)
+    figures = niah.evaluate.figures(found)
     assert set(figures) == {"niah_choice", "niah_match", "niah_removed_choice"}
     assert as_if_slow(tmp_path) < niah.evaluate(run)["seconds"], "of all starts"
 

@@ -19,7 +19,7 @@ from hope_jax.data.synthetic.rows import drawn
 from hope_jax.evals.reading.subject import Subject, open_subject
 from hope_jax.evals.suite import comparison, registry
 from hope_jax.evals.suite.run import ARMS, Run
-from hope_jax.evals.suite.runner import run_all
+from hope_jax.evals.suite.session import run_all
 from hope_jax.evals.tasks import synthetic
 from hope_jax.release.bundle import write as write_bundle
 from hope_jax.storage.trained import read_text
@@ -99,10 +99,10 @@ def test_every_split_is_measured_with_its_chance(trained: Path, tmp_path: Path) 
     assert len(lengths) == 20 and min(lengths) > 8 and max(lengths) <= 16
     # Strings of 1 to 8 and of 9 to 16 symbols: two steps of ten tokens are too few for a curve.
     assert {step["to"] for steps in result["by_length"].values() for step in steps} == {10, 20}
-    assert not synthetic.figures(result)
+    assert not synthetic.evaluate.figures(result)
     more = {"to": 30, "strings": result["by_length"]["bin1"][-1]["strings"]}
     longer_ones = {**result["by_length"], "bin1": [*result["by_length"]["bin1"], more]}
-    assert set(synthetic.figures({**result, "by_length": longer_ones})) == {"synthetic"}
+    assert set(synthetic.evaluate.figures({**result, "by_length": longer_ones})) == {"synthetic"}
     assert json.loads(json.dumps(result)) == result
     everything = dataclasses.replace(run_of(tmp_path, open_subject(trained / "run")), arms=ARMS)
     asked_for = synthetic.evaluate(everything)

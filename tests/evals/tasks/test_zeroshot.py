@@ -189,12 +189,12 @@ def test_arms_are_paired_by_item_and_a_leak_is_marked(run: Run) -> None:
 
 def test_figures_show_every_task(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     without_model(monkeypatch)
-    drawn = zeroshot.figures(zeroshot.evaluate(run))
+    drawn = zeroshot.evaluate.figures(zeroshot.evaluate(run))
     assert set(drawn) == {"zeroshot_acc", "zeroshot_acc_norm"}
     for name, tasks in (("zeroshot_acc", 10), ("zeroshot_acc_norm", 5)):
         (axes,) = drawn[name].axes
         assert len(axes.get_xticklabels()) == len(axes.patches) == tasks
-    assert not zeroshot.figures({"metrics": {}})
+    assert not zeroshot.evaluate.figures({"metrics": {}})
 
 
 def test_checkpoints_are_compared_by_last_words_and_pages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

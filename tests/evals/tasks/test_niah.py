@@ -9,11 +9,19 @@ import pytest
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.train_tokenizer import train_model
-from hope_jax.evals.tasks import niah_prompts
-from hope_jax.evals.tasks.niah_prompts import NOISE, TASKS, _Draft, check_length, make_prompt
-from hope_jax.evals.tasks.prompts import Prompt, most
-from hope_jax.evals.tasks.prose import Prose, load_prose, split_sentences
-from hope_jax.evals.tasks.sources import read_documents
+from hope_jax.evals.tasks import niah
+from hope_jax.evals.tasks.niah import (
+    NOISE,
+    TASKS,
+    Prose,
+    _Draft,
+    check_length,
+    load_prose,
+    make_prompt,
+    split_sentences,
+)
+from hope_jax.evals.tasks.retrieval import Prompt, most
+from hope_jax.evals.tasks.segments import read_documents
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
 # Joins digits, but not all: its numbers are of several lengths.
@@ -92,9 +100,9 @@ def test_the_words_of_one_answer_and_of_many() -> None:
 def test_prompt_and_answer_fill_the_length_and_no_more(name: str, length: int) -> None:
     prompt = made(name, length)
     tokens = 1 + len(TOKENIZER.encode(prompt.text))
-    assert prompt.tokens == tokens and tokens + niah_prompts.ANSWER_TOKENS <= length
+    assert prompt.tokens == tokens and tokens + niah.ANSWER_TOKENS <= length
     unit = {"prose": 12, "noise": 40, "needles": 110}[TASKS[name].haystack]  # tokens that one has at most
-    assert length - tokens - niah_prompts.ANSWER_TOKENS < unit
+    assert length - tokens - niah.ANSWER_TOKENS < unit
 
 
 def test_haystacks_are_what_the_task_says() -> None:
@@ -149,7 +157,7 @@ def test_under_another_tokenizer_only_distractor_and_size_of_the_haystack_differ
         one, other = ({**vars(draft), "tokenizer": None, "depths": draft.depths.tolist()} for draft in drafts)
         one["others"], other["others"] = ([draft._other(20), draft.lines.clear()] for draft in drafts)
         assert one == other
-        distractors.add(len({draft.prompt(40).distractor for draft in drafts}))
+        distractors.add(len({draft.prompt(1200).distractor for draft in drafts}))
     assert 2 in distractors
 
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from hope_jax.evals.arms.memorized import compare, run_arms, update_statistics
 from hope_jax.evals.reading.memorize import Memorizer, Rule
 from hope_jax.evals.reading.scoring import token_log_probs
-from hope_jax.evals.suite.journal import Journal
-from hope_jax.evals.suite.run import ARMS, Run, outcome
+from hope_jax.evals.suite.run import ARMS, Journal, Run, outcome
+from hope_jax.evals.tasks.arms import compare, run_arms, update_statistics
 from tests.evals.reading.test_scoring import text
 from tests.evals.subjects import subject
 

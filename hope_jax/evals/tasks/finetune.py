@@ -1,6 +1,6 @@
 """Fine-tuning as the alternative to memories: the slow parameters, one pass, AdamW."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,10 +31,8 @@ class Tuned(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuner:
-    """Steps along the loss of rows that are read with memories as they stand; nothing is written.
-
-    tokens: of a training row, one step each, into which short documents are packed.
-    """
+    """Steps along the loss of rows that are read with memories as they stand; nothing is written. tokens: of
+    a training row, one step each, into which short documents are packed."""
 
     reader: Reader
     tokens: int
@@ -50,13 +48,8 @@ class Tuner:
         parameters before its step, and what came out."""
         found: list[np.ndarray] = []
         for batch in self._batches(rows):
-            loss, params, state = _step(
-                self.reader.model,
-                tuned.params,
-                tuned.state,
-                (self.reader.trained, self.reader.initial),
-                batch,
-            )
+            left = self.reader.trained, self.reader.initial
+            loss, params, state = _step(self.reader.model, tuned.params, tuned.state, left, batch)
             tuned = Tuned(params, state)
             losses, segments = np.asarray(loss, np.float64)[0], np.asarray(batch.segment_ids)[0]
             for document in range(1, int(segments.max()) + 1):
@@ -84,6 +77,11 @@ def learning_rates(options: Any) -> tuple[float, ...]:
     if not good or any(isinstance(r, bool) or not isinstance(r, int | float) or not 0 < r < 1 for r in rates):
         raise ConfigError(f"learning_rates={rates!r}: want a list of numbers between 0 and 1")
     return tuple(float(rate) for rate in rates)
+
+
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The learning rate of the least loss; one that diverged is the worst, as NaN compares with nothing."""
+    return min(losses, key=lambda rate: np.nan_to_num(losses[rate], nan=np.inf))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,1 +1,0 @@
-"""What an evaluation compares: memories, controls, fine-tuning."""
