@@ -30,6 +30,9 @@ python -m hope_jax.launch --config=configs/pilot_smoke.py --config.train.steps=2
     --config.memory.surprise_threshold=None --config.cms.levels.cms_slow.update_period=32
 ```
 
+A `get_config` with parameters takes their values behind the file's name, as in
+`--config=configs/sweeps/mid_stage2_teach.py:scale=0.2,clip=8,steps=80`.
+
 Levels and weights of a mixture have names; an override changes those that the file has, and anything else is
 explicit:
 

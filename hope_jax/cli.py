@@ -5,6 +5,7 @@ own config flag knows neither None nor a level that the file lacks, and reports 
 """
 
 import contextlib
+import inspect
 import json
 import logging
 import re
@@ -66,7 +67,8 @@ def define_config() -> None:
     """Gives the command `--config=FILE` and an override `--config.KEY=VALUE` for every key."""
     define_path(
         _CONFIG,
-        "Python file with get_config(). --config.KEY=VALUE changes a key, for example "
+        "Python file with get_config(), FILE.py:NAME=VALUE,... if that takes values. --config.KEY=VALUE "
+        "changes a key, for example "
         "--config.train.steps=20 or --config.cms.levels.cms_slow.update_period=64.",
     )
     flags.DEFINE_multi_string(_OVERRIDES, [], "What --config.KEY=VALUE is short for.", allow_override=True)
@@ -126,6 +128,25 @@ def config_path() -> Path:
     return Path(str(path))
 
 
+def config_name() -> str:
+    """What a run of `--config` is called: the file's name, and the values given to it."""
+    path, given = _file_and_values(config_path())
+    return "-".join([path.stem, *(f"{name}={value}" for name, value in given.items())])
+
+
+def _file_and_values(path: Path) -> tuple[Path, dict[str, str]]:
+    """Of FILE.py:NAME=VALUE,...: the file, and what its `get_config` is called with."""
+    name, colon, text = str(path).partition(".py:")
+    if not colon:
+        return path, {}
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key.isidentifier() and equals and value for key, equals, value in pairs):
+        raise ConfigError(
+            f"--config={path}: want FILE.py:NAME=VALUE,NAME=VALUE; got {text!r} behind the file"
+        )
+    return Path(f"{name}.py"), {key: value for key, _, value in pairs}
+
+
 def has_config() -> bool:
     """Whether `--config`, or an override of one of its keys, was given."""
     return bool(FLAGS[_CONFIG].value or FLAGS[_OVERRIDES].value)
@@ -144,7 +165,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
     Raises: ConfigError for a file that is missing or fails, and for unknown keys and values.
     """
-    return _overridden(_run_config_file(path), overrides)
+    return _overridden(_run_config_file(*_file_and_values(path)), overrides)
 
 
 def _overridden(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
@@ -158,7 +179,7 @@ def _overridden(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
     return resolved
 
 
-def _run_config_file(path: Path) -> Config:
+def _run_config_file(path: Path, given: Mapping[str, str]) -> Config:
     if not path.is_file():
         known = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = f"; in that folder: {', '.join(known)}" if known else ""
@@ -169,7 +190,7 @@ def _run_config_file(path: Path) -> Config:
         get_config = namespace.get("get_config")
         if not callable(get_config):
             raise ConfigError(f"--config={path}: the file has no function get_config()")
-        config = get_config()
+        config = get_config(**_typed(path, get_config, given))
     except UserError:
         raise
     except SyntaxError as error:
@@ -181,6 +202,21 @@ def _run_config_file(path: Path) -> Config:
     if not hasattr(config, "items"):
         raise ConfigError(f"--config={path}: get_config() returned {config!r}; want the ConfigDict it made")
     return cast(Config, config)
+
+
+def _typed(path: Path, get_config: Callable[..., Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """The values for `get_config`, of its parameters' types. Raises: ConfigError."""
+    known, typed = inspect.signature(get_config, eval_str=True).parameters, {}
+    for name, text in given.items():
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"--config={path}: get_config() has no value {name!r}; {takes}")
+        try:
+            typed[name] = known[name].annotation(text)
+        except ValueError:
+            kind = known[name].annotation.__name__
+            raise ConfigError(f"--config={path}: {name}={text}: want a value of type {kind}") from None
+    return typed
 
 
 def split_overrides(argv: Sequence[str]) -> list[str]:

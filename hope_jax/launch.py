@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     config = cli.load_config()
     validate(config)
     find_task(config.data.source, config.data.task_options, config.data.seq_len)
-    workdir = Path(_WORKDIR.value or Path("runs") / cli.config_path().stem)
+    workdir = Path(_WORKDIR.value or Path("runs") / cli.config_name())
     found = addresses.find(
         *(_COORDINATOR.value, _COUNT.value, _INDEX.value, _HOSTS.value, _DISTRIBUTED.value, os.environ),
         addresses.own_names() if _HOSTS.value else (),

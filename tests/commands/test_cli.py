@@ -165,8 +165,8 @@ def test_a_mistyped_level_is_refused_and_an_added_one_is_said(
         "(to add cms_fst: --config.cms.levels.+cms_fst=VALUE)\n"
     )
     caplog.set_level("INFO", "hope_jax.cli")
-    cli.read_config(config_file, ["cms.levels={'cms_fast': {'update_period': 4}}"])
-    assert "cms_fast: not named, so by default lr=None, optimizer=momentum, beta=0.9" in caplog.text
+    cli.read_config(config_file, ["cms.levels={'cms_fast': {'update_period': 4, 'lr': 1}}"])
+    assert "cms_fast: not named, so by default optimizer=momentum, beta=0.9" in caplog.text
 
 
 @pytest.mark.nightly
@@ -232,3 +232,37 @@ def test_a_second_launch_reads_the_programs_that_the_first_compiled(config_file:
     assert rows("second") == first
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert not (folder / "cache" / "hope_jax").exists()
+
+
+FILE = """
+from hope_jax.config.presets import pilot_smoke_config
+
+def get_config(scale: float = 0.1, steps: int = 40):
+    config = pilot_smoke_config()
+    config.teach.scale, config.train.steps = scale, steps
+    return config
+"""
+
+
+def test_a_config_file_takes_values(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.py"
+    path.write_text(FILE)
+    config = cli.read_config(Path(f"{path}:scale=0.5,steps=7"), ["teach.clip=2"])
+    assert (config.teach.scale, config.train.steps, config.teach.clip) == (0.5, 7, 2.0)
+    assert cli.read_config(path).train.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("scal=1", "no value 'scal'; it takes scale, steps"),
+        ("steps=1.5", "steps=1.5: want a value of type int"),
+        ("scale", "want FILE.py:NAME=VALUE"),
+        ("", "want FILE.py:NAME=VALUE"),
+    ],
+)
+def test_values_that_a_config_file_does_not_take(tmp_path: Path, values: str, message: str) -> None:
+    path = tmp_path / "sweep.py"
+    path.write_text(FILE)
+    with pytest.raises(ConfigError, match=message):
+        cli.read_config(Path(f"{path}:{values}"))
