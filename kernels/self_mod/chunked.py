@@ -42,9 +42,7 @@ class Rule:
     """How memories are written."""
 
     objective: Literal["l2", "dot"] = "l2"  # inner loss |M(k) - M(v)|^2 or -<M(k), M(v)>
-    stopgrad_vhat: bool = (
-        True  # no inner gradient through the target M(v); written weights have one all the same
-    )
+    stopgrad_vhat: bool = True  # no inner gradient through the target M(v); written weights have one
     rank1_precondition: bool = True  # the factor (alpha I - eta k k^T) of the write; False: alpha
     momentum: Decay = 0.0  # beta of the writes
 
