@@ -23,7 +23,7 @@ TINY = {
     "data.batch_size": 4,
     "train.online_chunk_size": 16,
     "model.block_variant": "hope_attention",
-    "cms.levels": "{'cms': {'update_period': 16, 'optimizer': 'momentum'}}",
+    "cms.levels": "{'cms': {'update_period': 16, 'lr': 0.001, 'optimizer': 'momentum'}}",
     "optim.name": "adamw",
 }
 

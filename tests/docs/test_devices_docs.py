@@ -14,7 +14,7 @@ SMALL = {
     "model.dim": 16, "model.heads": 2, "model.num_layers": 1, "model.vocab_size": 1024, "data.seq_len": 32,
     "data.mixture": "{}", "train.steps": 2, "train.compute_dtype": "float32", "eval.batches": 1,
     "eval.generate_tokens": 0, "optim.warmup_steps": 0, "log.tensorboard": False,
-    "cms.levels": "{'fast': {'update_period': 16}}",
+    "cms.levels": "{'fast': {'update_period': 16, 'lr': 0.001}}",
 }  # fmt: skip
 
 
