@@ -41,13 +41,13 @@ def main(argv: list[str]) -> None:
     target = cli.output_file("json", _JSON.value)
     config = cli.load_config()
     # JAX takes seconds to import.
-    from hope_jax.planning import devices, figures, table
+    from hope_jax.planning import devices, estimate, table
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
     found = devices.find_devices(topology)
     validate(config, device_count=topology.devices if _TRAIN.value else None)
     asked = {"train": _TRAIN.value, "largest": _LARGEST.value}
-    plan = figures.make_plan(config, topology, found, **asked, contexts=contexts if _STREAMING.value else [])
+    plan = estimate.make_plan(config, topology, found, **asked, contexts=contexts if _STREAMING.value else [])
     plan = {"config": str(cli.config_path()), **plan}
     if target:
         cli.write_json("json", target, plan)

@@ -12,7 +12,7 @@ from hope_jax.config.chunks import cms_levels_of, has_memories
 from hope_jax.config.values import resolve
 from hope_jax.core import files
 from hope_jax.data.corpus import EMBEDDED
-from hope_jax.report.blocks import Table, markdown
+from hope_jax.report.page import Table, markdown
 from hope_jax.storage import arrays, seal
 from hope_jax.storage import digests as manifest
 from hope_jax.storage.stored import LoadedCheckpoint

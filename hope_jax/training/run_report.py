@@ -7,8 +7,8 @@ from typing import Any
 
 from hope_jax.core import files
 from hope_jax.core.errors import DataError
-from hope_jax.report import blocks as b
 from hope_jax.report import figures
+from hope_jax.report import page as b
 from hope_jax.training.alarms import is_idle
 
 Row = Mapping[str, Any]

@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.planning.counts import Collective, Counts
 from hope_jax.planning.devices import Peaks
-from hope_jax.planning.figures import bound
+from hope_jax.planning.estimate import bound
 from hope_jax.planning.search import largest_batch
 
 

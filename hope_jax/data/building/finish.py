@@ -8,8 +8,8 @@ from typing import Any
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
+from hope_jax.data.building.passes import TaskResult, read_result
 from hope_jax.data.building.stages import clean_stage, shards_stage
-from hope_jax.data.building.steps import TaskResult, read_result
 from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
 

@@ -29,7 +29,7 @@ from loguru import logger as datatrove_log
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
-from hope_jax.data.building import filters, readers, steps
+from hope_jax.data.building import filters, passes, readers
 from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, sha256_of
@@ -94,7 +94,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
         planned, index = plan.source_of(task)
         told = clean_stage(plan, planned).statistics(index) and shards.statistics(task)
-        if not told or steps.read_result(plan, task) is None:
+        if not told or passes.read_result(plan, task) is None:
             _LOG.info(
                 "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
                 *(planned.source.name, index),
@@ -113,9 +113,9 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
-    dedup, left_out = steps.find_duplicates(plan, words)
+    dedup, left_out = passes.find_duplicates(plan, words)
     stages += [Stage(name, folder, tasks, work) for name, work, tasks in dedup]
-    shards.work = [steps.CleanReader(plan), *left_out, steps.ShardStep(plan)]
+    shards.work = [passes.CleanReader(plan), *left_out, passes.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
     if finished and folder.is_dir() and not seal.is_file():
         write_atomic(seal, json.dumps(_digests(folder), sort_keys=True))
@@ -127,14 +127,14 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     source, stage = planned.source, clean_stage(plan, planned)
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
-        seal = path.with_suffix(steps.SEAL)
+        seal = path.with_suffix(passes.SEAL)
         sound = path.is_file() and seal.is_file() and sha256_of(path) == seal.read_text()
         if not (sound and stage.statistics(index)):
             stage.mark(index).unlink(missing_ok=True)
     if stage.to_do():
         split = _split(source) if source.reader == "huggingface" else ""
         reader = readers.Reader(source, planned.files, split)
-        writer = steps.CleanWriter(stage.folder / "documents", source.min_characters)
+        writer = passes.CleanWriter(stage.folder / "documents", source.min_characters)
         stage.work = [reader, *filters.make_filters(source, words), writer]
     return stage
 
@@ -194,7 +194,7 @@ def _make_executor(
     """previous: of the Slurm job that this one waits for."""
     common: dict[str, Any] = {
         "pipeline": list(stage.work), "tasks": stage.tasks, "workers": workers,
-        "logging_dir": steps.PlainFolder(stage.logs),
+        "logging_dir": passes.PlainFolder(stage.logs),
     }  # fmt: skip
     if kind == "slurm":
         wanted = {"job_name": f"{plan.mixture.path.stem}-{stage.name}", **plan.mixture.slurm}

@@ -11,8 +11,9 @@ from hope_jax.evals.suite import plots, registry
 from hope_jax.evals.suite.plots import LEAK, WITHOUT_MODEL, split
 from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import ARMS
-from hope_jax.report import blocks as report
-from hope_jax.report.blocks import (
+from hope_jax.report import page as report
+from hope_jax.report.figures import loss_figure
+from hope_jax.report.page import (
     Block,
     Folded,
     Heading,
@@ -25,7 +26,6 @@ from hope_jax.report.blocks import (
     anchor,
     number,
 )
-from hope_jax.report.figures import loss_figure
 
 logger = logging.getLogger("hope_jax.evals")
 
