@@ -17,6 +17,7 @@ from hope_jax.config import experiment as config
 from hope_jax.core import trees
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.memory.self_mod import SelfModifyingTitans
 from hope_jax.models.lm import Carry, HopeModel
 from hope_jax.models.spec import Architecture
 
@@ -49,10 +50,12 @@ def make_model(style: str, eta_scale: float) -> HopeModel:
         dim=DIM,
         num_layers=LAYERS,
         heads=4,
-        self_mod_lr=eta_scale,
     )
+    own = SelfModifyingTitans(eta_scale=eta_scale)
     train = config.TrainConfig(online_chunk_size=CALL, compute_dtype="float64")
-    return HopeModel(assemble.model_spec(config.ExperimentConfig(model=model, train=train)))
+    return HopeModel(
+        assemble.model_spec(config.ExperimentConfig(model=model, train=train, self_modifying_titans=own))
+    )
 
 
 def set_leaf(params: Any, path: tuple[str, ...], value: float) -> Any:

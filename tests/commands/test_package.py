@@ -195,11 +195,14 @@ def test_the_name_map_covers_every_parameter_of_every_variant() -> None:
         config = small_config(
             model={
                 **{"vocab_size": 1000, "num_layers": 2, "local_conv_window": 7, "mlp_multiplier": 3},
-                **{"cms_hidden_multiplier": 5, "titan_hidden_multiplier": 6, **model},
-                "titan_level": {"optimizer": "titans" if index % 2 else "momentum"},
-                "self_modifying": {"adaptive_q": bool(index % 2), "local_conv_window": 7},
+                **model,
             },
-            cms={"connection": "independent" if index % 2 else "sequential"},
+            cms={"connection": "independent" if index % 2 else "sequential", "hidden_multiplier": 5},
+            titan={
+                "hidden_multiplier": 6,
+                "level": {"optimizer": "titans" if index % 2 else "momentum"},
+            },
+            self_modifying_titans={"adaptive_q": bool(index % 2), "local_conv_window": 7},
         )
         params = jax.eval_shape(HopeModel(assemble.model_spec(config)).init_params, jax.random.key(0))
         for name, leaf in arrays.named(params).items():

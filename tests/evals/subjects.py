@@ -4,7 +4,6 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hope_jax.evals.reading.subject import Subject, open_subject
 from tests.checkpoints import save_small, small_config
@@ -13,10 +12,13 @@ from tests.checkpoints import save_small, small_config
 @cache
 def subject(variant: str = "hope_attention", scope: str = "example", dtype: str = "float32") -> Subject:
     """Memories that write enough to be seen."""
-    model: dict[str, Any] = {"block_variant": variant, "num_layers": 2, "self_mod_lr": 0.01}
-    model["local_conv_window"] = 4
-    model["self_modifying"] = {"chunk_size_memory": 32}
-    config = small_config(model=model, memory={"scope": scope}, train={"steps": 2, "compute_dtype": dtype})
+    config = small_config(
+        model={"block_variant": variant, "num_layers": 2, "local_conv_window": 4},
+        titan={"level": {"lr": 0.01}},
+        self_modifying_titans={"chunk_size_memory": 32, "eta_scale": 0.01},
+        memory={"scope": scope},
+        train={"steps": 2, "compute_dtype": dtype},
+    )
     folder = Path(tempfile.mkdtemp())
     return open_subject(save_small(folder / "small", config))
 

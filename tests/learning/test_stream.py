@@ -139,3 +139,15 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         streamer.feed(params, state, np.zeros((1, 3), int))
     with pytest.raises(ValueError, match=r"target_mask: want the tokens' shape"):
         streamer.feed(params, state, np.zeros((2, 3), int), target_mask=np.ones((2, 2), bool))
+
+
+@pytest.mark.parametrize("variant", ["transformer", "hope_attention"])
+def test_a_stream_whose_cache_is_full_reads_and_ends_as_with_room(variant: str) -> None:
+    streamer, params = setup(variant)
+    _, roomy = streamer.feed(params, streamer.begin(params, 3, CAPACITY), rows()["tokens"][:, :13])
+    full = streamer.resized(roomy, 0)
+    assert full.carry.segments.shape[1] < full.position
+    logits = [streamer.last_logits(params, state) for state in (full, roomy)]
+    np.testing.assert_allclose(*logits, rtol=1e-12, atol=1e-12)
+    ends = [streamer.finish(params, state).sums.loss for state in (full, roomy)]
+    np.testing.assert_allclose(*ends, rtol=1e-12)

@@ -90,9 +90,9 @@ def test_writes_that_change_nothing_are_named_with_their_rates():
     assert text.startswith(alarms.IDLE) and "change nothing" in text
     for part in (
         "fast, slow",
-        "cms_levels.fast.lr (now 0.1)",
-        "cms_levels.slow.lr (now 0.001)",
-        "teach_scale (now 0.1)",
+        "cms.levels.fast.lr (now 0.1)",
+        "cms.levels.slow.lr (now 0.001)",
+        "teach.scale (now 0.1)",
     ):
         assert part in text, text
     for other in (1.9 + 1.1 * alarms.EFFECT, 1.9 - 1.1 * alarms.EFFECT):

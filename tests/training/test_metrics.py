@@ -10,8 +10,9 @@ import pytest
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import DivergenceError
 from hope_jax.core.files import cut_back, dump_row, to_json, write_atomic
+from hope_jax.core.types import FrozenMapping
+from hope_jax.memory.cms import CmsOptions
 from hope_jax.memory.levels import Level
-from hope_jax.models.spec import Architecture
 from hope_jax.training import metrics as metrics_module
 from hope_jax.training.alarms import explain_divergence
 from hope_jax.training.metrics import Progress, Recorder
@@ -137,6 +138,6 @@ GROWTH = [2.0**i for i in range(11)] + [np.nan]
     ],
 )
 def test_likely_cause_is_what_grew_first_in_the_chain(series, cause, remedy):
-    config = ExperimentConfig(model=Architecture(cms_levels={"slow": Level(16, 1e-3)}))
+    config = ExperimentConfig(cms=CmsOptions(FrozenMapping({"slow": Level(16, 1e-3)})))
     message = explain_divergence(11, telemetry(**series), config, None)
     assert cause in message and remedy in message and "No checkpoint" in message
