@@ -84,5 +84,5 @@ def test_context_projection_is_skipped(period: int, context_scale: float) -> Non
 
 
 def test_unknown_variant_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"level\.optimizer: .*got 'adam'"):
+    with pytest.raises(ValueError, match=r"optimizer: .*got 'adam'"):
         make_inner_optimizer(bridge.level_of(Level("level", 4, optimizer="adam")))

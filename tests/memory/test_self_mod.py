@@ -192,7 +192,7 @@ def test_gradients_through_the_writes_match_differences_of_the_loop() -> None:
 )
 def test_the_convolution_sees_its_own_document_and_memories_go_on(size: int, slope: bool) -> None:
     """Documents shorter than the window, and a number that comes again, in calls of `size` tokens."""
-    memory, settings = make(conv_window=4)
+    memory, settings = make(local_conv_window=4)
     documents = np.repeat([1, 2, 3, 1], [3, 2, 1, 2])
     given = make_params(memory), inputs(len(documents))
 

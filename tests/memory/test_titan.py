@@ -11,7 +11,7 @@ import pytest
 from hope_jax.memory import levels, titans_rule
 from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.state import Taps, WriteSignal, own
-from hope_jax.memory.titan import Titan, shorten
+from hope_jax.memory.titan import SelfModifierOptions, Titan, shorten
 from tests.oracle import bridge
 from tests.oracle import titan as oracle
 from tests.oracle.bridge import assert_close
@@ -66,8 +66,7 @@ def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
         output_clip=rules.read_clip or None,
         activation=rules.act,
         flush_partial_at_end=rules.flush,
-        self_modifier=self_modifier,
-        correction_clip=rules.correction_clip,
+        self_modifier=SelfModifierOptions(self_modifier, rules.correction_clip),
     )
 
 
