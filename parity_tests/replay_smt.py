@@ -72,8 +72,7 @@ def write_rest(memory: SelfMod, state: SelfModState, carry: SelfModCarry, tokens
         group = {name: weights[name] for name in names}
         layout, tail = kernel.layout_of(group), jax.tree.map(lambda t, n=rest: t[:n], pending)
         buffers = {name: momentum[name] for name in names} if momentum else None
-        rule = kernel.Rule(memory.objective, memory.stopgrad_vhat, memory.rank1, memory.momentum)
-        new = kernel.write_chunk(kernel.stack(group, buffers), layout, tail, rule)
+        new = kernel.write_chunk(kernel.stack(group, buffers), layout, tail, memory)
         written, kept = kernel.unstack(new, layout)
         weights.update(written)
         momentum.update(kept or {})

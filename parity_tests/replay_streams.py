@@ -88,7 +88,7 @@ class Calls:
 
     def read_cms(self, o: Any) -> Any:
         """The CMS alone."""
-        if not self.spec.cms_levels:
+        if not self.spec.cms.levels:
             return o
         cms = memories(self.spec, training=self.training)["cms"]
         params = self.params()["cms"]
@@ -205,7 +205,7 @@ class SelfModCalls:
     """Self-modifying Titans through the calls of a block: they write by rules that ours can follow."""
 
     def __init__(self, calls: Calls) -> None:
-        self.calls, self.memory = calls, calls.spec.self_mod
+        self.calls, self.memory = calls, replace(calls.spec.self_mod, online_chunk=1)
         self.module = calls.g.config.get("route") == "module"
         self.state: Any = None
         self._first = calls.params()["self_mod"]

@@ -74,7 +74,7 @@ def _plain_write(memory: Titan, params: Any, x: Any, cotangent: Any) -> dict[str
             0
         ]
 
-    delta = write(memory.init(params))[memory.level.name].delta
+    delta = write(memory.init(params))["titan"].delta
     return {name: params[name] + delta[name] for name in delta}
 
 
@@ -170,12 +170,11 @@ def recorded_deltas(g: Golden, prefix: str, layers: int) -> Any:
 
 def _with_deltas(model: HopeModel, params: Any, deltas: Any, batch: int) -> tuple[Any, Any]:
     """Parameters and fast state that read with the deltas; LayerNorm's are added to its parameters."""
-    name = model.spec.titan_level.name
-    level = trees.stack(model.init_fast_state(params, batch))["titan"][name]
+    level = trees.stack(model.init_fast_state(params, batch))["titan"]["titan"]
     written = jax.tree.map(
         lambda at, d: jnp.broadcast_to(d[:, None], at.shape), level.delta, mlp_memory.fast_weights(deltas)
     )
     norm = {key: params["blocks"]["titan"][key] + deltas[key] for key in replay_cms.LAYER_NORM}
     blocks = {**params["blocks"], "titan": {**params["blocks"]["titan"], **norm}}
-    fast = {"titan": {name: level._replace(delta=written)}}
+    fast = {"titan": {"titan": level._replace(delta=written)}}
     return {**params, "blocks": blocks}, trees.unstack(fast, model.spec.num_layers)
