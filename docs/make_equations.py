@@ -65,8 +65,8 @@ EQUATIONS = (
         ("docs/delta_momentum.py::Landscape", "docs/delta_momentum.py::paths"),
         (),
         (
-            TESTS + "test_delta_momentum_docs.py::test_tables_are_those_of_the_script",
-            TESTS + "test_delta_momentum_docs.py::test_scale_is_what_the_page_says",
+            TESTS + "docs/test_delta_momentum_docs.py::test_tables_are_those_of_the_script",
+            TESTS + "docs/test_delta_momentum_docs.py::test_scale_is_what_the_page_says",
         ),
     ),
     Equation(
@@ -172,10 +172,10 @@ EQUATIONS = (
         "NL",
         "Algorithm 1",
         "M3: fast and slow momentum, orthogonalised, over a second moment",
-        (LEARNING + "m3.py::scale_by_m3", LEARNING + "m3.py::newton_schulz"),
-        (TESTS + "learning/test_optim.py::numpy_newton_schulz", *golden("optim_m3")),
+        ("hope_jax/optim/m3.py::scale_by_m3",),
+        (TESTS + "optim/test_outer.py::numpy_newton_schulz", *golden("optim_m3")),
         (
-            TESTS + "learning/test_optim.py::test_m3_is_algorithm_1",
+            TESTS + "optim/test_outer.py::test_m3_is_algorithm_1",
             "parity_tests/test_other_files.py::test_m3_of_a_tensor_with_decay",
             GOLDEN,
         ),
