@@ -32,7 +32,7 @@ def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
     validate(config)
     assert online_chunk(config) == (256 if mode == "two_pass" else 32)
     assert truncate(config) == (256 if variant == "hope_selfmod" else online_chunk(config))
-    assert assemble.model_spec(config).titan_level.optimizer == "nl_l2_precond"
+    assert config.titan.level.optimizer == "nl_l2_precond"
 
 
 def test_small_steps_have_the_published_sizes() -> None:
