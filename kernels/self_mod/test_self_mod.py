@@ -44,7 +44,7 @@ def closed_form(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any 
 
 def recursion(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:
     k, v, eta, log_alpha = tokens
-    now, after = naive.write_chunk(group, buffers, k, v, eta, jnp.exp(log_alpha), live, **rule._asdict())
+    now, after = naive.write_chunk(group, buffers, k, v, eta, jnp.exp(log_alpha), live, **vars(rule))
     return now, after if rule.momentum else None
 
 

@@ -41,7 +41,7 @@ def token_gradient(
     return jax.grad(loss)(start)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "stopgrad_vhat", "rank1", "momentum"))
+@functools.partial(jax.jit, static_argnames=("objective", "stopgrad_vhat", "rank1_precondition", "momentum"))
 def write_token(
     start: Memory,
     now: Memory,
@@ -53,13 +53,13 @@ def write_token(
     *,
     objective: Literal["l2", "dot"],
     stopgrad_vhat: bool,
-    rank1: bool,
+    rank1_precondition: bool,
     momentum: float,
 ) -> tuple[Memory, Memory]:
     """One token's write of one memory: W (alpha I - eta k k^T) - eta m with m = momentum m + gradient."""
     gradient = token_gradient(start, k, v, objective, stopgrad_vhat)
     buffer = {name: momentum * buffer[name] + gradient[name] for name in gradient}
-    retain = alpha * jnp.eye(len(k)) - (eta * jnp.outer(k, k) if rank1 else 0.0)
+    retain = alpha * jnp.eye(len(k)) - (eta * jnp.outer(k, k) if rank1_precondition else 0.0)
     written = {name: now[name] @ retain - eta * buffer[name] for name in now if name != "w_out"}
     written["w_out"] = alpha * now["w_out"] - eta * buffer["w_out"]
     return written, buffer
