@@ -183,7 +183,7 @@ def test_a_worker_that_is_killed_ends_the_build(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, f"--manifest={path}", "--workers=2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()[-1:]) == 1
-    assert "clean-a: clean: the process of a task was ended" in done.stderr.splitlines()[-1]
+    assert "clean-a: clean: task 1: its process was ended" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "shards").glob("*/manifest.json"))
     build(path, workers=2)
     assert len(list((tmp_path / "shards").glob("*/manifest.json"))) == 2

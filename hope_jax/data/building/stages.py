@@ -6,6 +6,7 @@ shards           leave out, encode, pack               -> shards, and what each 
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -14,9 +15,8 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
 START_METHOD = "forkserver"
 """Of worker processes: not fork, as this process may hold threads."""
+
+_ready: Callable[[list[Any]], Iterable[Any]] = connection.wait
+
+
+class TaskKilled(DataError):
+    """The process of a task was killed."""
 
 
 @dataclass
@@ -174,11 +180,8 @@ def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bo
         if kind == "local":
             try:
                 _run_local(executor, tasks)
-            except BrokenProcessPool:
-                raise DataError(
-                    f"{stage.title}: the process of a task was ended, often for want of memory; run again, "
-                    "with fewer --workers perhaps: what is done stays"
-                ) from None
+            except TaskKilled as error:
+                raise TaskKilled(f"{stage.title}: {error}") from None
         else:
             executor.run()
         if kind == "slurm":
@@ -219,22 +222,75 @@ def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
         for task in tasks:
             _run_task(packed, task)
     else:
-        run_all(_run_task, [(packed, task) for task in tasks], executor.workers)
+        run_all(functools.partial(_run_task, packed), tasks, executor.workers)
 
 
-def run_all(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]], processes: int) -> None:
-    """Makes all calls of `work`, by some processes that end with this one, also where it is killed. The first
-    exception ends the other processes and is raised. Raises: BrokenProcessPool: one was killed."""
-    context = multiprocessing.get_context(START_METHOD)
-    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int) -> None:
+    """Calls `work` with each task, in processes that end with this one, also where it is killed. The first
+    exception ends them and is raised. A pool does not know whose process died, or waits for it for ever.
+    Raises: TaskKilled: by its number."""
+    context: Any = multiprocessing.get_context(START_METHOD)
+    left = list(tasks)[::-1]
+    running: dict[Any, tuple[Any, int]] = {}  # a process's pipe: it, and its task
+    started = []
+    try:
+        for _ in range(min(processes, len(left))):
+            here, there = context.Pipe()
+            started.append(context.Process(target=_serve, args=(work, there), daemon=True))
+            started[-1].start()
+            there.close()  # so that the process's end is the pipe's
+            _hand(here, started[-1], left.pop(), running)
+        while running:
+            for pipe in _ready(list(running)):
+                process, task = running.pop(pipe)
+                try:
+                    error = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    raise TaskKilled(
+                        f"task {task}: its process was ended (exit code {process.exitcode}; -9 is often for "
+                        "want of memory); run again, with fewer --workers perhaps: what is done stays"
+                    ) from None
+                if error is not None:
+                    raise error
+                if left:
+                    _hand(pipe, process, left.pop(), running)
+                else:
+                    pipe.close()
+    except BaseException:
+        for process in started:
+            process.terminate()
+        raise
+    finally:
+        for process in started:
+            process.join()
+
+
+def _hand(pipe: Any, process: Any, task: int, running: dict[Any, tuple[Any, int]]) -> None:
+    running[pipe] = (process, task)
+    # A dead process is found by what its pipe says.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        pipe.send(task)
+
+
+def _serve(work: Callable[[int], Any], pipe: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
         try:
-            for done in as_completed([pool.submit(work, *call) for call in calls]):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+            task = pipe.recv()
+        except (EOFError, ConnectionResetError):  # no more tasks
+            return
+        error = None
+        try:
+            work(task)
+        except Exception as raised:
+            error = raised
+        try:
+            pipe.send(error)
+        except BrokenPipeError:
+            return
+        except Exception:  # one that cannot be sent
+            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _run_task(packed: bytes, task: int) -> None:
@@ -246,11 +302,8 @@ def _run_task(packed: bytes, task: int) -> None:
             datatrove_log.remove()
 
 
-def _start_worker() -> None:
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
