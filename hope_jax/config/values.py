@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,9 +190,15 @@ def _optional(kind: Any) -> Any | None:
 
 def _unknown(parent: str, name: str, known: Mapping[str, Any]) -> str:
     full = f"{parent}.{name}" if parent else name
-    elsewhere = [path for path, *_ in key_paths() if f"_{path}".replace(".", "_").endswith(f"_{name}")]
-    near = [f"{parent}.{n}" if parent else n for n in difflib.get_close_matches(name, known, n=3)]
-    guesses = elsewhere[:3] or near
+    prefix = f"{parent}." if parent else ""
+    longer = [f"{prefix}{n}" for n in known if n.endswith(f"_{name}")]
+    paths = dict.fromkeys(
+        part for path, *_ in key_paths() for part in itertools.accumulate(path.split("."), "{}.{}".format)
+    )
+    same = [path for path in paths if path.rsplit(".", 1)[-1] == name]
+    moved = [path for path in paths if path.replace(".", "_") == name]
+    near = [f"{prefix}{n}" for n in difflib.get_close_matches(name, known, n=3)]
+    guesses = (longer or same or moved or near)[:3]
     if guesses:
         return f"{full}: unknown key; did you mean {' or '.join(guesses)}?"
     return f"{full}: unknown key; known here: {', '.join(known)}"
@@ -226,7 +233,9 @@ def _group(kind: Any, values: Any, path: str, problems: list[str], default: Any)
             out[name] = _value(hints[name], value, full, problems, getattr(default, name, None))
     if default is not None:
         return dataclasses.replace(default, **out)
-    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    missing = [
+        f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING
+    ]
     lacking = [name for name in missing if name not in out]
     problems += [f"{path}.{name}: missing; every level names its {name}" for name in lacking]
     return None if lacking else kind(**out)

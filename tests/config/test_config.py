@@ -78,7 +78,7 @@ def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
         ),
         (
             {"cms": {"levels": {"a": {"period": 4}}}},
-            "unknown key; did you mean cms.levels.NAME.update_period or",
+            "did you mean cms.levels.a.update_period?",
         ),
         ({"cms": {"levels": {"a-b": {}}}}, "'a-b' is no name"),
         (
@@ -87,6 +87,7 @@ def test_whole_numbers_become_floats_and_nothing_else_is_converted() -> None:
         ),
         ({"model": {"teach_scale": 1}}, "model.teach_scale: unknown key; did you mean teach.scale?"),
         ({"model": {"cms_levels": {}}}, "did you mean cms.levels?"),
+        ({"model": {"titan_level": {}}}, "did you mean titan.level?"),
         ({"cms": {"levels": [1]}}, "want a group of keys"),
         ({"memory": {"surprise_threshold": -0.1}}, "at least 0, or None; got -0.1"),
         ({"model": {"vocab_size": 1}}, "at least 2; got 1"),
