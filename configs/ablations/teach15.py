@@ -1,4 +1,4 @@
-"""The pilot with teach_scale 0.15, 2 000 steps.
+"""The pilot with teach.scale 0.15, 2 000 steps.
 
 Command:  python -m hope_jax.launch --config=configs/ablations/teach15.py
 Hardware: one RTX 6000 Ada (48 GB), as published

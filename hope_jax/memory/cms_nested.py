@@ -64,9 +64,9 @@ class NestedCms(Cms):
                     f"{slower.update_period} ({slow}) over {faster.update_period} ({fast})"
                 )
 
-    def slower(self, spec: Level) -> tuple[Level, ...]:
+    def slower(self, level: Level) -> tuple[Level, ...]:
         """The levels of longer period, the next one first."""
-        longer = [other for other in self.levels.values() if other.update_period > spec.update_period]
+        longer = [other for other in self.levels.values() if other.update_period > level.update_period]
         return tuple(sorted(longer, key=lambda other: other.update_period))
 
     def level_names(self) -> tuple[str, ...]:
@@ -78,12 +78,12 @@ class NestedCms(Cms):
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
         return {name: self._fresh(level, params[name]) for name, level in self.levels.items()}
 
-    def _needs_outputs(self, spec: Level) -> bool:
+    def _needs_outputs(self, level: Level) -> bool:
         """Its init is written with the optimizer of the next slower level."""
-        return any(RULES[other.optimizer].at_outputs for other in (spec, *self.slower(spec)[:1]))
+        return any(RULES[other.optimizer].at_outputs for other in (level, *self.slower(level)[:1]))
 
-    def _fresh(self, spec: Level, params: PyTree) -> PyTree:
-        state, slower = init_level(spec, params, self.chunk_size), self.slower(spec)
+    def _fresh(self, level: Level, params: PyTree) -> PyTree:
+        state, slower = init_level(level, params, self.chunk_size), self.slower(level)
         return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state
 
     def _write_level(

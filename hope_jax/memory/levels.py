@@ -1,4 +1,4 @@
-"""Levels of memories, written at token counts that are multiples of their periods (Eqs. 70-71), and when."""
+"""What a level of a memory is (Eqs. 70-71), and what all memories share: gate, bounds, whose they are."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -166,12 +166,11 @@ class Titan:
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, Array]:
         """x [n, D] -> mem(x) [n, D], and x: the keys of the write; see `Memory.read`."""
-        name = LEVEL
-        delta = None if fast is None else fast[name].delta
+        delta = None if fast is None else fast[LEVEL].delta
         o = self._branch(mlp_memory.fast_weights(params), delta, x)
         y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
-        if name in taps:
-            y = y + taps[name].output.astype(y.dtype)
+        if LEVEL in taps:
+            y = y + taps[LEVEL].output.astype(y.dtype)
         return y, x
 
     def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Weights | None, x: Array) -> Array:
@@ -192,10 +191,10 @@ class Titan:
         last: bool = False,
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
         """Writes one chunk; see `Memory.write`. trace: the keys [n, D]."""
-        name, key = LEVEL, trace
-        state, weights = fast[name], mlp_memory.fast_weights(params)
+        key = trace
+        state, weights = fast[LEVEL], mlp_memory.fast_weights(params)
         mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
-        teach = signal.own[name].output if self.own_output else signal.block
+        teach = signal.own[LEVEL].output if self.own_output else signal.block
         o = self._branch(weights, state.delta, key)
         value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
         cotangent = teach
@@ -209,7 +208,7 @@ class Titan:
         gates = titans_rule.token_gates(params[GATES], key, self.level.lr) if self.gated else ()
         tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n, gates)
         new, stats = self._writer(params, norms, reduce).write(state, tokens, position, last)
-        return {name: new}, {name: stats}
+        return {LEVEL: new}, {LEVEL: stats}
 
 
 def shorten(correction: Array, teach: Array, bound: float) -> Array:

@@ -120,8 +120,6 @@ class ModelSpec(Architecture):
     @property
     def reduce(self) -> Reduce:
         """How writes are summed over the examples that share a fast state."""
-        return (
-            own
-            if self.memory.scope == "example"
-            else partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))
-        )
+        if self.memory.scope == "example":
+            return own
+        return partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))
