@@ -13,8 +13,7 @@ from hope_jax.config.values import resolve
 from hope_jax.core import files
 from hope_jax.data.corpus import EMBEDDED
 from hope_jax.report.page import Table, markdown
-from hope_jax.storage import arrays, seal
-from hope_jax.storage import digests as manifest
+from hope_jax.storage import arrays, digests, seal
 from hope_jax.storage.stored import LoadedCheckpoint
 
 _LOSSES = {
@@ -154,7 +153,7 @@ def _baselines(root: Path, names: Iterable[str]) -> str:
     lines = []
     for name in names:
         folder = root / files.BASELINE_DIR / name
-        config = yaml.safe_load(manifest.read_text(folder / files.CONFIG_FILE))
+        config = yaml.safe_load(digests.read_text(folder / files.CONFIG_FILE))
         step = next(int(path.name) for path in (folder / files.CHECKPOINT_DIR).iterdir() if path.is_dir())
         title = f"### `{files.BASELINE_DIR}/{name}`: {config['model']['block_variant']}, step {step}"
         lines.append(f"{title}\n\n{_losses(folder, step)}")
@@ -171,7 +170,7 @@ def _evaluations(root: Path, params_digest: str) -> str:
     parts = [
         "Results, as the evaluations wrote them:\n\n" + "\n".join(f"- `{name}`" for name in sorted(paths))
     ]
-    results = {name: json.loads(manifest.read_text(path)) for name, path in sorted(paths.items())}
+    results = {name: json.loads(digests.read_text(path)) for name, path in sorted(paths.items())}
     shown = {
         name: result
         for name, result in results.items()

@@ -17,7 +17,7 @@ import yaml
 
 from hope_jax.core.files import MANIFEST_FILE, write_atomic
 from hope_jax.core.paths import is_left_behind
-from hope_jax.storage import digests as manifest
+from hope_jax.storage import digests
 from hope_jax.storage.digests import BadFileError
 
 logger = logging.getLogger("hope_jax.training")
@@ -46,7 +46,7 @@ def write(folder: Path, step: int, meta: Mapping[str, Any], config: Mapping[str,
     write_atomic(meta_path, json.dumps({**head, **meta}, indent=1, allow_nan=False) + "\n")
     # Not what others may change or take away again.
     names = [name for name in _sealed_files(folder, step) if not is_left_behind(PurePath(name))]
-    write_atomic(list_path, manifest.dump(manifest.hash_files(folder, names)))
+    write_atomic(list_path, digests.dump(digests.hash_files(folder, names)))
 
 
 def is_sealed(folder: Path, step: int) -> bool:
@@ -77,20 +77,20 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Sealed:
     if not list_path.exists():
         problem = "is missing: the checkpoint was not finished"
         raise BadFileError(list_path.name, problem, "take the one before it")
-    listed = manifest.read_list(list_path)
+    listed = digests.read_list(list_path)
     there = _sealed_files(folder, step)
     for name in (meta_path.name, config_path.name):
         if name not in listed:
             raise BadFileError(list_path.name, f"does not list {name}")
     strict = strict or (folder.parent / MANIFEST_FILE).exists()
-    manifest.check(folder, listed, there, folder / str(step), strict=strict)
+    digests.check(folder, listed, there, folder / str(step), strict=strict)
     if extra := sorted({*there} - {*listed}):
         names = ", ".join(extra[:_SHOWN]) + (f" and {len(extra) - _SHOWN} more" if extra[_SHOWN:] else "")
         logger.warning("%s: not of this checkpoint, and not read: %s; it can be removed", folder, names)
     meta = read_meta(folder, step)
     if meta["step"] != step:
         raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
-    if meta.get("config_digest") != _digest(manifest.read_text(config_path)):
+    if meta.get("config_digest") != _digest(digests.read_text(config_path)):
         raise BadFileError(config_path.name, f"is not what {meta_path.name} was written for")
     return Sealed(meta, len(listed) + 1, extra)
 
@@ -106,13 +106,13 @@ def remove_orphans(folder: Path) -> None:
 def _sealed_files(folder: Path, step: int) -> list[str]:
     meta_path, config_path, _ = sidecars(folder, step)
     beside = [path.name for path in (meta_path, config_path) if path.exists()]
-    return sorted([*manifest.files_below(folder, str(step)), *beside])
+    return sorted([*digests.files_below(folder, str(step)), *beside])
 
 
 def read_meta(folder: Path, step: int) -> Meta:
     """The metadata beside a checkpoint. Raises: BadFileError: none of this format and version."""
     path = sidecars(folder, step)[0]
-    meta = manifest.read_metadata(path, FORMAT, VERSION, "metadata of a checkpoint")
+    meta = digests.read_metadata(path, FORMAT, VERSION, "metadata of a checkpoint")
     if not isinstance(meta.get("step"), int):
         raise BadFileError(path.name, "names no step")
     return meta

@@ -21,8 +21,7 @@ from hope_jax.core.errors import CheckpointError
 from hope_jax.core.files import CHECKPOINT_DIR
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import PyTree
-from hope_jax.storage import arrays, seal
-from hope_jax.storage import digests as manifest
+from hope_jax.storage import arrays, digests, seal
 from hope_jax.storage.digests import BadFileError
 
 _STEP = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
@@ -191,7 +190,7 @@ def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verif
             if meta.get(key) != value:
                 problem = f"says {key} is {meta.get(key)!r}, the checkpoint's is {value!r}"
                 raise BadFileError(f"{step}.meta.json", problem)
-        if yaml.safe_load(manifest.read_text(folder / f"{step}.yaml")) != loaded.config:
+        if yaml.safe_load(digests.read_text(folder / f"{step}.yaml")) != loaded.config:
             raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
     except BadFileError as error:
         raise error.under(folder) from error

@@ -7,9 +7,7 @@ from typing import Any
 
 import yaml
 
-from hope_jax.data.building import finish, stages
-from hope_jax.data.building import recipe as manifest
-from hope_jax.data.building import tasks as plan
+from hope_jax.data.building import finish, recipe, stages, tasks
 from hope_jax.data.shards import ShardRows, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 
@@ -59,7 +57,7 @@ def write_manifest(folder: Path, sources: dict[str, Any], **keys: Any) -> Path:
 
 def build(path: Path, workers: int = 1) -> dict[str, Any]:
     """Builds in this process; the statistics."""
-    planned = plan.make_plan(manifest.load_manifest(path, {}))
+    planned = tasks.make_plan(recipe.load_manifest(path, {}))
     assert stages.run(planned, workers=workers)
     return finish.finish(planned)
 

@@ -10,9 +10,7 @@ import pytest
 
 from hope_jax.core.errors import ConfigError
 from hope_jax.data import shards
-from hope_jax.data.building import finish, stages
-from hope_jax.data.building import recipe as manifest
-from hope_jax.data.building import tasks as plan
+from hope_jax.data.building import finish, recipe, stages, tasks
 from tests.data.building import build, files, text, write_jsonl, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +70,8 @@ def test_places_that_cannot_be_written_are_named_before_work(tmp_path: Path) -> 
         ({"out": "file"}, r"out=.*: .*/file is no folder; move it away"),
         ({"out": "taken"}, r"out=.*: .*/taken/a is no folder; move it away"),
     ):
-        planned = plan.make_plan(
-            manifest.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a.jsonl"}}, **keys), {})
+        planned = tasks.make_plan(
+            recipe.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a.jsonl"}}, **keys), {})
         )
         with pytest.raises(ConfigError, match=message):
             finish.check_outputs(planned)
@@ -146,7 +144,7 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
         write_jsonl(tmp_path / f"a/{i}.jsonl", [text(100 * i + j) for j in range(10)])
     keys = {"slurm": {"time": "1:00:00", "partition": "p", "with_srun": False}}
     path = write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, **keys)
-    planned = plan.make_plan(manifest.load_manifest(path, {}))
+    planned = tasks.make_plan(recipe.load_manifest(path, {}))
     assert not stages.run(planned, "slurm", workers=2)
     jobs = (tmp_path / "jobs").read_text().splitlines()
     assert [job.split()[0] for job in jobs] == ["m-clean", "m-exact-signatures", "m-exact-find", "m-shards"]
@@ -156,8 +154,8 @@ def test_slurm_jobs_are_chained_and_then_finished(tmp_path: Path, monkeypatch: p
     build(write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, out="local"))
     assert made == files(tmp_path / "local")
     with pytest.raises(ConfigError, match="slurm: want at least `time` and `partition`"):
-        planned = plan.make_plan(
-            manifest.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a"}}, out="x"), {})
+        planned = tasks.make_plan(
+            recipe.load_manifest(write_manifest(tmp_path, {"a": {"paths": "a"}}, out="x"), {})
         )
         stages.run(planned, "slurm")
 

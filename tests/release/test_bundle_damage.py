@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hope_jax.release import bundle
-from hope_jax.storage import digests as manifest
+from hope_jax.storage import digests
 from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.release.bundles import contents, first_bad, reseal
@@ -72,8 +72,8 @@ def test_metadata_that_are_no_object_or_of_another_version_are_refused(copy: Pat
         bundle.verify(copy)
     for text in ("[]", "null", "{", "[" * 100_000, '{"format": 1}'):
         (copy / "metadata.json").write_text(text)
-        names = [n for n in manifest.files_below(copy, ".") if n != "MANIFEST.txt"]
-        (copy / "MANIFEST.txt").write_text(manifest.dump(manifest.hash_files(copy, names)))
+        names = [n for n in digests.files_below(copy, ".") if n != "MANIFEST.txt"]
+        (copy / "MANIFEST.txt").write_text(digests.dump(digests.hash_files(copy, names)))
         assert first_bad(copy) == "metadata.json"
 
 

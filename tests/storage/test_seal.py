@@ -16,8 +16,7 @@ from hope_jax import cli, digest, verify
 from hope_jax.config.experiment import CheckpointConfig
 from hope_jax.core.errors import CheckpointError
 from hope_jax.optim.outer import Optim
-from hope_jax.storage import digests as manifest
-from hope_jax.storage import seal, stored
+from hope_jax.storage import digests, seal, stored
 from hope_jax.storage.digests import BadFileError
 from tests.damage import damage
 from tests.own_flags import own_flags
@@ -75,7 +74,7 @@ def test_sha256sum_reads_the_list(run):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    listed = manifest.parse((run / "checkpoints" / "16.sha256").read_text(), "16.sha256")
+    listed = digests.parse((run / "checkpoints" / "16.sha256").read_text(), "16.sha256")
     below = {p.relative_to(run / "checkpoints").as_posix() for p in (run / "checkpoints" / "16").rglob("*")
              if p.is_file()}  # fmt: skip
     assert set(listed) == below | {"16.yaml", "16.meta.json"}
@@ -137,7 +136,7 @@ def test_other_versions_formats_and_steps_are_refused(tmp_path):
         (folder / "8.meta.json").write_text(json.dumps({**meta, **change}))
         (folder / "8.sha256").unlink()
         names = sorted([*CONTENT, "8.yaml", "8.meta.json"])
-        (folder / "8.sha256").write_text(manifest.dump(manifest.hash_files(folder, names)))
+        (folder / "8.sha256").write_text(digests.dump(digests.hash_files(folder, names)))
         with pytest.raises(BadFileError, match=message):
             seal.check(folder, 8)
 

@@ -11,7 +11,7 @@ from hope_jax.evals.suite import plots, registry
 from hope_jax.evals.suite.plots import LEAK, WITHOUT_MODEL, split
 from hope_jax.evals.suite.registry import Result
 from hope_jax.evals.suite.run import ARMS
-from hope_jax.report import page as report
+from hope_jax.report import page
 from hope_jax.report.figures import loss_figure
 from hope_jax.report.page import (
     Block,
@@ -65,7 +65,7 @@ def write_report(
     blocks += _comparison(comparison) if comparison is not None else ()
     blocks += _origin(about, run_folder)
     sub = f"{about['block_variant']} · step {about['step']} · {about['parameters']:,} parameters"
-    report.write(out, name, sub, blocks)
+    page.write(out, name, sub, blocks)
 
 
 def write_index(
@@ -91,7 +91,7 @@ def write_index(
             blocks += [Note(f"{who}: {note}") for who, o in found.items() for note in o.get("notes", ())]
             blocks += _over_checkpoints(name, metrics, steps)
             blocks.append(_side_by_side(metrics))
-    report.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
+    page.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
 
 
 def _links(entries: Mapping[str, Reported], baseline: tuple[str, str] | None) -> dict[str, str]:
