@@ -121,5 +121,5 @@ def assert_agrees_with_finite_differences(gradient: Any, params: Any, loss: Call
     along = sum(
         float((g * d).sum()) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
     )
-    h = 1e-5
+    h = 1e-6
     assert (at(h) - at(-h)) / (2 * h) == pytest.approx(along, rel=1e-6)
