@@ -69,7 +69,7 @@ def error(chunk: int, beta: float, dtype: str, bound: Bound) -> tuple[float, flo
 
 
 def main() -> None:
-    """Prints the tables of docs/kernels.md."""
+    """Prints the tables of docs/numerics.md."""
     against.begin()
     bounds: tuple[Bound, ...] = ("idle", "active")
     for dtype in against.DTYPES:
