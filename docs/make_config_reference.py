@@ -51,7 +51,7 @@ Levels that are dropped or added, and the defaults of keys that a level does not
 rate. In a config file
 `config.cms.levels = {...}` replaces the levels, `config.cms.levels.NAME = level(...)` adds one,
 and `update({'NAME': {...}})` changes one that is there. Keys that are true or false may stand alone
-(`--config.log.wandb`, `--noconfig.log.tensorboard`).
+(`--config.train.profile`, `--noconfig.log.tensorboard`).
 
 What does not fit is refused before anything compiles, with exit code 2: unknown keys (with the nearest known
 one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide
