@@ -1,6 +1,6 @@
 """Keys that no file below `configs/` changes: why each is there, and the test that turns it on.
 
-`docs/config.md` shows them (`make_config_reference.py`), and `tests/config/test_key_users.py` holds that each key
+`docs/config.md` shows them (`make_config_reference.py`); `tests/config/test_key_users.py` holds that each key
 has a shipped file or an entry here, and that no entry is left over.
 """
 

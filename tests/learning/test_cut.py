@@ -25,7 +25,7 @@ def embedding_gradient(truncate_tokens: int) -> np.ndarray:
         train=TrainConfig(online_chunk_size=CHUNK, truncate_tokens=truncate_tokens),
     )
     model, rule = HopeModel(assemble.model_spec(config)), assemble.online_rule(config)
-    tokens = jnp.arange(1, TOKENS + 1)[None]
+    tokens = jnp.arange(1, TOKENS + 1, dtype=jnp.int32)[None]
     batch = Batch(tokens, jnp.full_like(tokens, NO_TARGET).at[0, -1].set(0), jnp.ones_like(tokens))
     params = model.init_params(jax.random.key(0))
     run = jax.jit(partial(modes.online, model, rule), compiler_options=QUICK)
