@@ -51,7 +51,7 @@ def test_every_value_that_a_file_knows_is_valid_and_no_other(file: str, name: st
 
 
 def test_no_file_and_no_preset_sets_a_value_that_is_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By line and key, over the commands of all files; a line that sets its value on purpose says `# pinned`."""
+    """By line and key, over the commands of all files; a line that does it on purpose says `# pinned`."""
     sites: dict[tuple[str, int, str], bool] = {}
     assign = OrderedConfig.__setitem__
 
