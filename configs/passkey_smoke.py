@@ -14,7 +14,6 @@ from hope_jax.config.presets import (
     pilot_smoke_config,
     set_levels,
     set_size,
-    set_teaching,
 )
 
 
@@ -23,7 +22,7 @@ def get_config() -> OrderedConfig:
     config.model.block_variant = "hope_attention"
     set_size(config, dim=64, num_layers=1, heads=2)
     set_levels(config, {"cms_mid": 16}, lr=0.1, optimizer="nl_l2_precond")
-    set_teaching(config, scale=0.10, clip=5.0, schedule=(10, 0, 0))
+    config.teach.scale = 0.10
     config.memory.surprise_threshold = PUBLISHED_THRESHOLD
     config.data.update({"seq_len": 256, "batch_size": 8})
     config.optim.update({"lr": 0.03, "adam_lr": 4e-3})

@@ -1,20 +1,29 @@
-"""Writes docs/config.md: keys, types and defaults, and the comments of the fields.
+"""Writes docs/config.md: keys, types and defaults, the comments of the fields, and who sets them.
 
 python docs/make_config_reference.py
 """
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
+import re
+import runpy
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hope_jax.cli import read_config
 from hope_jax.config import experiment as config
 from hope_jax.config.values import describe, key_paths
 from hope_jax.memory.levels import Level
+
+ROOT = Path(__file__).parents[1]
+UNSET: dict[str, tuple[str, str]] = runpy.run_path(str(Path(__file__).with_name("unset_keys.py")))["UNSET"]
+SHOWN = 2
+"""Files that a row names, of those that set its key."""
 
 HEAD = """# Configuration keys
 
@@ -51,7 +60,7 @@ Levels that are dropped or added, and the defaults of keys that a level does not
 rate. In a config file
 `config.cms.levels = {...}` replaces the levels, `config.cms.levels.NAME = level(...)` adds one,
 and `update({'NAME': {...}})` changes one that is there. Keys that are true or false may stand alone
-(`--config.log.wandb`, `--noconfig.log.tensorboard`).
+(`--config.train.profile`, `--noconfig.log.tensorboard`).
 
 What does not fit is refused before anything compiles, with exit code 2: unknown keys (with the nearest known
 one), wrong types, numbers out of range, and combinations that cannot run. These are heads that do not divide
@@ -61,7 +70,40 @@ divides the online chunk nor is a multiple of it; an online chunk longer than th
 a persistent memory outside `two_pass` with `scope=batch`; memories that start afresh at each document under
 `scope=batch`, or in rows that are no whole number of online chunks; weights of a mixture that do not sum to
 1; a batch that the devices do not divide; and schedules longer than the run.
+
+The last column has the files below `configs/` that give a key another value than its default; or, where none
+does, what the key is for and the test that turns it on (`docs/unset_keys.py`).
 """
+
+
+def shipped() -> Iterator[tuple[str, Path]]:
+    """(file below configs/, what --config takes) of every command that a shipped file names."""
+    for path in sorted((ROOT / "configs").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        name = path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+        given = dict.fromkeys(re.findall(rf"--config=configs/{name}(\.py(?::[\w=.,]*\w)?)", path.read_text()))
+        yield from ((name, path.with_suffix("").with_name(path.stem + values)) for values in given)
+
+
+def values_of(experiment: config.ExperimentConfig, key: str) -> list[Any]:
+    """Of a key; of one under NAME, those of all levels."""
+    found: list[Any] = [experiment]
+    for part in key.split("."):
+        found = [
+            each for group in found for each in (group.values() if part == "NAME" else [getattr(group, part)])
+        ]
+    return found
+
+
+@functools.cache
+def users() -> dict[str, list[str]]:
+    """Of each key the shipped files, by name, that give it another value than its default."""
+    runs, base = [(name, read_config(path)) for name, path in shipped()], config.ExperimentConfig()
+    out = {}
+    for key, *_ in key_paths():
+        default = values_of(base, key)[0]
+        setting = (name for name, run in runs if any(value != default for value in values_of(run, key)))
+        out[key] = list(dict.fromkeys(setting))
+    return out
 
 
 def comment_of(owner: type, key: str) -> str:
@@ -99,6 +141,15 @@ def _default(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _set_by(key: str) -> str:
+    files = users()[key]
+    if not files:
+        why, test = UNSET[key]
+        return f"none: {why} (`{test}`)"
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return ", ".join(f"`{name}`" for name in files[:SHOWN]) + more
+
+
 def render() -> str:
     """The whole page."""
     kinds = {path: describe(kind) for path, kind, _ in key_paths()}
@@ -108,9 +159,9 @@ def render() -> str:
         if group != section:
             section = group
             lines += [f"\n## {group}\n{inspect.getdoc(owner)}\n"]
-            lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
+            lines += ["| key | takes | default | meaning | set by |", "|---|---|---|---|---|"]
         meaning = comment_of(owner, key).replace("|", r"\|")
-        lines.append(f"| `{key}` | {kinds[path]} | {_default(default)} | {meaning} |")
+        lines.append(f"| `{key}` | {kinds[path]} | {_default(default)} | {meaning} | {_set_by(path)} |")
     return "\n".join(lines) + "\n"
 
 

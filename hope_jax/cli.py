@@ -222,7 +222,7 @@ def _typed(path: Path, get_config: Callable[..., Any], given: Mapping[str, str])
 def split_overrides(argv: Sequence[str]) -> list[str]:
     """argv with each `--config.KEY=VALUE` written as `--config_override=KEY=VALUE`.
 
-    A flag without value is true (`--config.log.wandb`), with `no` before it false, if the key takes
+    A flag without value is true (`--config.train.profile`), with `no` before it false, if the key takes
     true or false; else the next argument is its value, as absl does.
 
     Raises: ConfigError for an unknown key or a value that is missing.

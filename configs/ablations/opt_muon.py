@@ -12,6 +12,6 @@ from hope_jax.config.presets import pilot_config
 
 def get_config() -> OrderedConfig:
     config = pilot_config()
-    config.optim.name = "muon_hybrid"
+    config.optim.name = "muon_hybrid"  # pinned: what this file is about
     config.train.steps = 5_000
     return config

@@ -8,12 +8,12 @@ Expect:   No figure of ours.
 """
 
 from hope_jax.config.experiment import OrderedConfig
-from hope_jax.config.presets import mid_stage2_config, set_teaching
+from hope_jax.config.presets import mid_stage2_config
 
 
 def get_config(scale: float = 0.1, clip: float = 5.0, steps: int = 40) -> OrderedConfig:
     config = mid_stage2_config()
-    set_teaching(config, scale=scale, clip=clip, schedule=(20, 80, 40))
+    config.teach.update({"scale": scale, "clip": clip})
     config.data.batch_size = 4
     config.train.steps = steps
     return config

@@ -7,12 +7,13 @@ Expect:   No figure of ours.
 """
 
 from hope_jax.config.experiment import OrderedConfig
-from hope_jax.config.presets import mid_stage2_config, set_teaching
+from hope_jax.config.presets import mid_stage2_config, set_schedule
 
 
 def get_config() -> OrderedConfig:
     config = mid_stage2_config()
-    set_teaching(config, scale=0.10, clip=5.0, schedule=(60, 140, 80))
+    config.teach.scale = 0.10
+    set_schedule(config, 60, 140, 80)
     config.data.batch_size = 4
     config.optim.lr = 1.5e-5
     config.train.steps = 220

@@ -6,12 +6,12 @@ Time:     unrun here
 Expect:   No figure of ours.
 """
 
-from hope_jax.config.experiment import OrderedConfig
-from hope_jax.config.presets import mid_titan_baseline_config, set_muon
+from hope_jax.config.experiment import OrderedConfig, base_config
+from hope_jax.config.presets import mid_titan_baseline_config
 
 
 def get_config() -> OrderedConfig:
     config = mid_titan_baseline_config()
     config.train.step_offset = 7_000
-    set_muon(config)
+    config.optim = base_config().optim  # the pilot's
     return config

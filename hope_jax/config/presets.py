@@ -1,6 +1,7 @@
 """The published runs as configurations, and ours beside them; config files build on these.
 
-Values are those of the published configuration files. Where a run's own docstring does not say otherwise,
+Values are those of the published configuration files; those that equal the schema's defaults are not set
+again (tests/config/test_shipped_files.py holds them). Where a run's own docstring does not say otherwise,
 the memory semantics are ours: `online` with per-layer signals and one memory an example. So are two values
 that belong to them: the bound on the SelfModifier's correction, and no surprise threshold (docs/memory.md).
 """
@@ -26,48 +27,32 @@ def set_size(config: OrderedConfig, dim: int, num_layers: int, heads: int) -> No
     config.model.update({"dim": dim, "num_layers": num_layers, "heads": heads})
 
 
-def set_teaching(
-    config: OrderedConfig, scale: float, clip: float, schedule: tuple[int, int, int] = (0, 0, 0)
-) -> None:
-    """Set the teach signal's scale, clip, and (warm-up, start of decay, its duration) in steps."""
-    config.teach.update({"scale": scale, "clip": clip})
-    names = ("warmup_steps", "decay_start", "decay_duration")
-    config.teach.schedule.update(dict(zip(names, schedule, strict=True)))
+def set_schedule(config: OrderedConfig, warmup: int, decay_start: int, decay: int) -> None:
+    """Set the teach signal's schedule, in steps: warm-up, where its decay starts, and how long that takes."""
+    steps = {"warmup_steps": warmup, "decay_start": decay_start, "decay_duration": decay}
+    config.teach.schedule.update(steps)
 
 
 def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> OrderedConfig:
-    """What the published runs share: vocabulary, sequence, mixture, bfloat16, inner optimizer's family."""
+    """What the published runs share: mixture, bfloat16, inner optimizer's family."""
     config = base_config()
-    config.model.vocab_size = 32000
-    config.self_modifying_titans.eta_scale = 1e-3
     config.titan.level = level(update_period=titan_period, lr=titan_lr, optimizer=optimizer)
-    config.data.seq_len = 2048
     config.data.mixture = _MIXTURE
     config.train.compute_dtype = "bfloat16"
     return config
 
 
 def pilot_config() -> OrderedConfig:
-    """The pilot run."""
+    """The pilot run. Its sizes and its outer optimizer are the defaults."""
     config = _published_base(titan_period=8, titan_lr=6e-4, optimizer="nl_l2_precond")
     config.model.block_variant = "hope_hybrid"
-    set_size(config, dim=512, num_layers=12, heads=8)
     set_levels(config, _PERIODS, lr=3e-4, optimizer="nl_l2_precond")
-    set_teaching(config, scale=0.10, clip=5.0, schedule=(2000, 120_000, 20_000))
+    config.teach.clip = 5.0
+    set_schedule(config, 2000, 120_000, 20_000)
     # Unbounded, the trained correction outgrows the teach signal; docs/memory.md has the figures.
     config.titan.self_modifier.clip = 0.5
     config.train.update({"steps": 246_667, "online_chunk_size": 32})
-    config.data.batch_size = 6
-    set_muon(config)
-    config.checkpoint.every = 1000
     return config
-
-
-def set_muon(config: OrderedConfig) -> None:
-    """The pilot's outer optimizer."""
-    config.optim.update(
-        {"name": "muon_hybrid", "lr": 2.5e-4, "weight_decay": 0.02, "momentum": 0.95, "b1": 0.9, "b2": 0.999}
-    )
 
 
 def pilot_smoke_config() -> OrderedConfig:
@@ -84,7 +69,8 @@ def pilot_smoke_config() -> OrderedConfig:
     }
     config.titan.level = level(update_period=8, lr=0.02, optimizer="nl_l2_precond", beta=0.0)
     config.titan.self_modifier.clip = 1.0
-    set_teaching(config, scale=1.0, clip=5.0, schedule=(10, 0, 0))
+    config.teach.scale = 1.0
+    set_schedule(config, 10, 0, 0)
     config.model.vocab_size = 1024
     config.data.update({"seq_len": 512, "batch_size": 4})
     config.data.mixture = {}
@@ -109,28 +95,20 @@ def pilot_reference_config() -> OrderedConfig:
 
 
 def pilot_paper_faithful_config() -> OrderedConfig:
-    """The pilot under the paper's semantics: attention and CMS, every period written, partial ones too."""
+    """The pilot under the paper's semantics: attention and CMS, every period written, partial ones too. By
+    default the memories live as long as their context, and their initial states are trained."""
     config = pilot_config()
     config.model.block_variant = "hope_attention"
     config.cms.flush_partial_at_end = True
-    config.memory.update({"scope": "example", "lifetime": "context"})
-    config.train.param_policy = "all"
     return config
 
 
 def pilot_selfmod_paper_faithful_config() -> OrderedConfig:
-    """The paper's HOPE: self-modifying Titans in place of attention, under the paper's semantics."""
+    """The paper's HOPE: self-modifying Titans in place of attention, under the paper's semantics. Their
+    chunks of 8 and 64 tokens, fixed queries and convolution over 4 tokens are the defaults."""
     config = pilot_paper_faithful_config()
     config.model.block_variant = "hope_selfmod"
-    config.self_modifying_titans.update(
-        {
-            "chunk_size": 8,
-            "chunk_size_memory": 64,
-            "projection_skip": False,
-            "adaptive_q": False,
-            "local_conv_window": 4,
-        }
-    )
+    config.self_modifying_titans.projection_skip = False
     return config
 
 
@@ -140,7 +118,8 @@ def mid_stage2_config() -> OrderedConfig:
     config.model.block_variant = "hope_hybrid"
     set_size(config, dim=768, num_layers=18, heads=12)
     set_levels(config, _PERIODS, lr=4e-4, optimizer="preconditioned")
-    set_teaching(config, scale=0.05, clip=5.0, schedule=(20, 80, 40))
+    config.teach.update({"scale": 0.05, "clip": 5.0})
+    set_schedule(config, 20, 80, 40)
     config.train.update({"steps": 100, "fsdp": True})
     config.data.batch_size = 8
     config.optim.update({"name": "adamw", "lr": 3e-5})
@@ -152,9 +131,8 @@ def mid_stage2_smoke_config() -> OrderedConfig:
     """The stage-2 run's rehearsal."""
     config = _published_base(titan_period=16, titan_lr=6e-4, optimizer="preconditioned")
     config.model.block_variant = "hope_hybrid"
-    set_size(config, dim=512, num_layers=12, heads=8)
     set_levels(config, {"cms_fast": 1, "cms_mid": 4, "cms_slow": 16}, lr=3e-4, optimizer="preconditioned")
-    set_teaching(config, scale=0.2, clip=2.0)
+    config.teach.update({"scale": 0.2, "clip": 2.0})
     config.train.steps = 60
     config.data.batch_size = 8
     config.optim.update({"name": "adamw", "lr": 1e-4})
@@ -168,11 +146,11 @@ def mid_titan_baseline_config() -> OrderedConfig:
     config.model.block_variant = "titan"
     config.cms.levels = {}
     set_size(config, dim=768, num_layers=18, heads=12)
-    set_teaching(config, scale=0.10, clip=4.0, schedule=(60, 140, 80))
+    config.teach.clip = 4.0
+    set_schedule(config, 60, 140, 80)
     config.train.steps = 25_000
     config.data.batch_size = 4
     config.optim.update({"name": "adamw", "lr": 1e-5})
-    config.checkpoint.every = 1000
     return config
 
 
@@ -182,7 +160,6 @@ def synthetic_config(task: str, seq_len: int, vocab_size: int) -> OrderedConfig:
     config.model.update({"block_variant": "transformer_pp", "vocab_size": vocab_size})
     set_size(config, dim=64, num_layers=2, heads=4)
     config.data.update({"source": f"synthetic:{task}", "seq_len": seq_len, "batch_size": 32})
-    config.train.steps = 1000
     config.optim.update({"name": "adamw", "lr": 1e-3, "b2": 0.99, "warmup_steps": 50, "weight_decay": 0.01})
     config.eval.update({"every": 250, "batches": 8, "generate_tokens": 0})
     config.checkpoint.every = 500
@@ -214,7 +191,7 @@ def synthetic_hope_config(task: str, seq_len: int, vocab_size: int) -> OrderedCo
         {"chunk_size": 1, "chunk_size_memory": 1, "local_conv_window": 0, "value_norm": 0.5}
     )
     config.data.batch_size = 16
-    config.train.update({"steps": 1000, "online_chunk_size": seq_len})
+    config.train.online_chunk_size = seq_len
     config.optim.update({"lr": 3e-3, "weight_decay": 0.0})
     config.eval.every = 50
     config.checkpoint.every = 100
@@ -233,14 +210,13 @@ def paper_size_config(dim: int, heads: int, tokens: float) -> OrderedConfig:
     batches of half a million are those of the Titans paper's runs.
     """
     config = base_config()
-    config.model.update({"block_variant": "hope_selfmod", "vocab_size": 32000})
+    config.model.block_variant = "hope_selfmod"
     config.cms.hidden_multiplier = 1
     set_size(config, dim=dim, num_layers=17, heads=heads)
     set_levels(config, _PAPER_PERIODS, lr=3e-4, optimizer="nl_l2_precond")
-    set_teaching(config, scale=0.10, clip=5.0)
+    config.teach.clip = 5.0
     config.data.update({"seq_len": 4096, "batch_size": 128})
     steps = round(tokens / (4096 * 128))
     config.train.update({"steps": steps, "online_chunk_size": 512, "compute_dtype": "bfloat16"})
     config.optim.update({"name": "adamw", "lr": 4e-4, "weight_decay": 0.1, "warmup_steps": 1000})
-    config.checkpoint.every = 1000
     return config

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from hope_jax.config.experiment import DataConfig
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET, Array, Batch
 
@@ -124,7 +125,7 @@ def shared_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    prefetch: int = 4,
+    prefetch: int = DataConfig.prefetch,
     workers: int = 0,
     start_batch: int = 0,
 ) -> TrainIterator:

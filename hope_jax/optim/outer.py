@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope_jax.core.ranges import Decay, Fraction, NonNegative, Positive, Whole
+from hope_jax.core.ranges import Decay, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.newton_schulz import QUINTIC, iterate
 from hope_jax.models import blocks
@@ -22,6 +22,9 @@ MATRIX, OTHER, FROZEN = "matrix", "other", "frozen"
 
 MUON_STEPS = 5
 """Newton-Schulz iterations of Muon."""
+
+FINAL_LR = 0.1
+"""Where the schedules end, as a fraction of the peak."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,9 @@ class Optim:
     b1: Decay = 0.9  # AdamW
     b2: Decay = 0.999  # AdamW
     eps: Positive = 1e-8  # AdamW
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up; both end at a tenth of lr
     warmup_steps: Whole = 0  # linear, from 0 to lr
     cooldown_steps: Whole = 0  # linear, at the end of `constant`
-    final_lr_fraction: Fraction = 0.1  # of lr, where the schedule ends
     grad_clip: NonNegative = 1.0  # bound on the global norm of what is trained; 0: off
     m3: M3Rule = M3Rule()
 
@@ -58,10 +60,10 @@ def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
     """The learning rate's fraction of its peak, [] at an outer step."""
     warmup, total = rule.warmup_steps, max(rule.total_steps, 1)
     if rule.schedule == "cosine":
-        fraction = optax.cosine_decay_schedule(1.0, max(total - warmup, 1), rule.final_lr_fraction)
+        fraction = optax.cosine_decay_schedule(1.0, max(total - warmup, 1), FINAL_LR)
     else:
         hold = max(total - warmup - rule.cooldown_steps, 0)
-        down = optax.linear_schedule(1.0, rule.final_lr_fraction, rule.cooldown_steps)
+        down = optax.linear_schedule(1.0, FINAL_LR, rule.cooldown_steps)
         flat = optax.constant_schedule(1.0)
         fraction = optax.join_schedules([flat, down], [hold]) if rule.cooldown_steps else flat
 

@@ -76,12 +76,12 @@ def test_config_file_leaves_nothing_beside_it(config_file: Path) -> None:
 
 def test_overrides_are_taken_out_of_the_arguments() -> None:
     taken = cli.split_overrides(
-        ["x", "--config=f.py", "--config.model.dim=3", "-config.model.heads", "4", "--config.log.wandb"]
+        ["x", "--config=f.py", "--config.model.dim=3", "-config.model.heads", "4", "--config.train.profile"]
         + ["--noconfig.log.tensorboard", "--workdir=w", "--", "--config.model.dim=5"]
     )
     assert taken == [
         *("x", "--config=f.py", "--config_override=model.dim=3", "--config_override=model.heads=4"),
-        *("--config_override=log.wandb=true", "--config_override=log.tensorboard=false"),
+        *("--config_override=train.profile=true", "--config_override=log.tensorboard=false"),
         *("--workdir=w", "--", "--config.model.dim=5"),
     ]
 

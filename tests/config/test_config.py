@@ -218,7 +218,7 @@ def test_update_in_a_config_file_changes_levels_that_are_there() -> None:
     [
         ("model.dim", "abc", "model.dim: want a whole number, at least 1; got 'abc'"),
         ("train.steps", "1e3", "train.steps: want a whole number"),
-        ("log.wandb", "maybe", "log.wandb: want true or false"),
+        ("train.profile", "maybe", "train.profile: want true or false"),
         ("model.dimm", "1", "did you mean model.dim?"),
         ("cms.levels.a.perod", "1", "known here: update_period"),
         ("cms.levels.cms_fst.lr", "1", "there are cms_fast; did you mean cms_fast? (to add "),

@@ -1,7 +1,12 @@
 """The config files: each resolves, from any folder, with the published values."""
 
 import ast
+import linecache
+import re
+import runpy
 import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,10 @@ import pytest
 from hope_jax.cli import read_config
 from hope_jax.config import presets
 from hope_jax.config.check import validate
+from hope_jax.config.experiment import OrderedConfig
 from hope_jax.config.values import resolve
+from hope_jax.core.errors import ConfigError
+from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -29,6 +37,38 @@ def test_docstring_says_command_hardware_time_and_what_to_expect(path: Path) -> 
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python -m hope_jax.launch --config=configs/{path.relative_to(CONFIGS)}" in text
     assert all(f"\n{head}:" in text for head in ("Command", "Hardware", "Time", "Expect"))
+
+
+@pytest.mark.parametrize(("file", "name"), [("language_hope", "language"), ("mad_hope_attention", "task")])
+def test_every_value_that_a_file_knows_is_valid_and_no_other(file: str, name: str) -> None:
+    path = CONFIGS / "synthetic" / f"{file}.py"
+    for value in runpy.run_path(str(path))["SIZES"]:
+        config = read_config(Path(f"{path}:{name}={value}"))
+        validate(config, device_count=1)
+        assert open_tokenizer(config.data).vocab_size <= config.model.vocab_size
+    with pytest.raises(ConfigError, match=f"{name}=anb: unknown; known: "):
+        read_config(Path(f"{path}:{name}=anb"))
+
+
+def test_no_file_and_no_preset_sets_a_value_that_is_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By line and key, over the commands of all files; a line that does it on purpose says `# pinned`."""
+    sites: dict[tuple[str, int, str], bool] = {}
+    assign = OrderedConfig.__setitem__
+
+    def recorded(self: OrderedConfig, key: str, value: object) -> None:
+        frame = sys._getframe(1)
+        while not re.search(r"/configs/|presets\.py$", frame.f_code.co_filename):
+            frame = frame.f_back or pytest.fail("an assignment that no file made")
+        site = (frame.f_code.co_filename, frame.f_lineno, key)
+        same = key in self and not isinstance(value, Mapping | OrderedConfig) and self[key] == value
+        sites[site] = sites.get(site, True) and same
+        assign(self, key, value)
+
+    monkeypatch.setattr(OrderedConfig, "__setitem__", recorded)
+    for _, path in runpy.run_path(str(CONFIGS.parent / "docs" / "make_config_reference.py"))["shipped"]():
+        read_config(path)
+    again = [site for site, same in sites.items() if same and "# pinned" not in linecache.getline(*site[:2])]
+    assert sites and not again
 
 
 GATED = ("passkey_smoke", "pilot_reference", "sweeps/mid_stage2_surprise")

@@ -10,8 +10,10 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hope_jax.config.experiment import DataConfig
 from hope_jax.core.errors import DataError
 from hope_jax.data.corpus import load_documents
+from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load("embedded")
@@ -94,6 +96,15 @@ def test_a_missing_model_and_a_folder_are_readable_errors(tmp_path):
         Tokenizer.load(str(tmp_path / "none.model"))
     with pytest.raises(DataError, match="data.tokenizer"):
         Tokenizer.load(str(tmp_path))
+
+
+def test_the_key_names_another_model(tmp_path):
+    path = tmp_path / "mine.model"
+    path.write_bytes((resources.files("hope_jax.data") / "assets" / "unigram_1024.model").read_bytes())
+    assert open_tokenizer(DataConfig(tokenizer=str(path))).sha256 == TOKENIZER.sha256
+    path.unlink()
+    with pytest.raises(DataError, match=r"mine\.model"):
+        open_tokenizer(DataConfig(tokenizer=str(path)))
 
 
 def test_a_lone_surrogate_is_refused_by_name():

@@ -15,4 +15,4 @@ def test_config_page_is_current() -> None:
 
 def test_every_key_has_a_meaning() -> None:
     rows = [line for line in (DOCS / "config.md").read_text().splitlines() if line.startswith("| `")]
-    assert rows and not [row for row in rows if row.endswith("|  |")]
+    assert rows and not [row for row in rows if "|  |" in row]

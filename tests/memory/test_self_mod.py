@@ -59,6 +59,7 @@ def make(online_chunk: int = ONLINE, **options: Any) -> tuple[SelfMod, Settings]
         own.stopgrad_vhat,
         own.momentum,
         own.value_norm,
+        own.qk_norm,
     )
 
 
@@ -152,6 +153,17 @@ def test_outputs_and_memories_match_the_loop_over_tokens(name: str, way: str) ->
     start = {w: params[w] for w in wanted[1]}
     change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), wanted[1], start)
     assert min(jax.tree.leaves(change)) > 1e-4, "a memory that is never written tests nothing"
+
+
+def test_keys_and_queries_keep_their_length_without_the_norm() -> None:
+    memory, settings = make(qk_norm=False)
+    params, x = make_params(memory), inputs(8)
+    wanted = read(params, x, settings)[:2]
+    got = jax.jit(partial(in_one, memory), compiler_options=QUICK)(params, x)[:2]
+    assert_close(got, jax.tree.map(np.asarray, wanted), "read")
+    of_norm_1 = read(params, x, replace(settings, qk_norm=True))[:2]
+    gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), wanted, of_norm_1)
+    assert min(jax.tree.leaves(gap)) > 1e-6, "the norm must matter to every matrix"
 
 
 def value(way: Any, given: Any) -> jax.Array:

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.models.lm import HopeModel
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level
 from tests.oracle.model import Arch, cross_entropy, forward, layer_norm
 from tests.oracle.periods import Learning
+from tests.specs import small_spec
 
 TOKENS = 12
 LEVELS = ("fast", "slow")
@@ -20,6 +22,7 @@ ARCHS = {
     "hope_modern": (HOPE, 0),
     "hope_reference": (replace(HOPE, style="reference", qk_norm="none"), 0),
     "hope_window_conv_l2": (replace(HOPE, window=4, qk_norm="l2", act="silu", cms_norm=False), 3),
+    "hope_other_base": (replace(HOPE, rope_theta=30.0), 0),
     "transformer_modern": (Arch(cases.HEADS), 0),
     "transformer_reference_conv": (Arch(cases.HEADS, style="reference", qk_norm="l2", act="relu"), 4),
 }
@@ -124,6 +127,22 @@ def test_gradients_of_other_activations_without_layer_norm(connection: str, act:
 
     got, wanted = (jax.jit(jax.grad(f), compiler_options=QUICK)(params) for f in (loss, naive))
     bridge.assert_close(got, jax.tree.map(np.asarray, wanted), "gradient")
+
+
+@pytest.mark.parametrize(
+    ("alpha_init", "style", "near_one"),
+    [
+        ("style", "modern", True),
+        ("style", "reference", False),
+        ("half", "modern", False),
+        ("near_one", "reference", True),
+    ],
+)
+def test_retention_starts_as_its_key_says(alpha_init: str, style: str, near_one: bool) -> None:
+    """Near one by a bias, without which alpha is the sigmoid of a small number: about a half."""
+    model = HopeModel(small_spec("hope_selfmod", 4, {}, style=style, own_options={"alpha_init": alpha_init}))
+    params = jax.eval_shape(model.init_params, jax.random.key(0))
+    assert ("b_alpha" in params["blocks"]["self_mod"]) == near_one
 
 
 def test_later_tokens_do_not_reach_earlier_ones() -> None:

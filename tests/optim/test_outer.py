@@ -206,6 +206,30 @@ def test_muon_is_optax_muon(name: str) -> None:
             np.testing.assert_allclose(got[path], wanted[path], rtol=1e-9, atol=1e-12, err_msg=path)
 
 
+def test_adamw_has_its_constants_behind_the_clip() -> None:
+    """An eps that is no small number lets the length of the gradient matter."""
+    params, grads = draw(0), draw(1)
+    constants = {"b1": 0.5, "b2": 0.7, "eps": 0.3}
+    optimizer = optim.make_optimizer(rule(weight_decay=0.0, grad_clip=0.5, **constants))
+    plain = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.02, weight_decay=0.0, **constants))
+    assert optax.global_norm(grads) > 1
+    got, wanted = (by_path(run(each, params, 2)[0]) for each in (optimizer, plain))
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(got[path], leaf, rtol=1e-12, err_msg=path)
+        assert np.abs(leaf - by_path(params)[path]).max() > 1e-5, path
+
+
+def test_schedules_end_at_a_tenth() -> None:
+    def at(*steps: int, **values: Any) -> list[float]:
+        fraction = optim.lr_fraction(rule(warmup_steps=2, **values))
+        return [float(fraction(step)) for step in steps]
+
+    end = np.cos(np.pi / 4) ** 2
+    assert at(0, 1, 6, 10, schedule="cosine") == pytest.approx([0.5, 1, 0.1 + 0.9 * end, 0.1])
+    assert at(0, 1, 6, 10, schedule="constant") == pytest.approx([0.5, 1, 1, 1])
+    assert at(6, 8, 10, schedule="constant", cooldown_steps=4) == pytest.approx([1, 0.55, 0.1])
+
+
 MEMORY_PATHS = ("blocks/cms", "blocks/titan", "blocks/self_mod")
 
 

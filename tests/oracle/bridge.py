@@ -66,7 +66,11 @@ def hope_model(
                 flush_partial_at_end=learning.flush,
             ),
             memory=MemoryOptions(
-                learning.metric, learning.threshold, learning.write_clip, learning.delta_clip, scope
+                surprise_metric=learning.metric,
+                surprise_threshold=learning.threshold,
+                write_clip=learning.write_clip,
+                delta_clip=learning.delta_clip,
+                scope=scope,
             ),
             per_layer=learning.source == "per_layer",
             dtype=DOUBLE,

@@ -28,6 +28,7 @@ class Settings:
     stopgrad_vhat: bool = True
     momentum: float = 0.0
     value_norm: float = 0.0
+    qk_norm: bool = True
 
 
 @dataclass
@@ -97,14 +98,15 @@ def read_token(params: dict[str, Any], stream: Stream, x: Any, settings: Setting
         x = sum(tap * earlier for tap, (of, earlier) in zip(taps, stream.past, strict=True) if of == document)
     w = stream.weights
     q = mlp(w["q"], x) if settings.adaptive_q else x @ params["w_q"]
-    out = mlp(w["memory"], unit(q))
+    of_norm_1 = unit if settings.qk_norm else lambda x: x
+    out = mlp(w["memory"], of_norm_1(q))
     eta = settings.eta_scale * jax.nn.softplus(mlp(w["eta"], x)[0])
     alpha = jnp.ones_like(eta)
     if settings.use_alpha:
         alpha = jax.nn.sigmoid(mlp(w["alpha"], x)[0] + params.get("b_alpha", 0.0))
     v = mlp(w["v"], x)
     v = settings.value_norm * unit(v) if settings.value_norm else v
-    token = (unit(mlp(w["k"], x)), v, eta, alpha)
+    token = (of_norm_1(mlp(w["k"], x)), v, eta, alpha)
     stream.waiting.append(token)
     stream.waiting_memory.append(token)
     stream.seen += 1

@@ -200,12 +200,6 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
     assert b"writes/cms_slow/updates_applied" in events.read_bytes()
 
 
-def test_missing_wandb_is_a_configuration_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"log\.wandb.*pip install wandb"):
-        toy_train(tmp_path, toy_config(log=LogConfig(wandb=True)))
-
-
 SCRIPT = """
     import sys, time
     from pathlib import Path
