@@ -13,6 +13,7 @@ _READS = "tests/models/test_lm.py::test_reads_match_naive_forward_whole_and_in_p
 _ADAM = "tests/optim/test_outer.py::test_adamw_has_its_constants_behind_the_clip"
 _SCHEDULES = "tests/optim/test_outer.py::test_schedules_end_at_a_tenth"
 _M3 = "tests/optim/test_outer.py::test_m3_is_algorithm_1"
+_WANDB = "tests/training/test_loop.py::test_wandb_gets_every_row"
 
 UNSET = {
     "model.mlp_multiplier": (
@@ -128,5 +129,7 @@ UNSET = {
         "rows of a very short or very long run",
         "tests/training/test_loop.py::test_rows_hold_what_the_issue_lists",
     ),
+    "log.wandb": ("for those who keep their runs there", _WANDB),
+    "log.wandb_project": ("as `log.wandb`", _WANDB),
 }
 """Key: (why it is there, the test that turns it on)."""

@@ -81,6 +81,8 @@ class LogConfig:
 
     every: Count = 10  # steps between logged rows
     tensorboard: bool = True  # event files in <workdir>/tb
+    wandb: bool = False  # Weights & Biases; needs its package
+    wandb_project: str = "hope_jax"  # project name there
 
 
 @dataclass(frozen=True)

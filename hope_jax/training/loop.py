@@ -30,7 +30,7 @@ from hope_jax.training.alarms import Guard, explain_divergence
 from hope_jax.training.hooks import EVALUATED, Run, after_step, evaluate
 from hope_jax.training.metrics import Progress, Recorder, Row
 from hope_jax.training.run_report import write_report
-from hope_jax.training.writers import open_writers
+from hope_jax.training.writers import check_wandb, open_writers
 
 logger = logging.getLogger("hope_jax.training")
 
@@ -79,6 +79,7 @@ def train(
     """
     workdir = workdir.absolute()
     _claim_workdir(workdir, config.train.resume)
+    check_wandb(config)
     if config.train.steps <= config.train.step_offset:
         raise ConfigError(
             f"train.steps={config.train.steps} is the number of the last step and must be larger than "

@@ -1,8 +1,10 @@
-"""Where a row of metrics goes: `metrics.jsonl`, the log, TensorBoard."""
+"""Where a row of metrics goes: `metrics.jsonl`, the log, TensorBoard, Weights & Biases."""
 
 import contextlib
 import datetime
 import errno
+import hashlib
+import importlib.util
 import logging
 import os
 import time
@@ -17,13 +19,23 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from hope_jax.config.experiment import ExperimentConfig
-from hope_jax.core.files import METRICS_FILE, dump_row, flatten, to_json
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.files import METRICS_FILE, as_plain, dump_row, flatten, to_json
 from hope_jax.training import alarms
 
 logger = logging.getLogger("hope_jax.training")
 
 Row = Mapping[str, Any]
 Write = Callable[[Row], None]
+
+
+def check_wandb(config: ExperimentConfig) -> None:
+    """Raise ConfigError where `log.wandb` asks for a package that is not there."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "log.wandb: true, but the package wandb is not installed; run `pip install wandb`, or set "
+            "--config.log.wandb=false"
+        )
 
 
 def open_writers(
@@ -40,6 +52,8 @@ def open_writers(
     writers = [_jsonl(stack, workdir / METRICS_FILE), lambda row: _log(row, config, share_of_peak)]
     if config.log.tensorboard:
         writers.append(_tensorboard(stack, workdir / "tb", step))
+    if config.log.wandb:
+        writers.append(_wandb(stack, workdir, config))
     return writers
 
 
@@ -113,3 +127,19 @@ def _tensorboard(stack: contextlib.ExitStack, folder: Path, step: int) -> Write:
 
     stack.callback(close)
     return write
+
+
+def _wandb(stack: contextlib.ExitStack, workdir: Path, config: ExperimentConfig) -> Write:
+    """A Weights & Biases run that belongs to the workdir, continued on resume."""
+    import wandb  # optional, and slow to import
+
+    run = wandb.init(
+        project=config.log.wandb_project,
+        name=workdir.name,
+        id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],
+        resume="allow",
+        dir=str(workdir),
+        config=as_plain(config),
+    )
+    stack.callback(run.finish)
+    return lambda row: run.log(_scalars(row), step=row["step"])

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import jax
 import numpy as np
@@ -198,6 +200,27 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
     toy_train(tmp_path, toy_config(steps=4, log=LogConfig(every=2)))
     (events,) = (tmp_path / "tb").iterdir()
     assert b"writes/cms_slow/updates_applied" in events.read_bytes()
+
+
+def test_missing_wandb_is_a_configuration_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"log\.wandb.*pip install wandb"):
+        toy_train(tmp_path, toy_config(log=LogConfig(wandb=True)))
+
+
+def test_wandb_gets_every_row(tmp_path, monkeypatch):
+    logged, asked = {}, {}
+    run = SimpleNamespace(
+        log=lambda row, step: logged.update({step: row}), finish=lambda: asked.update(end=True)
+    )
+    package = ModuleType("wandb")
+    package.init = lambda **given: (asked.update(given), run)[1]
+    package.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    log = LogConfig(every=2, tensorboard=False, wandb=True, wandb_project="mine")
+    toy_train(tmp_path, toy_config(steps=4, log=log))
+    assert sorted(logged) == [2, 4] and all("loss" in row for row in logged.values())
+    assert asked["project"] == "mine" and asked["config"]["train"]["steps"] == 4 and asked["end"]
 
 
 SCRIPT = """
