@@ -29,15 +29,12 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
 MODULES = {
-    "causal_conv": "hope_jax.perf.kernel_benchmarks",
     "cms_write": "hope_jax.perf.kernel_benchmarks",
     "compile": "hope_jax.perf.steps",
     "gated_deltanet": "hope_jax.perf.kernel_benchmarks",
     "loader": "hope_jax.perf.loader",
-    "newton_schulz": "hope_jax.perf.kernel_benchmarks",
     "self_mod": "hope_jax.perf.kernel_benchmarks",
     "step": "hope_jax.perf.steps",
-    "step_small": "hope_jax.perf.steps",
     "xent_teach": "hope_jax.perf.kernel_benchmarks",
 }
 """Operation -> module with `comparisons() -> Iterator[Comparison]`."""

@@ -6,15 +6,8 @@ CMS levels, TITAN memory, inner optimizer and online chunk of 32 tokens; 2 layer
 float32, AdamW. `step/MODE-TOKENS/VARIANT` is the same in longer rows: the pilot's own of 2,048, and of 512
 through the writes.
 
-`step_small` is the online step of width 128, 2 layers, 4 heads, vocabulary 8192, rows of 256 tokens in online
-chunks of 64; one row a step (`b1`) and four (`b4`). The goals are 60 times what the published code reached on
-two CPU cores. What a step can reach at most is the peak over its operations a token (the JSON's
-`tokens_per_second_at_peak`): where a goal lies above that, no implementation meets it.
-
 `compile/pilot` traces, lowers and compiles the step of `configs/pilot.py`: `cold`, and `cached`, where XLA's
-part is read from JAX's persistent cache. `compile/depth` and `compile/length` do it for 2, 12 and 24 layers,
-and rows of 256, 1024 and 2048 tokens in online chunks of 32: loops are loops, so neither may add to it. A
-sample is one compilation, from scratch."""
+part is read from JAX's persistent cache. A sample is one compilation, from scratch."""
 
 import tempfile
 import time
@@ -43,14 +36,7 @@ MODES = ("online", "two_pass", "through_writes")
 LONGER = (("online", 2048), ("through_writes", 512))
 TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
 
-PUBLISHED = {"transformer": 475, "hope_attention": 87, "hope_hybrid": 89, "hope_selfmod": 68}
-"""Variant -> tokens/s of the published code on two CPU cores."""
-
-TIMES = 60.0
-
 COLD_SECONDS = 40.0
-FLAT = 1.1
-"""How far a compile time may lie above or below that of the shallowest, shortest step."""
 
 
 def random_batch(config: ExperimentConfig) -> Batch:
@@ -117,39 +103,21 @@ def changed(config: Any, **values: Any) -> ExperimentConfig:
     return resolve(config.to_dict())
 
 
-def timed_step(variant: str, **values: Any) -> ExperimentConfig:
-    """The pilot with another block, of 2 layers, in rows of 256 tokens, float32, with AdamW; values as of
-    `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
-    so that the same batch keeps teaching."""
+def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
+    """The pilot with another block, in a mode: 2 layers, one row of tokens, float32, with AdamW. Teaching
+    starts at full strength, so that writes are not blocked, and the outer rate is small, so that the same
+    batch keeps teaching."""
     pilot = pilot_config()
     pilot.teach.schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
     pilot.optim.update({"name": "adamw", "lr": 1e-6})
     pilot.model.update({"block_variant": variant, "num_layers": 2})
-    pilot.data.update({"seq_len": 256, "mixture": {}})
-    pilot.train.compute_dtype = "float32"
-    return changed(pilot, **values)
-
-
-def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
-    """One row a step, of a variant in a mode."""
-    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1, data__seq_len=tokens)
-
-
-def small(variant: str, batch: int) -> ExperimentConfig:
-    """The pilot's mechanisms at the small width."""
-    sizes = {"model__dim": 128, "model__heads": 4, "model__vocab_size": 8192}
-    return timed_step(variant, **sizes, data__batch_size=batch, train__online_chunk_size=64)
+    pilot.data.update({"seq_len": tokens, "batch_size": 1, "mixture": {}})
+    pilot.train.update({"algorithm_mode": mode, "compute_dtype": "float32"})
+    return changed(pilot)
 
 
 def _against_base(variant: str, mode: str, tokens: int = 256) -> tuple[Case, ...]:
     return tuple(step_case(each, pilot_step(each, mode, tokens)) for each in (BASE, variant))
-
-
-def _small_cases(batch: int) -> tuple[Case, ...]:
-    return tuple(
-        step_case(variant, small(variant, batch), (Goal("tokens_per_second", TIMES * published),))
-        for variant, published in PUBLISHED.items()
-    )
 
 
 def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
@@ -178,16 +146,8 @@ def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
     )
 
 
-def _growth_cases(configs: dict[str, ExperimentConfig]) -> tuple[Case, ...]:
-    goals = (Goal("time_apart", FLAT),)
-    return tuple(
-        Case(name, partial(_compile, config), goals=goals if index else (), single=True)
-        for index, (name, config) in enumerate(configs.items())
-    )
-
-
 def comparisons() -> Iterator[Comparison]:
-    """Every mode and variant, longer rows, small steps of one row and of four, and compiling."""
+    """Every mode and variant, longer rows, and compiling."""
     for mode in MODES:
         for variant in VARIANTS:
             yield Comparison(f"step/{mode}/{variant}", partial(_against_base, variant, mode))
@@ -195,13 +155,5 @@ def comparisons() -> Iterator[Comparison]:
         for variant in TEACH_DRIVEN:
             name = f"step/{mode}-{tokens}/{variant}"
             yield Comparison(name, partial(_against_base, variant, mode, tokens))
-    for batch in (1, 4):
-        yield Comparison(f"step_small/b{batch}", partial(_small_cases, batch))
-    pilot = partial(changed, data__mixture={})  # its sources are not at hand
-    yield Comparison("compile/pilot", partial(cached_and_cold, pilot(pilot_config())))
-    depths = {f"{n} layers": pilot(pilot_config(), model__num_layers=n) for n in (2, 12, 24)}
-    yield Comparison("compile/depth", partial(_growth_cases, depths))
-    lengths = {
-        f"{n} tokens": pilot(pilot_config(), data__seq_len=n, model__num_layers=2) for n in (256, 1024, 2048)
-    }
-    yield Comparison("compile/length", partial(_growth_cases, lengths))
+    pilot = changed(pilot_config(), data__mixture={})  # its sources are not at hand
+    yield Comparison("compile/pilot", partial(cached_and_cold, pilot))

@@ -100,4 +100,6 @@ def test_batch_mean_divides_by_supervised_tokens(passes: dict) -> None:
 )
 def test_schedule(schedule: TeachSchedule) -> None:
     for step in range(12):
-        assert float(schedule(step)) == pytest.approx(naive.schedule_factor(step, *astuple(schedule)), abs=1e-6)
+        assert float(schedule(step)) == pytest.approx(
+            naive.schedule_factor(step, *astuple(schedule)), abs=1e-6
+        )
