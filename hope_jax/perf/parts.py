@@ -2,13 +2,12 @@
 
 Every operation keeps the path of names (`op_name`) under which it was traced: flax modules and
 `jax.named_scope`. The first name of `PARTS` in the path has the operation. A fusion belongs to the
-matrix product in it. Operations without a name of their own take it from what is fused into them, from the
-operations beside them (the compiler drops the names of products that it turns round), or from the loop that
-they are in.
+matrix product in it. Operations without a name of their own take it from what is fused into them, or from
+the loop that they are in.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from hope_jax.planning import hlo
@@ -50,34 +49,73 @@ class Op(NamedTuple):
     source: str
 
 
-def operations(text: str) -> dict[str, Op]:
-    """The operations of `compiled.as_text()` by name, without loops, conditionals and calls."""
+def operations(text: str, wanted: Collection[str]) -> dict[str, Op]:
+    """Those of `compiled.as_text()` with these names, without loops, conditionals and calls."""
     computations, sources = hlo.parse(text).computations, _sources(text)
-    around: dict[str, str] = {}  # computation -> paths of the loops, branches and fusions that it is in
-    found = {}
+    around: dict[
+        str, tuple[str, ...]
+    ] = {}  # computation -> paths of the loops that it is in, the nearest first
     for name, inside in reversed(computations.items()):  # callers stand behind what they call
         for it in inside.values():
             for called in it.called(*_CALLS):
-                around.setdefault(called, f"{_op_name(it)}\n{around.get(name, '')}")
+                around.setdefault(called, (_op_name(it), *around.get(name, ())))
+    found = {}
     for name, inside in computations.items():
         for it in inside.values():
-            if it.opcode not in _CONTROL:
-                fused = list(_fused(computations, it))
-                flops = [(sum(product_flops(home, each).values()), each) for home, each in [(inside, it), *fused]]
-                products = [each for work, each in flops if work]
-                beside = [] if _op_name(it) else _beside(inside, it)
-                paths = [*map(_op_name, (*products, it, *(e for _, e in fused), *beside)), around.get(name, "")]
-                path = next((path for path in paths if part_of(path) != OTHER), _op_name(it))
-                frame = re.search(r"stack_frame_id=(\d+)", it.attributes)
-                source = sources.get(frame[1], "") if frame else ""
-                backward, recomputed = "transpose(" in path, "rematted" in path
-                found[it.name] = Op(part_of(path), backward, recomputed, sum(w for w, _ in flops), source)
+            if it.name in wanted and it.opcode not in _CONTROL:
+                found[it.name] = _op(computations, inside, it, around.get(name, ()), sources)
     return found
 
 
-def _fused(computations: dict[str, Computation], it: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-    """What is fused into an operation, with the computation that it stands in."""
+def _op(
+    computations: dict[str, Computation],
+    inside: Computation,
+    it: Instruction,
+    around: tuple[str, ...],
+    sources: dict[str, str],
+) -> Op:
+    fused = [(inside, it), *_fused(computations, it)]
+    flops = {each.name: sum(product_flops(home, each).values()) for home, each in fused}
+    products = [each for _, each in fused if flops[each.name]]
+    paths = [*map(_op_name, (*products, *(each for _, each in fused))), *around]
+    path = next((path for path in paths if part_of(path) != OTHER), _op_name(it))
+    frame = re.search(r"stack_frame_id=(\d+)", it.attributes)
+    source = sources.get(frame[1], "") if frame else ""
+    return Op(part_of(path), "transpose(" in path, "rematted" in path, sum(flops.values()), source)
+
+
+def _fused(
+    computations: dict[str, Computation], it: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+    """What is fused into an operation, each with the computation that it stands in."""
     for name in it.called("calls") if it.opcode == "fusion" else ():
         for each in computations[name].values():
             yield computations[name], each
             yield from _fused(computations, each)
+
+
+def part_of(op_name: str) -> str:
+    """The part that a path of names belongs to."""
+    words = set(re.findall(r"\w+", op_name))
+    return next((part for name, part in PARTS.items() if name in words), OTHER)
+
+
+def _op_name(instruction: Instruction) -> str:
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Stack frame -> folder/file:line, from the tables at the head of a program's text."""
+
+    def table(title: str, pattern: str) -> dict[str, tuple[str, ...]]:
+        body = text.partition(f"\n{title}\n")[2].partition("\n\n")[0]
+        return {row[0]: row[1:] for row in re.findall(rf"^(\d+) {pattern}", body, re.MULTILINE)}
+
+    files = table("FileNames", r'"([^"]*)"')
+    places = table("FileLocations", r"\{file_name_id=(\d+) .*?line=(\d+)")
+    found = {}
+    for frame, (place,) in table("StackFrames", r"\{file_location_id=(\d+)").items():
+        file, line = places.get(place, ("", ""))
+        found[frame] = "/".join(files.get(file, ("",))[0].split("/")[-2:]) + f":{line}"
+    return found
