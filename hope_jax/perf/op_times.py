@@ -1,7 +1,7 @@
 """Time of each operation of a compiled program on CPU, from a trace of one run.
 
 XLA:CPU's trace has an event where an operation starts and, as operations may go on in other threads, a second
-one, "end: NAME", where it is done. Operations that run at once count in full each, loops and conditionals too.
+one, "end: NAME", where it is done. Operations that run at once count in full each.
 """
 
 import tempfile
@@ -43,8 +43,7 @@ def traced(run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
 
 
 def times(events: Iterable[Interval]) -> dict[str, tuple[float, int]]:
-    """Of each operation the time from its starts to the ends that belong to them (an operation does not overlap
-    itself), and how often it ran."""
+    """Of each operation the time from its starts to its ends, and how often it ran; none overlaps itself."""
     starts, ends = defaultdict(list), defaultdict(list)
     for name, start, end in events:
         if name.startswith(_END):
