@@ -18,7 +18,7 @@ from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.memory.state import own
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled
+from hope_jax.perf.timing import Case, Comparison, compiled
 
 Cases = tuple[Case, ...]
 
@@ -175,14 +175,12 @@ def _self_mod(dim: int, tokens: int, batch: int) -> Cases:
     memories together 8 D^2 and a little) and the results of the products of its tokens (about 29 D a token).
     """
     x_btd = jax.random.normal(jax.random.key(1), (batch, tokens, dim))
-    arguments, flops = (self_mod_params(dim), x_btd), 72.0 * dim * dim * tokens * batch
+    arguments, tokens = (self_mod_params(dim), x_btd), tokens * batch
+    flops = 72.0 * dim * dim * tokens
     gradient = _with_gradients(self_mod_pass, (0, 1))
-    memory = [Goal("temporary_mib", 100.0)] if batch == 1 else []
-    goals = [(Goal("share", 0.6),), (Goal("share", 0.4), *memory)] if dim == tokens else [(), ()]
-    size: dict[str, Any] = {"tokens": tokens * batch}
     return (
-        compiled("forward", self_mod_pass, *arguments, **size, flops=flops, goals=goals[0]),
-        compiled("forward + backward", gradient, *arguments, **size, flops=3 * flops, goals=goals[1]),
+        compiled("forward", self_mod_pass, *arguments, flops=flops, tokens=tokens),
+        compiled("forward + backward", gradient, *arguments, flops=3 * flops, tokens=tokens),
     )
 
 

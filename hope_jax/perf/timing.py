@@ -64,8 +64,8 @@ Timing = dict[str, Any]
 
 comparison, case: names. seconds: median of a call. spread: interquartile range over the median. ratio: the
 first case's median over this one's (above 1: faster). share: flops / seconds / peak. tokens_per_second,
-tokens_per_second_at_peak: the latter is what no implementation exceeds. share_ratio, tokens_ratio: share and
-tokens/s over the first case's. temporary_mib, compile_seconds: as of the case. wait_share: of the time, spent
+tokens_per_second_at_peak: the latter is what no implementation exceeds. tokens_ratio: tokens/s over the first
+case's. temporary_mib, compile_seconds: as of the case. wait_share: of the time, spent
 waiting for data. peak_gflops, rounds: of the measurement. met: "measure value" of each goal -> whether it is
 reached."""
 
@@ -117,7 +117,6 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
         timing: Timing = {"comparison": comparison.name, "case": case.name, **_figures(case, own, peak_rate)}
         first = found[0] if found else timing
         timing["ratio"] = first["seconds"] / timing["seconds"]
-        timing["share_ratio"] = _over(timing["share"], first["share"])
         timing["tokens_ratio"] = _over(timing["tokens_per_second"], first["tokens_per_second"])
         waited = case.waited() - before[case.name] if case.waited else None
         timing["wait_share"] = None if waited is None else waited / (calls[case.name] * sum(own))

@@ -144,7 +144,9 @@ def main() -> None:
     against.begin()
     chunk_pass.WIDE = DIM  # the form that wide memories take
     for dtype in against.DTYPES:
-        tables = {f"chunk, {keys} keys": (CHUNK_DECAYS, partial(chunk_error, keys=keys)) for keys in KEYS}
+        tables: dict[str, Any] = {
+            f"chunk, {keys} keys": (CHUNK_DECAYS, partial(chunk_error, keys=keys)) for keys in KEYS
+        }
         for title, (decays, error) in {**tables, "pass": (PASS_DECAYS, pass_error)}.items():
             print(f"\n{dtype}, {title}: error forward / gradient\n")
             rows = ([str(c), *(_cell(partial(error, dtype=dtype), c, d) for d in decays)] for c in CHUNKS)
