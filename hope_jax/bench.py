@@ -6,7 +6,7 @@ NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self
 them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
 comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
 would be at that peak, memory of temporaries and compile time, share of the time that was spent waiting for
-data, and each goal with whether it is met. Figures are this machine's: ratios and shares carry over between
+data. Figures are this machine's: ratios and shares carry over between
 runs, times do not.
 """
 
@@ -60,7 +60,7 @@ COLUMNS: tuple[tuple[str, str, str, int, float], ...] = (
 )
 """Title, key of a `Timing`, format, width, and by how much the figure is multiplied."""
 
-HEADER = f"{'case':34} " + " ".join(f"{title:>{width}}" for title, _, _, width, _ in COLUMNS) + "  goals"
+HEADER = f"{'case':34} " + " ".join(f"{title:>{width}}" for title, _, _, width, _ in COLUMNS)
 
 
 def line(timing: Timing) -> str:
@@ -69,8 +69,7 @@ def line(timing: Timing) -> str:
     for _, name, form, width, times in COLUMNS:
         value = timing[name]
         cells.append(f"{'-' if value is None else format(value * times, form):>{width}}")
-    goals = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in timing["met"].items())
-    return " ".join([*cells, f" {goals}"]).rstrip()
+    return " ".join(cells)
 
 
 def main(argv: list[str]) -> None:

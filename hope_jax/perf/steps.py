@@ -27,7 +27,7 @@ from hope_jax.config.presets import pilot_config
 from hope_jax.config.values import resolve
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Batch, PyTree
-from hope_jax.perf.timing import Case, Comparison, Goal
+from hope_jax.perf.timing import Case, Comparison
 from hope_jax.training.step import Step, jit_train
 
 BASE = "transformer"
@@ -35,8 +35,6 @@ VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "
 MODES = ("online", "two_pass", "through_writes")
 LONGER = (("online", 2048), ("through_writes", 512))
 TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
-
-COLD_SECONDS = 40.0
 
 
 def random_batch(config: ExperimentConfig) -> Batch:
@@ -80,7 +78,7 @@ class StepRun:
         return self._state, metrics
 
 
-def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
+def step_case(name: str, config: ExperimentConfig) -> Case:
     """The train step of a configuration as a case."""
     run, tokens = StepRun(config), config.data.batch_size * config.data.seq_len
     analysis = run.executable.memory_analysis()
@@ -91,7 +89,6 @@ def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ())
         tokens=tokens,
         temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
         compile_seconds=run.lower_seconds + run.compile_seconds,
-        goals=goals,
     )
 
 
@@ -138,9 +135,8 @@ def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
     """`cold` and `cached` of one step; its first compilation fills the cache."""
     folder = tempfile.TemporaryDirectory()
     _compile(config, folder.name)
-    goals = (Goal("seconds", COLD_SECONDS),)
     return (
-        Case("cold", lambda: _compile(config), goals=goals, single=True),
+        Case("cold", lambda: _compile(config), single=True),
         # the folder lives as long as the case that reads it
         Case("cached", lambda: _compile(config, folder.name), single=True),
     )
