@@ -6,8 +6,7 @@ NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self
 them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
 comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
 would be at that peak, memory of temporaries and compile time, share of the time that was spent waiting for
-data. Figures are this machine's: ratios and shares carry over between
-runs, times do not.
+data. Figures are this machine's: ratios and shares carry over between runs, times do not.
 """
 
 import os

@@ -47,10 +47,6 @@ class PathParser(flags.ArgumentParser[str]):
             raise ValueError(str(error).partition(": ")[2]) from None
         return argument
 
-    def flag_type(self) -> str:
-        """What absl calls such a value."""
-        return "path"
-
 
 def define_path(name: str, help_text: str) -> flags.FlagHolder[str | None]:
     """Gives the command `--NAME=PATH`; several commands may be imported into one process."""

@@ -54,8 +54,8 @@ Timing = dict[str, Any]
 comparison, case: names. seconds: median of a call. spread: interquartile range over the median. ratio: the
 first case's median over this one's (above 1: faster). share: flops / seconds / peak. tokens_per_second,
 tokens_per_second_at_peak: the latter is what no implementation exceeds. tokens_ratio: tokens/s over the first
-case's. temporary_mib, compile_seconds: as of the case. wait_share: of the time, spent
-waiting for data. peak_gflops, rounds: of the measurement."""
+case's. temporary_mib, compile_seconds: as of the case. wait_share: of the time, spent waiting for data.
+peak_gflops, rounds: of the measurement."""
 
 
 def compiled(name: str, function: Callable[..., Any], *arguments: Any, flops: float, tokens: int = 0) -> Case:
