@@ -7,10 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hope_jax.kernels.gated_deltanet import gated_delta
-from hope_jax.kernels.xent_teach import cross_entropy, logits_of
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.initial import Initial, Params
 from hope_jax.memory.level_write import LevelWriter, init_level
@@ -37,7 +35,7 @@ def _forms(
     functions: Mapping[str, Callable[..., Any]],
     *arguments: Any,
     flops: float,
-    tokens: int = 0,
+    tokens: int,
     by: tuple[int, ...] = (),
 ) -> Cases:
     """Ways of computing one thing, each a case, with gradients `by` these arguments if there are any."""
@@ -52,14 +50,11 @@ def comparisons() -> Iterator[Comparison]:
         for tokens, batch in ((32, 1), (512, 1), (2048, 1), (512, 4)):
             name = f"gated_deltanet/{kind}-t{tokens}-b{batch}"
             yield Comparison(name, partial(_gated_deltanet, kind, batch, tokens))
+    for kind in ("forward", "gradients"):
         for period in (1, 8):
-            yield Comparison(f"cms_write/{kind}-p{period}", partial(_cms_write, kind, period))
+            yield Comparison(f"cms_write/{kind}-p{period}-b1", partial(_cms_write, kind, period))
     for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1), (512, 2048, 1)):
         yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_self_mod, dim, tokens, batch))
-    # An online chunk of the pilot (6 x 32), one sequence of 256, and long ones.
-    sizes = (("gradients", 6, 32), ("gradients", 1, 256), ("gradients", 1, 2048))
-    for kind, batch, tokens in (*sizes, ("signal", 1, 2048), ("loss", 1, 2048)):
-        yield Comparison(f"xent_teach/{kind}-b{batch}-t{tokens}", partial(_xent_teach, kind, batch, tokens))
 
 
 def delta_by_token(
@@ -130,7 +125,7 @@ def _cms_write(kind: str, period: int) -> Cases:
     state.
 
     Width D 256, hidden H 1024, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both
-    bounds are on, statistics are not taken. `gram` is the closed form. `gradient`: by inputs, teach
+    bounds are on, statistics are not taken. `gram` is the closed form. `gradients`: by inputs, teach
     signals and starting state, through the writes. Operations of a token: 4 products with a D x H matrix
     (pre-activation, pull-back through W_down, an outer product a matrix). Not counted: the split of a read
     into slow weights and delta, what the velocity and the bounds need."""
@@ -151,7 +146,7 @@ def _cms_write(kind: str, period: int) -> Cases:
         *(params, state, state.delta, state.opt[-1].ema, x, teach),
         flops=2.0 * dim * 4 * dim * 4 * tokens,
         tokens=tokens,
-        by=(2, 3, 4, 5) if kind == "gradient" else (),
+        by=(2, 3, 4, 5) if kind == "gradients" else (),
     )
 
 
@@ -181,38 +176,4 @@ def _self_mod(dim: int, tokens: int, batch: int) -> Cases:
     return (
         compiled("forward", self_mod_pass, *arguments, flops=flops, tokens=tokens),
         compiled("forward + backward", gradient, *arguments, flops=3 * flops, tokens=tokens),
-    )
-
-
-def _whole_logits(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> jax.Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits_of(hidden_btd, head_vd), targets_bt)
-    return jnp.asarray(losses).sum()
-
-
-def _in_blocks(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> jax.Array:
-    return cross_entropy(hidden_btd, head_vd, targets_bt).total
-
-
-def _xent_teach(kind: str, batch: int, tokens: int) -> Cases:
-    """Cross-entropy with its cotangents, over autodiff of a loss of whole logits; V 32,000, D 512.
-
-    `gradients`: by hidden states and head, as a train step takes them; `signal`: by hidden states, as a read
-    that only teaches does; `loss`: as an evaluation does. 2 V D operations a product and token, of three, two
-    and one products with the head.
-    """
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (batch, tokens, 512))
-    head = 0.05 * jax.random.normal(keys[1], (32_000, 512))
-    targets = jax.random.randint(keys[2], (batch, tokens), 0, 32_000)
-    kinds: dict[str, tuple[int, Callable[..., Any]]] = {
-        "gradients": (3, partial(jax.value_and_grad, argnums=(0, 1))),
-        "signal": (2, jax.value_and_grad),
-        "loss": (1, lambda loss: loss),
-    }
-    products, transform = kinds[kind]
-    return _forms(
-        {"whole logits": transform(_whole_logits), "blocks": transform(_in_blocks)},
-        *(hidden, head, targets),
-        flops=2.0 * head.size * products * batch * tokens,
-        tokens=batch * tokens,
     )

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from hope_jax.cluster.sharding import make_mesh, shard_batch
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.experiment import ExperimentConfig
@@ -28,7 +28,8 @@ from hope_jax.config.values import resolve
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Batch, PyTree
 from hope_jax.perf.timing import Case, Comparison
-from hope_jax.training.step import Step, jit_train
+from hope_jax.planning.compile import lower_step
+from hope_jax.training.step import Step, state_shardings
 
 BASE = "transformer"
 VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
@@ -56,14 +57,9 @@ class StepRun:
         validate(config)
         self.mesh = make_mesh(jax.devices()[:1])
         self._step, self._batch = Step(config, self.mesh), random_batch(config)
-
-        def placed(tree: PyTree, sharding: Any) -> Any:
-            return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
-
-        state = placed(jax.eval_shape(self._step.init), replicated(self.mesh))
-        batch = placed(self._batch, batch_sharding(self.mesh))
+        size = config.data.batch_size, config.data.seq_len
         started = time.perf_counter()
-        lowered = jit_train(self._step, self.mesh).lower(state, batch)
+        lowered = lower_step(self._step, self.mesh, *size)
         lowered_at = time.perf_counter()
         self.executable = lowered.compile()
         self.lower_seconds, self.compile_seconds = lowered_at - started, time.perf_counter() - lowered_at
@@ -72,7 +68,8 @@ class StepRun:
     def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
         """The state after one more step, and its metrics. The state before it is gone: it was donated."""
         if self._state is None:
-            self._state = jax.jit(self._step.init, out_shardings=replicated(self.mesh))()
+            places = state_shardings(self._step, self.mesh)
+            self._state = jax.jit(self._step.init, out_shardings=places)()
             self._batch = shard_batch(self.mesh, self._batch)
         self._state, metrics = self.executable(self._state, self._batch if batch is None else batch)
         return self._state, metrics

@@ -95,7 +95,6 @@ def test_every_operation_lists_its_comparisons() -> None:
         "loader",
         "self_mod",
         "step",
-        "xent_teach",
     }
     for name in operations:
         assert [one.name for one in bench.comparisons([name])] == [
