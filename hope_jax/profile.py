@@ -77,7 +77,7 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
     times = traced(run)
     parts: dict[str, dict[str, Any]] = {}
     rows = []
-    for name, op in operations(run.executable.as_text(), times).items():
+    for name, op in operations(run.executable.as_text() or "", times).items():
         seconds, runs = times[name]
         work = op.product_flops * runs / 1e9
         part = parts.setdefault(op.part, {"part": op.part, **dict.fromkeys(SUMS, 0.0)})
