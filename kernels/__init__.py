@@ -1,1 +1,1 @@
-"""Kernels: one folder an operation, with its oracle (`naive`), its production form and its test."""
+"""Kernels: one folder an operation, with its production form and its test; oracles are in tests/oracle."""

@@ -29,5 +29,5 @@ def unit_lower_inverse(lower: jax.Array) -> jax.Array:
 
 
 def exact(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b without the reduced precision that accelerators default to; for the small C x C algebra."""
+    """The product a b in full precision, which accelerators lower by default; for the small C x C algebra."""
     return jnp.matmul(a, b, precision="highest")

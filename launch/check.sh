@@ -2,14 +2,18 @@
 # Usage: ./launch/check.sh [--all] [PYTEST ARGUMENTS]
 #
 # Sets up .venv with everything the tests need (pinned CPU torch included), then lint, formatting, types,
-# and the test suite; --all runs the cases marked nightly too. The last line is pytest's closing line.
+# and the test suite; --all runs the cases marked nightly too, and programs are compiled as for users. The last
+# line is pytest's closing line.
 #
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv). JOBS: test processes (2).
 
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 select=()
-if take --all; then select=(-m "nightly or not nightly"); fi
+if take --all; then
+    select=(-m "nightly or not nightly")
+    export XLA_FLAGS="--xla_backend_optimization_level=3 ${XLA_FLAGS:-}"
+fi
 set -- "${arguments[@]+"${arguments[@]}"}"
 set_up requirements/dev.txt "[dev]"
 run ruff check .

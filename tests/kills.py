@@ -69,7 +69,7 @@ def start(workdir: Path, cache: Path, overrides: Sequence[str]) -> subprocess.Po
         f"--workdir={workdir}", f"--compilation_cache={cache}",
         *(f"--config.{override}" for override in (*SMALL, *overrides)),
     ]  # fmt: skip
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)
 

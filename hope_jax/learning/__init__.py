@@ -1,1 +1,1 @@
-"""Learning: losses, teach signals, the chunk scan, the outer optimizer."""
+"""Learning: teach signals, the body of one chunk, the training modes, streams and sampling."""

@@ -85,7 +85,7 @@ def begin(model: HopeModel, fast: Fast, batch_size: int, carry: Carry | None) ->
 
 
 def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
-    """Statistics of no write, for every memory and level: leaves [L, B]."""
+    """The statistics before any write, for every memory and level, with leaves [L, B]."""
     shape = (model.spec.num_layers, batch_size)
     return {
         name: {level: jax.tree.map(lambda t: jnp.broadcast_to(t, shape), zero_stats()) for level in levels}
@@ -95,7 +95,7 @@ def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
 
 @jax.named_scope("head")
 def read_loss(params: PyTree, out: ReadOutput, targets: Array) -> CrossEntropy:
-    """Cross-entropy of each position's target, int [B, n]; its `total` is what is differentiated."""
+    """The cross-entropy of each position's target, int [B, n]; its `total` is differentiated."""
     return cross_entropy(out.hidden, params[EMBED], targets)
 
 
@@ -176,13 +176,12 @@ def step(
 def finish(
     model: HopeModel, rule: OnlineRule, params: PyTree, norms: PyTree, state: State, *, last: bool = True
 ) -> State:
-    """Writes the last chunk; last: and flushes or drops partial periods, as the stream ends. Without its
-    carry."""
+    """Writes the last chunk and drops the carry. last: partial periods are flushed or dropped too."""
     return write(model, rule, params, norms, state, last=last)._replace(carry=None)
 
 
 def whole_chunks(batch: Batch, size: int) -> Batch:
-    """[B, T] as chunks [m, B, size], without a shorter last one."""
+    """Cuts leaves [B, T] into chunks [m, B, size], and leaves out a shorter last one."""
     count = batch.tokens.shape[1] // size
     return jax.tree.map(lambda t: t[:, : count * size].reshape(t.shape[0], count, size).swapaxes(0, 1), batch)
 
@@ -211,7 +210,7 @@ def over_chunks(
 
 
 def stream_loss(model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, batch: Batch) -> State:
-    """Reads and writes the batch's streams without an outer gradient (teach schedule 1: inference)."""
+    """Reads and writes the batch's streams without an outer gradient, with the teach schedule at 1."""
     params = model.unstacked(params)
     norms, one = model.norms(params), jnp.ones(())
     state = begin(model, fast, len(batch.tokens), model.init_carry(*batch.tokens.shape))
@@ -227,7 +226,7 @@ def stream_loss(model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, 
 
 
 def _sums_of(losses: CrossEntropy, signal: tuple[WriteSignal, ...]) -> Sums:
-    """The sums of one chunk; none but the loss is differentiated."""
+    """The sums of one chunk, of which the loss alone is differentiated."""
     dtype = losses.total.dtype
     norms = [trees.safe_norm(layer.block, axis=-1).sum() for layer in signal]
     active = [layer.active_n.sum() for layer in signal]
@@ -241,7 +240,7 @@ def _sums_of(losses: CrossEntropy, signal: tuple[WriteSignal, ...]) -> Sums:
 
 
 def _add_stats(total: PyTree, new: PyTree) -> PyTree:
-    """The statistics of `total` with those of the memories in `new` added."""
+    """Adds the statistics of the memories in `new` to those in `total`."""
     added = {
         name: {level: add_stats(total[name][level], stats) for level, stats in levels.items()}
         for name, levels in new.items()

@@ -114,8 +114,8 @@ def _together(
     cut: bool,
 ) -> tuple[State, PyTree]:
     """The state after chunks that are differentiated together, and the gradient of their loss. cut: teach
-    signals are constants, and writes but for parameters that act through them alone. Backward, every chunk is
-    read again from the state before it."""
+    signals are constants, and so are writes, except for parameters that act through them alone. The backward
+    pass reads every chunk again from the state before it."""
 
     def loss(params: PyTree) -> tuple[Array, State]:
         own_norms = norms if cut else model.norms(params)
@@ -135,8 +135,7 @@ def _together(
 
 
 def _cut_documents(model: HopeModel, rule: OnlineRule, params: PyTree, state: State, chunk: Batch) -> State:
-    """The state before `chunk`, cut off from what made it for the examples whose document is at a multiple of
-    K."""
+    """Cuts the state before `chunk` off from its past, for examples whose document is at a multiple of K."""
     carry = state.carry
     assert carry is not None
     select = partial(documents.select, model.clock(carry, chunk.segment_ids) % rule.truncate == 0)

@@ -16,7 +16,7 @@ from hope_jax.learning.stream import Stream, Streamer
 
 
 class Drawn(NamedTuple):
-    """token: as drawn. logits: [V] that it was drawn from. state: with the token fed."""
+    """A drawn token, the logits [V] that it was drawn from, and the state after it has been fed."""
 
     token: int
     logits: Array
@@ -70,7 +70,7 @@ def continue_stream(
 
 
 def roomy(streamer: Streamer, tokens: int) -> int:
-    """A capacity for `tokens` tokens, a power of two times the chunk: few sizes, so few are compiled."""
+    """A capacity for `tokens` tokens: the chunk times a power of two, so that few sizes are compiled."""
     size = streamer.rule.chunk_size
     return size * 2 ** (max(1, -(-tokens // size)) - 1).bit_length()
 

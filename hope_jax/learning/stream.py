@@ -205,7 +205,7 @@ class Streamer:
 
     @partial(jax.jit, static_argnums=(0, 3, 4))
     def _fresh(self, params: PyTree, fast: Fast | None, batch_size: int, capacity: int) -> State:
-        """The device's part of a stream before its first token."""
+        """What the device holds of a stream before its first token."""
         fast = self.model.init_fast_state(params, batch_size) if fast is None else fast
         return chunks.begin(self.model, fast, batch_size, self.model.init_carry(batch_size, capacity))
 
@@ -259,7 +259,7 @@ def _stream(state: State, chunk: Unfinished) -> Stream:
 
 
 def _targets(row: Unfinished) -> HostArray:
-    """int32 [B, n]: the next token where it is a target; the last position has none."""
+    """The next token of each position where it is a target, int32 [B, n]; the last position has none."""
     targets = np.full(row.tokens.shape, NO_TARGET, np.int32)
     segments = row.segment_ids
     valid = row.target_mask[:, 1:] & (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
@@ -268,7 +268,7 @@ def _targets(row: Unfinished) -> HostArray:
 
 
 def _check_documents(row: Unfinished, size: int) -> None:
-    """Raises ValueError if a document of the row, which starts on the grid, begins off it."""
+    """Raises ValueError if a document begins inside a chunk; the row itself starts with one."""
     segments = row.segment_ids
     firsts = np.repeat(segments[:, ::size], size, axis=1)[:, : segments.shape[1]]
     for example, at in np.argwhere((segments != firsts) & (segments > 0))[:1]:
@@ -280,7 +280,7 @@ def _check_documents(row: Unfinished, size: int) -> None:
 
 
 def _fit(other: Array, old: Array) -> Array:
-    """The buffer `other` with as much of `old` at its beginning as it holds; `old` itself at equal shapes."""
+    """Copies as much of `old` as fits to the beginning of `other`; `old` itself where shapes are equal."""
     if other.shape == old.shape:
         return old
     part = tuple(slice(0, min(a, b)) for a, b in zip(other.shape, old.shape, strict=True))
@@ -289,5 +289,5 @@ def _fit(other: Array, old: Array) -> Array:
 
 @partial(jax.jit, static_argnums=2)
 def _slice(logits: Array, start: int, length: int) -> Array:
-    """logits[:, start : start + length]; compiles once a length, not once a start."""
+    """The slice [:, start : start + length], compiled once for each length and not for each start."""
     return jax.lax.dynamic_slice_in_dim(logits, start, length, axis=1)

@@ -51,7 +51,7 @@ class Teach:
 
 
 def clip_factor(signal: Array, max_norm: float) -> Array:
-    """1 / max(|signal_t| / max_norm, 1) over the last axis [..., 1]; max_norm 0: 1."""
+    """The factor [..., 1] that clips each signal to max_norm over the last axis; max_norm 0: it is 1."""
     norm = trees.safe_norm(signal, axis=-1, keepdims=True)
     return 1 / jnp.maximum(norm / max_norm, 1.0) if max_norm else jnp.ones_like(norm)
 
@@ -82,7 +82,7 @@ def process(
     surprises = {"loss": losses.loss_bt, "logit_entropy": losses.entropy_bt}
 
     def gain(cotangent: Array) -> Array:
-        """[B, n, 1] what a token's cotangents are multiplied with, from that at the output."""
+        """The factor [B, n, 1] on a token's cotangents, which follows from the cotangent at the output."""
         size = jnp.asarray(scale, cotangent.dtype)
         clipped = schedule * clip_factor(cotangent * size * schedule, rule.clip)
         return size * clipped.astype(cotangent.dtype)

@@ -113,7 +113,7 @@ class Cms:
         return {name: mlp_memory.group_norms(params[name]) for name in self.levels}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `Memory.flops`: one stretch a level."""
+        """See `Memory.flops`; every level is one stretch."""
         del tokens
         level = flops.mlp_memory(4.0 * self.dim * self.hidden, pull=not self.own_output)
         return [level] * len(self.levels)
@@ -183,7 +183,7 @@ class Cms:
     def _factors(
         self, params: PyTree, delta: PyTree, trace: Trace, signal: WriteSignal, mask: Array, name: str
     ) -> WriteFactors:
-        """Of the gradient of one level's write, zero where mask (bool [n]) is False."""
+        """The factors of the gradient that one level writes, zero where mask (bool [n]) is False."""
         if trace.a is not None:
             return mlp_memory.factors_of_read(trace, signal.own[name], mask)
         teach = signal.own[name].output if self.own_output else signal.block
@@ -212,7 +212,7 @@ class Cms:
         *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
-        """One level's new state, and statistics under the names of `level_names`."""
+        """Writes one level: its new state, and statistics under the names of `level_names`."""
         writer = LevelWriter(self._rules(), level, params, norms, reduce)
         state, stats = writer.write(state, tokens, position, last)
         return state, {name: stats}

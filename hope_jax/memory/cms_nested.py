@@ -125,7 +125,7 @@ class NestedCms(Cms):
 
 
 Stats = tuple[WriteStats, WriteStats]
-"""Of the writes of a level's weights, and of the moves of its init."""
+"""The statistics of a level's own writes, and those of the moves of its init."""
 
 
 def _until_restart(
@@ -139,7 +139,7 @@ def _until_restart(
     *,
     last: bool,
 ) -> tuple[NestedState, Stats]:
-    """Writes tokens that hold no restart but, perhaps, at their end.
+    """Writes tokens among which the level does not restart, or only at their end.
 
     weights: writes with the level's own optimizer. moves: with that of the next slower level, which sees the
     init as a level of its own period. slower: the slower levels, the next one first. fresh: the state at

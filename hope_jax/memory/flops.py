@@ -22,7 +22,7 @@ class Flops(NamedTuple):
 
 
 def matrices(forward: float) -> Flops:
-    """Products with trained matrices: as many for the input's cotangent, and for the matrices'."""
+    """Products with trained matrices; the cotangents of input and matrices take as many again, each."""
     return Flops(forward, signal=forward, backward=2 * forward)
 
 

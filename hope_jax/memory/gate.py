@@ -7,14 +7,14 @@ from hope_jax.memory.levels import MemoryOptions
 
 
 def token_mask(options: MemoryOptions, surprise_n: Array, active_n: Array) -> Array:
-    """bool [n]: tokens that take part in a write. Under `l2`, unsurprising tokens are masked too."""
+    """Which tokens take part in a write, bool [n]. Under `l2` unsurprising tokens are masked too."""
     if options.surprise_threshold is None or options.surprise_metric != "l2":
         return active_n
     return active_n & (surprise_n >= options.surprise_threshold)
 
 
 def is_open(options: MemoryOptions, mean_surprise: Array) -> Array:
-    """bool: whether a period of this mean surprise may be written."""
+    """Whether a period of this mean surprise may be written."""
     if options.surprise_threshold is None:
         return jnp.ones((), bool)
     return mean_surprise >= options.surprise_threshold

@@ -65,7 +65,7 @@ class GatedDeltaNet:
         return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """None, but that the first token of a context finds nothing that could decay."""
+        """None; but in a context of one token the gates of the decay have none, as nothing can decay."""
         return ("w_alpha", "a_log", "dt_bias") if tokens < 2 else ()
 
     def init(self, params: PyTree) -> Array:
@@ -78,11 +78,11 @@ class GatedDeltaNet:
         return jnp.zeros((self.conv_window - 1, 3 * self.dim), dtype)
 
     def rebase(self, params: PyTree, fast: Array) -> Array:
-        """The same values, cut off from what wrote them; no meta parameter is the state's start."""
+        """The same values, cut off from what wrote them; a state does not start from any parameter."""
         return jax.lax.stop_gradient(fast)
 
     def move(self, old: PyTree, new: PyTree, fast: Array) -> Array:
-        """The same state: it lies on top of no parameters."""
+        """The same state, as it is not kept relative to any parameters."""
         return fast
 
     def read(
@@ -150,7 +150,7 @@ class GatedDeltaNet:
 
 
 def _times(x: Array, w: Array, dtype: jnp.dtype | None = None) -> Array:
-    """x w, multiplied in x's dtype; dtype: of the result, if another."""
+    """The product x w, computed in x's dtype; dtype: that of the result, if it is another."""
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
 
 

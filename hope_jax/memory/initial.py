@@ -29,7 +29,7 @@ class Initial(NamedTuple):
     dtype: jnp.dtype
 
     def matrix(self, *, residual: bool = False) -> Init:
-        """Of a [in, out] matrix: uniform +-1/sqrt(fan_in) in the reference; normal of that scale in modern,
+        """A matrix [in, out]: uniform +-1/sqrt(fan_in) in the reference; normal of that scale in modern,
         smaller by sqrt(2 * layers) where the output is added to the residual stream."""
         if not self.modern:
             return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -37,7 +37,7 @@ class Initial(NamedTuple):
         return jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")
 
     def conv(self, window: int) -> Init:
-        """Of the depthwise convolution [window, D]: torch's uniform in the reference, identity in modern."""
+        """The taps [window, D] of a convolution: torch's uniform in the reference, else the identity."""
         if not self.modern:
             return bias(window)
 

@@ -21,7 +21,7 @@ from hope_jax.memory.state import Reduce, WriteStats, own
 
 
 class Gathered(NamedTuple):
-    """What the tokens of a period have added up to, of all examples that share the fast state.
+    """The sums over the tokens of a period and over all examples that share the fast state.
 
     grad: summed gradient of the fast weights. context: [D] sum of LN(x).
     """
@@ -61,25 +61,25 @@ class LevelWriter(PeriodWriter):
         return Gathered(trees.zeros_like(self.weights), context, self.no_tokens())
 
     def join(self, first: Gathered, second: Gathered) -> Gathered:
-        """Sums."""
+        """Adds the sums of both."""
         return trees.add(first, second)
 
     def gather(self, tokens: LevelTokens) -> Gathered:
-        """The sums of a period's (or its part's) gradient, and its counts."""
+        """The summed gradient and the counts of a period, or of a part of one."""
         grad = mlp_memory.write_gradient(tokens.factors, self.weights)
         context = tokens.factors.z.astype(self.dtype).sum(0)
         total = self.reduce(Gathered(grad, context, self.count(tokens)))
         return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
 
     def proposed(self, state: LevelState, period: Gathered) -> tuple[PyTree, PyTree, PyTree]:
-        """A step of the inner optimizer."""
+        """One step of the inner optimizer; see `PeriodWriter`."""
         context = period.context / jnp.maximum(period.ended.seen, 1)
         update, opt = self.optimizer.update(period.grad, state.opt, context=context)
         return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
-        """One step per period. All at once where that is possible: steps are linear, and the state is one
-        example's; else one after the other."""
+        """Takes one step for each period: all at once where the rule is linear and each example has its own
+        state, else one after the other."""
         if len(by_period.mask) > 1 and self.rule.linear and self.reduce is own:
             return self._write_linear(state, by_period)
         return super().write_periods(state, by_period)

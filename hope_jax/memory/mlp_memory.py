@@ -106,7 +106,7 @@ def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> 
 
 
 def clip_factor(o: Array, max_norm: float) -> Array:
-    """1 / max(|o_t| / max_norm, 1) per token, a constant for differentiation. [n, 1]."""
+    """The factor [n, 1] that bounds each token's norm to max_norm; a constant for differentiation."""
     norm = jnp.linalg.norm(o.astype(jnp.promote_types(o.dtype, jnp.float32)), axis=-1, keepdims=True)
     return jax.lax.stop_gradient(1.0 / jnp.maximum(norm / max_norm, 1.0)).astype(o.dtype)
 
@@ -201,7 +201,7 @@ def group_norms(weights: Weights) -> tuple[Array, ...]:
 
 
 def scale_groups(weights: Weights, factors: tuple[Array, ...]) -> Weights:
-    """Each of `GROUPS` times its factor."""
+    """Multiplies each of `GROUPS` with its factor."""
     return {
         name: weights[name] * factor
         for group, factor in zip(GROUPS, factors, strict=True)

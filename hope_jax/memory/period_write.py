@@ -45,7 +45,7 @@ class WriteRules(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What every period knows when its write is decided, of all examples that share the fast state.
+    """What is known of a period when its write is decided, over all examples that share the fast state.
 
     tokens: unmasked tokens. seen: tokens. surprise: summed over `counted` tokens. Leaves [] or, of P periods,
     [P].
@@ -73,7 +73,7 @@ class LevelTokens(NamedTuple):
 
 
 Sizes = list[tuple[Array, Array]]
-"""Of each affine map, the size of a write or a delta after bounds, and whether its bound was active."""
+"""For each affine map the size of a write or delta after bounds, and whether its bound was active."""
 
 
 class PeriodWriter(ABC):
@@ -89,15 +89,15 @@ class PeriodWriter(ABC):
 
     @abstractmethod
     def gather(self, tokens: LevelTokens) -> Any:
-        """What consecutive tokens add, over all examples that share the state."""
+        """What consecutive tokens add to a period, over all examples that share the state."""
 
     @abstractmethod
     def join(self, first: Any, second: Any) -> Any:
-        """What the tokens of both have added, in this order."""
+        """What the tokens of `first` and then those of `second` have added together."""
 
     @abstractmethod
     def nothing(self) -> Any:
-        """What no token adds."""
+        """What a period holds before its first token."""
 
     @abstractmethod
     def init_opt(self) -> PyTree:
@@ -117,19 +117,19 @@ class PeriodWriter(ABC):
         return self.spec.update_period > self.rules.chunk_size
 
     def no_tokens(self) -> Ended:
-        """Of a period that has not begun."""
+        """The counts of a period that has not begun."""
         zero = jnp.zeros((), self.dtype)
         return Ended(zero, zero, zero, zero)
 
     def count(self, tokens: LevelTokens) -> Ended:
-        """Of one example's tokens, over the last axis."""
+        """The counts of one example's tokens, summed over the last axis."""
         unmasked, counted = (m.astype(self.dtype) for m in (tokens.mask, tokens.counted_n))
         surprise = (tokens.surprise_n.astype(self.dtype) * counted).sum(-1)
         seen = jnp.full_like(surprise, tokens.mask.shape[-1])
         return Ended(unmasked.sum(-1), seen, surprise, counted.sum(-1))
 
     def shared(self, ended: Ended, tokens: int) -> Ended:
-        """A sum over the examples that share the state, each with `tokens` tokens, whose number is known."""
+        """Sums over the examples that share the state, with the number of tokens known: `tokens` for each."""
         return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
 
     def write(
@@ -182,7 +182,7 @@ class PeriodWriter(ABC):
         return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
-        """bool: whether the gate is open, and whether the period is written: then, if a token is left."""
+        """Whether the gate is open, and whether the period is written: it is if a token is left, too."""
         is_open = jnp.broadcast_to(
             gate.is_open(self.rules.options, ended.mean_surprise()), ended.tokens.shape
         )
@@ -202,7 +202,7 @@ class PeriodWriter(ABC):
         return state._replace(delta=delta, opt=opt), stats
 
     def _bounded(self, weights: PyTree, bound: float) -> tuple[PyTree, Sizes]:
-        """Scales each affine map down to bound * its slow norm (0: off); also what came of each."""
+        """Scales each affine map down to `bound` times its slow norm (0: off), and says what came of each."""
         sizes = mlp_memory.group_norms(weights)
         if not bound:
             return weights, [(size, jnp.zeros((), bool)) for size in sizes]
@@ -211,7 +211,7 @@ class PeriodWriter(ABC):
         return mlp_memory.scale_groups(weights, tuple(factor for factor, _ in shrunk)), kept
 
     def statistics(self, ended: Ended, grad_norms: list[Array], writes: Sizes, deltas: Sizes) -> WriteStats:
-        """Of ended periods, leaves [] or [P]; lists have one entry a weight, or an affine map."""
+        """The statistics of ended periods, leaves [] or [P]; lists have an entry a weight or affine map."""
         is_open, applied = self.decided(ended)
         on = applied.astype(float)
 

@@ -26,7 +26,7 @@ L2_OBJECTIVE_WEIGHT = 0.1
 
 
 class InnerRule(NamedTuple):
-    """What the rest of the memory floor asks of an inner optimizer.
+    """One inner optimizer, as the rest of the memory floor sees it.
 
     transform: (level, context axes) -> what is done to the gradient before the average. averages: the average
     follows, if beta > 0. linear: the update is a fixed linear function of the gradients and of the period's
@@ -161,7 +161,7 @@ _MEAN = optax.stateless_with_tree_map(lambda g, _: g + L2_OBJECTIVE_WEIGHT * g.m
 
 
 def _rows_with_mean(_spec: Level, _name: str, rows: Array, _seen: Array) -> Array:
-    """`_MEAN` of each row's outer product, which has the row along its first axis."""
+    """Applies `_MEAN` to each row's outer product, whose first axis is that of the row."""
     return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True)
 
 

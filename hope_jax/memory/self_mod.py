@@ -44,7 +44,7 @@ class SelfModState(NamedTuple):
 
 
 class SelfModCarry(NamedTuple):
-    """What crosses calls besides.
+    """What crosses calls besides the fast state.
 
     conv: [w - 1, D] the last inputs of the convolution. generators, memory: streams of the unfinished chunk
     of a level whose chunk spans several calls, C tokens each (token i of the chunk in row i); 0 tokens for
@@ -276,7 +276,7 @@ _Call: TypeAlias = tuple[kernel.Pass, kernel.Group, PyTree, PyTree]
 
 
 def _whole(call: _Call, slow: PyTree) -> tuple[kernel.Group, Any, WriteStats]:
-    """Chunks that begin and end in the call, then the tokens left over, which are read only."""
+    """Reads and writes the chunks that end in the call, and reads the tokens that are left over."""
     constants, group, theta, inputs = call
     tokens = inputs[0].shape[0]
     end = tokens // constants.chunk * constants.chunk
@@ -294,8 +294,8 @@ def _whole(call: _Call, slow: PyTree) -> tuple[kernel.Group, Any, WriteStats]:
 
 
 def _gather(call: _Call, slow: PyTree, pending: Streams, at: Array) -> tuple[Any, Streams, Any, WriteStats]:
-    """A call inside a longer chunk, from its token `at`: its streams are entered, and written if the chunk
-    ends with it."""
+    """A call inside a longer chunk, from token `at` of it: enters the streams of the call, and writes the
+    chunk if it ends with the call."""
     constants, group, *_ = call
     outs, tokens = kernel.read_chunk(*call)
     enter = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=0)
@@ -313,7 +313,7 @@ def _gather(call: _Call, slow: PyTree, pending: Streams, at: Array) -> tuple[Any
 
 
 def _stats(constants: kernel.Pass, slow: PyTree, group: kernel.Group, changes: PyTree) -> WriteStats:
-    """Of P written chunks. slow: the parameters. group: after the last. changes: [P] by matrix."""
+    """Statistics of P written chunks. slow: the parameters. group: after the last. changes: [P] by matrix."""
     added = jax.tree.map(jnp.subtract, kernel.unstack(group, constants.layout)[0], slow)
     slow_m, added_m = (
         jnp.stack([trees.safe_norm(m.astype(float)) for m in jax.tree.leaves(trees.stop_gradient(tree))])

@@ -81,12 +81,12 @@ class WriteStats(NamedTuple):
 
 
 def zero_stats() -> WriteStats:
-    """Statistics of no write."""
+    """The statistics before any write."""
     return WriteStats(*(jnp.zeros((), float) for _ in WriteStats._fields))
 
 
 def add_stats(a: WriteStats, b: WriteStats) -> WriteStats:
-    """Sums, except of levels, which are no flows: of `pending_tokens` and `delta_norm` the later counts."""
+    """Sums of both, except for `pending_tokens` and `delta_norm`, of which the later value counts."""
     total = WriteStats(*(x + y for x, y in zip(a, b, strict=True)))
     delta_norm = jnp.where(b.periods > 0, b.delta_norm, a.delta_norm)
     return total._replace(pending_tokens=b.pending_tokens, delta_norm=delta_norm)
@@ -101,7 +101,7 @@ def total_stats(each: WriteStats) -> WriteStats:
 
 
 def relative(size: Array, norm: Array) -> Array:
-    """size / norm, 0 for nothing on top of weights that are zero."""
+    """The quotient size / norm, and 0 where both are zero."""
     return size / jnp.maximum(norm, jnp.sqrt(jnp.finfo(norm.dtype).tiny))
 
 
@@ -193,7 +193,7 @@ class StreamMemory(AnyMemory, Protocol):
         ...
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:
-        """What was written on top of the parameters `old`, on top of `new`."""
+        """Moves the state, which was written on top of the parameters `old`, onto `new`."""
         ...
 
     def read(

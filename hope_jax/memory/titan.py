@@ -95,7 +95,7 @@ class Titan:
         }
 
     def _modifier_entries(self, begin: Initial) -> Entries:
-        """Of the SelfModifier, see `self_modifier_read`."""
+        """The entries of the SelfModifier; see `self_modifier_read`."""
         widths = (3 * self.dim, self.hidden, self.hidden, self.dim)
 
         def small(*arguments: Any) -> Array:
@@ -212,7 +212,7 @@ class Titan:
 
 
 def shorten(correction: Array, teach: Array, bound: float) -> Array:
-    """The correction [n, D], no longer per token than bound |delta|; bound 0: as it is."""
+    """Shortens the correction [n, D] of each token to at most bound |delta|; bound 0 leaves it as it is."""
     if not bound:
         return correction
     allowed = bound * trees.safe_norm(teach, axis=-1, keepdims=True)

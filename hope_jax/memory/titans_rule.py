@@ -77,7 +77,7 @@ def token_weights(gates: TokenGates, mask: Array) -> tuple[Array, Array, Array, 
 
 
 def then(first: Period, second: Period) -> Period:
-    """The map of `first` and then `second`."""
+    """The map that applies `first` and then `second`."""
 
     def mix(x: Array, y: PyTree, u: Array, v: PyTree, rest: PyTree) -> PyTree:
         return jax.tree.map(lambda p, q, r: x * p + u * q + r, y, v, rest)
@@ -106,7 +106,7 @@ class TitansWriter(PeriodWriter):
         return Period(zero + 1, zero, zero + 1, zeros, zeros, self.no_tokens())
 
     def init_opt(self) -> PyTree:
-        """S."""
+        """The momentum S, at zero."""
         return trees.zeros_like(self.weights)
 
     def join(self, first: Period, second: Period) -> Period:

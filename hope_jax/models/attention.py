@@ -59,7 +59,7 @@ class ReadContext(NamedTuple):
 
 
 def cache_rows(spec: ModelSpec, capacity: int) -> int:
-    """Rows that hold what `capacity` tokens leave to see."""
+    """How many rows a cache needs for `capacity` tokens: no more than the sliding window."""
     return min(capacity, spec.sliding_window or capacity)
 
 
@@ -77,7 +77,7 @@ def cached_positions(position: Array, rows: int) -> Array:
 
 
 def enter(buffer: Array, new: Array, position: Array, *, ring: bool) -> Array:
-    """The buffer [B, rows, ...] with what belongs to the tokens from `position` on, [B, n, ...], entered."""
+    """Enters what belongs to the tokens from `position` on, [B, n, ...], into the buffer [B, rows, ...]."""
     size, tokens = buffer.shape[1], new.shape[1]
     new = new.astype(buffer.dtype)
     if not ring:
@@ -153,7 +153,7 @@ class Attention(nn.Module):
     def _through_cache(
         self, context: ReadContext, cache: Cache, query: Array, key: Array, value: Array
     ) -> tuple[Array, Cache]:
-        """What the queries find among the cached and their own keys, and the cache with these."""
+        """Attends to cached keys and to those of the call, and enters the latter into the cache."""
         rows, position = cache.key.shape[1], context.position
         ring = rows == self.spec.sliding_window
         new_key, new_value = (
@@ -194,9 +194,9 @@ class Attention(nn.Module):
 
 
 def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
-    """Of rows of `tokens` tokens that are cut every `cut` and read in chunks: four projections; scores and
-    their weighted sum over the keys that a token sees on average. Keys and values from before a cut have no
-    cotangents, which is half of the backward products."""
+    """The operations in rows of `tokens` tokens that are cut every `cut` and read in chunks: four
+    projections; scores and their weighted sum over the keys that a token sees on average. Keys and values
+    from before a cut have no cotangents, which is half of the backward products."""
     projections, seen = matrices(8.0 * spec.dim * spec.dim), min(tokens / 2, spec.sliding_window or tokens)
 
     def backward(length: int) -> float:

@@ -133,7 +133,7 @@ def forget(examples_b: Array, cache: dict[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _only(x: Array) -> BlockRead:
-    """Of a part that leaves nothing but its output."""
+    """The result of a part that leaves nothing but its output."""
     return BlockRead(x, {}, {}, {}, {})
 
 
@@ -146,7 +146,7 @@ def _attention(block: Block, x: Array, call: Call) -> BlockRead:
 def _plain(
     entries: Callable[[ModelSpec], Entries], layer: Callable[[PyTree, ModelSpec, Array], Array]
 ) -> Callable[[Block, Array, Call], BlockRead]:
-    """A layer without memory."""
+    """A part that has no memory."""
 
     def read(block: Block, x: Array, call: Call) -> BlockRead:
         del call
@@ -167,14 +167,14 @@ def _params(name: str, memory: AnyMemory, spec: ModelSpec) -> PyTree:
 
 
 def _taught(name: str, memory: Memory, params: PyTree, spec: ModelSpec, x: Array, call: Call) -> BlockRead:
-    """What a memory reads that teach signals write."""
+    """Reads a memory that teach signals write."""
     over = jax.vmap(memory.read, (None, spec.fast_axis, 0, 0), axis_name=EXAMPLES)
     y, trace = over(params, call.fast.get(name), x, call.taps.get(name, {}))
     return _only(y)._replace(trace={name: trace})
 
 
 def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
-    """What all memories that teach signals write are made with."""
+    """The options that all memories share which teach signals write."""
     return {
         "dim": spec.dim,
         "chunk_size": spec.chunk_size,
@@ -187,7 +187,7 @@ def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
 
 
 def _make_cms(spec: ModelSpec, training: bool) -> Cms | None:
-    """None without levels: the CMS is then the identity."""
+    """The CMS of a spec; None without levels, when it is the identity."""
     if not spec.cms.levels:
         return None
     return CONNECTIONS[spec.cms.connection](
@@ -227,7 +227,7 @@ def _titan(block: Block, x: Array, call: Call) -> BlockRead:
 
 
 def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec, int, int], PyTree]:
-    """What a memory carries that writes while it reads, whatever the capacity."""
+    """The carry of a memory that writes while it reads; the capacity has no effect on it."""
 
     def carry(spec: ModelSpec, batch_size: int, _: int) -> PyTree:
         one = make(spec).init_carry(spec.dtype)
@@ -239,7 +239,7 @@ def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec,
 def _streamed(
     name: str, memory: StreamMemory, params: PyTree, spec: ModelSpec, z: Array, call: Call
 ) -> BlockRead:
-    """What a memory reads that writes while it reads."""
+    """Reads a memory that writes while it reads."""
     context, window = call.context, memory.conv_window
     carry = None if call.cache is None else call.cache[name]
     segments = context.segments_with(window - 1) if window else None
@@ -283,7 +283,7 @@ def _make_deltanet(spec: ModelSpec) -> GatedDeltaNet:
 
 
 def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
-    """x with what Gated DeltaNet reads of its norm added."""
+    """Adds to x what Gated DeltaNet reads of its norm."""
     spec, memory = block.spec, _make_deltanet(block.spec)
     z = layers.norm(block, spec, x, prefix="gated_deltanet_")
     params = _params(GATED_DELTANET, memory, spec)

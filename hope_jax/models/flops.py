@@ -11,7 +11,7 @@ from hope_jax.models.spec import ModelSpec
 def train_flops_per_token(
     spec: ModelSpec, tokens: int, mode: str, truncate: int, *, per_layer: bool = True
 ) -> float:
-    """Of rows of `tokens` tokens in a mode of `train.algorithm_mode`.
+    """Useful operations of a token in rows of `tokens` tokens, in a mode of `train.algorithm_mode`.
 
     truncate: K, tokens after which `online` cuts gradients. per_layer: False: the teach signal is the head's.
     """
@@ -36,7 +36,7 @@ def train_flops_per_token(
 
 
 def _signal(spec: ModelSpec, parts: list[Flops]) -> float:
-    """Cotangents of the inputs of everything in the blocks that lies above the first block's lowest tap."""
+    """Operations for the cotangents of inputs in the blocks, down to the first block's lowest tap."""
     every = sum(part.signal for part in parts)
     below = every
     if spec.own_output:

@@ -15,7 +15,7 @@ EMBED_STD = 0.02
 
 
 def embed_init(spec: ModelSpec) -> jax.nn.initializers.Initializer:
-    """Of the tied embedding: unit normal in the reference, std 0.02 in modern."""
+    """The tied embedding begins unit normal in the reference, with a spread of 0.02 in modern."""
     return jax.nn.initializers.normal(EMBED_STD if spec.modern else 1.0)
 
 
@@ -74,7 +74,7 @@ def normed(scale: Array, bias: Array | None = None, *, x: Array) -> Array:
 
 
 def swiglu_hidden(spec: ModelSpec) -> int:
-    """Width of SwiGLU's hidden layer: 2/3 of the MLP's, rounded up to a multiple of 8: as many parameters."""
+    """Hidden width of SwiGLU with as many parameters as the MLP: 2/3 of the MLP's, up to a multiple of 8."""
     return -(-2 * spec.mlp_hidden // 24) * 8
 
 

@@ -76,7 +76,7 @@ class ModelSpec(Architecture):
 
     @property
     def param_dtype(self) -> jnp.dtype:
-        """Of parameters and fast state."""
+        """The dtype of parameters and fast state."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
     @property
@@ -87,7 +87,7 @@ class ModelSpec(Architecture):
 
     @property
     def head_norm(self) -> str:
-        """none | l2 | rms, of queries and keys."""
+        """The norm of queries and keys: none, l2 or rms."""
         return {"style": "rms" if self.modern else "none"}.get(self.qk_norm, self.qk_norm)
 
     @property

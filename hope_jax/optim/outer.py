@@ -195,7 +195,7 @@ def _rate(rule: OptimRule, peak: float) -> Callable[[Array], Array]:
 
 
 def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
-    """What updates the group `MATRIX`."""
+    """The optimizer that updates the group `MATRIX`."""
     rate = _rate(rule, rule.lr)
     if rule.name == "adamw":
         return optax.adamw(rate, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay)

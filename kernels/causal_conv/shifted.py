@@ -31,7 +31,7 @@ def causal_conv(
     taps = taps_wd.astype(x_td.dtype)
 
     def met(i: int) -> jax.Array:
-        """What tap i meets at each token."""
+        """The input that tap i meets at each token."""
         there = padded[i : i + tokens]
         if segments is None:
             return there

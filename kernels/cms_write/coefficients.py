@@ -73,7 +73,7 @@ def coefficients(
     max_delta: jax.Array | None,
     dtype: jnp.dtype,
 ) -> Coefficients:
-    """Of one map. max_write, max_delta: [] bounds, or None: off."""
+    """The coefficients of one map. max_write, max_delta: [] bounds, or None: off."""
     dd, dv, vv, dg_p, vg_p, gg_pp = inner
     v_pb = velocities(beta, applied_p, dtype)
     writes_pb = jnp.where(applied_p[:, None], -lr * v_pb, 0)

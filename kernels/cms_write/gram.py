@@ -87,7 +87,7 @@ def times_transposed(x_ni: jax.Array, m_si: jax.Array) -> jax.Array:
 
 
 def token_products(rows: Rows, other: Rows) -> jax.Array:
-    """Inner products of the gradients of single tokens, [n, m]."""
+    """Inner products [n, m] between the gradients of single tokens."""
     products = times_transposed(rows.x_ni, other.x_ni) * times_transposed(rows.g_no, other.g_no)
     if rows.b_no is None or other.b_no is None:
         return products
@@ -95,7 +95,7 @@ def token_products(rows: Rows, other: Rows) -> jax.Array:
 
 
 def inner_products(one: Map, periods: int) -> Inner:
-    """Of the map's delta, velocity and gradients."""
+    """Inner products between the map's delta, velocity and gradients."""
     x, g, b = one.rows
     zero = jnp.zeros((), g.dtype)
     gg_pp = (

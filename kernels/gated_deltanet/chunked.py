@@ -48,7 +48,7 @@ def gated_delta(
     size = max(1, min(chunk, n))
 
     def chunks(x: jax.Array) -> jax.Array:
-        """[n, heads, ...] -> [chunks, heads, size, ...], the last chunk filled with zeros."""
+        """Cuts [n, heads, ...] into [chunks, heads, size, ...], with zeros at the end of the last chunk."""
         padded = jnp.pad(x, [(0, -n % size), *[(0, 0)] * (x.ndim - 1)])
         return jnp.moveaxis(padded.reshape(-1, size, *x.shape[1:]), 2, 1)
 
@@ -93,5 +93,5 @@ def _with_state(state: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Arr
 
 
 def _product(a: jax.Array, b: jax.Array, narrow: jnp.dtype, dtype: jnp.dtype) -> jax.Array:
-    """a b of factors rounded to `narrow`, summed in `dtype`."""
+    """The product of two factors that are rounded to `narrow`, summed in `dtype`."""
     return jnp.matmul(a.astype(narrow), b.astype(narrow), preferred_element_type=dtype)

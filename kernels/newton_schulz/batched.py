@@ -18,7 +18,7 @@ QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(x: jax.Array, coefficients: Coefficients, steps: int, eps: float) -> jax.Array:
-    """`iterate` from x / (|x|_F + eps). The gradient at a matrix of zeros is that of x / eps."""
+    """Runs `iterate` from x / (|x|_F + eps). The gradient at a matrix of zeros is that of x / eps."""
     return iterate(x / (trees.safe_norm(x, axis=(-2, -1), keepdims=True) + eps), coefficients, steps)
 
 

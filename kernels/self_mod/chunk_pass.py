@@ -106,7 +106,7 @@ def _chunk(
 
 
 def _with_backward(constants: Pass, in_turn: bool) -> Callable[..., tuple[Group, PyTree, PyTree]]:
-    """(theta, group, inputs [blocks, chunks, C, ...]) -> group, outputs, changes: with its own derivative."""
+    """The pass over (theta, group, inputs [blocks, chunks, C, ...]), with a backward pass of its own."""
 
     def forward(theta: PyTree, group: Group, inputs: Inputs) -> tuple[Any, Any]:
         def block(group: Group, inputs: Inputs) -> tuple[Group, Any]:
@@ -181,7 +181,7 @@ def _chunk_backward(
 
 
 def _along(a: Any, b: Any) -> jax.Array:
-    """Inner product over all arrays, in at least float32."""
+    """The inner product over all arrays of two trees, in at least float32."""
     return jnp.asarray(sum(jnp.vdot(wide(x), wide(y)) for x, y in zip(a, b, strict=True)))
 
 

@@ -99,7 +99,7 @@ def advance(group: Group, factors: Factors) -> Group:
 def factors_of_chunk(
     products: Products, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
 ) -> Factors:
-    """What one chunk writes.
+    """The write of one chunk, as factors.
 
     products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
     dtype, decays and the C x C algebra in at least float32. live: bool [C]; a token that is not live is an

@@ -81,7 +81,7 @@ def change(layout: Layout, new: Group, old: Group) -> Memories:
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """In at least float32."""
+    """The array in at least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -118,7 +118,7 @@ def _pass(
     signal: bool = False,
     by_head: bool = False,
 ) -> _Block:
-    """All blocks, in order; by_head and signal in the dtypes of head and hidden."""
+    """Runs all blocks in order; by_head and signal have the dtypes of head and hidden."""
     weights = head_vd.astype(hidden_btd.dtype)
     block = jax.checkpoint(partial(_block, signal, by_head))
     over = block if size == targets_bt.shape[1] else partial(_over_blocks, block, size)
@@ -167,7 +167,7 @@ def _cross_entropy(size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets
 
 
 def _forward(size: int, hidden: Any, head: Any, targets: Any) -> tuple[_Found, Any]:
-    """The pass with the cotangents of what is differentiated; arguments with their `perturbed`."""
+    """Runs the pass with the cotangents that are asked for, which each argument's `perturbed` says."""
     wanted = {"signal": hidden.perturbed, "by_head": head.perturbed}
     found = _pass(size, hidden.value, head.value, targets.value, **wanted)
     return (found.total, found.loss, found.entropy), (found.signal, found.by_head)

@@ -5,7 +5,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +46,9 @@ def case(
 
 
 def run(cases: list[dict[str, Any]], timeout: int = 300) -> dict[str, Any]:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [sys.executable, "tests/cluster/device_runs.py", json.dumps(cases)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout,
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}

@@ -23,7 +23,6 @@ from hope_jax.storage.trained import Trained, prepare, read_text
 from tests.checkpoints import save_small, small_config
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Done(NamedTuple):

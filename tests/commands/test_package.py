@@ -45,8 +45,6 @@ def get_config():
     return config
 """
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 class Done(NamedTuple):
     code: int

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +26,10 @@ TINY = {
     "optim.name": "adamw",
 }
 
-_ENV = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hope_jax.plan", f"--config={ROOT}/configs/pilot_smoke.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=_ENV, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

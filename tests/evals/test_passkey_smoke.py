@@ -18,7 +18,6 @@ from hope_jax.evals.reading.memorize import Memorized, Rule
 from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
 ARMS = ("baseline", "memorized", *CONTROLS)
 
 

@@ -139,7 +139,6 @@ def test_a_document_teaches_alone_in_chunks(variant: str, style: str, window: in
     assert_independent(lambda segments, seed: compiled(rows(seed, segments, taught=False)), window)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("variant", "style", "window"), cases(STREAMED))
 def test_a_document_is_streamed_alone(variant: str, style: str, window: int) -> None:
     """In calls that end anywhere, logits and memories at the stream's end are those of one call."""

@@ -148,7 +148,6 @@ def test_documents_packed_in_a_row_learn_as_without_the_option_in_rows_of_their_
     compare(variant, mode, option=False, short=True)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("variant", "option"),
     [("hope_hybrid", True), *(pytest.param(variant, False, marks=NIGHTLY) for variant in BLOCKS)],

@@ -10,8 +10,6 @@ import pytest
 from hope_jax.learning.sampling import Drawn, continue_stream, draw, generate, roomy
 from tests.streams import CHUNK, TOKENS, VOCAB, assert_same, part, rows, setup, variants
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 PROMPT, ROOM = 10, 4 * CHUNK
 
 

@@ -24,8 +24,6 @@ from tests.streams import (
     variants,
 )
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SPLITS = [(1,) * TOKENS, (0, 5, 12, 0, 1, 9), (8, 8, 8, 3), (26, 1)]
 
 

@@ -17,8 +17,6 @@ from hope_jax.models.lm import HopeModel
 from hope_jax.storage.memory_file import load_memory, owner_of, save_memory
 from tests.streams import CHUNK, assert_same, part, rows, run, setup
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 TOKENS, CAPACITY = 45, 64
 WINDOWS = [5, *(pytest.param(window, marks=pytest.mark.nightly) for window in (1, CHUNK, 13))]
 

@@ -53,7 +53,7 @@ def test_the_loader_delivers_batches_on_the_device() -> None:
     assert not np.array_equal(batches[0].tokens, case.run()[0].tokens)
 
 
-def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path, quick: None) -> None:
+def test_a_step_fed_from_a_mixture_says_how_long_it_waited(tmp_path: Path) -> None:
     mixture = {"a": 0.5, "b": 0.5}
     loader.made_up_shards(tmp_path, mixture, row_tokens=32)
     shards = {"data__source": str(tmp_path), "data__mixture": mixture, "train__algorithm_mode": "two_pass"}

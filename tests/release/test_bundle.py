@@ -16,8 +16,6 @@ from hope_jax.storage.digests import BadFileError
 from hope_jax.storage.trained import prepare, read_text
 from tests.release.bundles import LOGS, Runs, contents, first_bad, save_run
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def logits(checkpoint: Path) -> np.ndarray:
     """Those after a text."""

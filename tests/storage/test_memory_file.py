@@ -16,8 +16,6 @@ from hope_jax.storage import arrays, memory_file
 from hope_jax.storage.memory_file import load_memory, owner_of, save_memory
 from tests.streams import CAPACITY, CHUNK, assert_same, part, rows, run, setup, variants
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def filled(streamer: Streamer, params: Any, batch_size: int = 2) -> Stream:
     """A stream of CHUNK + 3 tokens whose arrays hold arbitrary values: nothing needs to be compiled."""

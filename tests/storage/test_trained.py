@@ -14,8 +14,6 @@ from hope_jax.storage.stored import LoadedCheckpoint, load_checkpoint
 from hope_jax.storage.trained import Trained, prepare, read_text
 from tests.checkpoints import save_small, small_config
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 PERSISTENT = {
     "memory": {"lifetime": "persistent", "scope": "batch"},
     "train": {"steps": 2, "algorithm_mode": "two_pass"},

@@ -67,7 +67,7 @@ def run(workdir: Path, *overrides: str) -> dict[str, object]:
 
 
 def test_a_run_from_shards_is_resumed_to_the_bit(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telemetry, "measure_matmul_peak", lambda: 1e9)
     monkeypatch.setattr(loop, "write_report", lambda workdir: None)

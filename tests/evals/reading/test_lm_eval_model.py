@@ -15,8 +15,6 @@ from hope_jax.evals.reading.scoring import Pair
 from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 PAIRS = [
     ("Question: What is salt?\nAnswer:", " a white stone from the sea"),
     ("", "In the beginning was the sea, and it was deep and cold."),

@@ -16,8 +16,6 @@ from hope_jax.models.lm import HopeModel
 from tests.evals.reading.test_scoring import text
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def written(variant: str, **rule) -> dict[str, np.ndarray]:
     """Largest change of each memory's and level's weights, by layer."""

@@ -16,7 +16,6 @@ from hope_jax.evals.tasks.finetune import Tuner
 from hope_jax.models.lm import HopeModel
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
 VARIANTS = ["hope_attention", pytest.param("hope_selfmod", marks=pytest.mark.nightly)]
 
 

@@ -17,8 +17,6 @@ from hope_jax.evals.reading.scoring import (
 from hope_jax.evals.reading.subject import Subject
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 VARIANTS = ["hope_attention", pytest.param("hope_selfmod", marks=pytest.mark.nightly)]
 
 

@@ -12,8 +12,6 @@ import pytest
 from tests.evals.made_up import Counter, Killed
 from tests.evals.suite.running import Command, read
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_one_checkpoint_leaves_jsons_reports_and_plots(command: Command, tmp_path: Path) -> None:
     done = command("--checkpoint=RUNS/one --out=OUT --limit=4 --memorize --seed=5")

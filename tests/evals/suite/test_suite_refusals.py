@@ -11,8 +11,6 @@ from tests.evals import made_up
 from tests.evals.made_up import Counter
 from tests.evals.suite.running import Command
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_an_evaluation_that_fails_stops_no_other(
     command: Command, counter: Counter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

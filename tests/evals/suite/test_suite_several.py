@@ -15,8 +15,6 @@ from tests.evals import made_up
 from tests.evals.made_up import Counter
 from tests.evals.suite.running import Command, read
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_a_baseline_memorizes_with_what_it_has(command: Command, tmp_path: Path) -> None:
     save_small(tmp_path / "plain", small_config(model={"block_variant": "transformer"}))

@@ -14,8 +14,6 @@ from hope_jax.evals.tasks.arms import compare, run_arms, update_statistics
 from tests.evals.reading.test_scoring import text
 from tests.evals.subjects import subject
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 class Text(NamedTuple):
     key: str

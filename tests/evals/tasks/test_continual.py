@@ -23,7 +23,6 @@ from hope_jax.evals.tasks.segments import blocks, load_segments
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.tasks.intents_data import write_banking, write_clinc
 
-pytestmark = pytest.mark.usefixtures("quick")
 SEGMENTS = {"segment_bytes": 1024, "segment_names": ["kjv", "austen"]}
 
 

@@ -20,7 +20,6 @@ from tests.evals.subjects import as_if_slow, subject
 
 TOKENIZER = Tokenizer.load()
 RNG = np.random.default_rng(0)
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_positions_are_as_computed_token_by_token() -> None:
@@ -82,7 +81,7 @@ def test_pieces_of_the_embedded_corpus_and_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, quick: None) -> dict[str, Any]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Three pieces of 96 tokens, one of each source, in all arms."""
     run = Run(
         subject(), tmp_path_factory.mktemp("out"), limit=3, arms=ARMS, records=True,

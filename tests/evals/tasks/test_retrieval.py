@@ -33,7 +33,6 @@ CONTINUATIONS = [
 ]
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "variant", ["hope_attention", pytest.param("hope_selfmod", marks=pytest.mark.nightly)]
 )
@@ -165,7 +164,6 @@ def test_a_continuation_is_what_the_tokenizer_makes_of_the_whole() -> None:
     np.testing.assert_array_equal(whole, tokenizer.encode(f"{before} 1234567"))
 
 
-@pytest.mark.usefixtures("quick")
 def test_passkeys_of_all_arms_by_a_real_model(tmp_path: Path) -> None:
     """The context that memories have read changes what is known without it; all else is as asked."""
     options = {"passkey_lengths": [128], "passkey_answer_tokens": 3}

@@ -21,8 +21,6 @@ from hope_jax.evals.tasks import zeroshot, zeroshot_tasks
 from tests.evals.subjects import as_if_slow, subject
 from tests.evals.tasks.zeroshot_files import ITEMS, write_files
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
