@@ -6,11 +6,9 @@ NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self
 them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
 comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
 would be at that peak, memory of temporaries and compile time, share of the time that was spent waiting for
-data, and each goal with whether it is met. Figures are this machine's: ratios and shares carry over between
-runs, times do not.
+data. Figures are this machine's: ratios and shares carry over between runs, times do not.
 """
 
-import importlib
 import os
 import platform
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, instead
 from hope_jax.core.output import say
+from hope_jax.perf import kernel_benchmarks, loader, steps
 from hope_jax.perf.timing import Comparison, Timing, measure
 
 FLAGS = flags.FLAGS
@@ -28,32 +27,22 @@ _JSON = cli.define_path("json", "File that receives all figures.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound=1)
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
-MODULES = {
-    "causal_conv": "hope_jax.perf.kernel_benchmarks",
-    "cms_write": "hope_jax.perf.kernel_benchmarks",
-    "compile": "hope_jax.perf.steps",
-    "gated_deltanet": "hope_jax.perf.kernel_benchmarks",
-    "loader": "hope_jax.perf.loader",
-    "newton_schulz": "hope_jax.perf.kernel_benchmarks",
-    "self_mod": "hope_jax.perf.kernel_benchmarks",
-    "step": "hope_jax.perf.steps",
-    "step_small": "hope_jax.perf.steps",
-    "xent_teach": "hope_jax.perf.kernel_benchmarks",
-}
-"""Operation -> module with `comparisons() -> Iterator[Comparison]`."""
+MODULES = (kernel_benchmarks, loader, steps)
+"""Each with `comparisons() -> Iterator[Comparison]`."""
 
 
 def comparisons(names: list[str]) -> Iterator[Comparison]:
     """The comparisons that the names select, in order. Raises: ConfigError if a name selects none."""
-    for name in names or sorted(MODULES):
+    operations: dict[str, list[Comparison]] = {}
+    for one in (each for module in MODULES for each in module.comparisons()):
+        operations.setdefault(one.name.partition("/")[0], []).append(one)
+    for name in names or sorted(operations):
         operation = name.partition("/")[0]
-        if operation not in MODULES:
-            raise ConfigError(f"bench {name}: unknown; {instead(operation, sorted(MODULES))}")
-        module = importlib.import_module(MODULES[operation])
-        there = [one for one in module.comparisons() if one.name.startswith(f"{operation}/")]
+        there = operations.get(operation, [])
         chosen = [one for one in there if "/" not in name or one.name.startswith(name)]
         if not chosen:
-            raise ConfigError(f"bench {name}: unknown; {instead(name, [one.name for one in there])}")
+            known = instead(name, [one.name for one in there] or sorted(operations))
+            raise ConfigError(f"bench {name}: unknown; {known}")
         yield from chosen
 
 
@@ -70,7 +59,7 @@ COLUMNS: tuple[tuple[str, str, str, int, float], ...] = (
 )
 """Title, key of a `Timing`, format, width, and by how much the figure is multiplied."""
 
-HEADER = f"{'case':34} " + " ".join(f"{title:>{width}}" for title, _, _, width, _ in COLUMNS) + "  goals"
+HEADER = f"{'case':34} " + " ".join(f"{title:>{width}}" for title, _, _, width, _ in COLUMNS)
 
 
 def line(timing: Timing) -> str:
@@ -79,8 +68,7 @@ def line(timing: Timing) -> str:
     for _, name, form, width, times in COLUMNS:
         value = timing[name]
         cells.append(f"{'-' if value is None else format(value * times, form):>{width}}")
-    goals = "; ".join(f"{goal}: {'met' if met else 'missed'}" for goal, met in timing["met"].items())
-    return " ".join([*cells, f" {goals}"]).rstrip()
+    return " ".join(cells)
 
 
 def main(argv: list[str]) -> None:

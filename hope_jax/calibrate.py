@@ -30,7 +30,6 @@ from hope_jax.core.output import say
 from hope_jax.core.types import NO_TARGET, Batch, FrozenMapping, PyTree
 from hope_jax.data.inputs import open_inputs
 from hope_jax.learning.reread import reread
-from hope_jax.memory.levels import Level
 from hope_jax.models.lm import HopeModel
 from hope_jax.storage.stored import load_checkpoint
 from hope_jax.storage.trained import load_tokenizer
@@ -68,13 +67,9 @@ def measure(
 ) -> Outcome:
     """Streams the batches with the given inner rates, by level name; levels without one are not written."""
     spec = assemble.model_spec(config)
-
-    def rated(name: str, level: Level) -> Level:
-        return replace(level, lr=rates.get(name, 0.0))
-
-    levels = FrozenMapping({name: rated(name, level) for name, level in spec.cms.levels.items()})
-    titan = replace(spec.titan, level=rated("titan", spec.titan.level))
-    model = HopeModel(replace(spec, cms=replace(spec.cms, levels=levels), titan=titan))
+    levels = {name: replace(level, lr=rates.get(name, 0.0)) for name, level in spec.cms.levels.items()}
+    titan = replace(spec.titan, level=replace(spec.titan.level, lr=rates.get("titan", 0.0)))
+    model = HopeModel(replace(spec, cms=replace(spec.cms, levels=FrozenMapping(levels)), titan=titan))
     run = jax.jit(lambda params, batch: reread(model, assemble.online_rule(config), params, batch))
     falls, writes, change, streamed, tokens = 0, 0, 0.0, 0.0, 0
     surprise = []

@@ -47,10 +47,6 @@ class PathParser(flags.ArgumentParser[str]):
             raise ValueError(str(error).partition(": ")[2]) from None
         return argument
 
-    def flag_type(self) -> str:
-        """What absl calls such a value."""
-        return "path"
-
 
 def define_path(name: str, help_text: str) -> flags.FlagHolder[str | None]:
     """Gives the command `--NAME=PATH`; several commands may be imported into one process."""
@@ -228,9 +224,8 @@ def split_overrides(argv: Sequence[str]) -> list[str]:
     Raises: ConfigError for an unknown key or a value that is missing.
     """
     out: list[str] = []
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
+    rest = iter(argv)
+    for token in rest:
         if token == "--":
             return [*out, token, *rest]
         match = _OVERRIDE.fullmatch(token)
@@ -241,12 +236,10 @@ def split_overrides(argv: Sequence[str]) -> list[str]:
         switch = key_type(key) is bool
         if negated and not (switch and value is None):
             raise ConfigError(f"{token}: the form --noconfig.KEY is for keys that are true or false")
-        if value is None and switch:
-            value = "false" if negated else "true"
-        elif value is None:
-            if not rest:
-                raise ConfigError(f"{token}: the value is missing; write {token}=VALUE")
-            value = rest.pop(0)
+        if value is None:
+            value = str(not negated).lower() if switch else next(rest, None)
+        if value is None:
+            raise ConfigError(f"{token}: the value is missing; write {token}=VALUE")
         out.append(f"--{_OVERRIDES}={key}={value}")
     return out
 

@@ -108,13 +108,8 @@ def _idle_key_warnings(config: ExperimentConfig) -> Iterator[str]:
         yield "train.truncate_tokens has no effect under through_writes: nothing is cut"
     if config.data.mixture and config.data.source == "embedded":
         yield "data.mixture has no effect under data.source=embedded"
-    if config.data.source.startswith("synthetic:"):
-        yield from _synthetic_warnings(config)
-
-
-def _synthetic_warnings(config: ExperimentConfig) -> Iterator[str]:
-    """Of keys that belong to texts."""
-    if config.data.mixture or config.data.tokenizer != "embedded":
+    texts = config.data.mixture or config.data.tokenizer != "embedded"
+    if config.data.source.startswith("synthetic:") and texts:
         yield f"data.mixture and data.tokenizer have no effect under data.source={config.data.source}"
 
 

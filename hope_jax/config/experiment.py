@@ -131,24 +131,20 @@ class OrderedConfig(config_dict.ConfigDict):
 
 def to_config_dict(value: object) -> OrderedConfig:
     """A dataclass instance as a ConfigDict: nested, key order kept, None as a typed placeholder."""
-    out = OrderedConfig()
-    hints = typing.get_type_hints(type(value))
+    out, hints = OrderedConfig(), typing.get_type_hints(type(value))
     for f in dataclasses.fields(value):  # type: ignore[arg-type]
         item = getattr(value, f.name)
-        if dataclasses.is_dataclass(item):
-            out[f.name] = to_config_dict(item)
-        elif isinstance(item, Mapping):
-            nested = OrderedConfig()
-            for key, entry in item.items():
-                nested[key] = to_config_dict(entry) if dataclasses.is_dataclass(entry) else entry
-            out[f.name] = nested
-        elif type(None) in typing.get_args(hints[f.name]):
-            kind = next(t for t in typing.get_args(hints[f.name]) if t is not type(None))
-            out[f.name] = config_dict.placeholder(kind)
-            if item is not None:
-                out[f.name] = item
-        else:
+        if isinstance(item, Mapping):
+            entries = {
+                key: to_config_dict(entry) if dataclasses.is_dataclass(entry) else entry
+                for key, entry in item.items()
+            }
+            out[f.name] = OrderedConfig(entries)
+        elif type(None) in (kinds := typing.get_args(hints[f.name])):
+            out[f.name] = config_dict.placeholder(next(kind for kind in kinds if kind is not type(None)))
             out[f.name] = item
+        else:
+            out[f.name] = to_config_dict(item) if dataclasses.is_dataclass(item) else item
     return out
 
 

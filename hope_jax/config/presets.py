@@ -33,7 +33,7 @@ def set_schedule(config: OrderedConfig, warmup: int, decay_start: int, decay: in
     config.teach.schedule.update(steps)
 
 
-def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> OrderedConfig:
+def published_base(titan_period: int, titan_lr: float, optimizer: str) -> OrderedConfig:
     """What the published runs share: mixture, bfloat16, inner optimizer's family."""
     config = base_config()
     config.titan.level = level(update_period=titan_period, lr=titan_lr, optimizer=optimizer)
@@ -44,7 +44,7 @@ def _published_base(titan_period: int, titan_lr: float, optimizer: str) -> Order
 
 def pilot_config() -> OrderedConfig:
     """The pilot run. Its sizes and its outer optimizer are the defaults."""
-    config = _published_base(titan_period=8, titan_lr=6e-4, optimizer="nl_l2_precond")
+    config = published_base(titan_period=8, titan_lr=6e-4, optimizer="nl_l2_precond")
     config.model.block_variant = "hope_hybrid"
     set_levels(config, _PERIODS, lr=3e-4, optimizer="nl_l2_precond")
     config.teach.clip = 5.0
@@ -81,19 +81,6 @@ def pilot_smoke_config() -> OrderedConfig:
     return config
 
 
-def pilot_reference_config() -> OrderedConfig:
-    """As near to the published pilot as the options go, the gate that never opens included."""
-    config = pilot_config()
-    config.model.style = "reference"
-    config.memory.surprise_threshold = PUBLISHED_THRESHOLD
-    config.titan.self_modifier.clip = 0.0
-    config.teach.normalize = "batch_mean"
-    config.cms.delta_at = "block_output"
-    config.memory.update({"scope": "batch", "lifetime": "persistent"})
-    config.train.update({"algorithm_mode": "two_pass", "online_chunk_size": 0})
-    return config
-
-
 def pilot_paper_faithful_config() -> OrderedConfig:
     """The pilot under the paper's semantics: attention and CMS, every period written, partial ones too. By
     default the memories live as long as their context, and their initial states are trained."""
@@ -114,7 +101,7 @@ def pilot_selfmod_paper_faithful_config() -> OrderedConfig:
 
 def mid_stage2_config() -> OrderedConfig:
     """The stage-2 run at middle size."""
-    config = _published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
+    config = published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
     config.model.block_variant = "hope_hybrid"
     set_size(config, dim=768, num_layers=18, heads=12)
     set_levels(config, _PERIODS, lr=4e-4, optimizer="preconditioned")
@@ -127,22 +114,9 @@ def mid_stage2_config() -> OrderedConfig:
     return config
 
 
-def mid_stage2_smoke_config() -> OrderedConfig:
-    """The stage-2 run's rehearsal."""
-    config = _published_base(titan_period=16, titan_lr=6e-4, optimizer="preconditioned")
-    config.model.block_variant = "hope_hybrid"
-    set_levels(config, {"cms_fast": 1, "cms_mid": 4, "cms_slow": 16}, lr=3e-4, optimizer="preconditioned")
-    config.teach.update({"scale": 0.2, "clip": 2.0})
-    config.train.steps = 60
-    config.data.batch_size = 8
-    config.optim.update({"name": "adamw", "lr": 1e-4})
-    config.checkpoint.every = 0
-    return config
-
-
 def mid_titan_baseline_config() -> OrderedConfig:
     """The TITAN baseline at middle size: no CMS."""
-    config = _published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
+    config = published_base(titan_period=16, titan_lr=8e-4, optimizer="preconditioned")
     config.model.block_variant = "titan"
     config.cms.levels = {}
     set_size(config, dim=768, num_layers=18, heads=12)

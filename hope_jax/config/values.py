@@ -45,7 +45,7 @@ def resolve(config: Config) -> ExperimentConfig:
     Raises: ConfigError with all unknown keys, wrong types, unknown choices and numbers out of range.
     """
     problems: list[str] = []
-    resolved = _group(ExperimentConfig, config, "", problems, ExperimentConfig())
+    resolved = _value(ExperimentConfig, config, "", problems, ExperimentConfig())
     if problems:
         raise as_error(problems)
     return typing.cast(ExperimentConfig, resolved)
@@ -82,17 +82,15 @@ def set_override(config: dict[str, Any], path: str, text: str) -> None:
 
     Raises: ConfigError for an unknown key or name, or text that is not of the key's type.
     """
-    wanted, kind, names = key_type(path), typing.cast(Any, ExperimentConfig), path.split(".")
-    for depth, written in enumerate(names):
-        parent = ".".join(names[:depth]).replace("+", "")
-        name = _name_in(kind, config, written, parent)
-        if depth == len(names) - 1:
-            break
-        config, kind = _group_at(config, name, path), _kind_of(kind, name)
+    group, steps = config, list(_steps(path))
+    for kind, parent, written, _ in steps[:-1]:
+        group = _group_at(group, _name_in(kind, group, written, parent), path)
+    kind, parent, written, below = steps[-1]
+    name = _name_in(kind, group, written, parent)
     if _mapping_entry(kind) is not None and written == name and text.lower() == "none":
-        config.pop(name, None)
+        group.pop(name, None)
     else:
-        _put(config, name, wanted, _parse(wanted, text, path), path.replace("+", ""))
+        _put(group, name, below, _parse(below, text, path), path.replace("+", ""))
 
 
 def _name_in(kind: Any, group: Mapping[str, Any], name: str, path: str) -> str:
@@ -112,14 +110,13 @@ def _name_in(kind: Any, group: Mapping[str, Any], name: str, path: str) -> str:
 
 
 def _put(group: dict[str, Any], name: str, kind: Any, value: Any, path: str) -> None:
+    """Changes a key; of a group the keys that the value names. Unknown ones are left to `resolve`."""
     if not (dataclasses.is_dataclass(kind) and isinstance(value, Mapping)):
         group[name] = value
         return
     own, hints = _group_at(group, name, path), _hints(typing.cast(type, kind))
     for key, item in value.items():
-        if key not in hints:
-            raise ConfigError(_unknown(path, str(key), hints))
-        _put(own, key, hints[key], item, f"{path}.{key}")
+        _put(own, key, hints.get(key), item, f"{path}.{key}")
 
 
 def _group_at(config: dict[str, Any], name: str, path: str) -> dict[str, Any]:
@@ -150,25 +147,29 @@ def _levels(config: Config) -> Mapping[str, Any]:
 
 def key_type(path: str) -> Any:
     """The type of the key at a dotted path. Raises: ConfigError naming the nearest known keys."""
-    kind: Any = ExperimentConfig
-    names = path.split(".")
-    for depth, name in enumerate(names):
-        parent = ".".join(names[:depth])
+    return list(_steps(path))[-1][-1]
+
+
+def _steps(path: str) -> Iterator[tuple[Any, str, str, Any]]:
+    """Down a dotted path: a group's type and path, a name in it, and that key's type. Raises: ConfigError."""
+    kind, parent = typing.cast(Any, ExperimentConfig), ""
+    for name in path.split("."):
+        below = _mapping_entry(kind)
         if dataclasses.is_dataclass(kind):
             hints = _hints(typing.cast(type, kind))
             if name not in hints:
                 raise ConfigError(_unknown(parent, name, hints))
-        elif _mapping_entry(kind) is None:
+            below = hints[name]
+        elif below is None:
             raise ConfigError(f"{path}: {parent} has no keys of its own")
         elif not name.removeprefix("+").isidentifier():
             raise ConfigError(f"{parent}: {name!r} {_NO_NAME}")
-        kind = _kind_of(kind, name)
-    return kind
+        yield kind, parent.replace("+", ""), name, below
+        kind, parent = below, _below(parent, name)
 
 
-def _kind_of(group: Any, name: str) -> Any:
-    """The type of a key of a group of some type."""
-    return _mapping_entry(group) or _hints(group)[name]
+def _below(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
 
 
 def _hints(group: type) -> dict[str, Any]:
@@ -189,19 +190,17 @@ def _optional(kind: Any) -> Any | None:
 
 
 def _unknown(parent: str, name: str, known: Mapping[str, Any]) -> str:
-    full = f"{parent}.{name}" if parent else name
-    prefix = f"{parent}." if parent else ""
-    longer = [f"{prefix}{n}" for n in known if n.endswith(f"_{name}")]
+    longer = [_below(parent, n) for n in known if n.endswith(f"_{name}")]
     paths = dict.fromkeys(
         part for path, *_ in key_paths() for part in itertools.accumulate(path.split("."), "{}.{}".format)
     )
     same = [path for path in paths if path.rsplit(".", 1)[-1] == name]
     moved = [path for path in paths if path.replace(".", "_") == name]
-    near = [f"{prefix}{n}" for n in difflib.get_close_matches(name, known, n=3)]
+    near = [_below(parent, n) for n in difflib.get_close_matches(name, known, n=3)]
     guesses = (longer or same or moved or near)[:3]
     if guesses:
-        return f"{full}: unknown key; did you mean {' or '.join(guesses)}?"
-    return f"{full}: unknown key; known here: {', '.join(known)}"
+        return f"{_below(parent, name)}: unknown key; did you mean {' or '.join(guesses)}?"
+    return f"{_below(parent, name)}: unknown key; known here: {', '.join(known)}"
 
 
 def describe(kind: Any) -> str:
@@ -221,16 +220,12 @@ def describe(kind: Any) -> str:
 
 def _group(kind: Any, values: Any, path: str, problems: list[str], default: Any) -> Any:
     """The dataclass `kind` with the given values, others as in `default` (None: as declared)."""
-    if not isinstance(values, Mapping | ConfigDict):
-        problems.append(f"{path or 'config'}: want a group of keys, got {values!r}")
-        return default
     hints, out = _hints(kind), {}
     for name, value in values.items():
         if name not in hints:
             problems.append(_unknown(path, str(name), hints))
         else:
-            full = f"{path}.{name}" if path else name
-            out[name] = _value(hints[name], value, full, problems, getattr(default, name, None))
+            out[name] = _value(hints[name], value, _below(path, name), problems, getattr(default, name, None))
     if default is not None:
         return dataclasses.replace(default, **out)
     missing = [
@@ -248,10 +243,13 @@ def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) 
             return None
         kind = inner
     entry = _mapping_entry(kind)
-    if dataclasses.is_dataclass(kind):
-        return _group(kind, value, path, problems, default)
-    if entry is not None:
-        return _mapping(entry, value, path, problems)
+    if dataclasses.is_dataclass(kind) or entry is not None:
+        if not isinstance(value, Mapping | ConfigDict):
+            problems.append(f"{path or 'config'}: want a group of keys, got {value!r}")
+            return default
+        return (
+            _mapping(entry, value, path, problems) if entry else _group(kind, value, path, problems, default)
+        )
     base, bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind, None)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -261,20 +259,14 @@ def _value(kind: Any, value: Any, path: str, problems: list[str], default: Any) 
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{path}: want {wanted}; got {value!r}{hint}")
-    elif type(value) is not base or not _in_range(value, bounds) or (base is str and not value.strip()):
+    elif type(value) is not base or (
+        not value.strip() if base is str else not (bounds or Range(-math.inf)).holds(value)
+    ):
         problems.append(f"{path}: want {wanted}; got {value!r}")
     return value
 
 
-def _in_range(value: Any, bounds: Range | None) -> bool:
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and (bounds is None or bounds.holds(value))
-
-
 def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping | ConfigDict):
-        problems.append(f"{path}: want a group of keys, got {value!r}")
-        return {}
     out = {}
     for name, item in value.items():
         if not (isinstance(name, str) and name.isidentifier()):

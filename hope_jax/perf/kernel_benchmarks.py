@@ -7,21 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
-from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, Coefficients, orthogonalize
-from hope_jax.kernels.xent_teach import cross_entropy, logits_of
 from hope_jax.memory import mlp_memory
+from hope_jax.memory.initial import Initial, Params
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.memory.state import own
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled
+from hope_jax.perf.timing import Case, Comparison, compiled
 
-AS_FAST = (Goal("ratio", 1.0),)
 Cases = tuple[Case, ...]
 
 
@@ -39,78 +35,26 @@ def _forms(
     functions: Mapping[str, Callable[..., Any]],
     *arguments: Any,
     flops: float,
-    tokens: int = 0,
-    goals: tuple[Goal, ...] = (),
+    tokens: int,
     by: tuple[int, ...] = (),
 ) -> Cases:
-    """Ways of computing one thing, each a case, with gradients `by` these arguments if there are any; the
-    goals are for all but the first."""
+    """Ways of computing one thing, each a case, with gradients `by` these arguments if there are any."""
     timed = {name: _with_gradients(form, by) if by else form for name, form in functions.items()}
     work: dict[str, Any] = {"flops": flops * (3 if by else 1), "tokens": tokens}
-    return tuple(
-        compiled(name, function, *arguments, **work, goals=goals if index else ())
-        for index, (name, function) in enumerate(timed.items())
-    )
+    return tuple(compiled(name, function, *arguments, **work) for name, function in timed.items())
 
 
 def comparisons() -> Iterator[Comparison]:
     """Of every kernel."""
     for kind in ("forward", "gradient"):
-        for tokens in (32, 256, 2048):
-            for batch in (1, 6):
-                yield Comparison(
-                    f"causal_conv/{kind}-b{batch}-t{tokens}", partial(_causal_conv, kind, batch, tokens)
-                )
         for tokens, batch in ((32, 1), (512, 1), (2048, 1), (512, 4)):
             name = f"gated_deltanet/{kind}-t{tokens}-b{batch}"
             yield Comparison(name, partial(_gated_deltanet, kind, batch, tokens))
     for kind in ("forward", "gradients"):
-        for period, batch in ((1, 1), (8, 1), (32, 1), (1, 4), (8, 4)):
-            # The dense scan's gradients at period 1 take 2.4 GB an example.
-            if (kind, period, batch) != ("gradients", 1, 4):
-                yield Comparison(
-                    f"cms_write/{kind}-p{period}-b{batch}", partial(_cms_write, kind, period, batch)
-                )
-    for name, coefficients, steps in (("muon", QUINTIC, 5), ("m3", CUBIC, 3)):
-        for shape in ((4, 512, 512), (3, 512, 2048), (1, 1536, 2048), (1, 2048, 2048)):
-            size = "x".join(map(str, shape))
-            build = partial(_newton_schulz, shape, coefficients, steps)
-            yield Comparison(f"newton_schulz/{name}-{size}", build)
+        for period in (1, 8):
+            yield Comparison(f"cms_write/{kind}-p{period}-b1", partial(_cms_write, kind, period))
     for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1), (512, 2048, 1)):
         yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_self_mod, dim, tokens, batch))
-    # An online chunk of the pilot (6 x 32), one sequence of 256, and long ones.
-    sizes = (("gradients", 6, 32), ("gradients", 1, 256), ("gradients", 1, 2048))
-    for kind, batch, tokens in (*sizes, ("signal", 1, 2048), ("loss", 1, 2048)):
-        yield Comparison(f"xent_teach/{kind}-b{batch}-t{tokens}", partial(_xent_teach, kind, batch, tokens))
-
-
-def library_conv(x_btd: jax.Array, taps_wd: jax.Array) -> jax.Array:
-    """`lax.conv_general_dilated` with as many groups as channels. [B, T, D]."""
-    return jax.lax.conv_general_dilated(
-        *(x_btd, taps_wd[:, None], (1,), [(taps_wd.shape[0] - 1, 0)]),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        feature_group_count=x_btd.shape[-1],
-    )
-
-
-def shifted_sums(x_btd: jax.Array, taps_wd: jax.Array) -> jax.Array:
-    """Ours, one sequence mapped over the batch. [B, T, D]."""
-    return jax.vmap(lambda x_td: causal_conv(x_td, taps_wd)[0])(x_btd)
-
-
-def _causal_conv(kind: str, batch: int, tokens: int) -> Cases:
-    """The shifted sums over XLA's depthwise convolution, width D 512, window W 4: 2 W D operations a
-    token."""
-    x_btd = jax.random.normal(jax.random.key(0), (batch, tokens, 512))
-    taps_wd = jax.random.normal(jax.random.key(1), (4, 512))
-    return _forms(
-        {"lax.conv_general_dilated": library_conv, "shifted sums": shifted_sums},
-        *(x_btd, taps_wd),
-        flops=2.0 * taps_wd.size * batch * tokens,
-        tokens=batch * tokens,
-        goals=AS_FAST,
-        by=(0, 1) if kind == "gradient" else (),
-    )
 
 
 def delta_by_token(
@@ -176,16 +120,12 @@ def _written(
     return jax.lax.scan(step, state, [t.reshape(-1, 32, t.shape[-1]) for t in streams])[0]
 
 
-_CMS_TIMES = {("forward", 1): 6.0, ("gradients", 1): 8.0, ("forward", 8): 3.0, ("gradients", 8): 4.0}
-"""(kind, period) -> goal: times the dense scan's speed."""
-
-
-def _cms_write(kind: str, period: int, batch: int) -> Cases:
+def _cms_write(kind: str, period: int) -> Cases:
     """CMS writes of one level over a sequence of 256 tokens, from its inputs and teach signal to its new
     state.
 
     Width D 256, hidden H 1024, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both
-    bounds are on, statistics are not taken. `gram` is the closed form. With gradients: by inputs, teach
+    bounds are on, statistics are not taken. `gram` is the closed form. `gradients`: by inputs, teach
     signals and starting state, through the writes. Operations of a token: 4 products with a D x H matrix
     (pre-activation, pull-back through W_down, an outer product a matrix). Not counted: the split of a read
     into slow weights and delta, what the velocity and the bounds need."""
@@ -197,66 +137,23 @@ def _cms_write(kind: str, period: int, batch: int) -> Cases:
         "ln_scale": jnp.ones(dim),
         "ln_bias": jnp.zeros(dim),
     }
-    state = jax.tree.map(lambda s: jnp.stack([s] * batch), init_level(spec, params, 32))
-    x = jax.random.normal(keys[2], (batch, tokens, dim))
+    state = init_level(spec, params, 32)
+    x = jax.random.normal(keys[2], (tokens, dim))
     teach = 0.1 * jax.random.normal(keys[3], x.shape)
-    axes, times = (None, 0, 0, 0, 0, 0), _CMS_TIMES.get((kind, period))
     writers = {"dense": _Dense, "gram": LevelWriter}
     return _forms(
-        {name: jax.vmap(partial(_written, writer, spec), in_axes=axes) for name, writer in writers.items()},
+        {name: partial(_written, writer, spec) for name, writer in writers.items()},
         *(params, state, state.delta, state.opt[-1].ema, x, teach),
-        flops=2.0 * dim * 4 * dim * 4 * tokens * batch,
-        tokens=tokens * batch,
-        goals=(Goal("ratio", times), Goal("share", 0.5)) if times else (),
+        flops=2.0 * dim * 4 * dim * 4 * tokens,
+        tokens=tokens,
         by=(2, 3, 4, 5) if kind == "gradients" else (),
     )
 
 
-def _optax_muon(coefficients: Coefficients, steps: int, x: jax.Array) -> jax.Array:
-    """Through the transformation's first step: the momentum of one gradient is a multiple of it."""
-    axes = optax.contrib.MuonDimensionNumbers(-2, -1)
-    rule = {"eps": 1e-8, "nesterov": False, "weight_dimension_numbers": axes}
-    optimizer = optax.contrib.scale_by_muon(coefficients, steps, **rule)
-    return jnp.asarray(optimizer.update(x, optimizer.init(x))[0])
-
-
-def _one_by_one(coefficients: Coefficients, steps: int, x: jax.Array) -> jax.Array:
-    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
-    for _ in range(steps):
-        x = coefficients[0] * x + coefficients[1] * (x @ jnp.swapaxes(x, -2, -1)) @ x
-    return x
-
-
-def _newton_schulz(shape: tuple[int, int, int], coefficients: Coefficients, steps: int) -> Cases:
-    """At the pilot's matrices: Muon's five quintic steps over optax's, M3's three cubic ones over their
-    products in turn. In a step of the pilot there are 132 of 512 x 2048, 48 of 512 x 512, and of TITAN's
-    self-modifier 12 of 1536 x 2048 and 12 of 2048 x 2048."""
-    (rows, columns), quintic = sorted(shape[1:]), bool(coefficients[2])
-    others = {"optax": _optax_muon} if quintic else {"product by product": _one_by_one}
-    return _forms(
-        {
-            **{name: partial(other, coefficients, steps) for name, other in others.items()},
-            "ours": lambda x: orthogonalize(x, coefficients, steps, 1e-8),
-        },
-        jax.random.normal(jax.random.key(0), shape),
-        flops=shape[0] * steps * (4.0 * rows**2 * columns + 2.0 * rows**3 * quintic),
-    )
-
-
 def self_mod_params(dim: int) -> Any:
-    """One layer's parameters: unit-scale random maps, slow decay, so that weights stay alive."""
-    keys = iter(jax.random.split(jax.random.key(0), 32))
-
-    def matrix(rows: int, columns: int, gain: float = 1.0) -> jax.Array:
-        return gain * jax.random.normal(next(keys), (rows, columns)) / jnp.sqrt(columns)
-
-    def memory(out: int) -> dict[str, jax.Array]:
-        weights = {"w_in": matrix(dim, dim), "w_out": matrix(out, dim, 0.5)}
-        return weights if out == dim else {**weights, "w_skip": matrix(out, dim)}
-
-    widths = {"k": dim, "v": dim, "memory": dim, "eta": 1, "alpha": 1}
-    memories = {name: memory(out) for name, out in widths.items()}
-    return {**memories, "b_alpha": jnp.full((), 7.0), "w_q": matrix(dim, dim)}
+    """One layer's parameters at their start: slow decay, so that weights stay alive."""
+    entries = SelfMod(dim=dim, local_conv_window=0).entries(Initial(True, 1, jnp.dtype("float32")))
+    return Params(entries, jnp.float32).init(jax.random.key(0))["params"]
 
 
 def self_mod_pass(params: Any, x_btd: jax.Array) -> jax.Array:
@@ -273,48 +170,10 @@ def _self_mod(dim: int, tokens: int, batch: int) -> Cases:
     memories together 8 D^2 and a little) and the results of the products of its tokens (about 29 D a token).
     """
     x_btd = jax.random.normal(jax.random.key(1), (batch, tokens, dim))
-    arguments, flops = (self_mod_params(dim), x_btd), 72.0 * dim * dim * tokens * batch
+    arguments, tokens = (self_mod_params(dim), x_btd), tokens * batch
+    flops = 72.0 * dim * dim * tokens
     gradient = _with_gradients(self_mod_pass, (0, 1))
-    memory = [Goal("temporary_mib", 100.0)] if batch == 1 else []
-    goals = [(Goal("share", 0.6),), (Goal("share", 0.4), *memory)] if dim == tokens else [(), ()]
-    size: dict[str, Any] = {"tokens": tokens * batch}
     return (
-        compiled("forward", self_mod_pass, *arguments, **size, flops=flops, goals=goals[0]),
-        compiled("forward + backward", gradient, *arguments, **size, flops=3 * flops, goals=goals[1]),
-    )
-
-
-def _whole_logits(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> jax.Array:
-    logits = logits_of(hidden_btd, head_vd)
-    chosen = jnp.take_along_axis(logits, targets_bt[..., None], axis=-1)[..., 0]
-    return (jax.nn.logsumexp(logits, axis=-1) - chosen).sum()
-
-
-def _in_blocks(hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> jax.Array:
-    return cross_entropy(hidden_btd, head_vd, targets_bt).total
-
-
-def _xent_teach(kind: str, batch: int, tokens: int) -> Cases:
-    """Cross-entropy with its cotangents, over autodiff of a loss of whole logits; V 32,000, D 512.
-
-    `gradients`: by hidden states and head, as a train step takes them; `signal`: by hidden states, as a read
-    that only teaches does; `loss`: as an evaluation does. 2 V D operations a product and token, of three, two
-    and one products with the head.
-    """
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (batch, tokens, 512))
-    head = 0.05 * jax.random.normal(keys[1], (32_000, 512))
-    targets = jax.random.randint(keys[2], (batch, tokens), 0, 32_000)
-    kinds: dict[str, tuple[int, Callable[..., Any]]] = {
-        "gradients": (3, partial(jax.value_and_grad, argnums=(0, 1))),
-        "signal": (2, jax.value_and_grad),
-        "loss": (1, lambda loss: loss),
-    }
-    products, transform = kinds[kind]
-    return _forms(
-        {"whole logits": transform(_whole_logits), "blocks": transform(_in_blocks)},
-        *(hidden, head, targets),
-        flops=2.0 * head.size * products * batch * tokens,
-        tokens=batch * tokens,
-        goals=AS_FAST,
+        compiled("forward", self_mod_pass, *arguments, flops=flops, tokens=tokens),
+        compiled("forward + backward", gradient, *arguments, flops=3 * flops, tokens=tokens),
     )

@@ -3,10 +3,10 @@
 `loader/pilot_smoke`: batches as training takes them (shuffled, packed, batched and prefetched by grain, then
 placed on the device) from the embedded corpus, and the step that consumes them. `loader/shards`: the same
 from a mixture of five sources of token shards, with the published runs' weights; the shards are made up and
-lie in a temporary folder, so the system's file cache holds them. The goal is five times the step's tokens/s.
+lie in a temporary folder, so the system's file cache holds them.
 
 `fed steps` are steps on the loader's batches, one after the other. Their waits are the time in the iterator's
-`next` and in placing the batch while the device has nothing else to do: the goal is 1 % at most.
+`next` and in placing the batch while the device has nothing else to do.
 """
 
 import atexit
@@ -32,7 +32,7 @@ from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
 from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.perf.steps import StepRun, changed, step_case
-from hope_jax.perf.timing import Case, Comparison, Goal
+from hope_jax.perf.timing import Case, Comparison
 
 BATCHES, STEPS = 32, 8
 """Of a call of the loader alone, and of the fed step; more than are prefetched, so that a sample shows the
@@ -47,7 +47,7 @@ def train_iterator(config: ExperimentConfig) -> TrainIterator:
     return open_inputs(config, open_tokenizer(config.data)).train_iterator()
 
 
-def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: str = "loader") -> Case:
+def loader_case(config: ExperimentConfig, name: str = "loader") -> Case:
     """A call takes `BATCHES` batches, and returns them on the device."""
     iterator, mesh = train_iterator(config), make_mesh(jax.devices()[:1])
     tokens = BATCHES * config.data.batch_size * config.data.seq_len
@@ -55,7 +55,7 @@ def loader_case(config: ExperimentConfig, goals: tuple[Goal, ...] = (), name: st
     def run() -> list[Batch]:
         return [shard_batch(mesh, next(iterator)) for _ in range(BATCHES)]
 
-    return Case(name, run, tokens=tokens, goals=goals)
+    return Case(name, run, tokens=tokens)
 
 
 def fed_case(config: ExperimentConfig) -> Case:
@@ -71,8 +71,8 @@ def fed_case(config: ExperimentConfig) -> Case:
             out = jax.block_until_ready(step(batch))
         return out
 
-    tokens, goals = STEPS * config.data.batch_size * config.data.seq_len, (Goal("wait_share", 0.01),)
-    return Case("fed steps", run, tokens=tokens, goals=goals, waited=lambda: waits[0])
+    tokens = STEPS * config.data.batch_size * config.data.seq_len
+    return Case("fed steps", run, tokens=tokens, waited=lambda: waits[0])
 
 
 def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = ROW_TOKENS) -> None:
@@ -100,8 +100,7 @@ def made_up_shards(folder: Path, mixture: dict[str, float], row_tokens: int = RO
 
 
 def _cases(config: ExperimentConfig) -> tuple[Case, ...]:
-    goal = (Goal("tokens_ratio", 5.0),)
-    return step_case("step", config), loader_case(config, goal), fed_case(config)
+    return step_case("step", config), loader_case(config), fed_case(config)
 
 
 def _shard_cases() -> tuple[Case, ...]:

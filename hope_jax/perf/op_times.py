@@ -1,8 +1,7 @@
-"""Wall time of each operation of a compiled program on CPU, from a trace of one run.
+"""Time of each operation of a compiled program on CPU, from a trace of one run.
 
 XLA:CPU's trace has an event where an operation starts and, as operations may go on in other threads, a second
-one, "end: NAME", where it is done. At any moment the operations under way share the time equally, so that all
-shares add up to the time that the program took; loops and conditionals count where nothing inside them runs.
+one, "end: NAME", where it is done. Operations that run at once count in full each.
 """
 
 import tempfile
@@ -17,13 +16,14 @@ from jax.profiler import ProfileData
 from hope_jax.core.errors import UserError
 
 Interval = tuple[str, float, float]
-"""An operation's name, and start and end of one run in seconds."""
+"""An event's name, and its start and end in seconds."""
 
 _END = "end: "
 
 
-def traced(run: Callable[[], Any]) -> list[Interval]:
-    """The operations of one call of `run`, which must have been called before (nothing is compiled).
+def traced(run: Callable[[], Any]) -> dict[str, tuple[float, int]]:
+    """The operations of one call of `run`, which must have been called before (nothing is compiled): seconds,
+    and how often each ran.
 
     Raises: UserError if the trace has no operations, as on other platforms than CPU.
     """
@@ -39,50 +39,20 @@ def traced(run: Callable[[], Any]) -> list[Interval]:
                         events.append((event.name, event.start_ns * 1e-9, end * 1e-9))
     if not events:
         raise UserError("profile: the trace has no operations; this reads traces of XLA:CPU only")
-    return intervals(events)
+    return times(events)
 
 
-def intervals(events: Iterable[Interval]) -> list[Interval]:
-    """Each operation's start, with the end that belongs to it: an operation does not overlap itself."""
+def times(events: Iterable[Interval]) -> dict[str, tuple[float, int]]:
+    """Of each operation the time from its starts to its ends, and how often it ran; none overlaps itself."""
     starts, ends = defaultdict(list), defaultdict(list)
     for name, start, end in events:
         if name.startswith(_END):
             ends[name.removeprefix(_END)].append(end)
         else:
             starts[name].append((start, end))
-    found = []
+    found = {}
     for name, own in starts.items():
         later = sorted(ends[name]) if len(ends[name]) == len(own) else [0.0] * len(own)
         pairs = zip(sorted(own), later, strict=True)
-        found += [(name, start, max(end, done)) for (start, end), done in pairs]
+        found[name] = (sum(max(end, done) - start for (start, end), done in pairs), len(own))
     return found
-
-
-def wall_times(
-    found: Iterable[Interval], is_container: Callable[[str], bool]
-) -> dict[str, tuple[float, int]]:
-    """Operation -> its share of wall time in seconds, and how often it ran. is_container: loops, conditionals
-    and calls, by name.
-
-    Where only containers are under way, the one that started last has the time; gaps belong to nobody.
-    """
-    moments = []
-    for index, (name, start, end) in enumerate(found):
-        moments += [(start, True, index, name), (end, False, index, name)]
-    seconds: dict[str, float] = defaultdict(float)
-    runs: dict[str, int] = defaultdict(int)
-    leaves: dict[int, str] = {}
-    containers: dict[int, str] = {}
-    before = 0.0
-    for moment, starts, index, name in sorted(moments):
-        sharing = list(leaves.values()) or list(containers.values())[-1:]
-        for each in sharing:
-            seconds[each] += (moment - before) / len(sharing)
-        before = moment
-        runs[name] += starts
-        under_way = containers if is_container(name) else leaves
-        if starts:
-            under_way[index] = name
-        else:
-            under_way.pop(index, None)
-    return {name: (seconds[name], runs[name]) for name in runs}

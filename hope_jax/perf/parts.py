@@ -2,16 +2,16 @@
 
 Every operation keeps the path of names (`op_name`) under which it was traced: flax modules and
 `jax.named_scope`. The first name of `PARTS` in the path has the operation. A fusion belongs to the
-matrix product in it. Operations without a name of their own take it from what is fused into them, from the
-operations next to them (the compiler drops the names of products that it turns round), or from the loop that
-they are in.
+matrix product in it. Operations without a name of their own take it from what is fused into them, or from
+the loop that they are in.
 """
 
 import re
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from hope_jax.planning import hlo
-from hope_jax.planning.counts import product_flops
+from hope_jax.planning.counts import Computation, product_flops
 from hope_jax.planning.hlo import Instruction
 
 PARTS = {
@@ -36,8 +36,6 @@ PARTS = {
 OTHER = "other"
 _CONTROL = {"while", "conditional", "call"}
 _CALLS = ("calls", "body", "condition", "to_apply", *hlo.BRANCHES)
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_FRAME = re.compile(r"stack_frame_id=(\d+)")
 
 
 class Op(NamedTuple):
@@ -51,70 +49,49 @@ class Op(NamedTuple):
     source: str
 
 
-class Ops:
-    """The operations of a compiled program by name. text: of `compiled.as_text()`."""
+def operations(text: str, wanted: Collection[str]) -> dict[str, Op]:
+    """Those of `compiled.as_text()` with these names, without loops, conditionals and calls."""
+    computations, sources = hlo.parse(text).computations, _sources(text)
+    around: dict[
+        str, tuple[str, ...]
+    ] = {}  # computation -> paths of the loops that it is in, the nearest first
+    for name, inside in reversed(computations.items()):  # callers stand behind what they call
+        for it in inside.values():
+            for called in it.called(*_CALLS):
+                around.setdefault(called, (_op_name(it), *around.get(name, ())))
+    found = {}
+    for name, inside in computations.items():
+        for it in inside.values():
+            if it.name in wanted and it.opcode not in _CONTROL:
+                found[it.name] = _op(computations, inside, it, around.get(name, ()), sources)
+    return found
 
-    def __init__(self, text: str) -> None:
-        self._computations, self._sources = hlo.parse(text).computations, _sources(text)
-        self._home = {name: inside for inside in self._computations.values() for name in inside}
-        callers: dict[str, Instruction] = {}
-        for name, inside in self._home.items():
-            for called in inside[name].called(*_CALLS):
-                callers.setdefault(called, inside[name])
-        inner = [
-            (name, caller)
-            for called, caller in callers.items()
-            for name in self._computations.get(called, ())
-        ]
-        self._caller = dict(inner)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._home
+def _op(
+    computations: dict[str, Computation],
+    inside: Computation,
+    it: Instruction,
+    around: tuple[str, ...],
+    sources: dict[str, str],
+) -> Op:
+    fused = [(inside, it), *_fused(computations, it)]
+    flops = {each.name: sum(product_flops(home, each).values()) for home, each in fused}
+    products = [each for _, each in fused if flops[each.name]]
+    paths = [*map(_op_name, (*products, *(each for _, each in fused))), *around]
+    path = next((path for path in paths if part_of(path) != OTHER), _op_name(it))
+    frame = re.search(r"stack_frame_id=(\d+)", it.attributes)
+    source = sources.get(frame[1], "") if frame else ""
+    return Op(part_of(path), "transpose(" in path, "rematted" in path, sum(flops.values()), source)
 
-    def __getitem__(self, name: str) -> Op:
-        instruction = self._home[name][name]
-        path, frame = self._path(instruction), _FRAME.search(instruction.attributes)
-        source = self._sources.get(frame[1], "") if frame else ""
-        return Op(part_of(path), "transpose(" in path, "rematted" in path, self._flops(instruction), source)
 
-    def is_control(self, name: str) -> bool:
-        """Whether it is a loop, conditional or call."""
-        return name in self and self._home[name][name].opcode in _CONTROL
-
-    def _fused(self, instruction: Instruction) -> list[Instruction]:
-        """What is fused into an operation."""
-        names = instruction.called("calls") if instruction.opcode == "fusion" else ()
-        return [each for name in names for each in self._computations[name].values()]
-
-    def _flops(self, instruction: Instruction) -> float:
-        own = sum(product_flops(self._home[instruction.name], instruction).values())
-        return own + sum(self._flops(each) for each in self._fused(instruction))
-
-    def _path(self, instruction: Instruction) -> str:
-        """The op_name that names a part: of a matrix product in it, its own, of what else is fused into it,
-        of operations next to it, or of the loop around it."""
-        own, fused = _op_name(instruction), self._fused(instruction)
-        products = [each for each in fused if product_flops(self._home[each.name], each)]
-        beside = [] if own else self._neighbours(instruction)
-        around, at = [], instruction
-        while at.name in self._caller:
-            at = self._caller[at.name]
-            around.append(at)
-        paths = map(_op_name, (*products, instruction, *fused, *beside, *around))
-        return next((path for path in paths if part_of(path) != OTHER), own)
-
-    def _neighbours(self, instruction: Instruction) -> list[Instruction]:
-        """What uses the operation and what makes its operands, up to two steps away, nearest first."""
-        inside = self._home[instruction.name]
-        found, ring = [], [instruction]
-        for _ in range(2):
-            names = {each.name for each in ring}
-            users = [each for each in inside.values() if names.intersection(each.operands)]
-            ring = [*users, *(inside[name] for each in ring for name in each.operands)]
-            # A loop's tuple is next to everything.
-            ring = [each for each in ring if each.opcode not in ("parameter", "tuple", *_CONTROL)]
-            found += ring
-        return found
+def _fused(
+    computations: dict[str, Computation], it: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+    """What is fused into an operation, each with the computation that it stands in."""
+    for name in it.called("calls") if it.opcode == "fusion" else ():
+        for each in computations[name].values():
+            yield computations[name], each
+            yield from _fused(computations, each)
 
 
 def part_of(op_name: str) -> str:
@@ -124,7 +101,7 @@ def part_of(op_name: str) -> str:
 
 
 def _op_name(instruction: Instruction) -> str:
-    found = _OP_NAME.search(instruction.attributes)
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return found[1] if found else ""
 
 

@@ -6,15 +6,8 @@ CMS levels, TITAN memory, inner optimizer and online chunk of 32 tokens; 2 layer
 float32, AdamW. `step/MODE-TOKENS/VARIANT` is the same in longer rows: the pilot's own of 2,048, and of 512
 through the writes.
 
-`step_small` is the online step of width 128, 2 layers, 4 heads, vocabulary 8192, rows of 256 tokens in online
-chunks of 64; one row a step (`b1`) and four (`b4`). The goals are 60 times what the published code reached on
-two CPU cores. What a step can reach at most is the peak over its operations a token (the JSON's
-`tokens_per_second_at_peak`): where a goal lies above that, no implementation meets it.
-
 `compile/pilot` traces, lowers and compiles the step of `configs/pilot.py`: `cold`, and `cached`, where XLA's
-part is read from JAX's persistent cache. `compile/depth` and `compile/length` do it for 2, 12 and 24 layers,
-and rows of 256, 1024 and 2048 tokens in online chunks of 32: loops are loops, so neither may add to it. A
-sample is one compilation, from scratch."""
+part is read from JAX's persistent cache. A sample is one compilation, from scratch."""
 
 import tempfile
 import time
@@ -26,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from hope_jax.cluster.sharding import batch_sharding, make_mesh, replicated, shard_batch
+from hope_jax.cluster.sharding import make_mesh, shard_batch
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.experiment import ExperimentConfig
@@ -34,23 +27,15 @@ from hope_jax.config.presets import pilot_config
 from hope_jax.config.values import resolve
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Batch, PyTree
-from hope_jax.perf.timing import Case, Comparison, Goal
-from hope_jax.training.step import Step, jit_train
+from hope_jax.perf.timing import Case, Comparison
+from hope_jax.planning.compile import lower_step
+from hope_jax.training.step import Step, state_shardings
 
 BASE = "transformer"
 VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
 MODES = ("online", "two_pass", "through_writes")
 LONGER = (("online", 2048), ("through_writes", 512))
 TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
-
-PUBLISHED = {"transformer": 475, "hope_attention": 87, "hope_hybrid": 89, "hope_selfmod": 68}
-"""Variant -> tokens/s of the published code on two CPU cores."""
-
-TIMES = 60.0
-
-COLD_SECONDS = 40.0
-FLAT = 1.1
-"""How far a compile time may lie above or below that of the shallowest, shortest step."""
 
 
 def random_batch(config: ExperimentConfig) -> Batch:
@@ -72,14 +57,9 @@ class StepRun:
         validate(config)
         self.mesh = make_mesh(jax.devices()[:1])
         self._step, self._batch = Step(config, self.mesh), random_batch(config)
-
-        def placed(tree: PyTree, sharding: Any) -> Any:
-            return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
-
-        state = placed(jax.eval_shape(self._step.init), replicated(self.mesh))
-        batch = placed(self._batch, batch_sharding(self.mesh))
+        size = config.data.batch_size, config.data.seq_len
         started = time.perf_counter()
-        lowered = jit_train(self._step, self.mesh).lower(state, batch)
+        lowered = lower_step(self._step, self.mesh, *size)
         lowered_at = time.perf_counter()
         self.executable = lowered.compile()
         self.lower_seconds, self.compile_seconds = lowered_at - started, time.perf_counter() - lowered_at
@@ -88,13 +68,14 @@ class StepRun:
     def __call__(self, batch: Batch | None = None) -> tuple[TrainState, PyTree]:
         """The state after one more step, and its metrics. The state before it is gone: it was donated."""
         if self._state is None:
-            self._state = jax.jit(self._step.init, out_shardings=replicated(self.mesh))()
+            places = state_shardings(self._step, self.mesh)
+            self._state = jax.jit(self._step.init, out_shardings=places)()
             self._batch = shard_batch(self.mesh, self._batch)
         self._state, metrics = self.executable(self._state, self._batch if batch is None else batch)
         return self._state, metrics
 
 
-def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ()) -> Case:
+def step_case(name: str, config: ExperimentConfig) -> Case:
     """The train step of a configuration as a case."""
     run, tokens = StepRun(config), config.data.batch_size * config.data.seq_len
     analysis = run.executable.memory_analysis()
@@ -105,7 +86,6 @@ def step_case(name: str, config: ExperimentConfig, goals: tuple[Goal, ...] = ())
         tokens=tokens,
         temporary_bytes=None if analysis is None else int(analysis.temp_size_in_bytes),
         compile_seconds=run.lower_seconds + run.compile_seconds,
-        goals=goals,
     )
 
 
@@ -117,39 +97,21 @@ def changed(config: Any, **values: Any) -> ExperimentConfig:
     return resolve(config.to_dict())
 
 
-def timed_step(variant: str, **values: Any) -> ExperimentConfig:
-    """The pilot with another block, of 2 layers, in rows of 256 tokens, float32, with AdamW; values as of
-    `changed`. Teaching starts at full strength, so that writes are not blocked, and the outer rate is small,
-    so that the same batch keeps teaching."""
+def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
+    """The pilot with another block, in a mode: 2 layers, one row of tokens, float32, with AdamW. Teaching
+    starts at full strength, so that writes are not blocked, and the outer rate is small, so that the same
+    batch keeps teaching."""
     pilot = pilot_config()
     pilot.teach.schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
     pilot.optim.update({"name": "adamw", "lr": 1e-6})
     pilot.model.update({"block_variant": variant, "num_layers": 2})
-    pilot.data.update({"seq_len": 256, "mixture": {}})
-    pilot.train.compute_dtype = "float32"
-    return changed(pilot, **values)
-
-
-def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
-    """One row a step, of a variant in a mode."""
-    return timed_step(variant, train__algorithm_mode=mode, data__batch_size=1, data__seq_len=tokens)
-
-
-def small(variant: str, batch: int) -> ExperimentConfig:
-    """The pilot's mechanisms at the small width."""
-    sizes = {"model__dim": 128, "model__heads": 4, "model__vocab_size": 8192}
-    return timed_step(variant, **sizes, data__batch_size=batch, train__online_chunk_size=64)
+    pilot.data.update({"seq_len": tokens, "batch_size": 1, "mixture": {}})
+    pilot.train.update({"algorithm_mode": mode, "compute_dtype": "float32"})
+    return changed(pilot)
 
 
 def _against_base(variant: str, mode: str, tokens: int = 256) -> tuple[Case, ...]:
     return tuple(step_case(each, pilot_step(each, mode, tokens)) for each in (BASE, variant))
-
-
-def _small_cases(batch: int) -> tuple[Case, ...]:
-    return tuple(
-        step_case(variant, small(variant, batch), (Goal("tokens_per_second", TIMES * published),))
-        for variant, published in PUBLISHED.items()
-    )
 
 
 def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
@@ -170,24 +132,15 @@ def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
     """`cold` and `cached` of one step; its first compilation fills the cache."""
     folder = tempfile.TemporaryDirectory()
     _compile(config, folder.name)
-    goals = (Goal("seconds", COLD_SECONDS),)
     return (
-        Case("cold", lambda: _compile(config), goals=goals, single=True),
+        Case("cold", lambda: _compile(config), single=True),
         # the folder lives as long as the case that reads it
         Case("cached", lambda: _compile(config, folder.name), single=True),
     )
 
 
-def _growth_cases(configs: dict[str, ExperimentConfig]) -> tuple[Case, ...]:
-    goals = (Goal("time_apart", FLAT),)
-    return tuple(
-        Case(name, partial(_compile, config), goals=goals if index else (), single=True)
-        for index, (name, config) in enumerate(configs.items())
-    )
-
-
 def comparisons() -> Iterator[Comparison]:
-    """Every mode and variant, longer rows, small steps of one row and of four, and compiling."""
+    """Every mode and variant, longer rows, and compiling."""
     for mode in MODES:
         for variant in VARIANTS:
             yield Comparison(f"step/{mode}/{variant}", partial(_against_base, variant, mode))
@@ -195,13 +148,5 @@ def comparisons() -> Iterator[Comparison]:
         for variant in TEACH_DRIVEN:
             name = f"step/{mode}-{tokens}/{variant}"
             yield Comparison(name, partial(_against_base, variant, mode, tokens))
-    for batch in (1, 4):
-        yield Comparison(f"step_small/b{batch}", partial(_small_cases, batch))
-    pilot = partial(changed, data__mixture={})  # its sources are not at hand
-    yield Comparison("compile/pilot", partial(cached_and_cold, pilot(pilot_config())))
-    depths = {f"{n} layers": pilot(pilot_config(), model__num_layers=n) for n in (2, 12, 24)}
-    yield Comparison("compile/depth", partial(_growth_cases, depths))
-    lengths = {
-        f"{n} tokens": pilot(pilot_config(), data__seq_len=n, model__num_layers=2) for n in (256, 1024, 2048)
-    }
-    yield Comparison("compile/length", partial(_growth_cases, lengths))
+    pilot = changed(pilot_config(), data__mixture={})  # its sources are not at hand
+    yield Comparison("compile/pilot", partial(cached_and_cold, pilot))

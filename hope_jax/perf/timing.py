@@ -13,21 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-AT_MOST = ("temporary_mib", "compile_seconds", "seconds", "time_apart", "wait_share")
-"""Measures that a goal bounds from above; all others from below."""
-
 PEAK_SIZE = 2048
 """Side of the square float32 product that stands for the machine's peak."""
 
 SHORTEST_SAMPLE = 0.02
 """Seconds; a faster call is repeated within a sample."""
-
-
-class Goal(NamedTuple):
-    """What a case is to reach. measure: a key of its `Timing`."""
-
-    measure: str
-    value: float
 
 
 class Case(NamedTuple):
@@ -46,7 +36,6 @@ class Case(NamedTuple):
     tokens: int = 0
     temporary_bytes: int | None = None
     compile_seconds: float | None = None
-    goals: tuple[Goal, ...] = ()
     single: bool = False
     waited: Callable[[], float] | None = None
 
@@ -63,23 +52,20 @@ Timing = dict[str, Any]
 """A case's figures, None for those that it does not have.
 
 comparison, case: names. seconds: median of a call. spread: interquartile range over the median. ratio: the
-first case's median over this one's (above 1: faster). time_apart: ratio or 1 / ratio, whichever is larger.
-share: flops / seconds / peak. tokens_per_second, tokens_per_second_at_peak: the latter is what no
-implementation exceeds. share_ratio, tokens_ratio: share and tokens/s over the first case's. temporary_mib,
-compile_seconds: as of the case. wait_share: of the time, spent waiting for data. peak_gflops, rounds: of the
-measurement. met: "measure value" of each goal -> whether it is reached. """
+first case's median over this one's (above 1: faster). share: flops / seconds / peak. tokens_per_second,
+tokens_per_second_at_peak: the latter is what no implementation exceeds. tokens_ratio: tokens/s over the first
+case's. temporary_mib, compile_seconds: as of the case. wait_share: of the time, spent waiting for data.
+peak_gflops, rounds: of the measurement."""
 
 
-def compiled(
-    name: str, function: Callable[..., Any], *arguments: Any, flops: float, tokens: int = 0, goals: Any = ()
-) -> Case:
+def compiled(name: str, function: Callable[..., Any], *arguments: Any, flops: float, tokens: int = 0) -> Case:
     """A case that runs `function(*arguments)`, compiled here; every array is an argument, not a constant."""
     started = time.perf_counter()
     executable = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - started
     analysis = executable.memory_analysis()
     temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
-    return Case(name, partial(executable, *arguments), flops, tokens, temporary, seconds, goals)
+    return Case(name, partial(executable, *arguments), flops, tokens, temporary, seconds)
 
 
 def _sample(case: Case, calls: int) -> float:
@@ -116,13 +102,10 @@ def measure(comparison: Comparison, rounds: int) -> list[Timing]:
         own = samples[case.name]
         timing: Timing = {"comparison": comparison.name, "case": case.name, **_figures(case, own, peak_rate)}
         first = found[0] if found else timing
-        ratio = first["seconds"] / timing["seconds"]
-        timing["ratio"], timing["time_apart"] = ratio, max(ratio, 1 / ratio)
-        timing["share_ratio"] = _over(timing["share"], first["share"])
+        timing["ratio"] = first["seconds"] / timing["seconds"]
         timing["tokens_ratio"] = _over(timing["tokens_per_second"], first["tokens_per_second"])
         waited = case.waited() - before[case.name] if case.waited else None
         timing["wait_share"] = None if waited is None else waited / (calls[case.name] * sum(own))
-        timing["met"] = {f"{goal.measure} {goal.value:g}": _is_met(goal, timing) for goal in case.goals}
         found.append(timing)
     return found
 
@@ -146,10 +129,3 @@ def _figures(case: Case, samples: list[float], peak_rate: float) -> Timing:
 
 def _over(value: float | None, other: float | None) -> float | None:
     return value / other if value and other else None
-
-
-def _is_met(goal: Goal, timing: Timing) -> bool:
-    value = timing[goal.measure]
-    if value is None:
-        return False
-    return bool(value <= goal.value if goal.measure in AT_MOST else value >= goal.value)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -54,12 +55,14 @@ def train_step(config: ExperimentConfig, topology: Topology, devices: list[Any],
       DoesNotFit: the compiler needs more memory than the device has (TPUs).
     """
     mesh = make_mesh(devices)
-    step = Step(config, mesh)
+    return _compile(partial(lower_step, Step(config, mesh), mesh, batch_size, config.data.seq_len), topology)
+
+
+def lower_step(step: Step, mesh: Mesh, batch_size: int, seq_len: int) -> jax.stages.Lowered:
+    """The train step on a mesh, lowered from shapes."""
     state = _placed(jax.eval_shape(step.init), state_shardings(step, mesh))
-    rows: Any = jax.ShapeDtypeStruct(
-        (batch_size, config.data.seq_len), jnp.int32, sharding=batch_sharding(mesh)
-    )
-    return _compile(lambda: jit_train(step, mesh).lower(state, Batch(rows, rows, rows)), topology)
+    rows: Any = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32, sharding=batch_sharding(mesh))
+    return jit_train(step, mesh).lower(state, Batch(rows, rows, rows))
 
 
 def stream_chunk(config: ExperimentConfig, topology: Topology, devices: list[Any], context: int) -> Compiled:

@@ -51,44 +51,21 @@ class Topology(NamedTuple):
     shape: str
 
 
-_GPU_HEADROOM = 0.95
+_GPU_SHARE = 0.95
 """Share of a GPU's memory that a program may fill: the driver's context and NCCL take some. An assumption."""
 
 
-def _gpu(
-    title: str,
-    capability: tuple[int, int],
-    *,
-    teraflops: tuple[float, float],
-    link: float,
-    cores: int,
-    clock_ghz: float,
-    memory_gib: int,
-    bandwidth: float,
-    l2_mib: int,
-    shared_kib: int,
-    threads: int,
-) -> Accelerator:
-    """teraflops: bfloat16, float32. cores: multiprocessors. shared_kib: shared memory of a multiprocessor; a
-    block may ask for 1 KiB less. threads: of a multiprocessor.
-
-    The target is XLA's GpuTargetConfig. Limits that are no arguments are those of all GPUs of capability 8
-    and 9 (CUDA C Programming Guide, table of compute capabilities).
-    """
-    memory = memory_gib * GIB
-    target = f"""gpu_device_info {{
-        cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
-        core_count: {cores} fpus_per_core: 128 clock_rate_ghz: {clock_ghz}
-        device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2_mib * 2**20}
-        shared_memory_per_block: 49152 shared_memory_per_block_optin: {(shared_kib - 1) * 1024}
-        shared_memory_per_core: {shared_kib * 1024}
-        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
+def _gpu(title: str, peaks: Peaks, own: str) -> Accelerator:
+    """own: of XLA's GpuTargetConfig what is this GPU's. The other limits are those of all GPUs of capability
+    8 and 9 (CUDA C Programming Guide, table of compute capabilities)."""
+    target = f"""gpu_device_info {{ {own}
+        fpus_per_core: 128 shared_memory_per_block: 49152
+        threads_per_block_limit: 1024 threads_per_warp: 32
         block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
         registers_per_core_limit: 65536 registers_per_block_limit: 65536
     }}
     platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{title}" """
-    bf16, float32 = (rate * TERA for rate in teraflops)
-    return Accelerator(title, "cuda", Peaks(bf16, float32, bandwidth, link, _GPU_HEADROOM * memory), target)
+    return Accelerator(title, "cuda", peaks, target)
 
 
 # 142 multiprocessors (18,176 cores), 48 GB on 384 bits, 960 GB/s, 91.1 TFLOPS outside the tensor cores:
@@ -99,31 +76,21 @@ def _gpu(
 # 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
 _RTX6000ADA = _gpu(
     "NVIDIA RTX 6000 Ada Generation",
-    (8, 9),
-    teraflops=(364.2, 182.1),
-    link=31.5e9,
-    cores=142,
-    clock_ghz=2.505,
-    memory_gib=48,
-    bandwidth=960e9,
-    l2_mib=96,
-    shared_kib=100,
-    threads=1536,
+    Peaks(364.2 * TERA, 182.1 * TERA, bandwidth=960e9, link=31.5e9, memory=_GPU_SHARE * 48 * GIB),
+    f"""cuda_compute_capability {{ major: 8 minor: 9 }} core_count: 142 clock_rate_ghz: 2.505
+        device_memory_size: {48 * GIB} memory_bandwidth: {960 * 10**9} l2_cache_size: {96 * 2**20}
+        shared_memory_per_block_optin: {99 * 1024} shared_memory_per_core: {100 * 1024}
+        threads_per_core_limit: 1536""",
 )
 # NVIDIA H100 datasheet and Hopper architecture whitepaper, SXM5: 132 multiprocessors, 80 GB of HBM3 at
 # 3.35 TB/s, 989.4 TFLOPS of dense bfloat16, 494.7 of TF32, NVLink 900 GB/s (450 each way), 50 MB of L2.
 _H100 = _gpu(
     "NVIDIA H100 80GB HBM3",
-    (9, 0),
-    teraflops=(989.4, 494.7),
-    link=450e9,
-    cores=132,
-    clock_ghz=1.98,
-    memory_gib=80,
-    bandwidth=3350e9,
-    l2_mib=50,
-    shared_kib=228,
-    threads=2048,
+    Peaks(989.4 * TERA, 494.7 * TERA, bandwidth=3350e9, link=450e9, memory=_GPU_SHARE * 80 * GIB),
+    f"""cuda_compute_capability {{ major: 9 minor: 0 }} core_count: 132 clock_rate_ghz: 1.98
+        device_memory_size: {80 * GIB} memory_bandwidth: {3350 * 10**9} l2_cache_size: {50 * 2**20}
+        shared_memory_per_block_optin: {227 * 1024} shared_memory_per_core: {228 * 1024}
+        threads_per_core_limit: 2048""",
 )
 # cloud.google.com/tpu/docs/v5e: 197 TFLOPS of bfloat16, 16 GB of HBM at 819 GB/s, interconnect 400 GB/s both
 # ways. libtpu leaves 15.75 GiB to a program: it is what its out-of-memory error names as the capacity.

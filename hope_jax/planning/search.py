@@ -30,24 +30,22 @@ def largest_batch(
 
     needed: rows a device -> bytes (None: refused). known: sizes that have been compiled already.
     """
-    tried = dict(known)
-
-    def so_far() -> Fit:
-        fits = {rows: size is not None and size <= capacity for rows, size in tried.items()}
-        largest = max((rows for rows, fit in fits.items() if fit), default=0)
-        return Fit(largest, min((rows for rows, fit in fits.items() if not fit), default=None), tried)
-
+    fit = _fit(dict(known), capacity)
     for _ in range(compilations):
-        fit = so_far()
         if fit.exact:
             break
         good, bad = fit.largest, fit.failing
-        guess = _guess({rows: size for rows, size in tried.items() if size is not None}, capacity)
+        guess = _guess({rows: size for rows, size in fit.tried.items() if size is not None}, capacity)
         if guess is None or (bad is not None and guess >= bad):
             guess = 2 * good if bad is None else (good + bad) // 2
         rows = max(guess, good + 1) if bad is None else min(max(guess, good + 1), bad - 1)
-        tried[rows] = needed(rows)
-    return so_far()
+        fit = _fit({**fit.tried, rows: needed(rows)}, capacity)
+    return fit
+
+
+def _fit(tried: dict[int, float | None], capacity: float) -> Fit:
+    good = [rows for rows, size in tried.items() if size is not None and size <= capacity]
+    return Fit(max(good, default=0), min(tried.keys() - set(good), default=None), tried)
 
 
 def _guess(sizes: dict[int, float], capacity: float) -> int | None:

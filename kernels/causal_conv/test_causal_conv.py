@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hope_jax.kernels.causal_conv import causal_conv
 
-from hope_jax.perf import kernel_benchmarks as bench
 from tests.oracle.kernels import causal_conv as naive
 
 SHAPES = [(1, 4), (3, 4), (17, 4), (9, 1), (12, 7)]
@@ -67,11 +66,3 @@ def test_values_and_gradients_match_naive(tokens: int, window: int, several: boo
     np.testing.assert_allclose(y, naive.causal_conv(x, taps, history, of), rtol=0, atol=1e-12)
     for one, wanted in zip(got, naive.gradients(x, taps, history, by_y, of), strict=True):
         np.testing.assert_allclose(one, wanted, rtol=0, atol=1e-12)
-
-
-def test_the_library_that_the_benchmark_compares_with_computes_the_same() -> None:
-    x, taps = (jnp.asarray(t) for t in case(9, 4))
-    stack = jnp.stack([x, 2 * x])
-    np.testing.assert_allclose(
-        bench.library_conv(stack, taps), bench.shifted_sums(stack, taps), rtol=0, atol=1e-12
-    )

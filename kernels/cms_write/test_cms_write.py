@@ -90,3 +90,29 @@ def test_counts_the_bounds_that_act(bounds: Any) -> None:
         assert bool(one.delta_hits.any()) == (bounds[1] == 1.0)
         assert not (one.write_hits & ~applied).any()
         assert not (one.delta_hits & ~applied).any()
+
+
+@pytest.mark.parametrize("bounds", [(1e3, 1e3), (0.05, 1.0)])
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_float32_stays_near_float64(beta: float, bounds: Any) -> None:
+    """States and gradients over 256 periods of one token, from equal values; bounds idle and active."""
+    drawn = maps_of(256, bounds, velocity=True, biases=True)
+
+    def outcome(dtype: str) -> list[np.ndarray]:
+        def form(maps: Any) -> tuple[jax.Array, Any]:
+            written = write_periods(maps, jnp.ones(256, bool), beta=beta, lr=0.01)
+            states = [one[:2] for one in written]
+            slopes = jax.tree.map(
+                lambda t: jnp.cos(jnp.arange(t.size, dtype=t.dtype)).reshape(t.shape), states
+            )
+            parts = jax.tree.map(jnp.vdot, states, slopes)
+            return sum(jax.tree.leaves(parts)), (states, [one[2].delta_hits for one in written])
+
+        maps = jax.tree.map(lambda t: t.astype("float32").astype(dtype), drawn)
+        gradient, (states, hits) = quick(jax.grad(form, has_aux=True))(maps)
+        assert any(bool(hit.any()) for hit in hits) == (bounds[1] < 1e3)
+        trees = (states, [(one.rows, one.delta, one.velocity) for one in gradient])
+        return [np.concatenate([np.float64(t).ravel() for t in jax.tree.leaves(tree)]) for tree in trees]
+
+    for got, exact in zip(outcome("float32"), outcome("float64"), strict=True):
+        assert np.linalg.norm(got - exact) < 2e-6 * np.linalg.norm(exact)

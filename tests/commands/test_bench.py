@@ -14,16 +14,15 @@ import pytest
 from hope_jax import bench
 from hope_jax.core.errors import ConfigError
 from hope_jax.perf import timing
-from hope_jax.perf.timing import Case, Comparison, Goal, compiled, measure
+from hope_jax.perf.timing import Case, Comparison, compiled, measure
 
 
 def two_products() -> tuple[Case, ...]:
     """The second does an eighth of the work of the first."""
-    goals = (Goal("ratio", 2.0), Goal("ratio", 1e6), Goal("temporary_mib", 1e9), Goal("share", 1e-9))
     large, small = jnp.ones((256, 256)), jnp.ones((128, 128))
     return (
         compiled("large", lambda a: a @ a @ a, large, flops=4.0 * 256**3, tokens=256),
-        compiled("small", lambda a: a @ a @ a, small, flops=4.0 * 128**3, tokens=128, goals=goals),
+        compiled("small", lambda a: a @ a @ a, small, flops=4.0 * 128**3, tokens=128),
     )
 
 
@@ -35,14 +34,12 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_figures_belong_together() -> None:
     large, small = measure(Comparison("products/two", two_products), rounds=5)
-    assert large["ratio"] == large["time_apart"] == large["share_ratio"] == large["tokens_ratio"] == 1
+    assert large["ratio"] == large["tokens_ratio"] == 1
     assert small["ratio"] == pytest.approx(large["seconds"] / small["seconds"])
     assert small["share"] == pytest.approx(4 * 128**3 / small["seconds"] / (small["peak_gflops"] * 1e9))
     assert small["tokens_per_second"] == pytest.approx(128 / small["seconds"])
     assert small["tokens_ratio"] == pytest.approx(small["ratio"] / 2)
     assert small["rounds"] == 5 and small["spread"] >= 0
-    assert small["met"]["ratio 1e+06"] is False and small["met"]["temporary_mib 1e+09"] is True
-    assert small["met"]["share 1e-09"] is True
 
 
 def test_waits_are_a_share_of_the_samples() -> None:
@@ -54,12 +51,10 @@ def test_waits_are_a_share_of_the_samples() -> None:
         waits.append(time.perf_counter() - started)
 
     def cases() -> tuple[Case, ...]:
-        goals = (Goal("wait_share", 1.0), Goal("wait_share", 0.0))
-        return *two_products(), Case("waiting", wait, goals=goals, waited=lambda: sum(waits))
+        return *two_products(), Case("waiting", wait, waited=lambda: sum(waits))
 
     *others, waiting = measure(Comparison("products/waiting", cases), rounds=2)
     assert waiting["wait_share"] is not None and 0.2 < waiting["wait_share"] <= 1
-    assert waiting["met"] == {"wait_share 1": True, "wait_share 0": False}
     assert waiting["share"] is None and waiting["tokens_per_second_at_peak"] is None
     assert [timing["wait_share"] for timing in others] == [None, None]
 
@@ -73,8 +68,7 @@ def test_table_and_json(
             yield Comparison("products/two", two_products)
             yield Comparison("products/other", two_products)
 
-    monkeypatch.setattr(bench, "MODULES", {"products": "products"})
-    monkeypatch.setattr(bench.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(bench, "MODULES", (Module,))
     # Not by flags: another command that this process has imported may have a --json of its own.
     monkeypatch.setattr(bench, "_JSON", SimpleNamespace(value=str(tmp_path / "found.json")))
     bench.FLAGS(["bench", "--rounds=2"])
@@ -84,17 +78,28 @@ def test_table_and_json(
     assert {"seconds", "spread", "ratio", "share", "peak_gflops"} <= set(found["timings"][0])
     assert found["machine"]["cores"]
     printed = capsys.readouterr().out
-    assert "ratio 1e+06: missed" in printed and "products/other" not in printed
+    assert "products/two (peak " in printed and "products/other" not in printed
     for name in ("nothing", "products/nothing"):
         with pytest.raises(ConfigError, match="products"):
             list(bench.comparisons([name]))
 
 
 def test_every_operation_lists_its_comparisons() -> None:
-    for name in bench.MODULES:
-        there = list(bench.comparisons([name]))
-        assert there and all(one.name.startswith(f"{name}/") for one in there)
-        assert len({one.name for one in there}) == len(there)
+    there = [one.name for one in bench.comparisons([])]
+    assert len(set(there)) == len(there)
+    operations = {name.partition("/")[0] for name in there}
+    assert operations >= {
+        "cms_write",
+        "compile",
+        "gated_deltanet",
+        "loader",
+        "self_mod",
+        "step",
+    }
+    for name in operations:
+        assert [one.name for one in bench.comparisons([name])] == [
+            n for n in there if n.startswith(f"{name}/")
+        ]
 
 
 def test_command_refuses_an_unknown_name() -> None:

@@ -115,12 +115,8 @@ def test_pilot_has_the_published_values() -> None:
 
 def test_mid_runs_have_the_published_values() -> None:
     stage2, smoke, titan = (
-        resolve(make())
-        for make in (
-            presets.mid_stage2_config,
-            presets.mid_stage2_smoke_config,
-            presets.mid_titan_baseline_config,
-        )
+        read_config(CONFIGS / f"{name}.py")
+        for name in ("mid_stage2", "mid_stage2_smoke", "mid_titan_baseline")
     )
     assert (stage2.model.dim, stage2.model.num_layers, stage2.model.heads) == (768, 18, 12)
     assert (stage2.teach.scale, stage2.optim.name, stage2.optim.lr) == (0.05, "adamw", 3e-5)

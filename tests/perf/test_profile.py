@@ -3,29 +3,27 @@
 import pytest
 
 from hope_jax import profile
-from hope_jax.perf.op_times import intervals, wall_times
-from hope_jax.perf.parts import PARTS, part_of
+from hope_jax.perf.op_times import times
+from hope_jax.perf.parts import PARTS, operations, part_of
 from tests.perf import tiny
 
 
-def test_shares_add_up_to_the_time_something_ran() -> None:
-    found = [
-        ("while", 0.0, 10.0),
-        ("a", 1.0, 5.0),
-        ("b", 3.0, 7.0),
-        ("a", 20.0, 21.0),
-    ]
-    times = wall_times(found, lambda name: name == "while")
-    assert times["a"] == (2.0 + 1.0 + 1.0, 2)
-    assert times["b"] == (1.0 + 2.0, 1)
-    assert times["while"] == (1.0 + 3.0, 1)
-
-
 def test_an_operation_lasts_until_its_end_event() -> None:
-    events = [("a", 0.0, 1.0), ("end: a", 2.9, 3.0), ("a", 5.0, 7.0)]
-    assert intervals(events) == [("a", 0.0, 1.0), ("a", 5.0, 7.0)], "an end is missing"
+    events = [("a", 0.0, 1.0), ("end: a", 2.9, 3.0), ("a", 5.0, 7.0), ("b", 2.0, 6.0)]
+    assert times(events) == {"a": (1.0 + 2.0, 2), "b": (4.0, 1)}, "an end is missing"
     events.append(("end: a", 6.0, 6.5))
-    assert intervals(events) == [("a", 0.0, 3.0), ("a", 5.0, 7.0)]
+    assert times(events)["a"] == (3.0 + 2.0, 2)
+
+
+def test_only_what_runs_inside_a_loop_counts() -> None:
+    text = """ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[4,8]{1,0} negate(%a), metadata={op_name="jit(train)/attn/neg"}
+  ROOT %loop = f32[4,8]{1,0} while(%b), condition=%cond, body=%body
+}
+"""
+    found = operations(text, {"b", "loop"})
+    assert {name: op.part for name, op in found.items()} == {"b": "attention"}
 
 
 @pytest.mark.parametrize(

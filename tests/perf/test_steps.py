@@ -35,13 +35,6 @@ def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
     assert config.titan.level.optimizer == "nl_l2_precond"
 
 
-def test_small_steps_have_the_published_sizes() -> None:
-    for variant in steps.PUBLISHED:
-        config = steps.small(variant, batch=4)
-        validate(config)
-        assert (config.model.dim, config.model.vocab_size, config.data.batch_size) == (128, 8192, 4)
-
-
 def test_products_of_a_compiled_transformer_step_are_the_useful_ones() -> None:
     """But for the scores above the diagonal, which a mask takes away afterwards."""
     config = tiny.config("transformer", train__algorithm_mode="two_pass")

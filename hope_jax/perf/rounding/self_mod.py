@@ -33,6 +33,7 @@ KEYS: tuple[Keys, ...] = ("independent", "correlated")
 CHUNK_DECAYS = (0.5, 0.9, 0.99, 0.999, 1.0)
 PASS_DECAYS = (0.99, 0.999, 1.0)
 """At 0.9 and below nothing is left of a pass's first weights at its end (4e-24): no error is to be seen."""
+CHUNKS = (8, 16, 32, 64, 128, 256)
 DIM, PASS_TOKENS, PASS_ETA = 64, 512, 1e-3
 
 
@@ -57,16 +58,22 @@ def _tokens(size: int, alpha: float, keys: Keys, dim: int) -> Tokens:
     return Tokens(k, against.bfloat16_values(v / np.sqrt(dim)), eta, np.full(size, np.log(alpha)))
 
 
-def _random(arrays: list[Any]) -> list[Any]:
-    rng = np.random.default_rng(2)
-    return [jnp.asarray(rng.normal(size=t.shape), t.dtype) for t in arrays]
+def _with_gradient(function: Callable[..., Any]) -> Any:
+    """A compiled (a, b) -> (what the function makes of them, gradients by a and b of a linear form of it)."""
+
+    def form(*arguments: Any) -> tuple[jax.Array, Any]:
+        made, rng = function(*arguments), np.random.default_rng(2)
+        parts = [jnp.vdot(t, jnp.asarray(rng.normal(size=t.shape), t.dtype)) for t in jax.tree.leaves(made)]
+        return sum(parts[1:], parts[0]), made
+
+    return jax.jit(jax.grad(form, argnums=(0, 1), has_aux=True))
 
 
 def _write(group: Any, tokens: Tokens) -> Any:
     return write_chunk(stack(group), layout_of(group), tokens, Rule())
 
 
-_chunk = against.with_gradient(_write, _random)
+_chunk = _with_gradient(_write)
 
 
 def _errors(run: Callable[..., Any], dtype: str, weights: Any, rows: Any) -> tuple[float, float]:
@@ -83,7 +90,7 @@ def _errors(run: Callable[..., Any], dtype: str, weights: Any, rows: Any) -> tup
     wanted = outcome("float64")
     if not all(np.isfinite(t).all() for t in jax.tree.leaves(wanted)):
         raise FloatingPointError("the float64 run diverges: nothing to compare with")
-    made, gradient = (max(jax.tree.leaves(e)) for e in jax.tree.map(against.relative, outcome(dtype), wanted))
+    gradient, made = (max(jax.tree.leaves(e)) for e in jax.tree.map(against.relative, outcome(dtype), wanted))
     return made, gradient
 
 
@@ -109,7 +116,7 @@ def _pass(size: int, use_alpha: bool) -> Callable[..., tuple[Any, Any]]:
         assert state is not None
         return out, state.weights
 
-    return against.with_gradient(run, _random)
+    return _with_gradient(run)
 
 
 def pass_error(size: int, alpha: float, dtype: str, tokens: int = PASS_TOKENS) -> tuple[float, float]:
@@ -125,17 +132,25 @@ def pass_error(size: int, alpha: float, dtype: str, tokens: int = PASS_TOKENS) -
     return _errors(_pass(size, alpha < 1), dtype, params, x)
 
 
+def _cell(error: Callable[..., tuple[float, float]], *case: Any) -> str:
+    try:
+        return "{:.0e} / {:.0e}".format(*error(*case))
+    except FloatingPointError:
+        return "diverges"
+
+
 def main() -> None:
     """Prints the tables of docs/numerics.md."""
     against.begin()
     chunk_pass.WIDE = DIM  # the form that wide memories take
     for dtype in against.DTYPES:
-        for keys in KEYS:
-            cell = partial(chunk_error, dtype=dtype, keys=keys)
-            title = f"{dtype}, chunk, {keys} keys: error forward / gradient"
-            against.print_grid(title, "decay {:g}", CHUNK_DECAYS, cell)
-        title = f"{dtype}, pass: error forward / gradient"
-        against.print_grid(title, "decay {:g}", PASS_DECAYS, partial(pass_error, dtype=dtype))
+        tables: dict[str, Any] = {
+            f"chunk, {keys} keys": (CHUNK_DECAYS, partial(chunk_error, keys=keys)) for keys in KEYS
+        }
+        for title, (decays, error) in {**tables, "pass": (PASS_DECAYS, pass_error)}.items():
+            print(f"\n{dtype}, {title}: error forward / gradient\n")
+            rows = ([str(c), *(_cell(partial(error, dtype=dtype), c, d) for d in decays)] for c in CHUNKS)
+            against.print_table(["chunk", *map("decay {:g}".format, decays)], rows)
 
 
 if __name__ == "__main__":
