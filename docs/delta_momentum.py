@@ -38,7 +38,7 @@ class Landscape(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """label: in tables. optimizer: its name in `rules.VARIANTS`. shape: of the parameter, [in, out]."""
+    """label: in tables. optimizer: its name in `rules.OPTIMIZERS`. shape: of the parameter, [in, out]."""
 
     label: str
     optimizer: str

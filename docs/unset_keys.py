@@ -58,7 +58,10 @@ UNSET = {
         "published metrics; no shipped threshold is chosen for them",
         "tests/learning/test_online.py::test_online_matches_naive_stream",
     ),
-    "memory.write_clip": ("how bounds are studied (docs/health.md); donors want tighter ones", _BOUNDS),
+    "memory.write_clip": (
+        "how bounds are studied (docs/health.md); weights trained without memories want tighter ones",
+        _BOUNDS,
+    ),
     "memory.delta_clip": ("as `write_clip`", _BOUNDS),
     "memory.reset_at_document": (
         "packed rows whose documents must not learn from each other",
@@ -127,7 +130,7 @@ UNSET = {
     ),
     "log.every": (
         "rows of a very short or very long run",
-        "tests/training/test_loop.py::test_rows_hold_what_the_issue_lists",
+        "tests/training/test_loop.py::test_rows_hold_losses_rates_and_writes",
     ),
     "log.wandb": ("for those who keep their runs there", _WANDB),
     "log.wandb_project": ("as `log.wandb`", _WANDB),

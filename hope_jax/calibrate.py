@@ -38,7 +38,7 @@ _CHECKPOINT = cli.define_checkpoint()
 _RATES = flags.DEFINE_list("rates", ["0.003", "0.01", "0.03", "0.1", "0.3", "1"], "Rates to try.")
 cli.define_config()
 
-VARIANTS = ("hope_attention", "hope_hybrid", "titan")
+TAUGHT = ("hope_attention", "hope_hybrid", "titan")
 
 LONGEST_FULL_RATE = 128
 """Levels of longer periods gather more gradient, and get proportionally smaller rates."""
@@ -112,8 +112,8 @@ def main(argv: list[str]) -> None:
     loaded = load_checkpoint(Path(_CHECKPOINT.value), ("params",))
     config = cli.load_config(loaded.config)
     validate(config)
-    if config.train.algorithm_mode != "online" or config.model.block_variant not in VARIANTS:
-        wanted = f"train.algorithm_mode=online and model.block_variant one of {', '.join(VARIANTS)}"
+    if config.train.algorithm_mode != "online" or config.model.block_variant not in TAUGHT:
+        wanted = f"train.algorithm_mode=online and model.block_variant one of {', '.join(TAUGHT)}"
         raise ConfigError(f"calibrate: want {wanted}")
     if not levels_of(config):
         raise ConfigError(

@@ -19,7 +19,15 @@ from typing import Any, NoReturn, cast
 from absl import flags
 
 from hope_jax.config.experiment import ExperimentConfig
-from hope_jax.config.values import Config, as_plain_dict, key_type, resolve, said_of_levels, set_override
+from hope_jax.config.values import (
+    Config,
+    as_plain_dict,
+    key_type,
+    parse,
+    resolve,
+    said_of_levels,
+    set_override,
+)
 from hope_jax.core import output
 from hope_jax.core.errors import ClosedOutput, ConfigError, OutputError, UserError
 from hope_jax.core.paths import as_path
@@ -136,11 +144,12 @@ def _file_and_values(path: Path) -> tuple[Path, dict[str, str]]:
     if not colon:
         return path, {}
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(key.isidentifier() and equals and value for key, equals, value in pairs):
+    given = {key: value for key, _, value in pairs}
+    if len(given) < len(pairs) or not all(key.isidentifier() and value for key, value in given.items()):
         raise ConfigError(
-            f"--config={path}: want FILE.py:NAME=VALUE,NAME=VALUE; got {text!r} behind the file"
+            f"--config={path}: want FILE.py:NAME=VALUE,NAME=VALUE, each name once; got {text!r} behind it"
         )
-    return Path(f"{name}.py"), {key: value for key, _, value in pairs}
+    return Path(f"{name}.py"), given
 
 
 def has_config() -> bool:
@@ -202,17 +211,18 @@ def _run_config_file(path: Path, given: Mapping[str, str]) -> Config:
 
 def _typed(path: Path, get_config: Callable[..., Any], given: Mapping[str, str]) -> dict[str, Any]:
     """The values for `get_config`, of its parameters' types. Raises: ConfigError."""
-    known, typed = inspect.signature(get_config, eval_str=True).parameters, {}
-    for name, text in given.items():
+    known = inspect.signature(get_config, eval_str=True).parameters
+    for name in given:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ConfigError(f"--config={path}: get_config() has no value {name!r}; {takes}")
-        try:
-            typed[name] = known[name].annotation(text)
-        except ValueError:
-            kind = known[name].annotation.__name__
-            raise ConfigError(f"--config={path}: {name}={text}: want a value of type {kind}") from None
-    return typed
+    lacking = [name for name, one in known.items() if one.default is one.empty and name not in given]
+    if lacking:
+        raise ConfigError(
+            f"--config={path}: get_config() needs {', '.join(lacking)}; add :{lacking[0]}=VALUE"
+        )
+    kinds = {name: str if one.annotation is one.empty else one.annotation for name, one in known.items()}
+    return {name: parse(kinds[name], text, f"--config={path}: {name}") for name, text in given.items()}
 
 
 def split_overrides(argv: Sequence[str]) -> list[str]:

@@ -28,7 +28,9 @@ from hope_jax.core.output import say
 from hope_jax.core.paths import make_room
 from hope_jax.data.synthetic import find_task
 
-_WORKDIR = cli.define_path("workdir", "Folder of the run; default runs/<name of the config file>.")
+_WORKDIR = cli.define_path(
+    "workdir", "Folder of the run; default runs/<name of the config file, and the values given to it>."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for all processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.")
 _INDEX = flags.DEFINE_integer("process_id", None, "With --coordinator: this process, from 0.")

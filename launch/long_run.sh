@@ -30,7 +30,8 @@ if [ -z "$config" ]; then
     exit 2
 fi
 if [ -z "$workdir" ]; then
-    workdir="runs/$(basename "$config" .py)"
+    # as launch names it: FILE.py:NAME=VALUE,... is a run of its own
+    workdir="runs/$(basename "$config" | sed 's/\.py$//; s/\.py:/-/; s/,/-/g')"
     set -- "$@" "--workdir=$workdir"
 fi
 session=$(basename "$workdir" | tr -c '[:alnum:]\n' _)

@@ -45,7 +45,7 @@ def flops_per_token(config: ExperimentConfig) -> float:
 
 
 def streamer(config: ExperimentConfig) -> Streamer:
-    """Streams at inference; `config_chunks.stream_chunk` says in which chunks."""
+    """Streams at inference; `config.chunks.stream_chunk` says in which chunks."""
     chunk = stream_chunk(config)
     train = dataclasses.replace(config.train, algorithm_mode="online", online_chunk_size=chunk)
     config = dataclasses.replace(config, train=train)

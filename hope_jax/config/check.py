@@ -19,11 +19,11 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.values import as_error
 from hope_jax.core.errors import instead
 from hope_jax.memory.levels import Level
-from hope_jax.memory.rules import RULES, VARIANTS
+from hope_jax.memory.rules import OPTIMIZERS, RULES
 from hope_jax.models.blocks import BLOCKS, PARTS, SELF_MOD, SWIGLU
 from hope_jax.models.spec import Architecture
 
-RESERVED_LEVELS = ("titan", "generators", "memory")
+RESERVED_LEVELS = ("titan", "generators", "memory", "state")
 """Levels of other memories, beside which those of the CMS are reported."""
 
 _WEIGHTS_APART = 1e-6
@@ -155,7 +155,7 @@ def _memory_problems(config: ExperimentConfig) -> Iterator[str]:
         if not fits(chunk, period):
             yield f"{path}={period} neither divides {name} ({chunk} tokens) nor is a multiple of it"
     for path, level in levels_of(config):
-        offered = tuple(RULES) if path == "titan.level" else VARIANTS
+        offered = tuple(RULES) if path == "titan.level" else OPTIMIZERS
         if level.optimizer not in offered:
             yield f"{path}.optimizer={level.optimizer!r}: unknown; {instead(level.optimizer, offered)}"
     if memory.lifetime == "persistent":

@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses (the schema and its defaults) and the base ConfigDict made from them.
 
 Config files call `base_config()`, change values, and return it; the front turns the result into an
-`ExperimentConfig` with `hope_jax.config.check.resolve`. Below the models floor nothing sees either.
+`ExperimentConfig` with `hope_jax.config.values.resolve`. Floors 1 to 4 see neither.
 """
 
 import dataclasses

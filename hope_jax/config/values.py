@@ -90,7 +90,7 @@ def set_override(config: dict[str, Any], path: str, text: str) -> None:
     if _mapping_entry(kind) is not None and written == name and text.lower() == "none":
         group.pop(name, None)
     else:
-        _put(group, name, below, _parse(below, text, path), path.replace("+", ""))
+        _put(group, name, below, parse(below, text, path), path.replace("+", ""))
 
 
 def _name_in(kind: Any, group: Mapping[str, Any], name: str, path: str) -> str:
@@ -276,11 +276,11 @@ def _mapping(entry: Any, value: Any, path: str, problems: list[str]) -> Mapping[
     return FrozenMapping(out)
 
 
-def _parse(kind: Any, text: str, path: str) -> Any:
+def parse(kind: Any, text: str, path: str) -> Any:
     """Command-line text as a value of the key's type; ranges and choices are left to `resolve`."""
     inner = _optional(kind)
     if inner is not None:
-        return None if text.lower() == "none" else _parse(inner, text, path)
+        return None if text.lower() == "none" else parse(inner, text, path)
     base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     if base is str or typing.get_origin(base) is Literal:
         return text

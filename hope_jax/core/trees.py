@@ -28,11 +28,6 @@ def zeros_like(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def global_norm(tree: PyTree) -> Array:
-    """Euclidean norm over all leaves together."""
-    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), jnp.zeros(())))
-
-
 def safe_norm(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
     """Euclidean norm with slope zero at zero, where the root's own is infinite."""
     square = jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)

@@ -14,7 +14,7 @@ class Level:
 
     update_period: Count  # tokens between writes (C)
     lr: NonNegative  # inner learning rate (eta)
-    optimizer: str = "momentum"  # hope_jax.memory.rules.VARIANTS; titan.level: also titans
+    optimizer: str = "momentum"  # hope_jax.memory.rules.OPTIMIZERS; titan.level: also titans
     beta: Decay = 0.9  # inner momentum (no bias correction)
     beta2: Decay = 0.999  # second moment of `preconditioned` and `muon`
     eps: Positive = 1e-8  # added to the root of the second moment, and to a projected direction's norm

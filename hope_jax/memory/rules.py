@@ -187,7 +187,7 @@ RULES: Mapping[str, InnerRule] = {
     "titans": InnerRule(gated=True),
 }
 
-VARIANTS = tuple(name for name, rule in RULES.items() if not rule.gated)
+OPTIMIZERS = tuple(name for name, rule in RULES.items() if not rule.gated)
 """The inner optimizers that every level may have; a gated one is the TITAN memory's alone."""
 
 
@@ -197,10 +197,10 @@ def make_inner_optimizer(
     """The inner optimizer that a level names.
 
     Raises:
-      ValueError: `spec.optimizer` is not in `VARIANTS`.
+      ValueError: `spec.optimizer` is not in `OPTIMIZERS`.
     """
-    if spec.optimizer not in VARIANTS:
-        raise ValueError(f"optimizer: want one of {', '.join(VARIANTS)}; got {spec.optimizer!r}")
+    if spec.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer: want one of {', '.join(OPTIMIZERS)}; got {spec.optimizer!r}")
     rule = RULES[spec.optimizer]
     parts = [optax.identity(), *rule.transform(spec, context_axes)]
     if rule.averages and spec.beta > 0:

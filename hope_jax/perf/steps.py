@@ -27,12 +27,13 @@ from hope_jax.config.presets import pilot_config
 from hope_jax.config.values import resolve
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Batch, PyTree
+from hope_jax.models.blocks import BLOCKS
 from hope_jax.perf.timing import Case, Comparison
 from hope_jax.planning.compile import lower_step
 from hope_jax.training.step import Step, state_shardings
 
 BASE = "transformer"
-VARIANTS = ("transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan", "gated_deltanet")
+VARIANTS = tuple(variant for variant in BLOCKS if variant != BASE)
 MODES = ("online", "two_pass", "through_writes")
 LONGER = (("online", 2048), ("through_writes", 512))
 TEACH_DRIVEN = ("hope_attention", "hope_hybrid")

@@ -25,8 +25,11 @@ _LOSSES = {
 }
 """Key of a row of metrics.jsonl -> what it is; all but the perplexity in nats per token."""
 
-_RESULT, _FIGURES = "hope_jax evaluation", 24
-"""What results of `hope_jax.evals.suite` call their format; figures of each that the card shows."""
+RESULT = "hope_jax evaluation"
+"""What results of `hope_jax.evals.suite` call their format."""
+
+_FIGURES = 24
+"""Figures of each result that the card shows."""
 
 _ARCHITECTURE = (
     "model.block_variant", "model.style", "model.dim", "model.num_layers", "model.heads", "model.vocab_size",
@@ -174,7 +177,7 @@ def _evaluations(root: Path, params_digest: str) -> str:
     shown = {
         name: result
         for name, result in results.items()
-        if isinstance(result, dict) and result.get("format") == _RESULT
+        if isinstance(result, dict) and result.get("format") == RESULT
     }
     if shown:
         parts.append("Brackets hold 95 % intervals. LEAK: the model had read the right answer.")

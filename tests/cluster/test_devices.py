@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from hope_jax.models.blocks import BLOCKS
+
 ROOT = Path(__file__).parents[2]
-VARIANTS = ("transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
 MODES = ("two_pass", "online", "through_writes")
 BATCH = ("memory.scope=batch",)
 PERSISTENT = (*BATCH, "memory.lifetime=persistent")
@@ -143,7 +144,7 @@ def test_gates_open_for_the_same_writes(
 def grid() -> list[Any]:
     """All variants, modes and scopes, precisions in turn; under `two_pass` the batch's memory persists."""
     cases = []
-    everything = itertools.product(VARIANTS, MODES, ((), BATCH), ((), MEAN), TOLERANCE)
+    everything = itertools.product(BLOCKS, MODES, ((), BATCH), ((), MEAN), TOLERANCE)
     for variant, mode, scope, mean, dtype in everything:
         options = PERSISTENT if scope and mode == "two_pass" else scope
         sums = None if scope or mean else 0

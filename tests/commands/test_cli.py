@@ -237,8 +237,9 @@ def test_a_second_launch_reads_the_programs_that_the_first_compiled(config_file:
 FILE = """
 from hope_jax.config.presets import pilot_smoke_config
 
-def get_config(scale: float = 0.1, steps: int = 40):
+def get_config(steps: int, scale: float = 0.1, gate: bool = True, threshold: float | None = 0.5, note="none"):
     config = pilot_smoke_config()
+    config.memory.surprise_threshold = threshold if gate else 7.0
     config.teach.scale, config.train.steps = scale, steps
     return config
 """
@@ -247,16 +248,21 @@ def get_config(scale: float = 0.1, steps: int = 40):
 def test_a_config_file_takes_values(tmp_path: Path) -> None:
     path = tmp_path / "sweep.py"
     path.write_text(FILE)
-    config = cli.read_config(Path(f"{path}:scale=0.5,steps=7"), ["teach.clip=2"])
+    config = cli.read_config(Path(f"{path}:scale=0.5,steps=7,note=x"), ["teach.clip=2"])
     assert (config.teach.scale, config.train.steps, config.teach.clip) == (0.5, 7, 2.0)
-    assert cli.read_config(path).train.steps == 40
+    thresholds = {"gate=False": 7.0, "gate=true": 0.5, "threshold=None": None, "threshold=2": 2.0}
+    for given, wanted in thresholds.items():
+        assert cli.read_config(Path(f"{path}:steps=7,{given}")).memory.surprise_threshold == wanted
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("scal=1", "no value 'scal'; it takes scale, steps"),
-        ("steps=1.5", "steps=1.5: want a value of type int"),
+        ("scal=1", "no value 'scal'; it takes steps, scale, gate, threshold, note"),
+        ("steps=1.5", "steps: want a whole number; got '1.5'"),
+        ("steps=1,gate=maybe", "gate: want true or false; got 'maybe'"),
+        ("scale=0.2", "needs steps; add :steps=VALUE"),
+        ("steps=1,steps=2", "each name once"),
         ("scale", "want FILE.py:NAME=VALUE"),
         ("", "want FILE.py:NAME=VALUE"),
     ],

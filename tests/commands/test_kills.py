@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hope_jax.models.blocks import BLOCKS
 from tests.kills import MOMENTS, finish, kill, starting
 
 PERSISTENT = ("memory.scope=batch", "memory.lifetime=persistent")
@@ -13,16 +14,15 @@ EVERY_PUSH = {
     ("checkpoint", "titan", "two_pass"),
     ("data", "transformer_pp", "through_writes"),
 }
-VARIANTS = ("transformer", "transformer_pp", "hope_attention", "hope_selfmod", "hope_hybrid", "titan")
 MODES = ("online", "two_pass", "through_writes")
 
 
 def cases() -> list[object]:
     """30 kills: every variant and mode, every kind of moment; one of each kind on every push."""
-    combinations = [(variant, mode) for variant in VARIANTS for mode in MODES]
+    combinations = [(variant, mode) for variant in BLOCKS for mode in MODES]
     moments = list(MOMENTS)
-    chosen = [(moments[i % 3], *combinations[i]) for i in range(18)]
-    chosen += [(moments[(i + 1) % 3], *combinations[i]) for i in range(12)]
+    chosen = [(moments[i % 3], *each) for i, each in enumerate(combinations)]
+    chosen += [(moments[(i + 1) % 3], *combinations[i]) for i in range(9)]
     chosen = [case for case in chosen if case not in EVERY_PUSH]
     chosen = [*sorted(EVERY_PUSH), *chosen][:30]
     return [pytest.param(*c, marks=() if c in EVERY_PUSH else pytest.mark.nightly) for c in chosen]

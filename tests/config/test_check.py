@@ -4,13 +4,15 @@ from typing import Any, get_args
 
 import pytest
 
-from hope_jax.config.check import validate, warnings
+from hope_jax.config.check import RESERVED_LEVELS, validate, warnings
 from hope_jax.config.chunks import document_multiple, online_chunk, stream_chunk, truncate
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.values import resolve
 from hope_jax.core.errors import ConfigError
 from hope_jax.models.blocks import BLOCKS
+from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import BlockVariant
+from tests.specs import small_spec
 
 LEVELS = {"cms_fast": {"update_period": 4}, "cms_slow": {"update_period": 32}}
 TWO_PASS = {"train": {"algorithm_mode": "two_pass"}}
@@ -187,6 +189,14 @@ def test_chunk_and_cut(config: ExperimentConfig, chunk: int, cut: int) -> None:
 def test_documents_are_padded_to_whole_chunks(config: ExperimentConfig, multiple: int) -> None:
     assert document_multiple(config) == multiple
     assert any("no row holds two documents" in line for line in warnings(config)) == (multiple == 512)
+
+
+def test_names_of_other_memories_are_not_for_levels() -> None:
+    """A level of their name would be reported with theirs."""
+    for variant in BLOCKS:
+        model = HopeModel(small_spec(variant, 4, {}))
+        others = [names for memory, names in model.level_names().items() if memory != "cms"]
+        assert {name for names in others for name in names} <= set(RESERVED_LEVELS)
 
 
 SHORT = {"seq_len": 512}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.rules import VARIANTS, make_inner_optimizer
+from hope_jax.memory.rules import OPTIMIZERS, make_inner_optimizer
 from tests.oracle import bridge, cases
 from tests.oracle.inner import FAST, Level, fresh_state, inner_step
 
@@ -26,7 +26,7 @@ def draws(biases: bool) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
     ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OPTIMIZERS)
 @pytest.mark.parametrize("biases", [False, True])
 def test_updates_and_state_match_recurrence(variant: str, biases: bool) -> None:
     level = Level("level", 4, optimizer=variant, beta=0.8, beta2=0.95, eps=1e-3)
@@ -52,7 +52,7 @@ def test_context_projection_leaves_nothing_along_the_context() -> None:
     np.testing.assert_array_equal(update["w_down"], grads["w_down"])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OPTIMIZERS)
 def test_derivative_at_zero_gradient_context_and_state(variant: str) -> None:
     """Finite, and the slope of the update along a direction away from zero."""
     level = Level("level", 4, optimizer=variant, beta=0.8, beta2=0.95, eps=1e-2)

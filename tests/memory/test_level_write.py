@@ -12,11 +12,11 @@ from hope_jax.memory import mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules
-from hope_jax.memory.rules import RULES, VARIANTS
+from hope_jax.memory.rules import OPTIMIZERS, RULES
 from hope_jax.memory.state import own
 
 N, D, H = 12, 5, 8
-LINEAR = [v for v in VARIANTS if RULES[v].linear]
+LINEAR = [v for v in OPTIMIZERS if RULES[v].linear]
 
 
 class OneByOne(LevelWriter):

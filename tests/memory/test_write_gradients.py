@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level, MemoryOptions
-from hope_jax.memory.rules import VARIANTS
+from hope_jax.memory.rules import OPTIMIZERS
 from tests.oracle import bridge
 
 N, D, H, CHUNKS = 4, 3, 4, 3
@@ -23,7 +23,7 @@ PERIODS = {2: False, 8: True}
 def compiled(period: int) -> Any:
     """(params, x, own signals by level) -> a linear form in each level's state after the last chunk: their
     sum, by level, and the sum's gradient."""
-    specs = {v: Level(period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in VARIANTS}
+    specs = {v: Level(period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in OPTIMIZERS}
     cms = Cms(specs, D, H, N, writes=MemoryOptions(write_clip=0.5, delta_clip=1.5))
     rng = np.random.default_rng(8)
     block = rng.normal(size=(CHUNKS, N, D))
@@ -64,9 +64,9 @@ def inputs_of(period: int, x_scale: float, signal_scale: float) -> Any:
         return p
 
     shape = (CHUNKS, N, D)
-    params = {v: level() for v in VARIANTS}
-    x = {v: x_scale * rng.normal(size=shape) for v in VARIANTS}
-    signals = {v: signal_scale * rng.normal(size=shape) for v in VARIANTS}
+    params = {v: level() for v in OPTIMIZERS}
+    x = {v: x_scale * rng.normal(size=shape) for v in OPTIMIZERS}
+    signals = {v: signal_scale * rng.normal(size=shape) for v in OPTIMIZERS}
     return params, x, signals
 
 
@@ -83,7 +83,7 @@ def test_gradient_is_finite_and_agrees_with_differences(period: int, point: str)
     gradient = run(inputs)[1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     ends = [run(jax.tree.map(lambda a, d, s=s: a + s * h * d, inputs, direction))[0][1] for s in (1, -1)]
-    for name in VARIANTS:
+    for name in OPTIMIZERS:
         along = sum(
             float((np.asarray(g) * d).sum())
             for part, towards in zip(gradient, direction, strict=True)

@@ -88,7 +88,7 @@ def test_finished_run_started_again_takes_no_step_and_reports_the_same(straight)
         assert again[key] == summary[key]
 
 
-def test_rows_hold_what_the_issue_lists(straight):
+def test_rows_hold_losses_rates_and_writes(straight):
     workdir, summary = straight
     rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 4, 8, 10, 12, 16, 20]

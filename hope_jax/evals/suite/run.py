@@ -14,11 +14,12 @@ from hope_jax import __version__
 from hope_jax.core.errors import ConfigError, OutputError, instead
 from hope_jax.evals.reading.memorize import Rule, as_settings
 from hope_jax.evals.reading.subject import Subject
+from hope_jax.release.model_card import RESULT
 
 BASELINE, MEMORIZED, CONTROL = ARMS = ("baseline", "memorized", "control")
 """Without memorization; after the item's own text; after an unrelated text of the same length."""
 
-FORMAT, VERSION = "hope_jax evaluation", 1
+VERSION = 1
 _ALIKE = 0.1
 """Share by which two arms' writes may differ without a note."""
 
@@ -210,7 +211,7 @@ def outcome(
         for table in (metrics, paired or {})
     )
     found = {
-        "format": FORMAT,
+        "format": RESULT,
         "version": VERSION,
         "eval": name,
         "subject": run.subject.about,
