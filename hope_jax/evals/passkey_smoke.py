@@ -32,7 +32,8 @@ from hope_jax.evals.reading.memorize import Memorizer, Rule, as_settings, unrela
 from hope_jax.evals.reading.scoring import Pair, score_pairs
 from hope_jax.evals.reading.subject import Subject, open_subject
 from hope_jax.evals.statistics import mean, within_one
-from hope_jax.evals.suite.run import FORMAT, VERSION, progress
+from hope_jax.evals.suite.run import VERSION, progress
+from hope_jax.release.model_card import RESULT
 
 NAME = "passkey_smoke"
 CONTROLS = ("other_key", "shuffled", "unrelated")
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> None:
     found = summarize(by_seed)
     missed = failed(found["metrics"])
     result = {
-        "format": FORMAT,
+        "format": RESULT,
         "version": VERSION,
         "eval": NAME,
         "subjects": {str(seed): subject.about for seed, subject in subjects.items()},
