@@ -59,11 +59,8 @@ def _opened(run: Run) -> tuple[dict[str, Any], list[Path], list[Cut]]:
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], paths: Sequence[Path], cuts: Sequence[Cut]
 ) -> dict[str, Any]:
-    """What is measured. Options: those of `segments.cut_segments`; `checkpoints`: paths, oldest first, or one
-    path (of a workdir all its checkpoints; default: the subject and those before it in its run);
-    `learned_at`: for each segment the index of the checkpoint after it was trained on (default 0: transfer
-    and forgetting since the first). `run.limit`: blocks of a segment. Figures of losses are of the last
-    checkpoint. Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError."""
+    """What is measured. `run.limit`: blocks of a segment. Figures of losses are of the last checkpoint.
+    Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError."""
     found: list[Records] = []
     names: list[str] = []
     for i, path in enumerate(paths):
@@ -188,7 +185,7 @@ def _summary(run: Run, cuts: Sequence[Cut], since: Sequence[int], found: Sequenc
     names = [cut.name for cut in cuts]
     for cut in cuts:
         last = {arm: [r for r in rows if r["segment"] == cut.name] for arm, rows in found[-1].items()}
-        of_last, paired = compare(last, "nats_per_token", f"{cut.name}/nats_per_token")
+        of_last, paired = compare(last, cut.name, {"nats_per_token": None})
         metrics |= of_last
         tests |= paired
         for arm, rows in last.items():

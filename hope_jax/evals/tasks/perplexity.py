@@ -1,20 +1,12 @@
-"""Perplexity of long texts that are read by streaming (docs/evals/long_context.md).
-
-Each text is cut into pieces; each piece is a context of its own, read after BOS from its beginning:
-- with writes, as in any stream, and without (no token is a target, so no teach-driven memory is written), by
-  position: what loss falls with the tokens before is the use of context;
-- with memorization: the second half of a piece is read alone, as a context of its own, by memories that have
-  read the first half (`memorized`), nothing (`baseline`), or as many tokens of an unrelated text (`control`).
-  Attention sees nothing of the first half, so only memories can tell what it held.
-
-Options: perplexity_text (a text file or folder; without it the held-out documents of the embedded corpus,
-joined per source), perplexity_tokens (of a piece at most).
+"""Perplexity of long texts that are read by streaming: pieces as they are read, with writes and without, and
+their second halves, read alone by memories of the first (docs/evals/long_context.md).
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +24,9 @@ from hope_jax.evals.suite.run import (
     Journal,
     Run,
     evaluation,
-    progress,
     whole_number,
 )
-from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, update_statistics
+from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, score_items, update_statistics
 from hope_jax.evals.tasks.curves import perplexity_figures
 from hope_jax.evals.tasks.segments import SUFFIX, held_out_texts, read_documents
 
@@ -100,7 +91,10 @@ def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[
     pieces; of one piece there is none."""
     pieces = others[: run.limit or len(others)]
     run = replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // settings["tokens"])))
-    records = {arm: _read(run, journal, pieces, arm) for arm in (WRITES_ON, WRITES_OFF)}
+    records = {
+        arm: score_items(run, journal, arm, pieces, partial(_scores, run, targets=arm == WRITES_ON))
+        for arm in (WRITES_ON, WRITES_OFF)
+    }
     metrics = _measured(ALL, records, "position")
     for source in sorted({piece.source for piece in pieces}):
         own = {arm: [r for r in rs if r["source"] == source] for arm, rs in records.items()}
@@ -165,19 +159,10 @@ def _cut(tokenizer: Tokenizer, name: str, text: str, size: int) -> Sequence[Piec
     return [p._replace(key=f"{name}/{i}") for i, p in enumerate(pieces) if len(p.tokens) > 1]
 
 
-def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list[dict[str, Any]]:
-    """The records of whole pieces, read with or without targets."""
-    missing = [piece for piece in pieces if journal.get(f"{arm}/{piece.key}") is None]
-    size = run.subject.batch_size(run.batch_size)
-    for start in range(0, len(missing), size):
-        batch = missing[start : start + size]
-        rows, targets = [piece.tokens for piece in batch], arm == WRITES_ON
-        found = token_log_probs(run.subject, rows, batch_size=size, targets=targets)
-        for piece, log_probs in zip(batch, found, strict=True):
-            journal.put(f"{arm}/{piece.key}", _record(piece, log_probs))
-        done = start + len(batch) + len(pieces) - len(missing)
-        progress(NAME).info("%s: %d of %d pieces", arm, done, len(pieces))
-    return journal.all([f"{arm}/{piece.key}" for piece in pieces])
+def _scores(run: Run, pieces: Sequence[Piece], fast: PyTree | None, targets: bool) -> list[dict[str, Any]]:
+    rows = [piece.tokens for piece in pieces]
+    found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size, targets=targets)
+    return [_record(piece, log_probs) for piece, log_probs in zip(pieces, found, strict=True)]
 
 
 def _second_halves(
@@ -191,10 +176,7 @@ def _second_halves(
         return (second if run.memorize.use_correct_answer else first).tokens
 
     def score(batch: Sequence[Piece], fast: PyTree | None) -> list[dict[str, Any]]:
-        halves = [piece.halves()[1] for piece in batch]
-        rows = [half.tokens for half in halves]
-        found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size)
-        return [_record(half, log_probs) for half, log_probs in zip(halves, found, strict=True)]
+        return _scores(run, [piece.halves()[1] for piece in batch], fast, targets=True)
 
     def control(piece: Piece, length: int, seed: int) -> np.ndarray:
         # First halves: carried memories go on to other pieces, whose second halves are scored.

@@ -306,11 +306,9 @@ class MadeUp:
 def test_labels_of_a_made_up_model() -> None:
     form = Format(MadeUp.tokenizer, 20)
     reader: Any = MadeUp()
-    scores = score_labels(reader, None, None, form, ["it is warm", "it is cold"], ["is_warm", "is_cold"])
-    np.testing.assert_allclose(scores.raw, [[-4, -2], [-5, -1]])
-    np.testing.assert_allclose(scores.pmi, [[1, 0], [0, 1]])
-    raw, pmi = scores.best(2)
-    assert raw.tolist() == [1, 1] and pmi.tolist() == [0, 1]
+    raw, pmi = score_labels(reader, None, None, form, ["it is warm", "it is cold"], ["is_warm", "is_cold"])
+    np.testing.assert_allclose(raw, [[-4, -2], [-5, -1]])
+    np.testing.assert_allclose(pmi, [[1, 0], [0, 1]])
     example = MadeUp.tokenizer.decode(form.example("it is warm", "is_warm"))
     assert example == "it is warm\nIntent: is warm\n"
     assert len(Format(MadeUp.tokenizer, 2).context("it is warm")) == len(form.context("")) + 2

@@ -102,7 +102,7 @@ def test_whole_pieces_cost_what_their_tokens_do_in_segments_of_any_size(
     found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nats = [-n for n in token_log_probs(subject(), [piece.tokens for piece in pieces()])]
-    monkeypatch.setattr(scoring, "_segment", lambda *_: 32)
+    monkeypatch.setattr(scoring, "segment_tokens", lambda *_: 32)
     for own, other in zip(nats, token_log_probs(subject(), [p.tokens for p in pieces()]), strict=True):
         np.testing.assert_allclose(own, -other, atol=1e-5)
     np.testing.assert_allclose(losses_in(found, "writes_on"), [n.mean() for n in nats], rtol=1e-5)
