@@ -134,18 +134,17 @@ def compare(records: Records, group: str, chances: Mapping[str, float | None]) -
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
     for field, chance in chances.items():
-        values = {arm: [item[field] for item in items] for arm, items in records.items()}
-        for arm, found in values.items():
+        for arm, items in records.items():
+            found = [item[field] for item in items]
             hits = all(isinstance(value, bool) for value in found)
             estimate = statistics.proportion(found) if hits else statistics.mean(found)
             metrics[f"{group}/{field}/{arm}"] = estimate.as_json(chance)
-        tests |= paired_arms(values, f"{group}/{field}", MEMORIZED, (BASELINE, CONTROL))
+        tests |= paired_arms(records, group, field, MEMORIZED, (BASELINE, CONTROL))
     return metrics, tests
 
 
-def paired_arms(
-    values: Mapping[str, Sequence[float]], name: str, arm: str, others: Sequence[str]
-) -> dict[str, Any]:
-    """Paired tests "name/arm-other" of one arm against others, of those that are there."""
+def paired_arms(records: Records, group: str, field: str, arm: str, others: Sequence[str]) -> dict[str, Any]:
+    """Paired tests "group/field/arm-other" of one arm against others, of those that are there."""
+    values = {name: [item[field] for item in items] for name, items in records.items()}
     there = [other for other in others if arm in values and other in values]
-    return {f"{name}/{arm}-{o}": statistics.paired(values[arm], values[o]).as_json() for o in there}
+    return {f"{group}/{field}/{arm}-{o}": statistics.paired(values[arm], values[o]).as_json() for o in there}

@@ -4,9 +4,10 @@ their second halves, read alone by memories of the first (docs/evals/long_contex
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,13 +68,8 @@ class Piece(NamedTuple):
         return self.part(0, middle), self.part(middle, len(self.tokens))
 
 
-class Losses(NamedTuple):
-    """Of each bucket of position of one text: sum of -log p in nats, tokens, bytes, words; [buckets]."""
-
-    nats: np.ndarray
-    tokens: np.ndarray
-    bytes: np.ndarray
-    words: np.ndarray
+Losses = Mapping[str, np.ndarray]
+"""nats, tokens, bytes, words of each bucket of position of one text, [buckets]; nats: -log p."""
 
 
 def _asked(run: Run) -> tuple[dict[str, Any], list[Piece]]:
@@ -99,12 +95,12 @@ def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[
     for source in sorted({piece.source for piece in pieces}):
         own = {arm: [r for r in rs if r["source"] == source] for arm, rs in records.items()}
         metrics |= _measured(source, own, None)
-    paired = _paired(ALL, records, WRITES_ON, (WRITES_OFF,))
+    paired = paired_arms(records, ALL, "nats_per_token", WRITES_ON, (WRITES_OFF,))
     halves: Records = {}
     if MEMORIZED in run.arms:
         halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
-        paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
+        paired |= paired_arms(halves, SECOND_HALF, "nats_per_token", MEMORIZED, (BASELINE, CONTROL))
     embedded = f"{_EMBEDDED} {run.subject.config.data.source!r}."
     return {
         "batch_size": run.batch_size,
@@ -194,7 +190,7 @@ def _record(piece: Piece, log_probs: np.ndarray) -> dict[str, Any]:
         "key": piece.key,
         "source": piece.source,
         "nats_per_token": float(-log_probs.mean()),
-        "buckets": {name: column.tolist() for name, column in losses._asdict().items()},
+        "buckets": {name: column.tolist() for name, column in losses.items()},
     }
 
 
@@ -202,41 +198,32 @@ def _measured(group: str, records: Records, positions: str | None) -> dict[str, 
     """Metrics of a group, and by position under "positions_LOW_HIGH" if that is given."""
     metrics: dict[str, Any] = {}
     for arm, items in records.items():
-        losses = [Losses(**{k: np.array(v) for k, v in item["buckets"].items()}) for item in items]
+        losses = [{name: np.array(v) for name, v in item["buckets"].items()} for item in items]
         metrics |= {f"{group}/{name}/{arm}": estimate for name, estimate in estimates(losses).items()}
         for (low, high), estimate in over_positions(losses).items() if positions else ():
             metrics[f"{positions}_{low}_{high}/nats_per_token/{arm}"] = estimate
     return metrics
 
 
-def _paired(group: str, records: Records, arm: str, others: Sequence[str]) -> dict[str, Any]:
-    """Differences of pieces' nats per token."""
-    of = {name: [item["nats_per_token"] for item in items] for name, items in records.items()}
-    return paired_arms(of, f"{group}/nats_per_token", arm, others)
-
-
 def losses_of(nats: np.ndarray, byte_counts: np.ndarray, words: np.ndarray) -> Losses:
     """The losses of one text; arguments: of each token, [n] with n > 0."""
     starts = [low for low, _ in buckets(len(nats))]
-    columns = (np.asarray(c, np.float64) for c in (nats, np.ones(len(nats)), byte_counts, words))
-    return Losses(*(np.add.reduceat(column, starts) for column in columns))
+    columns = {"nats": nats, "tokens": np.ones(len(nats)), "bytes": byte_counts, "words": words}
+    return {name: np.add.reduceat(np.asarray(c, np.float64), starts) for name, c in columns.items()}
 
 
 def buckets(n: int) -> list[tuple[int, int]]:
     """Where the buckets [low, high) of a text of n tokens lie: [0, 16), [16, 32), [32, 64) and so on."""
-    found, low, high = [], 0, FIRST
-    while low < n:
-        found.append((low, high))
-        low, high = high, 2 * high
-    return found
+    edges = [0, *(FIRST << i for i in range(n.bit_length()))]
+    return [(low, high) for low, high in pairwise(edges) if low < n]
 
 
 def estimates(texts: Sequence[Losses]) -> dict[str, Estimate]:
     """perplexity (e to the nats per token), nats_per_token, nats_per_byte, and nats_per_word if there are
     words, over some texts."""
-    nats, *counts = (np.array([column.sum() for column in columns]) for columns in zip(*texts, strict=True))
-    units = dict(zip(("token", "byte", "word"), counts, strict=True))
-    found = {f"nats_per_{name}": ratio(nats, count) for name, count in units.items() if count.sum()}
+    sums = {name: np.array([text[name].sum() for text in texts]) for name in texts[0]}
+    nats = sums.pop("nats")
+    found = {f"nats_per_{name[:-1]}": ratio(nats, count) for name, count in sums.items() if count.sum()}
     return {**found, "perplexity": found["nats_per_token"].mapped(_exponential)}
 
 
@@ -248,7 +235,7 @@ def _exponential(nats: float) -> float:
 def over_positions(texts: Sequence[Losses]) -> dict[tuple[int, int], Estimate]:
     """Nats per token by bucket of the tokens before, each over the texts that reach it."""
     found = {}
-    for i, bucket in enumerate(buckets(max(int(text.tokens.sum()) for text in texts))):
-        there = [text for text in texts if len(text.tokens) > i]
-        found[bucket] = ratio([text.nats[i] for text in there], [text.tokens[i] for text in there])
+    for i, bucket in enumerate(buckets(max(int(text["tokens"].sum()) for text in texts))):
+        there = [text for text in texts if len(text["tokens"]) > i]
+        found[bucket] = ratio(*([text[name][i] for text in there] for name in ("nats", "tokens")))
     return found

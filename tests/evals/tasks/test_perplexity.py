@@ -37,7 +37,7 @@ def test_positions_are_as_computed_token_by_token() -> None:
     assert whole["nats_per_byte"].value == pytest.approx(nats.sum() / byte_counts.sum())
     assert whole["nats_per_word"].value == pytest.approx(nats.sum() / words.sum())
     assert whole["perplexity"].value == pytest.approx(np.exp(nats.mean()))
-    assert [int(text.tokens.sum()) for text in losses] == list(lengths)
+    assert [int(text["tokens"].sum()) for text in losses] == list(lengths)
     assert [estimate.n for estimate in found.values()] == [3, 2, 2, 2, 2, 1, 1]
 
 
