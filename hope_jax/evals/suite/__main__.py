@@ -130,14 +130,8 @@ def _plan() -> "Plan":
     more = dict(_more(text) for text in _MORE.value)
     registry.check_options(more)
     options |= more
-    rule = Rule(
-        _STEPS.value,
-        _CARRY.value,
-        tuple(_PATHS.value),
-        tuple(_whole_numbers(_LAYERS) or ()),
-        _THRESHOLD.value,
-        _ANSWER.value,
-    )
+    layers = tuple(_whole_numbers(_LAYERS) or ())
+    rule = Rule(_STEPS.value, _CARRY.value, tuple(_PATHS.value), layers, _THRESHOLD.value, _ANSWER.value)
     return Plan(
         checkpoints=tuple(split_paths("--checkpoint", str(_CHECKPOINT.value))),
         out=Path(str(_OUT.value)),

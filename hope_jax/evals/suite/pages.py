@@ -91,9 +91,15 @@ def write_index(
             metrics = {who: outcome["metrics"] for who, outcome in found.items()}
             blocks.append(Heading(about.title))
             blocks += [Note(f"{who}: {note}") for who, o in found.items() for note in o.get("notes", ())]
-            blocks += _over_checkpoints(name, metrics, steps)
-            keys = dict.fromkeys(key for of in metrics.values() for key in of)
-            rows = {key: {who: of[key] for who, of in metrics.items() if key in of} for key in keys}
+            shown = plots.headlines(metrics, about.headlines)
+            if len(metrics) > 1 and shown:
+                figure = plots.checkpoints_figure(metrics, shown, steps)
+                keys = [key for arms in shown.values() for key in arms.values()]
+                values = [of[key] for of in metrics.values() for key in keys if key in of]
+                what = f"{', '.join(shown)} over {'steps' if steps else 'checkpoints'},"
+                blocks.append(plot_of(name, "checkpoints", figure, what, values))
+            every = dict.fromkeys(key for of in metrics.values() for key in of)
+            rows = {key: {who: of[key] for who, of in metrics.items() if key in of} for key in every}
             blocks.append(_table(rows, metrics))
     page.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
 
@@ -107,18 +113,6 @@ def _links(entries: Mapping[str, Reported], baseline: tuple[str, str] | None) ->
     if baseline is not None:
         links[f"{baseline[0]}, the baseline: report"] = f"{baseline[1]}/report.html"
     return links
-
-
-def _over_checkpoints(
-    name: str, found: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int] | None
-) -> Iterator[Block]:
-    """The plot of an evaluation's headlines; none of a single checkpoint."""
-    shown = plots.headlines(found, registry.EVALS[name].headlines)
-    if len(found) < 2 or not shown:
-        return
-    values = [m[key] for m in found.values() for arms in shown.values() for key in arms.values() if key in m]
-    over = f"{', '.join(shown)} over {'steps' if steps else 'checkpoints'},"
-    yield plot_of(name, "checkpoints", plots.checkpoints_figure(found, shown, steps), over, values)
 
 
 def plot_of(name: str, part: str, figure: Figure, what: str, values: Iterable[Mapping[str, Any]]) -> Plot:

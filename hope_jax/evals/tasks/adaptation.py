@@ -117,10 +117,10 @@ def _all_methods(
 
         return Arm(tuner.begin(params, rate), learn, lambda t, _: scored(t.params, reader.start(t.params)))
 
-    def read(name: str, arm: Arm) -> list[dict[str, Any]]:
-        def told(record: Mapping[str, Any]) -> str:
-            return f"{np.mean(record['stream']):.3f} nats a token"
+    def told(record: Mapping[str, Any]) -> str:
+        return f"{np.mean(record['stream']):.3f} nats a token"
 
+    def read(name: str, arm: Arm) -> list[dict[str, Any]]:
         return run_steps(journal, name, arm, len(parts), told)
 
     journal.once("start", lambda: {"held": [losses(params, initial, part.held) for part in parts]})

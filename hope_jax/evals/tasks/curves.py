@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hope_jax.evals.suite.plots import lines_figure, metrics_figure, split
+from hope_jax.evals.suite.plots import Metric, lines_figure, metrics_figure, split
 
 _TITLES = {
     "choice": "choice by likelihood",
@@ -14,7 +14,6 @@ _TITLES = {
     "removed_choice": "choice, context removed",
 }
 
-Metric = Mapping[str, Any]
 Point = tuple[float, Metric]
 
 
