@@ -1,8 +1,5 @@
-"""Class-incremental classification: classes arrive in steps, and after each all seen so far are told apart.
-
-The protocol of the paper's CLINC, Banking and DBpedia experiments, for a model that is given the examples to
-read and no more: no class is named anywhere else, and nothing but the arm's own means carries them.
-docs/evals/continual.md has the arms and options.
+"""Class-incremental classification: classes arrive in steps, and after each all seen so far are told apart
+(docs/evals/continual.md). No class is named anywhere but in the examples that the model is given to read.
 """
 
 import json

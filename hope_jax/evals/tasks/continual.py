@@ -1,9 +1,5 @@
-"""Segments by checkpoints: held-out loss of each kind of text at each checkpoint, forgetting and transfer.
-
-Every block of a segment is a context of its own, whose memories are written as it is read. Arms: `baseline`
-starts from the trained memories; `memorized` first memorizes the block before it in the segment (with
-`use_correct_answer` the block itself, a leak by design); `control` an unrelated text of the same length.
-"""
+"""Segments by checkpoints: held-out loss of each kind of text at each checkpoint, forgetting and transfer
+(docs/evals/continual.md)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

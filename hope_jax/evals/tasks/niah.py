@@ -1,11 +1,8 @@
 """Needle in a haystack: RULER's eight tasks over lengths, in other haystacks (docs/evals/long_context.md).
 
-A needle is a sentence that gives a key its value; the question asks for the values of one key or of several,
-by RULER's recipe (arXiv 2404.06654). Sample i of a task depends on the seed, the task, the length and i
-alone; only the size of its haystack and its distractor depend on the tokenizer too. A haystack is as long as
-the length allows: BOS, prompt and the room for an answer are at most `length` tokens, by binary search over
-its units (words of prose, lines of noise, or lines of other needles). Prose, words of keys, splitter of
-sentences and random draws are not RULER's.
+A haystack is as long as the length allows: BOS, prompt and the room for an answer are at most `length`
+tokens, by binary search over its units (words of prose, lines of noise, or lines of other needles). Prose,
+words of keys, splitter of sentences and random draws are not RULER's.
 """
 
 import hashlib

@@ -1,8 +1,4 @@
-"""Passkey: a key in filler text, asked for at the end (docs/evals/long_context.md).
-
-As in the published runs the model chooses between the key and one distractor by likelihood, and the key
-stands after all filler; passkey_depth=0 puts it before, 0.5 in the middle.
-"""
+"""Passkey: a key in filler text, asked for at the end (docs/evals/long_context.md)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -18,15 +18,7 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.reading.memorize import excerpt, unrelated
 from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.statistics import Estimate, ratio
-from hope_jax.evals.suite.run import (
-    BASELINE,
-    CONTROL,
-    MEMORIZED,
-    Journal,
-    Run,
-    evaluation,
-    whole_number,
-)
+from hope_jax.evals.suite.run import BASELINE, CONTROL, MEMORIZED, Journal, Run, evaluation, whole_number
 from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, score_items, update_statistics
 from hope_jax.evals.tasks.curves import perplexity_figures
 from hope_jax.evals.tasks.segments import SUFFIX, held_out_texts, read_documents

@@ -1,10 +1,5 @@
 """Questions on a context that holds the answer, for needles and passkeys alike: prompts as long as a length
-allows, and how they are scored.
-
-Two measures share one reading of the prompt: the choice between the right answer and one distractor by
-likelihood (chance 0.5), and the share of right answers found in a greedy continuation. A third asks without
-the context, so that only memories can know: "context removed".
-"""
+allows, and how they are scored (docs/evals/long_context.md)."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -174,11 +169,9 @@ def _records(run: Run, journal: Journal, drafts: Sequence[Draft], answer_tokens:
 def answer(
     subject: Subject, prompts: Sequence[Prompt], fast: PyTree | None, answer_tokens: int
 ) -> list[dict[str, Any]]:
-    """A record for each prompt, read with memories `fast` (of as many contexts, or None). choice: `chosen`;
-    the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`, in nats; it falls
-    too where a memory has only learnt what such texts look like, which the margin does not count. match:
-    `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens. removed_choice,
-    removed_margin, removed_nll: the same question and memories without the context."""
+    """A record for each prompt, read with memories `fast` (of as many contexts, or None): its scores, as
+    docs/evals/long_context.md lists them; `tokens` of the first answer; `text`, the greedy continuation of at
+    most `answer_tokens` tokens."""
     tokenizer = subject.trained.tokenizer
     candidates = [
         [continuation(tokenizer, p.after, p.answers[0]) for p in prompts],

@@ -108,12 +108,9 @@ def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
 
 
 def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: int) -> list[Segment]:
-    """The segments that options ask for, in order: of `segments` (a text file, or a folder of one `.txt` file
-    each; default "embedded": the held-out documents of the embedded corpus by source) those of
-    `segment_names`, a passage of `segment_bytes` each, or of the shortest if that has fewer, which begins
-    where the seed says. If the run was trained on the embedded corpus, passages that stand in its training
-    documents are passed over. Raises: ConfigError: an option that is no such thing, or names what is not
-    there; DataError: a file cannot be read, or a text has no passage that training has not seen."""
+    """The segments that options ask for (docs/evals/continual.md), in order: a passage of each, of as many
+    bytes, from where the seed says. Raises: ConfigError: an option that is no such thing, or names what is
+    not there; DataError: a file cannot be read, or a text has no passage that training has not seen."""
     source = str(options.get("segments", EMBEDDED))
     size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
     texts = held_out_texts() if source == EMBEDDED else _joined(read_documents("segments", source))

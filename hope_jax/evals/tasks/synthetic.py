@@ -1,8 +1,5 @@
-"""A synthetic task's answers: the task that the checkpoint was trained on, on strings that it has not read.
-
-At test nothing is a target unless `synthetic_targets` asks for it: memories that teach signals drive would be
-written with the answers of earlier online chunks, which of parity is all that later ones need. Memories that
-write while they read write always. There is nothing to memorize beforehand: the one arm is the baseline.
+"""A synthetic task's answers: the task that the checkpoint was trained on, on strings that it has not read
+(docs/evals/synthetic.md). There is nothing to memorize beforehand: the one arm is the baseline.
 """
 
 from collections.abc import Sequence
