@@ -93,10 +93,7 @@ def evaluate(
 
 
 def _checkpoints(run: Run) -> list[Path]:
-    given = run.options.get("checkpoints")
-    if given is None:
-        beside = checkpoint_paths(run.subject.trained.path.parent.parent)
-        return [path for path in beside if int(path.name) <= run.subject.about["step"]]
+    given = run.options.get("checkpoints", run.subject.trained.path)
     if isinstance(given, str | Path):
         given = [given]
     if not isinstance(given, list | tuple) or not all(isinstance(path, str | Path) for path in given):
