@@ -13,7 +13,6 @@ memorized, with 95 % intervals over the seeds' means; also how often the right k
 one (`choice`). Exit code 1 unless the interval of the gain over each control lies above zero.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +132,7 @@ def failed(metrics: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Measures, prints and asserts."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     out = cli.output_file("out", _OUT.value)
     subjects = open_seeds(split_paths("--checkpoints", _CHECKPOINTS.value) if _CHECKPOINTS.value else [])
     compilation_cache.use()
@@ -160,7 +158,7 @@ def main(argv: list[str]) -> None:
         "seconds": time.monotonic() - started,
     }
     if out:
-        cli.write_files("out", {out: (json.dumps(result, indent=1) + "\n").encode()})
+        cli.write_json("out", out, result)
     say(table(found))
     if missed:
         raise GuardError(

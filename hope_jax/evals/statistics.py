@@ -114,9 +114,8 @@ def ratio(values: Sequence[float] | np.ndarray, units: Sequence[float] | np.ndar
 
 def within_one(estimate: Estimate, n: float) -> Estimate:
     """An estimate of a share in [0, 1], with an interval that Student's formula gave: cut to [0, 1], and no
-    closer to 0 (1) at its far end than Wilson's interval of `n` misses (hits) alone. Equal values show no
-    spread, and Student's interval of them would have no width. n: observations; of those that weigh unlike
-    the effective ones (Kish), 1 / sum of squared weights."""
+    closer to 0 (1) at its far end than Wilson's interval of `n` misses (hits) alone. n: observations; of
+    those that weigh unlike the effective ones, 1 / sum of squared weights (docs/evals/README.md)."""
     none = _Z * _Z / (n + _Z * _Z)
     value, low, high = np.clip(estimate[:3], 0.0, 1.0)  # NaN stays
     low, high = np.minimum(low, 1.0 - none), np.maximum(high, none)

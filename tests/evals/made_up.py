@@ -58,10 +58,9 @@ def texts_module(counter: Counter, name: str = "texts", *, draws: bool = True) -
 
         journal = run.journal(name, settings)
         records = run_arms(run, journal, items, lambda item: item.tokens, score)
-        means, tests = compare(records, "loss", f"{name}/loss")
-        shares, more = compare(records, "low", f"{name}/low", chance=0.5)
+        metrics, paired = compare(records, name, {"loss": None, "low": 0.5})
         found = outcome(
-            run, name, settings=settings, metrics=means | shares, paired=tests | more,
+            run, name, settings=settings, metrics=metrics, paired=paired,
             seconds=time.monotonic() - began, updates=update_statistics(records),
             items=[{"arm": arm, **r} for arm, rows in records.items() for r in rows],
         )  # fmt: skip

@@ -47,9 +47,8 @@ class HopeLM(LM):
     """lm-eval's three kinds of request, answered by a subject.
 
     batch_size: requests read side by side (one under memory.scope=batch). max_length: tokens, BOS among
-    them, that a request may feed to the model. None: no limit, as a stream has none. With a limit a context
-    loses its beginning, BOS apart, and never its continuation (`is_cut`). An answer that may be as long as
-    the limit or longer gets half of it, or what its prompt leaves if that is more.
+    them, that a request may feed to the model; None: no limit, as a stream has none. What it cuts
+    docs/evals/zeroshot.md says.
 
     The three methods take lm-eval's `Instance`s (`args` alone is read) and return answers in their order.
     fast: memories to start from, of as many contexts as there are requests or of one; None: the trained ones.
@@ -200,10 +199,9 @@ class Wanted(NamedTuple):
 
 
 def wanted(settings: Mapping[str, Any] | None) -> Wanted:
-    """What lm-eval's `generation_kwargs` ask of an answer, read as lm-eval's own models read them; one that
-    is None is as if it were not there. Each is honoured, or refused with an error that names it: an answer
-    under other settings than those asked for would be a figure of another task. docs/evals/zeroshot.md lists
-    them. Raises: ConfigError: they ask for what a greedy answer is not, or a value is none."""
+    """What lm-eval's `generation_kwargs` ask of an answer, read as lm-eval's own models read them: each is
+    honoured, or refused with an error that names it (docs/evals/zeroshot.md lists them). Raises: ConfigError:
+    they ask for what a greedy answer is not, or a value is none."""
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     _check_greedy(given.get("do_sample"), given.get("temperature"))
     for key, value in given.items():

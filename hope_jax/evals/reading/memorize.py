@@ -13,6 +13,7 @@ from hope_jax.core.errors import ConfigError, instead
 from hope_jax.core.types import PyTree
 from hope_jax.data.corpus import EMBEDDED, load_documents, split_documents
 from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.evals.reading.scoring import padded, up
 from hope_jax.evals.reading.subject import Subject, take
 from hope_jax.learning.sampling import roomy
 from hope_jax.learning.stream import Streamer
@@ -186,16 +187,15 @@ class Memorizer:
         if self.subject.shared_memory and len(texts) != 1:
             raise ValueError(f"texts: want one under memory.scope=batch, got {len(texts)}")
         trained, streamer = self.subject.trained, self.streamer
-        multiple, lengths = whole_tokens(streamer), [len(text) + 1 for text in texts]
-        tokens = np.full((len(texts), -(-max(lengths) // multiple) * multiple), trained.tokenizer.pad_id)
-        segments = np.zeros_like(tokens)
-        for i, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-            tokens[i, :length], segments[i, :length] = [trained.tokenizer.bos_id, *text], 1
+        lengths = [len(text) + 1 for text in texts]
+        whole = [[trained.tokenizer.bos_id, *text] for text in texts]
+        width = up(max(lengths), whole_tokens(streamer))
+        tokens, segments = padded(whole, width, trained.tokenizer.pad_id)
         own = take(self.subject, trained.fast if fast is None else fast, list(range(len(texts))))
         total: Updates = {}
         for _ in range(self.rule.steps):
-            state = streamer.begin(trained.params, len(texts), roomy(streamer, tokens.shape[1]), own)
-            for start in range(0, tokens.shape[1], _SEGMENT * streamer.rule.chunk_size):
+            state = streamer.begin(trained.params, len(texts), roomy(streamer, width), own)
+            for start in range(0, width, _SEGMENT * streamer.rule.chunk_size):
                 part = slice(start, start + _SEGMENT * streamer.rule.chunk_size)
                 _, state = streamer.feed(trained.params, state, tokens[:, part], segments[:, part])
             result = streamer.finish(trained.params, state)

@@ -15,7 +15,7 @@ import numpy as np
 
 from hope_jax.core.types import NO_TARGET, Array, PyTree
 from hope_jax.evals.reading.memorize import Rule, Updates, counts_of, merge, whole_tokens, writing_streamer
-from hope_jax.evals.reading.scoring import MOST_LOGITS, following_log_probs
+from hope_jax.evals.reading.scoring import feed_to, padded, segment_tokens, side_by_side, up
 from hope_jax.evals.reading.subject import Subject
 from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import Carry, HopeModel
@@ -68,7 +68,7 @@ class Reader:
             *([spec.titan.level] if "titan" in self.model.memories() else []),
         ]
         slowest = max([self.multiple, *(level.update_period for level in levels)])
-        self.stream_tokens = _up(max(_STREAM_TOKENS, subject.config.data.seq_len), slowest)
+        self.stream_tokens = up(max(_STREAM_TOKENS, subject.config.data.seq_len), slowest)
 
     def start(self, params: PyTree) -> PyTree:
         """The memories of one context before it has read anything, at parameters that may have moved since
@@ -83,47 +83,23 @@ class Reader:
         not). Log-likelihoods are those of a stream's first reading."""
         found: list[np.ndarray] = []
         total: Updates = {}
+        step = segment_tokens(self.streamer, 1, 16)
         for tokens, segments in packed(rows, self.tokenizer.bos_id, self.stream_tokens):
-            log_probs, fast = self._stream(params, fast, tokens, segments, write, total)
-            for _ in range(self.rule.steps - 1):
-                _, fast = self._stream(params, fast, tokens, segments, write, total)
-            for document in range(1, int(segments.max()) + 1):
-                (at,) = np.nonzero(segments == document)
-                found.append(log_probs[at[1:] - 1])
+            # One token more than whole chunks: every call then reads whole chunks, and shapes are few.
+            width = up(len(tokens), self.multiple) + 1
+            row, _ = padded([tokens], width + 1, self.tokenizer.pad_id)
+            documents, _ = padded([segments], width + 1, 0)
+            columns = row, documents, np.full(row.shape, write)
+            for reading in range(self.rule.steps):
+                own = jax.tree.map(jnp.copy, fast)
+                state = self.streamer.begin(params, 1, self.stream_tokens + self.multiple, own)
+                stops = [*range(1 + step, width, step), width]
+                log_probs, _, state = feed_to(self.streamer, params, state, columns, stops)
+                found += of_documents(log_probs[0], segments) if reading == 0 else []
+                result = self.streamer.finish(params, state)
+                merge(total, counts_of(result.stats, self.streamer.model, [len(tokens)], self.rule))
+                fast = result.fast
         return Reading(found, fast, total)
-
-    def _stream(
-        self,
-        params: PyTree,
-        fast: PyTree,
-        tokens: np.ndarray,
-        segments: np.ndarray,
-        write: bool,
-        total: Updates,
-    ) -> tuple[np.ndarray, PyTree]:
-        """log p of the tokens after the first, float64 [m - 1], and the memories after. Adds to `total`."""
-        size, vocab = self.streamer.rule.chunk_size, self.model.spec.vocab_size
-        step = size * max(1, min(16, MOST_LOGITS // (size * vocab)))
-        # One token more than whole chunks: every call then reads whole chunks, and shapes are few.
-        width = _up(len(tokens), self.multiple) + 1
-        row, documents = np.full((1, width), self.tokenizer.pad_id, np.int32), np.zeros((1, width), np.int32)
-        row[0, : len(tokens)], documents[0, : len(tokens)] = tokens, segments
-        capacity = self.stream_tokens + self.multiple
-        state = self.streamer.begin(params, 1, capacity, jax.tree.map(jnp.copy, fast))
-        found, start = [], 0
-        while start < width:
-            stop = min(start + step + (start == 0), width)
-            targets = np.full((1, stop - start), write)
-            logits, state = self.streamer.feed(
-                params, state, row[:, start:stop], documents[:, start:stop], targets, in_place=True
-            )
-            following = np.zeros((1, stop - start), np.int32)
-            following[:, : min(stop + 1, width) - start - 1] = row[:, start + 1 : stop + 1]
-            found.append(following_log_probs(logits, following)[0][0])
-            start = stop
-        result = self.streamer.finish(params, state)
-        merge(total, counts_of(result.stats, self.streamer.model, [len(tokens)], self.rule))
-        return np.concatenate(found)[: len(tokens) - 1], result.fast
 
     def prefix(self, params: PyTree, fast: PyTree, tokens: np.ndarray, room: int) -> Prefix:
         """Tokens, int32 [n], after BOS, read without teach-driven writes for the rows that begin with them;
@@ -133,7 +109,7 @@ class Reader:
         if self.model.stream_memories():
             return Prefix(None, fast, row)
         whole = len(row) // size * size
-        carry: Carry | None = self.model.init_carry(1, whole + _up(size + room, 16))
+        carry: Carry | None = self.model.init_carry(1, whole + up(size + room, 16))
         for at in range(0, whole, size):
             part = jnp.asarray(row[None, at : at + size])
             carry, fast = _advance(self.model, params, fast, carry, part)
@@ -153,33 +129,23 @@ class Reader:
         fast: of one context, from which every row starts, and which no row's tokens write (but those of
         memories that write while they read, for their row alone). prefix: rows come after it, not after BOS.
         """
-        bos = np.array([self.tokenizer.bos_id], np.int32)
-        head = bos if prefix is None else prefix.rest
-        ends = [len(row) for row in rows] if tails is None else list(tails)
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), ends[i]))
-        found: list[np.ndarray] = [np.zeros(0)] * len(rows)
-        start = fast if prefix is None else prefix.fast
+        start = Prefix(None, fast, np.array([self.tokenizer.bos_id])) if prefix is None else prefix
+        ends, memory = [len(row) for row in rows] if tails is None else tails, start.fast
         if self.frozen is not self.model and self.model.spec.memory.scope == "example":
-            start = jax.tree.map(lambda t: t[0], start)
+            memory = jax.tree.map(lambda t: t[0], memory)
         batch_size = 1 if self.alone else batch_size
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            width = _up(len(head) + max(len(rows[i]) for i in chosen), 16)
-            most = _up(max(ends[i] for i in chosen), 8 if tails is not None else 16)
-            tokens = np.full((batch_size, width), self.tokenizer.pad_id, np.int32)
-            segments = np.zeros((batch_size, width), np.int32)
-            at = np.zeros((batch_size, most), np.int32)
-            targets = np.full((batch_size, most), NO_TARGET, np.int32)
-            for b, i in enumerate(chosen):
-                row = np.concatenate([head, rows[i]])
-                tokens[b, : len(row)], segments[b, : len(row)] = row, 1
-                at[b, : ends[i]] = np.arange(len(row) - ends[i], len(row)) - 1
-                targets[b, : ends[i]] = row[len(row) - ends[i] :]
-            carry = None if prefix is None else prefix.carry
-            got = np.asarray(_losses(self.frozen, params, start, carry, tokens, segments, at, targets))
-            for b, i in enumerate(chosen):
-                found[i] = got[b, : ends[i]].astype(np.float64)
-        return found
+
+        def read(chosen: list[int]) -> list[np.ndarray]:
+            own, last = [np.concatenate([start.rest, rows[i]]) for i in chosen], [ends[i] for i in chosen]
+            tokens, segments = padded(own, up(max(map(len, own)), 16), self.tokenizer.pad_id, batch_size)
+            places = [np.arange(len(row) - end, len(row)) for row, end in zip(own, last, strict=True)]
+            before, _ = padded([at - 1 for at in places], up(max(last), 8), 0, batch_size)
+            targets = [row[at] for row, at in zip(own, places, strict=True)]
+            wanted, _ = padded(targets, up(max(last), 8), NO_TARGET, batch_size)
+            got = _losses(self.frozen, params, memory, start.carry, tokens, segments, before, wanted)
+            return [row[:end] for row, end in zip(np.asarray(got, np.float64), last, strict=False)]
+
+        return side_by_side([(len(row), end) for row, end in zip(rows, ends, strict=True)], batch_size, read)
 
 
 def start_of(model: HopeModel, params: PyTree, trained: PyTree, initial: PyTree | None) -> PyTree:
@@ -204,8 +170,11 @@ def packed(rows: Sequence[np.ndarray], bos: int, length: int) -> Iterator[tuple[
         )
 
 
-def _up(count: int, multiple: int) -> int:
-    return multiple * -(-count // multiple)
+def of_documents(values: np.ndarray, segments: np.ndarray) -> list[np.ndarray]:
+    """Of values [m - 1], each of the token after one of a stream of documents from 1, int [m]: those of each
+    document's tokens but its first."""
+    places = [np.flatnonzero(segments == document) for document in range(1, int(segments.max()) + 1)]
+    return [values[at[:-1]] for at in places]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -7,7 +7,8 @@ left. Under memory.scope=batch it is one state that all start from.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ import numpy as np
 from hope_jax.core.types import Array, PyTree
 from hope_jax.evals.reading.subject import Subject, take
 from hope_jax.learning.sampling import roomy
-from hope_jax.learning.stream import Stream
+from hope_jax.learning.stream import Stream, Streamer
 
+T = TypeVar("T")
 MOST_LOGITS = 2**26
 """Logits that one call leaves at most (256 MiB in float32)."""
 
@@ -40,13 +42,6 @@ class Score(NamedTuple):
     greedy: bool
 
 
-class Read(NamedTuple):
-    """For each token but BOS: log_probs float64 [n] in nats, and whether it was the likeliest, bool [n]."""
-
-    log_probs: np.ndarray
-    greedy: np.ndarray
-
-
 class ReadPrompts(NamedTuple):
     """Prompts that are read once and continued many times: a state of a stream is a value, which what is fed
     after it leaves as it is. state: after as many tokens of all prompts as the shortest has but one. rests:
@@ -62,11 +57,12 @@ def score_pairs(
     """Log-likelihoods of continuations, in the order given. Tokens of contexts are targets, those of
     continuations are not (as `generate --write=prompt`)."""
     rows, targets = [np.concatenate(pair) for pair in pairs], [len(pair.context) for pair in pairs]
-    scores = []
-    for pair, read in zip(pairs, read_rows(subject, rows, targets, fast, batch_size=batch_size), strict=True):
-        log_probs, greedy = (column[len(pair.context) :] for column in read)
-        scores.append(Score(float(log_probs.sum()), len(pair.continuation), bool(greedy.all())))
-    return scores
+    read = read_rows(subject, rows, targets, fast, batch_size=batch_size)
+    return [_score(*own, slice(count, None)) for own, count in zip(read, targets, strict=True)]
+
+
+def _score(log_probs: np.ndarray, greedy: np.ndarray, part: slice) -> Score:
+    return Score(float(log_probs[part].sum()), len(log_probs[part]), bool(greedy[part].all()))
 
 
 def token_log_probs(
@@ -79,7 +75,7 @@ def token_log_probs(
 ) -> list[np.ndarray]:
     """float64 [n] of each row: log p of each of its tokens, all of which are targets, or none."""
     counts = [len(row) if targets else 0 for row in rows]
-    return [found.log_probs for found in read_rows(subject, rows, counts, fast, batch_size=batch_size)]
+    return [log_probs for log_probs, _ in read_rows(subject, rows, counts, fast, batch_size=batch_size)]
 
 
 def read_rows(
@@ -89,52 +85,76 @@ def read_rows(
     fast: PyTree | None = None,
     *,
     batch_size: int = 16,
-) -> list[Read]:
-    """Reads every row, int [n], whose first `targets[i]` tokens are targets; neighbours in length share a
-    batch."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Reads every row, int [n], whose first `targets[i]` tokens are targets: for each of its tokens log p in
+    nats, float64 [n], and whether it was the likeliest, bool [n]."""
+    trained, streamer = subject.trained, subject.trained.streamer
+    size = streamer.rule.chunk_size
+
+    def read(chosen: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        batch = 1 << (len(chosen) - 1).bit_length()
+        filled = chosen + chosen[:1] * (batch - len(chosen))
+        own = take(subject, trained.fast if fast is None else fast, filled)
+        width = up(max(1, *(len(rows[i]) for i in chosen)), size)
+        # The last token is read from, not after: it is no input. Rows that fill the batch are padding.
+        whole = [[trained.tokenizer.bos_id, *rows[i]] for i in chosen]
+        tokens, segments = padded(whole, width + 1, trained.tokenizer.pad_id, batch)
+        mask = np.arange(width + 1) <= np.array([targets[i] for i in filled])[:, None]
+        state = streamer.begin(trained.params, batch, roomy(streamer, width), jax.tree.map(jnp.copy, own))
+        stops = [*range(0, width, segment_tokens(streamer, batch))[1:], width]
+        found = feed_to(streamer, trained.params, state, (tokens, segments, mask), stops)
+        return [(found[0][b, : len(rows[i])], found[1][b, : len(rows[i])]) for b, i in enumerate(chosen)]
+
     # Batches come in sizes of powers of two, so few are compiled.
     batch_size = 1 << (subject.batch_size(batch_size).bit_length() - 1)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found: dict[int, Read] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = chosen + chosen[:1] * ((1 << (len(chosen) - 1).bit_length()) - len(chosen))
-        own = take(subject, subject.trained.fast if fast is None else fast, filled)
-        batch, counts = [rows[i] for i in chosen], [targets[i] for i in chosen]
-        found |= dict(zip(chosen, _read_batch(subject, batch, counts, own), strict=True))
-    return [found[i] for i in range(len(rows))]
+    return side_by_side([len(row) for row in rows], batch_size, read)
 
 
-def _segment(subject: Subject, batch_size: int) -> int:
-    """Tokens of a call: whole online chunks whose logits are not too many."""
-    size, vocab = subject.trained.streamer.rule.chunk_size, subject.trained.streamer.model.spec.vocab_size
-    return max(1, min(256, MOST_LOGITS // (batch_size * vocab * size))) * size
+def side_by_side(sizes: Sequence[Any], most: int, read: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """What `read` returns for each of some rows, in their order; it is given the positions of at most `most`
+    rows, which are neighbours in size."""
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    found: dict[int, T] = {}
+    for start in range(0, len(order), most):
+        chosen = order[start : start + most]
+        found |= dict(zip(chosen, read(chosen), strict=True))
+    return [found[i] for i in range(len(order))]
 
 
-def _read_batch(
-    subject: Subject, rows: Sequence[np.ndarray], targets: Sequence[int], fast: PyTree | None
-) -> list[Read]:
-    trained = subject.trained
-    streamer, bos = trained.streamer, trained.tokenizer.bos_id
-    batch = 1 << (len(rows) - 1).bit_length()
-    size = streamer.rule.chunk_size
-    width = -(-max(1, *map(len, rows)) // size) * size
-    # The last token is read from, not after: it is no input. Rows that fill the batch are padding.
-    tokens = np.full((batch, width + 1), trained.tokenizer.pad_id, np.int32)
-    segments, mask = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-    for i, (row, count) in enumerate(zip(rows, targets, strict=True)):
-        tokens[i, : len(row) + 1], segments[i, : len(row) + 1] = [bos, *row], 1
-        mask[i, 1 : count + 1] = True
-    state = streamer.begin(trained.params, batch, roomy(streamer, width), jax.tree.map(jnp.copy, fast))
-    step, reads = _segment(subject, batch), []
-    for start in range(0, width, step):
-        part = slice(start, min(start + step, width))
-        logits, state = streamer.feed(
-            trained.params, state, tokens[:, part], segments[:, part], mask[:, part], in_place=True
-        )
-        reads.append(following_log_probs(logits, tokens[:, part.start + 1 : part.stop + 1]))
-    log_probs_bt, greedy_bt = (np.concatenate(columns, 1) for columns in zip(*reads, strict=True))
-    return [Read(log_probs_bt[i, : len(row)], greedy_bt[i, : len(row)]) for i, row in enumerate(rows)]
+def padded(
+    rows: Sequence[Any], width: int, fill: int, count: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [n] side by side, int32 [count, width], with `fill` on the right and in further rows; and where
+    they are, 1 beside 0."""
+    out = np.full((count or len(rows), width), fill, np.int32)
+    there = np.zeros_like(out)
+    for i, row in enumerate(rows):
+        out[i, : len(row)], there[i, : len(row)] = row, 1
+    return out, there
+
+
+def up(count: int, multiple: int) -> int:
+    """The least multiple that is no less."""
+    return multiple * -(-count // multiple)
+
+
+def segment_tokens(streamer: Streamer, batch_size: int, most: int = 256) -> int:
+    """Tokens of a call: whole online chunks, `most` of them, whose logits are not too many."""
+    size, vocab = streamer.rule.chunk_size, streamer.model.spec.vocab_size
+    return max(1, min(most, MOST_LOGITS // (batch_size * vocab * size))) * size
+
+
+def feed_to(
+    streamer: Streamer, params: PyTree, state: Stream, columns: Sequence[np.ndarray], stops: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, Stream]:
+    """Feeds tokens, segments and targets [B, at least stops[-1] + 1] in parts that end at `stops`: what
+    `following_log_probs` says of the token after each that was fed, and the state, in place of the old."""
+    found = []
+    for start, stop in pairwise([0, *stops]):
+        logits, state = streamer.feed(params, state, *(t[:, start:stop] for t in columns), in_place=True)
+        found.append(following_log_probs(logits, columns[0][:, start + 1 : stop + 1]))
+    log_probs, greedy = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
+    return log_probs, greedy, state
 
 
 def following_log_probs(logits: Array, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +171,13 @@ def _following(logits: Array, following: Array) -> tuple[Any, Any]:
 
 
 def read_prompts(
-    subject: Subject, prompts: Sequence[np.ndarray], fast: PyTree | None, *, capacity: int, segment: int = 16
+    subject: Subject, prompts: Sequence[np.ndarray], fast: PyTree | None, *, capacity: int
 ) -> ReadPrompts:
     """Reads prompts, int32 [n], side by side; their tokens are targets. capacity: tokens of BOS, a prompt and
-    what comes after it at most; a new one compiles anew. segment: online chunks of a call."""
+    what comes after it at most; a new one compiles anew."""
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate([[trained.tokenizer.bos_id], prompt]).astype(np.int32) for prompt in prompts]
-    shared, size = min(len(row) for row in rows) - 1, segment * streamer.rule.chunk_size
+    shared, size = min(len(row) for row in rows) - 1, 16 * streamer.rule.chunk_size
     own = take(subject, trained.fast if fast is None else fast, list(range(len(rows))))
     state = streamer.begin(trained.params, len(rows), roomy(streamer, capacity), jax.tree.map(jnp.copy, own))
     for start in range(0, shared, size):
@@ -170,22 +190,17 @@ def score_after(subject: Subject, read: ReadPrompts, continuations: Sequence[np.
     """Log-likelihood of one continuation a prompt, int32 [at least 1], whose tokens are no targets."""
     trained, streamer = subject.trained, subject.trained.streamer
     rows = [np.concatenate(pair) for pair in zip(read.rests, continuations, strict=True)]
-    longest, size = max(len(row) for row in rows), streamer.rule.chunk_size
+    longest = max(len(row) for row in rows)
     # Whole online chunks, so few widths are compiled, but no more than the cache has room for
     room = read.state.carry.segments.shape[1] - read.state.position
-    width = max(longest, min(-(-longest // size) * size, room))
-    tokens = np.full((len(rows), width + 1), trained.tokenizer.pad_id, np.int32)
-    segments, targets = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
-    for i, (row, rest) in enumerate(zip(rows, read.rests, strict=True)):
-        tokens[i, : len(row)], segments[i, : len(row)], targets[i, : len(rest)] = row, 1, True
-    logits, _ = streamer.feed(trained.params, read.state, tokens[:, :-1], segments[:, :-1], targets[:, :-1])
-    log_probs, greedy = following_log_probs(logits, tokens[:, 1:])
-    scores = []
-    for i, (row, rest) in enumerate(zip(rows, read.rests, strict=True)):
-        part = slice(len(rest) - 1, len(row) - 1)
-        total = float(log_probs[i, part].sum())
-        scores.append(Score(total, len(row) - len(rest), bool(greedy[i, part].all())))
-    return scores
+    width = max(longest, min(up(longest, streamer.rule.chunk_size), room))
+    tokens, segments = padded(rows, width + 1, trained.tokenizer.pad_id)
+    known = np.array([len(rest) for rest in read.rests])
+    targets = np.arange(width) < known[:, None]
+    logits, _ = streamer.feed(trained.params, read.state, tokens[:, :-1], segments[:, :-1], targets)
+    found = zip(*following_log_probs(logits, tokens[:, 1:]), strict=True)
+    parts = [slice(count - 1, len(row) - 1) for count, row in zip(known, rows, strict=True)]
+    return [_score(*own, part) for own, part in zip(found, parts, strict=True)]
 
 
 def generate_after(
@@ -225,12 +240,10 @@ def generate_greedy(
 ) -> list[np.ndarray]:
     """What `generate_after` draws after prompts, int32 [n], of any number; neighbours in length share a
     batch."""
-    batch_size = subject.batch_size(batch_size)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+
+    def draw(chosen: list[int]) -> list[np.ndarray]:
         own, capacity = take(subject, fast, chosen), 1 + len(prompts[chosen[-1]]) + max_tokens
         read = read_prompts(subject, [prompts[i] for i in chosen], own, capacity=capacity)
-        found |= dict(zip(chosen, generate_after(subject, read, max_tokens, stop), strict=True))
-    return [found[i] for i in range(len(prompts))]
+        return generate_after(subject, read, max_tokens, stop)
+
+    return side_by_side([len(prompt) for prompt in prompts], subject.batch_size(batch_size), draw)

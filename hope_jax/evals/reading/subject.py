@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hope_jax.config.check import validate
 from hope_jax.config.experiment import ExperimentConfig
@@ -81,8 +82,5 @@ def take(subject: Subject, fast: PyTree | None, rows: list[int]) -> PyTree | Non
     """The memories of some contexts, leaves [rows, ...]; memories of one context serve all of them."""
     if fast is None or subject.shared_memory:
         return fast
-
-    def pick(t: Any) -> Any:
-        return jnp.take(t, jnp.asarray([0] * len(rows) if t.shape[0] == 1 else rows), axis=0)
-
-    return jax.tree.map(pick, fast)
+    of = np.asarray(rows)
+    return jax.tree.map(lambda t: jnp.take(t, of * 0 if len(t) == 1 else of, axis=0), fast)

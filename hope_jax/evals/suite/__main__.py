@@ -17,9 +17,8 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -58,47 +57,21 @@ _ANSWER = flags.DEFINE_boolean(
 )
 
 
-def _there(text: str) -> str:
-    """A path that exists."""
-    if not Path(text).exists():
-        raise ValueError(f"no such file or folder: {text}")
-    return text
-
-
-class _Option(NamedTuple):
-    """A flag that sets options of evaluations. kind: of its value; several: values separated by commas."""
-
-    text: str
-    kind: Callable[[str], Any] = str
-    several: bool = False
-
-
-_OPTIONS = {
-    "lengths": _Option("Tokens of needle and passkey contexts, as 2048,4096.", int, several=True),
-    "niah_tasks": _Option("Names of needle tasks; default: all.", several=True),
-    "documents": _Option(
-        "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus.", _there
-    ),
-    "zeroshot_data": _Option("Folder of the zero-shot tasks' data.", _there),
-    "zeroshot_tasks": _Option("Names of zero-shot tasks; default: all whose data are there.", several=True),
-    "zeroshot_max_length": _Option("Longest request in tokens.", int),
-    "segments": _Option(
-        "Folder of .txt files, one a segment; default: held-out texts of the corpus.", _there
-    ),
-    "intents": _Option("Folder of classification data for class_incremental.", _there),
-}
-_KEYS = {name: (name,) for name in _OPTIONS} | {
-    "lengths": ("niah_lengths", "passkey_lengths"),
-    "documents": ("perplexity_text",),
-}
-"""The options that each flag sets."""
-
-for _name, _how in _OPTIONS.items():
-    if _how.kind is _there:
-        cli.define_path(_name, _how.text)
-    else:
-        flags.DEFINE_string(_name, None, _how.text, allow_override=True)
-
+_LENGTHS = flags.DEFINE_list("lengths", None, "Tokens of needle and passkey contexts, as 2048,4096.")
+_NIAH_TASKS = flags.DEFINE_list("niah_tasks", None, "Names of needle tasks; default: all.")
+_DOCUMENTS = cli.define_path(
+    "documents", "Text file or folder of .txt files for perplexity; default: held-out texts of the corpus."
+)
+_DATA = cli.define_path("zeroshot_data", "Folder of the zero-shot tasks' data.")
+_TASKS = flags.DEFINE_list(
+    "zeroshot_tasks", None, "Names of zero-shot tasks; default: all whose data are there."
+)
+_MAX_LENGTH = flags.DEFINE_integer("zeroshot_max_length", None, "Longest request in tokens.")
+_SEGMENTS = cli.define_path(
+    "segments", "Folder of .txt files, one a segment; default: held-out texts of the corpus."
+)
+_INTENTS = cli.define_path("intents", "Folder of classification data for class_incremental.")
+_OF_LENGTHS = ("niah_lengths", "passkey_lengths")
 _MORE = flags.DEFINE_multi_string("option", [], "KEY=VALUE: any option of an evaluation, VALUE as in JSON.")
 
 logger = logging.getLogger("hope_jax.evals")
@@ -106,17 +79,16 @@ logger = logging.getLogger("hope_jax.evals")
 
 def main(argv: list[str]) -> int:
     """Checks the flags, evaluates, and prints where the reports are."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     if not _CHECKPOINT.value or not _OUT.value:
         missing = "--out" if _CHECKPOINT.value else "--checkpoint"
         raise ConfigError(f"{missing} is missing; want --checkpoint=WORKDIR --out=FOLDER")
     if len(_BASELINE.value) > 1:
         raise ConfigError(f"--baseline: want one baseline, got {', '.join(_BASELINE.value)}")
-    for names in (_ONLY, _PATHS, _LAYERS):
+    for names in (_ONLY, _PATHS, _LAYERS, _LENGTHS, _NIAH_TASKS, _TASKS):
         if names.present and not all(name.strip() for name in names.value or [""]):
             raise ConfigError(
-                f"--{names.name}={','.join(names.value)}: a name is empty; leave the flag out for all"
+                f"--{names.name}={','.join(names.value or [])}: a name is empty; leave the flag out for all"
             )
     _check_memorize()
     with contextlib.suppress(OSError):  # which the plan's check tells
@@ -131,9 +103,8 @@ def main(argv: list[str]) -> int:
         logger.error("error: %d evaluations failed (%s); the report says why", len(failed), ", ".join(failed))
     read = session.options_read(done)
     for key in plan.options if not failed else ():  # what those would have read is not known
-        # Of a flag one of its options is enough.
-        of_flag = {other for keys in _KEYS.values() if key in keys for other in keys}
-        if not read & {key, *of_flag}:
+        # Of what one flag sets one reader is enough.
+        if not read & {key, *(_OF_LENGTHS if key in _OF_LENGTHS else ())}:
             logger.warning("warning: no evaluation has read the option %s", key)
     say(plan.out / "report.html")
     return 1 if failed else 0
@@ -155,18 +126,11 @@ def _plan() -> "Plan":
     from hope_jax.evals.suite.run import ARMS, BASELINE
     from hope_jax.evals.suite.session import Plan
 
-    options: dict[str, Any] = {}
-    for name, option in _OPTIONS.items():
-        text = flags.FLAGS[name].value
-        if text is not None:
-            if not text.strip():
-                raise ConfigError(f"--{name}={text}: the value is empty; leave the flag out, or give one")
-            found = _values(name, text.split(",") if option.several else [text], option.kind)
-            options |= dict.fromkeys(_KEYS[name], found if option.several else found[0])
+    options = _options()
     more = dict(_more(text) for text in _MORE.value)
     registry.check_options(more)
     options |= more
-    layers = tuple(_values("memorize_layers", _LAYERS.value, int))
+    layers = tuple(_whole_numbers(_LAYERS) or ())
     rule = Rule(_STEPS.value, _CARRY.value, tuple(_PATHS.value), layers, _THRESHOLD.value, _ANSWER.value)
     return Plan(
         checkpoints=tuple(split_paths("--checkpoint", str(_CHECKPOINT.value))),
@@ -184,6 +148,17 @@ def _plan() -> "Plan":
     )
 
 
+def _options() -> dict[str, Any]:
+    """The options that flags set. Raises: ConfigError for a path that is not there."""
+    paths = _DOCUMENTS, _DATA, _SEGMENTS, _INTENTS
+    for flag in paths:
+        if flag.value is not None and not Path(flag.value).exists():
+            raise ConfigError(f"--{flag.name}={flag.value}: no such file or folder: {flag.value}")
+    values = dict.fromkeys(_OF_LENGTHS, _whole_numbers(_LENGTHS)) | {"perplexity_text": _DOCUMENTS.value}
+    values |= {flag.name: flag.value for flag in (_NIAH_TASKS, _TASKS, _MAX_LENGTH, *paths[1:])}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _more(text: str) -> tuple[str, Any]:
     """A key and its value: JSON, or else the text as it is. Raises: ConfigError."""
     key, found, value = text.partition("=")
@@ -197,12 +172,12 @@ def _more(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _values(name: str, texts: Sequence[str], kind: Callable[[str], Any]) -> list[Any]:
-    """Raises: ConfigError for a text that is no such value."""
+def _whole_numbers(flag: flags.FlagHolder[list[str] | None]) -> list[int] | None:
+    """Raises: ConfigError for a text that is none."""
     try:
-        return [kind(text.strip()) for text in texts]
+        return None if flag.value is None else [int(text) for text in flag.value]
     except ValueError as error:
-        raise ConfigError(f"--{name}={','.join(texts)}: {error}") from None
+        raise ConfigError(f"--{flag.name}={','.join(flag.value or [])}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,13 +14,8 @@ Scores = dict[str, dict[str, float | bool]]
 
 
 def compare(checkpoint: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Paired tests of two results of one evaluation, a JSON value; or `problem`: why there are none. Records
-    with the same arm and key are the same item under the same seed. `paired`: "task/score/arm" -> delta
-    (checkpoint minus baseline), interval, p value, Holm's p value, n; of one pair of losses there is no test,
-    and both p values are None. Holm's families are two: the single tests of this evaluation, and those that
-    pool the items of several (`"pooled": true`), which are no further findings but the same ones summed up.
-    `only_one`: items that one of them lacks. `settings_differ`: names of settings that are not the same,
-    whose figures must be compared with care."""
+    """Paired tests of two results of one evaluation, as docs/evals/README.md describes them, a JSON value; or
+    `problem`: why there are none. Records with the same arm and key are the same item under the same seed."""
     if "items" not in checkpoint or "items" not in baseline:
         return {"problem": "no records of items, so no paired test; run it with --baseline"}
     first, second = scores(checkpoint), scores(baseline)

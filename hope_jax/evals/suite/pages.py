@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+
 from hope_jax.core.files import METRICS_FILE, flatten, read_rows
 from hope_jax.evals.suite import plots, registry
 from hope_jax.evals.suite.plots import LEAK, WITHOUT_MODEL, split
@@ -89,8 +91,16 @@ def write_index(
             metrics = {who: outcome["metrics"] for who, outcome in found.items()}
             blocks.append(Heading(about.title))
             blocks += [Note(f"{who}: {note}") for who, o in found.items() for note in o.get("notes", ())]
-            blocks += _over_checkpoints(name, metrics, steps)
-            blocks.append(_side_by_side(metrics))
+            shown = plots.headlines(metrics, about.headlines)
+            if len(metrics) > 1 and shown:
+                figure = plots.checkpoints_figure(metrics, shown, steps)
+                keys = [key for arms in shown.values() for key in arms.values()]
+                values = [of[key] for of in metrics.values() for key in keys if key in of]
+                what = f"{', '.join(shown)} over {'steps' if steps else 'checkpoints'},"
+                blocks.append(plot_of(name, "checkpoints", figure, what, values))
+            every = dict.fromkeys(key for of in metrics.values() for key in of)
+            rows = {key: {who: of[key] for who, of in metrics.items() if key in of} for key in every}
+            blocks.append(_table(rows, metrics))
     page.write(out, "Evaluations", f"{len(entries)} checkpoints", blocks)
 
 
@@ -105,39 +115,18 @@ def _links(entries: Mapping[str, Reported], baseline: tuple[str, str] | None) ->
     return links
 
 
-def _over_checkpoints(
-    name: str, found: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int] | None
-) -> Iterator[Block]:
-    """The plot of an evaluation's headlines; none of a single checkpoint."""
-    shown = plots.headlines(found, registry.EVALS[name].headlines)
-    if len(found) < 2 or not shown:
-        return
-    values = [m[key] for m in found.values() for arms in shown.values() for key in arms.values() if key in m]
-    over = f"{', '.join(shown)} over {'steps' if steps else 'checkpoints'},"
-    figure = plots.checkpoints_figure(found, shown, steps)
-    yield Plot(f"{name}-checkpoints", figure, _caption(name, over, values))
-
-
-def _caption(name: str, what: str, values: Iterable[Mapping[str, Any]]) -> str:
-    """What a plot shows of an evaluation, with the counts of its figures, and whether there is a leak."""
+def plot_of(name: str, part: str, figure: Figure, what: str, values: Iterable[Mapping[str, Any]]) -> Plot:
+    """A plot of an evaluation. The caption says what it shows and of how many items; that there is a leak
+    stands in both."""
     values = list(values)
     counts = [value["n"] for value in values if value.get("n")] or [0]
     low, high = min(counts), max(counts)
     n = "no items" if not high else f"n = {low}" if low == high else f"n = {low} to {high}"
-    text = f"{registry.EVALS[name].title}: {what} with 95 % intervals ({n})"
-    return f"{text}; {LEAK}" if any(value.get("leak") for value in values) else text
-
-
-def _side_by_side(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each metric, a column for each checkpoint."""
-    firsts: dict[str, Mapping[str, Any]] = {}
-    for metrics in found.values():
-        firsts |= {key: value for key, value in metrics.items() if key not in firsts}
-    rows = [
-        [key, *(_estimate(metrics.get(key)) for metrics in found.values()), _chance(first)]
-        for key, first in firsts.items()
-    ]
-    return Table(["metric", *found, "chance"], rows)
+    caption = f"{registry.EVALS[name].title}: {what} with 95 % intervals ({n})"
+    if any(value.get("leak") for value in values):
+        plots.mark_leak(figure)
+        caption += f"; {LEAK}"
+    return Plot(f"{name}-{part}", figure, caption)
 
 
 def _problems(results: Sequence[Result], who: str = "") -> list[Block]:
@@ -187,29 +176,32 @@ def _plots(name: str, outcome: Mapping[str, Any]) -> Iterator[Block]:
     except Exception as error:  # a plot that cannot be drawn takes no figure away
         logger.error("error: plots of %s: %s: %s", name, type(error).__name__, error)
         yield Warn(f"The plots of {name} could not be drawn ({type(error).__name__}: {error}).")
-    for figure in own.values():
-        plots.mark_leak(figure, bool(outcome.get("leak")))
     if not own and (drawn := plots.metrics_figure(metrics)) is not None:
         own = {"metrics": drawn}
+    marked = [{"leak": outcome.get("leak")}, *metrics.values()]
     for given, figure in own.items():
         plot = given.removeprefix(f"{name}_")
-        marked = [{"leak": outcome.get("leak")}, *metrics.values()]
-        yield Plot(f"{name}-{plot}", figure, _caption(name, f"{plot.replace('_', ' ')},", marked))
+        yield plot_of(name, plot, figure, f"{plot.replace('_', ' ')},", marked)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each task and metric, a column for each arm; with counts and chance."""
+    """A row for each task and metric, a column for each arm."""
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     for key, value in metrics.items():
         task, metric, arm = split(key)
         rows.setdefault(f"{task}/{metric}" if task else metric, {})[arm] = value
     there = dict.fromkeys(arm for row in rows.values() for arm in row)
-    arms = [arm for arm in dict.fromkeys(("", *ARMS, *there)) if arm in there]
+    return _table(rows, [arm for arm in dict.fromkeys(("", *ARMS, *there)) if arm in there])
+
+
+def _table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Iterable[str]) -> Table:
+    """A row for each name, with what each column has of it, the counts, and chance."""
     table = []
     for name, row in rows.items():
         counts = " / ".join(dict.fromkeys(str(value.get("n", "–")) for value in row.values()))
-        table.append([name, *(_estimate(row.get(arm)) for arm in arms), counts, _chance(*row.values())])
-    return Table(["metric", *(arm or "value" for arm in arms), "n", "chance"], table)
+        chance = next((number(v["chance"]) for v in row.values() if v.get("chance") is not None), "–")
+        table.append([name, *(_estimate(row.get(column)) for column in columns), counts, chance])
+    return Table(["metric", *(column or "value" for column in columns), "n", "chance"], table)
 
 
 def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -225,19 +217,13 @@ def paired_table(paired: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def updates_table(updates: Mapping[str, Any]) -> Table:
     """A row for each arm and level, a column for each statistic of its writes."""
-    found = dict(_leaves(updates))
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in flatten(updates).items():
+        *who, name = key.split(".")
+        found.setdefault(", ".join(who), {})[name] = value
     names = dict.fromkeys(name for counts in found.values() for name in counts)
     rows = [[who, *(number(counts.get(name)) for name in names)] for who, counts in found.items()]
     return Table(["arm, level", *names], rows)
-
-
-def _leaves(updates: Mapping[str, Any], who: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The innermost mappings, each with the names that lead to it."""
-    if not any(isinstance(value, Mapping) for value in updates.values()):
-        yield who, updates
-        return
-    for name, value in updates.items():
-        yield from _leaves(value, f"{who}, {name}" if who else name)
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
@@ -253,7 +239,7 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[Block]:
             continue
         figure = plots.differences_figure(found["paired"])
         if figure is not None:
-            yield Plot(f"{name}-comparison", figure, _caption(name, "differences", found["paired"].values()))
+            yield plot_of(name, "comparison", figure, "differences", found["paired"].values())
         yield paired_table(found["paired"])
         if found["only_one"]:
             yield Note(f"{name}: {found['only_one']} items only one of the two has answered.")
@@ -302,7 +288,3 @@ def _estimate(value: Mapping[str, Any] | None) -> str:
 
 def _p(value: float | None) -> str:
     return "–" if value is None else "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _chance(*values: Mapping[str, Any]) -> str:
-    return next((number(v["chance"]) for v in values if v.get("chance") is not None), "–")

@@ -39,64 +39,43 @@ def color(arm: str) -> str:
     return COLORS.get(arm) or _OTHERS[sum(arm.encode()) % len(_OTHERS)]
 
 
-def metrics_figure(metrics: Metrics) -> Figure | None:
-    """A panel for each kind of metric: a row a task, a colour an arm, bars for the 95 % intervals, a grey
-    tick at chance; None without metrics. A panel shows the first 40 tasks."""
+@mpl.rc_context(STYLE)
+def metrics_figure(metrics: Metrics, what: str = "") -> Figure | None:
+    """A panel for each kind of metric (of `what`): a row a task, a colour an arm, bars for the 95 %
+    intervals, a grey tick at chance; None without metrics. A panel shows the first 40 tasks."""
     panels: dict[str, dict[str, list[tuple[str, Metric]]]] = {}
     for key, value in metrics.items():
         task, metric, arm = split(key)
         if value.get("value") is not None:
-            panels.setdefault(metric, {}).setdefault(task or metric, []).append((arm, value))
-    arms = dict.fromkeys(arm for tasks in panels.values() for rows in tasks.values() for arm, _ in rows)
-    figure = _rows_figure(panels, 0.3)
-    if figure is not None:
-        with mpl.rc_context(STYLE):
-            _legend(figure, {arm: color(arm) for arm in arms})
-            mark_leak(figure, any(value.get("leak") for value in metrics.values()))
+            panels.setdefault(f"{metric}{what}", {}).setdefault(task or metric, []).append((arm, value))
+    if not panels:
+        return None
+    shown = {title: list(rows.items())[:_MOST_ROWS] for title, rows in panels.items()}
+    heights = [0.45 + 0.3 * len(rows) for rows in shown.values()]
+    figure = Figure(figsize=(9.2, 0.3 + sum(heights)), layout="constrained")
+    grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, rows) in zip(grid, shown.items(), strict=True):
+        for row, (_, found) in enumerate(rows):
+            shifts = 0.22 * (np.arange(len(found)) - (len(found) - 1) / 2)
+            for shift, (arm, value) in zip(shifts, found, strict=True):
+                bounds = value.get("ci95") or [value["value"]] * 2
+                axes.plot(bounds, [row + shift] * 2, color=color(arm), linewidth=1.6)
+                axes.plot([value["value"]], [row + shift], "o", color=color(arm), markersize=3.5)
+            if (chance := found[0][1].get("chance")) is not None:
+                axes.plot([chance] * 2, [row - 0.4, row + 0.4], color=GREY, linewidth=1.0)
+        axes.set_yticks(range(len(rows)), [task for task, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_title(title, loc="left")
+        axes.tick_params(length=0, axis="y", labelcolor=INK)
+    arms = dict.fromkeys(arm for rows in panels.values() for found in rows.values() for arm, _ in found)
+    _legend(figure, {arm: color(arm) for arm in arms})
     return figure
 
 
 def differences_figure(paired: Metrics) -> Figure | None:
-    """Differences with their 95 % intervals, a panel for each kind of score; None without any."""
-    panels: dict[str, dict[str, list[tuple[str, Metric]]]] = {}
-    for key, test in paired.items():
-        task, metric, arm = split(key)
-        row = panels.setdefault(f"{metric}: checkpoint - baseline", {})
-        row[" ".join(part for part in (task, arm) if part)] = [("", {**test, "value": test["delta"]})]
-    figure = _rows_figure(panels, 0.22)
-    if figure is not None:
-        for axes in figure.axes:
-            axes.axvline(0, color=GREY, linewidth=1.0, zorder=1)
-        with mpl.rc_context(STYLE):
-            mark_leak(figure, any(test.get("leak") for test in paired.values()))
-    return figure
-
-
-def _rows_figure(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[str, Metric]]]], height: float
-) -> Figure | None:
-    """A panel for each kind of metric, a row of that height for each task with (arm, metric) each."""
-    if not panels:
-        return None
-    panels = {name: dict(list(rows.items())[:_MOST_ROWS]) for name, rows in panels.items()}
-    heights = [0.45 + height * len(rows) for rows in panels.values()]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.3 + sum(heights)), layout="constrained")
-        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-            for row, found in enumerate(rows.values()):
-                shifts = 0.22 * (np.arange(len(found)) - (len(found) - 1) / 2)
-                for shift, (arm, value) in zip(shifts, found, strict=True):
-                    bounds = value.get("ci95") or [value["value"]] * 2
-                    axes.plot(bounds, [row + shift] * 2, color=color(arm), linewidth=1.6)
-                    axes.plot([value["value"]], [row + shift], "o", color=color(arm), markersize=3.5)
-                if (chance := found[0][1].get("chance")) is not None:
-                    axes.plot([chance] * 2, [row - 0.4, row + 0.4], color=GREY, linewidth=1.0)
-            axes.set_yticks(range(len(rows)), list(rows))
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_title(title, loc="left")
-            axes.tick_params(length=0, axis="y", labelcolor=INK)
-        return figure
+    """Differences as metrics, of which no difference is the chance; None without any."""
+    values = {key: {**test, "value": test["delta"], "chance": 0.0} for key, test in paired.items()}
+    return metrics_figure(values, ": checkpoint - baseline")
 
 
 def headlines(found: Mapping[str, Metrics], wanted: Sequence[str] = ()) -> dict[str, dict[str, str]]:
@@ -139,13 +118,10 @@ def checkpoints_figure(
 
     panels = {panel: {arm: points(key) for arm, key in arms.items()} for panel, arms in shown.items()}
     ticks = None if steps else {place: who for who, place in places.items()}
-    figure = lines_figure(panels, "step" if steps else "", "", columns=3, ticks=ticks, joined=bool(steps))
-    keys = [key for arms in shown.values() for key in arms.values()]
-    with mpl.rc_context(STYLE):
-        mark_leak(figure, any(metrics.get(key, {}).get("leak") for metrics in found.values() for key in keys))
-    return figure
+    return lines_figure(panels, "step" if steps else "", "", columns=3, ticks=ticks, joined=bool(steps))
 
 
+@mpl.rc_context(STYLE)
 def lines_figure(
     panels: Mapping[str, Lines],
     x: str,
@@ -166,22 +142,21 @@ def lines_figure(
         colors[arm] = next((each for each in all_of if each not in colors.values()), color(arm))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.3 + 2.6 * rows), layout="constrained")
-        for number, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, columns, number + 1)
-            _draw_lines(axes, lines, colors, "-" if joined else "", log)
-            axes.set_title(title, loc="left")
-            axes.set(xlabel=x, ylabel=y if number % columns == 0 else "")
-            if ticks is None:
-                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
-            else:
-                axes.set_xticks(list(ticks), list(ticks.values()), rotation=20, ha="right")
-                axes.minorticks_off()
-            if shares:
-                axes.set_ylim(-0.05, 1.05)
-        _legend(figure, colors)
-        return figure
+    figure = Figure(figsize=(9.2, 0.3 + 2.6 * rows), layout="constrained")
+    for number, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        _draw_lines(axes, lines, colors, "-" if joined else "", log)
+        axes.set_title(title, loc="left")
+        axes.set(xlabel=x, ylabel=y if number % columns == 0 else "")
+        if ticks is None:
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+        else:
+            axes.set_xticks(list(ticks), list(ticks.values()), rotation=20, ha="right")
+            axes.minorticks_off()
+        if shares:
+            axes.set_ylim(-0.05, 1.05)
+    _legend(figure, colors)
+    return figure
 
 
 def _draw_lines(axes: Axes, lines: Lines, colors: Mapping[str, str], dash: str, log: bool) -> None:
@@ -193,21 +168,14 @@ def _draw_lines(axes: Axes, lines: Lines, colors: Mapping[str, str], dash: str, 
     for i, (arm, own) in enumerate(lines.items()):
         shift = i - (len(lines) - 1) / 2
         at = [place * 2 ** (0.05 * shift) if log else place + gap * shift for place, _ in own]
-        values, spread = spread_of([metric for _, metric in own])
-        marker = "o" if len(own) < 50 else ""
+        values = np.array([metric["value"] for _, metric in own], float)
+        bounds = [metric.get("ci95") or [metric["value"]] * 2 for _, metric in own]
+        low, high = np.array(bounds, float).reshape(-1, 2).T
+        spread, marker = np.maximum([values - low, high - values], 0.0), "o" if len(own) < 50 else ""
         axes.errorbar(at, values, spread, color=colors[arm], linestyle=dash, marker=marker, markersize=3.5)
     chance = next((metric["chance"] for _, metric in points if metric.get("chance") is not None), None)
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":")
-
-
-def spread_of(metrics: Sequence[Metric]) -> tuple[np.ndarray, np.ndarray]:
-    """Values [n], and how far their intervals go below and above [2, n]; not at all where there is none."""
-    values = np.array([metric["value"] for metric in metrics], float)
-    bounds = np.array([metric.get("ci95") or [metric["value"]] * 2 for metric in metrics], float).reshape(
-        -1, 2
-    )
-    return values, np.maximum([values - bounds[:, 0], bounds[:, 1] - values], 0.0)
 
 
 def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
@@ -217,7 +185,6 @@ def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
         figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False)
 
 
-def mark_leak(figure: Figure, leak: bool) -> None:
+def mark_leak(figure: Figure) -> None:
     """Writes into a plot that figures in it come from a leak."""
-    if leak:
-        figure.supxlabel(LEAK, x=0.995, color=HELD_OUT, fontsize=7, ha="right")  # the layout makes room
+    figure.supxlabel(LEAK, x=0.995, color=HELD_OUT, fontsize=7, ha="right")  # the layout makes room

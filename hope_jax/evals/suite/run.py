@@ -258,12 +258,16 @@ def item_key(place: str, content: bytes) -> str:
 
 def whole_number(options: Mapping[str, Any], key: str, default: int, least: int = 1) -> int:
     """The option `key`. Raises: ConfigError unless it is a whole number of at least `least`."""
-    return _whole(key, options.get(key, default), least)
+    value = options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key}={value!r}: want a whole number of at least {least}")
+    return value
 
 
 def whole_numbers(options: Mapping[str, Any], key: str, default: Sequence[int]) -> tuple[int, ...]:
     """The option `key`: a list, ascending and without repeats. Raises: ConfigError, as `whole_number`."""
-    return tuple(sorted({_whole(key, value, 1) for value in _some(key, options.get(key, default))}))
+    values = _some(key, options.get(key, default))
+    return tuple(sorted({whole_number({key: value}, key, 1) for value in values}))
 
 
 def listed(options: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
@@ -285,12 +289,6 @@ def chosen(options: Mapping[str, Any], key: str, names: Collection[str]) -> tupl
         if name not in names:
             raise ConfigError(f"{key}: unknown name {name!r}; {instead(name, names, 'choose from')}")
     return tuple(name for name in names if name in given)
-
-
-def _whole(key: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}={value!r}: want a whole number of at least {least}")
-    return value
 
 
 def _some(key: str, value: Any) -> Sequence[Any]:

@@ -8,9 +8,8 @@ all:
 - `adamw`: nothing is written; the slow parameters take one AdamW step after each block, at the best of a few
   learning rates by the loss on validation slices of all segments after the last one.
 
-A block is a document: attention sees nothing before it, so only memories or parameters carry anything. The
-loss on the stream is that of each block before it has taught anything but its own beginning. After each
-segment all held-out slices are read without writing.
+The loss on the stream is that of each block before it has taught anything but its own beginning. After each
+segment all held-out slices are read without writing (docs/evals/continual.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from hope_jax.core.types import PyTree
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.reading.memorize import as_settings, updates_as_json
 from hope_jax.evals.reading.reader import Reader
-from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key, progress
+from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key
 from hope_jax.evals.tasks.arms import Arm, Records, run_steps, timed, update_statistics
 from hope_jax.evals.tasks.curves import adaptation_figures
 from hope_jax.evals.tasks.finetune import Tuned, Tuner, best_rate, learning_rates
@@ -73,8 +72,7 @@ def _parts(cut: Cut, limit: int | None) -> Parts:
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], rates: Sequence[float], parts: list[Parts]
 ) -> dict[str, Any]:
-    """What is measured. Options: those of `segments.cut_segments`; `learning_rates` of AdamW. `run.limit`:
-    blocks of each slice of a segment at most."""
+    """What is measured. `run.limit`: blocks of each slice of a segment at most."""
     found, costs = _all_methods(run, journal, parts, rates)
     of_segments = [{"key": f"{m}/{p.name}", **found[m][i]} for m in METHODS for i, p in enumerate(parts)]
     (start,) = journal.all(["start"])
@@ -119,14 +117,11 @@ def _all_methods(
 
         return Arm(tuner.begin(params, rate), learn, lambda t, _: scored(t.params, reader.start(t.params)))
 
-    def read(name: str, arm: Arm) -> list[dict[str, Any]]:
-        def done(i: int, record: Mapping[str, Any]) -> None:
-            progress(NAME).info(
-                "%s, segment %d of %d (%s): %.3f nats a token", name, i + 1, len(parts), parts[i].name,
-                float(np.mean(record["stream"])),
-            )  # fmt: skip
+    def told(record: Mapping[str, Any]) -> str:
+        return f"{np.mean(record['stream']):.3f} nats a token"
 
-        return run_steps(journal, name, arm, len(parts), done)
+    def read(name: str, arm: Arm) -> list[dict[str, Any]]:
+        return run_steps(journal, name, arm, len(parts), told)
 
     journal.once("start", lambda: {"held": [losses(params, initial, part.held) for part in parts]})
     write_and_carry = {"carried": (True, True), "reset": (True, False), "no_writes": (False, True)}

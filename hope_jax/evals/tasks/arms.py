@@ -20,6 +20,8 @@ _SECONDS = 10.0
 
 Item = Any
 """What is scored; its `key`, stable over runs and limits, tells it from the others of its evaluation."""
+Text = Callable[[Item], np.ndarray]
+Score = Callable[[Sequence[Item], PyTree | None], list[dict[str, Any]]]
 Records = dict[str, list[dict[str, Any]]]
 Tables = tuple[dict[str, Any], dict[str, Any]]
 """Metrics and paired tests, as in an outcome."""
@@ -29,8 +31,8 @@ def run_arms(
     run: Run,
     journal: Journal,
     items: Sequence[Item],
-    text: Callable[[Item], np.ndarray],
-    score: Callable[[Sequence[Item], PyTree | None], list[dict[str, Any]]],
+    text: Text,
+    score: Score,
     control: Callable[[Item, int, int], np.ndarray] | None = None,
     *,
     prefix: str = "",
@@ -47,19 +49,14 @@ def run_arms(
         return control(item, length, seed) if control else unrelated(run.subject, length, seed)
 
     texts = {BASELINE: None, MEMORIZED: text, CONTROL: other}
-    return {arm: _run_arm(run, journal, arm, prefix + arm, items, texts[arm], score) for arm in run.arms}
+    return {arm: score_items(run, journal, prefix + arm, items, score, texts[arm]) for arm in run.arms}
 
 
-def _run_arm(
-    run: Run,
-    journal: Journal,
-    arm: str,
-    name: str,
-    items: Sequence[Item],
-    text: Callable[[Item], np.ndarray] | None,
-    score: Callable[[Sequence[Item], PyTree | None], list[dict[str, Any]]],
+def score_items(
+    run: Run, journal: Journal, name: str, items: Sequence[Item], score: Score, text: Text | None = None
 ) -> list[dict[str, Any]]:
-    """name: of the arm in the journal. text: what an item reads before; None: nothing."""
+    """The records of items, as `run_arms` makes those of an arm. name: of the arm in the journal. text: what
+    an item reads before; None: nothing."""
     memorizer = Memorizer(run.subject, run.memorize) if text else None
     carry = run.memorize.carry and memorizer is not None
     batch_size = 1 if carry else run.subject.batch_size(run.batch_size)
@@ -80,7 +77,7 @@ def _run_arm(
         done += len(batch)
         if time.monotonic() - last > _SECONDS:
             last = time.monotonic()
-            progress("arms").info("%s: %d of %d items", arm, done, len(items))
+            progress("arms").info("%s: %d of %d items", name.rpartition("/")[2], done, len(items))
     return journal.all([f"{name}/{item.key}" for item in items])
 
 
@@ -94,10 +91,10 @@ class Arm(NamedTuple):
 
 
 def run_steps(
-    journal: Journal, name: str, arm: Arm, count: int, done: Callable[[int, Mapping[str, Any]], None]
+    journal: Journal, name: str, arm: Arm, count: int, told: Callable[[Mapping[str, Any]], str]
 ) -> list[dict[str, Any]]:
     """The record of each of `count` steps of an arm, with its "seconds" unless `learn` tells them. Steps that
-    the journal has are learned again where later ones need it, and not scored again. done: tells of one."""
+    the journal has are learned again where later ones need it, and not scored again. told: for progress."""
     keys = [f"{name}/{step}" for step in range(count)]
     due, state = [step for step in range(count) if journal.get(keys[step]) is None], arm.state
     for step in range(due[-1] + 1 if due else 0):
@@ -106,7 +103,7 @@ def run_steps(
         if step in due:
             record = {**learned, **arm.score(state, step)}
             journal.put(keys[step], {"seconds": time.monotonic() - began, **record})
-            done(step, record)
+            progress("arms").info("%s, step %d of %d: %s", name, step + 1, count, told(record))
     return journal.all(keys)
 
 
@@ -130,21 +127,24 @@ def update_statistics(records: Records) -> dict[str, Any]:
     return found
 
 
-def compare(records: Records, field: str, name: str, chance: float | None = None) -> Tables:
-    """Metrics "name/arm" of a field of the records, and paired tests of the memorized arm against the others.
-    A field of hits and misses (bool) is a share with Wilson's interval, any other a mean with Student's."""
-    values = {arm: [item[field] for item in items] for arm, items in records.items()}
-    metrics = {}
-    for arm, found in values.items():
-        hits = all(isinstance(value, bool) for value in found)
-        estimate = statistics.proportion(found) if hits else statistics.mean(found)
-        metrics[f"{name}/{arm}"] = estimate.as_json(chance)
-    return metrics, paired_arms(values, name, MEMORIZED, (BASELINE, CONTROL))
+def compare(records: Records, group: str, chances: Mapping[str, float | None]) -> Tables:
+    """Metrics "group/field/arm" of fields of the records, with their chance, and paired tests of the
+    memorized arm against the others. A field of hits and misses (bool) is a share with Wilson's interval,
+    any other a mean with Student's."""
+    metrics: dict[str, Any] = {}
+    tests: dict[str, Any] = {}
+    for field, chance in chances.items():
+        for arm, items in records.items():
+            found = [item[field] for item in items]
+            hits = all(isinstance(value, bool) for value in found)
+            estimate = statistics.proportion(found) if hits else statistics.mean(found)
+            metrics[f"{group}/{field}/{arm}"] = estimate.as_json(chance)
+        tests |= paired_arms(records, group, field, MEMORIZED, (BASELINE, CONTROL))
+    return metrics, tests
 
 
-def paired_arms(
-    values: Mapping[str, Sequence[float]], name: str, arm: str, others: Sequence[str]
-) -> dict[str, Any]:
-    """Paired tests "name/arm-other" of one arm against others, of those that are there."""
+def paired_arms(records: Records, group: str, field: str, arm: str, others: Sequence[str]) -> dict[str, Any]:
+    """Paired tests "group/field/arm-other" of one arm against others, of those that are there."""
+    values = {name: [item[field] for item in items] for name, items in records.items()}
     there = [other for other in others if arm in values and other in values]
-    return {f"{name}/{arm}-{o}": statistics.paired(values[arm], values[o]).as_json() for o in there}
+    return {f"{group}/{field}/{arm}-{o}": statistics.paired(values[arm], values[o]).as_json() for o in there}

@@ -1,18 +1,5 @@
-"""Class-incremental classification: classes arrive in steps, and after each all seen so far are told apart.
-
-The protocol of the paper's CLINC, Banking and DBpedia experiments, for a model that is given the examples to
-read and no more: no class is named anywhere else, and nothing but the arm's own means carries them.
-- `carried`: examples are read with memories written, which go on from step to step;
-- `reset`: memories of the newest step's examples alone;
-- `control`: as `carried`, but unrelated texts, as long, in place of the examples;
-- `no_memory`: the checkpoint as it is;
-- `in_context`: no writes; as many examples of the classes seen as a training row holds stand before the
-  utterance;
-- `adamw`: the slow parameters, one pass over the same examples in the same order, at the best of a few
-  learning rates by the likelihood of the right labels of other training texts after the last step.
-
-What the rule of memorization says of writes holds for the first three. Test utterances are read without
-writing. Each example is a document of its own: attention does not carry.
+"""Class-incremental classification: classes arrive in steps, and after each all seen so far are told apart
+(docs/evals/continual.md). No class is named anywhere but in the examples that the model is given to read.
 """
 
 import json
@@ -24,7 +11,7 @@ import numpy as np
 from hope_jax.evals import statistics, transfer
 from hope_jax.evals.reading.memorize import as_settings
 from hope_jax.evals.reading.reader import Reader
-from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key, progress
+from hope_jax.evals.suite.run import Journal, Run, evaluation, item_key
 from hope_jax.evals.tasks.arms import Arm, Records, run_steps, update_statistics
 from hope_jax.evals.tasks.classifier import Classifier
 from hope_jax.evals.tasks.curves import class_incremental_figures
@@ -48,10 +35,7 @@ def _asked(run: Run) -> tuple[dict[str, Any], tuple[float, ...], list[Task]]:
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], rates: Sequence[float], tasks: list[Task]
 ) -> dict[str, Any]:
-    """What is measured. Options: `intents`: folder of the data (see there), required; `datasets`: which
-    (default: those that are there); `examples`: training texts of a class (default 20); `tests`: test texts
-    of a step's classes (default 150); `class_steps`: steps at most; `learning_rates` of AdamW. `run.limit`:
-    bounds `examples` and `tests`."""
+    """What is measured. `run.limit`: bounds `examples` and `tests`."""
     reader = Reader(run.subject, run.memorize)
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
@@ -81,14 +65,10 @@ def _all_arms(
     task, count = classifier.task, len(classifier.task.steps)
 
     def records(name: str, arm: Arm) -> list[dict[str, Any]]:
-        def done(step: int, record: Mapping[str, Any]) -> None:
-            accuracy = float(np.mean(np.concatenate(record["raw"])))
-            progress(NAME).info(
-                "%s, %s, step %d of %d: accuracy %.3f among %d classes", task.name, name, step + 1, count,
-                accuracy, record["classes"],
-            )  # fmt: skip
+        def told(record: Mapping[str, Any]) -> str:
+            return f"accuracy {np.mean(sum(record['raw'], [])):.3f} among {record['classes']} classes"
 
-        return run_steps(journal, f"{task.name}/{name}", arm, count, done)
+        return run_steps(journal, f"{task.name}/{name}", arm, count, told)
 
     def validated(rate: float) -> float:
         key = f"{task.name}/adamw@{rate:g}"

@@ -7,7 +7,7 @@ log p(label | no utterance) (PMI), as else a label that is likely anyway wins ev
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +24,8 @@ _ROWS = 128
 """Pairs of utterance and label that are read together."""
 
 
-class Scores(NamedTuple):
-    """raw, pmi: float64 [utterances, labels] in nats, larger is better."""
-
-    raw: np.ndarray
-    pmi: np.ndarray
-
-    def best(self, labels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best of the first `labels` labels for each utterance, int [utterances], by raw and by PMI."""
-        return self.raw[:, :labels].argmax(1), self.pmi[:, :labels].argmax(1)
+Scores = tuple[np.ndarray, np.ndarray]
+"""Raw and PMI, float64 [utterances, labels] in nats each; larger is better."""
 
 
 class Format:
@@ -74,7 +67,7 @@ def score_labels(
     tails = [len(end) for _ in contexts for end in ends]
     losses = reader.losses(params, fast, rows, tails, prefix=prefix, batch_size=_ROWS)
     raw = -np.array([loss.sum() for loss in losses]).reshape(len(contexts), len(ends))
-    return Scores(raw[:-1], raw[:-1] - raw[-1])
+    return raw[:-1], raw[:-1] - raw[-1]
 
 
 def in_context_examples(
@@ -121,7 +114,7 @@ class Classifier:
             return state, {"updates": {}}
 
         def reset(_: PyTree, step: int) -> tuple[PyTree, dict[str, Any]]:
-            return self._read(self.initial, self.examples[step])
+            return carried(self.initial, step)
 
         def carried(fast: PyTree, step: int) -> tuple[PyTree, dict[str, Any]]:
             return self._read(fast, self.examples[step])
@@ -140,7 +133,8 @@ class Classifier:
         def first(_: Any, step: int) -> dict[str, Any]:
             """Of the scores after the last step those of the test texts until this one."""
             count = sum(len(pairs) for pairs in self.task.test[: step + 1])
-            return self._record(Scores(every().raw[:count], every().pmi[:count]), step)
+            raw, pmi = every()
+            return self._record((raw[:count], pmi[:count]), step)
 
         def read(fast: PyTree, step: int) -> dict[str, Any]:
             return self._record(self._scores(self.params, fast, step), step)
@@ -198,7 +192,7 @@ class Classifier:
         known, tests = self.task.known(step), self.task.test[: step + 1]
         right = np.array([known.index(label) for pairs in tests for _, label in pairs])
         cuts = np.cumsum([len(pairs) for pairs in tests[:-1]], dtype=int)
-        raw, pmi = scores.best(len(known))
+        raw, pmi = (of_labels[:, : len(known)].argmax(1) for of_labels in scores)
         return {
             "classes": len(known),
             "raw": [part.tolist() for part in np.split(raw == right, cuts)],

@@ -1,9 +1,5 @@
-"""Segments by checkpoints: held-out loss of each kind of text at each checkpoint, forgetting and transfer.
-
-Every block of a segment is a context of its own, whose memories are written as it is read. Arms: `baseline`
-starts from the trained memories; `memorized` first memorizes the block before it in the segment (with
-`use_correct_answer` the block itself, a leak by design); `control` an unrelated text of the same length.
-"""
+"""Segments by checkpoints: held-out loss of each kind of text at each checkpoint, forgetting and transfer
+(docs/evals/continual.md)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +22,8 @@ from hope_jax.evals.tasks.segments import Cut, cut_segments
 
 NAME = "continual"
 _ALL = "all"
+Losses = Mapping[str, Mapping[str, np.ndarray]]
+"""Arm -> segment -> of its blocks at each checkpoint, [K, n]."""
 _NOTHING_TO_FORGET = (
     "Of one checkpoint ({}) there is neither forgetting nor transfer; give a run with more of them, or "
     "--option=checkpoints=PATH,PATH."
@@ -59,11 +57,8 @@ def _opened(run: Run) -> tuple[dict[str, Any], list[Path], list[Cut]]:
 def evaluate(
     run: Run, journal: Journal, settings: dict[str, Any], paths: Sequence[Path], cuts: Sequence[Cut]
 ) -> dict[str, Any]:
-    """What is measured. Options: those of `segments.cut_segments`; `checkpoints`: paths, oldest first, or one
-    path (of a workdir all its checkpoints; default: the subject and those before it in its run);
-    `learned_at`: for each segment the index of the checkpoint after it was trained on (default 0: transfer
-    and forgetting since the first). `run.limit`: blocks of a segment. Figures of losses are of the last
-    checkpoint. Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError."""
+    """What is measured. `run.limit`: blocks of a segment. Figures of losses are of the last checkpoint.
+    Raises: ConfigError also for checkpoints with different tokenizers; CheckpointError."""
     found: list[Records] = []
     names: list[str] = []
     for i, path in enumerate(paths):
@@ -72,9 +67,9 @@ def evaluate(
         names.append(subject.name)
         progress(NAME).info("checkpoint %d of %d: %s", i + 1, len(paths), subject.name)
         found.append(_measure(run, subject, journal, cuts))
-    segments, since = [cut.name for cut in cuts], settings["learned_at"]
-    forgetting = {arm: _forgetting(arm, segments, since, found) for arm in run.arms}
-    metrics, tests = _summary(run, cuts, since, found)
+    since, losses = settings["learned_at"], _losses(cuts, found)
+    forgetting = {arm: _forgetting(table, since) for arm, table in losses.items()}
+    metrics, tests = _summary(cuts, since, found[-1], losses)
     for arm, curves in forgetting.items():
         metrics |= {f"{name}/forgetting/{arm}": curve[-1] for name, curve in curves.items() if curve[-1]}
     return {
@@ -83,10 +78,8 @@ def evaluate(
         "checkpoints": names,
         "updates": update_statistics(found[-1]),
         "table": {
-            arm: {
-                name: [statistics.mean(row).as_json() for row in _rows(arm, name, found)] for name in segments
-            }
-            for arm in run.arms
+            arm: {name: [statistics.mean(row).as_json() for row in rows] for name, rows in table.items()}
+            for arm, table in losses.items()
         },
         "forgetting": forgetting,
         "notes": [_NOTHING_TO_FORGET.format(name) for name in names] if len(names) == 1 else [],
@@ -100,10 +93,7 @@ def evaluate(
 
 
 def _checkpoints(run: Run) -> list[Path]:
-    given = run.options.get("checkpoints")
-    if given is None:
-        beside = checkpoint_paths(run.subject.trained.path.parent.parent)
-        return [path for path in beside if int(path.name) <= run.subject.about["step"]]
+    given = run.options.get("checkpoints", run.subject.trained.path)
     if isinstance(given, str | Path):
         given = [given]
     if not isinstance(given, list | tuple) or not all(isinstance(path, str | Path) for path in given):
@@ -162,56 +152,57 @@ def _measure(run: Run, subject: Subject, journal: Journal, cuts: Sequence[Cut]) 
     return run_arms(replace(run, subject=subject), journal, items, text, score, control, prefix=prefix)
 
 
-def _rows(arm: str, name: str, found: Sequence[Records]) -> np.ndarray:
-    """Losses [K, n] of a segment's blocks at each checkpoint."""
-    return np.array(
-        [[r["nats_per_token"] for r in records[arm] if r["segment"] == name] for records in found]
-    )
+def _losses(cuts: Sequence[Cut], found: Sequence[Records]) -> Losses:
+    def of(records: list[dict[str, Any]], name: str) -> list[float]:
+        return [record["nats_per_token"] for record in records if record["segment"] == name]
+
+    return {
+        arm: {cut.name: np.array([of(records[arm], cut.name) for records in found]) for cut in cuts}
+        for arm in found[0]
+    }
 
 
 def _forgetting(
-    arm: str, names: Sequence[str], since: Sequence[int], found: Sequence[Records]
+    table: Mapping[str, np.ndarray], since: Sequence[int]
 ) -> dict[str, list[dict[str, Any] | None]]:
     """Of each segment and of all, forgetting as it stands at each checkpoint; None: nothing came before."""
-    table = [_rows(arm, name, found) for name in names]
-    curves: dict[str, list[dict[str, Any] | None]] = {name: [] for name in (*names, _ALL)}
-    for last in range(1, len(found) + 1):
-        estimates = transfer.forgetting([rows[:last] for rows in table], since)
+    curves: dict[str, list[dict[str, Any] | None]] = {name: [] for name in (*table, _ALL)}
+    for last in range(1, 1 + max(map(len, table.values()))):
+        estimates = transfer.forgetting([rows[:last] for rows in table.values()], since)
         for name, estimate in zip(curves, [*estimates, transfer.average(estimates)], strict=True):
             curves[name].append(None if estimate is None else estimate.as_json())
     return curves
 
 
-def _summary(run: Run, cuts: Sequence[Cut], since: Sequence[int], found: Sequence[Records]) -> Tables:
+def _summary(cuts: Sequence[Cut], since: Sequence[int], last: Records, losses: Losses) -> Tables:
     metrics: dict[str, Any] = {}
     tests: dict[str, Any] = {}
-    names = [cut.name for cut in cuts]
     for cut in cuts:
-        last = {arm: [r for r in rows if r["segment"] == cut.name] for arm, rows in found[-1].items()}
-        of_last, paired = compare(last, "nats_per_token", f"{cut.name}/nats_per_token")
-        metrics |= of_last
+        own = {arm: [r for r in rows if r["segment"] == cut.name] for arm, rows in last.items()}
+        of_segment, paired = compare(own, cut.name, {"nats_per_token": None})
+        metrics |= of_segment
         tests |= paired
-        for arm, rows in last.items():
-            nats = statistics.mean([r["nats_per_token"] for r in rows])
+        for arm, table in losses.items():
+            nats = statistics.mean(table[cut.name][-1])
             metrics[f"{cut.name}/nats_per_byte/{arm}"] = nats.mapped(cut.per_byte.__mul__)
-    tests |= _over_all(names, found[-1])
-    for arm in run.arms:
-        table = [_rows(arm, name, found) for name in names]
-        estimates = transfer.backward_transfer(table, since)
-        for name, estimate in [*zip(names, estimates, strict=True), (_ALL, transfer.average(estimates))]:
+    tests |= _over_all(losses)
+    for arm, table in losses.items():
+        estimates = transfer.backward_transfer([*table.values()], since)
+        for name, estimate in zip((*table, _ALL), (*estimates, transfer.average(estimates)), strict=True):
             if estimate is not None:
                 metrics[f"{name}/backward_transfer/{arm}"] = estimate
-        average = transfer.average([statistics.mean(rows[-1]) for rows in table])
+        average = transfer.average([statistics.mean(rows[-1]) for rows in table.values()])
         metrics[f"{_ALL}/nats_per_token/{arm}"] = average
     return metrics, tests
 
 
-def _over_all(names: Sequence[str], last: Records) -> dict[str, dict[str, Any]]:
+def _over_all(losses: Losses) -> dict[str, Any]:
     """Tests of the memorized arm over all segments, which weigh the same, as in the mean over them."""
-    losses = {arm: [_rows(arm, name, [last])[0] for name in names] for arm in last}
-    others = [arm for arm in (BASELINE, CONTROL) if MEMORIZED in losses and arm in losses]
-    pairs = {other: list(zip(losses[MEMORIZED], losses[other], strict=True)) for other in others}
+    last = {arm: [rows[-1] for rows in table.values()] for arm, table in losses.items()}
     return {
-        f"{_ALL}/nats_per_token/{MEMORIZED}-{other}": statistics.paired_over(pairs[other]).as_json()
-        for other in others
+        f"{_ALL}/nats_per_token/{MEMORIZED}-{o}": statistics.paired_over(
+            list(zip(last[MEMORIZED], last[o], strict=True))
+        ).as_json()
+        for o in (BASELINE, CONTROL)
+        if {MEMORIZED, o} <= set(last)
     }

@@ -1,4 +1,4 @@
-"""Figures of the evaluations: curves over length, position, steps and checkpoints, and bars of tasks."""
+"""Figures of the evaluations: curves over length, position, steps and checkpoints, and rows of tasks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,17 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hope_jax.evals.suite.plots import LENGTH_ONLY, MAJORITY, lines_figure, spread_of
-from hope_jax.evals.suite.run import ARMS
+from hope_jax.evals.suite.plots import Metric, lines_figure, metrics_figure, split
 
 _TITLES = {
     "choice": "choice by likelihood",
     "match": "right answers in the text",
     "removed_choice": "choice, context removed",
 }
-_MARKS = {LENGTH_ONLY: ("x", "by length alone"), MAJORITY: ("+", "most frequent answer")}
 
-Metric = Mapping[str, Any]
 Point = tuple[float, Metric]
 
 
@@ -127,31 +124,9 @@ def perplexity_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:
 def zeroshot_figures(outcome: Mapping[str, Any]) -> dict[str, Figure]:
     """A figure for each of "acc" and "acc_norm" that the outcome has: each task's arms with their intervals,
     beside chance, length, and the most frequent answer."""
-    found: dict[str, dict[str, dict[str, Metric]]] = {}
-    for key, value in outcome["metrics"].items():
-        task, metric, arm = key.split("/")
-        found.setdefault(metric, {}).setdefault(task, {})[arm] = value
-    return {f"zeroshot_{name}": _bars(name, found[name]) for name in ("acc", "acc_norm") if name in found}
-
-
-def _bars(metric: str, tasks: Mapping[str, Mapping[str, Metric]]) -> Figure:
-    figure = Figure(figsize=(1.5 + 1.1 * len(tasks), 4), layout="constrained")
-    axes = figure.subplots()
-    arms = [arm for arm in ARMS if any(arm in found for found in tasks.values())]
-    width = 0.8 / len(arms)
-    for i, arm in enumerate(arms):
-        shift = width * (i + 0.5) - 0.4
-        at = [(n + shift, found[arm]) for n, found in enumerate(tasks.values()) if arm in found]
-        values, spread = spread_of([value for _, value in at])
-        axes.bar([x for x, _ in at], values, width, yerr=spread, capsize=3, label=arm)
-    for n, found in enumerate(tasks.values()):
-        if (chance := found[arms[0]]["chance"]) is not None:
-            axes.hlines(chance, n - 0.45, n + 0.45, colors="black", linestyles="dotted")
-    for arm, (mark, label) in _MARKS.items():
-        points = [(n, found[arm]["value"]) for n, found in enumerate(tasks.values()) if arm in found]
-        if points:
-            axes.scatter(*zip(*points, strict=True), marker=mark, color="black", zorder=3, label=label)
-    axes.set_xticks(range(len(tasks)), list(tasks), rotation=30, ha="right")
-    axes.set(ylim=(0, 1), ylabel=f"{metric} (95 % intervals; dotted: chance)")
-    axes.legend(fontsize="small")
-    return figure
+    figures = {}
+    for name in ("acc", "acc_norm"):
+        own = {key: metric for key, metric in outcome["metrics"].items() if split(key)[1] == name}
+        if (figure := metrics_figure(own)) is not None:
+            figures[f"zeroshot_{name}"] = figure
+    return figures

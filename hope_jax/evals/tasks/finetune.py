@@ -12,7 +12,8 @@ import optax
 
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.types import NO_TARGET, Array, Batch, PyTree
-from hope_jax.evals.reading.reader import Reader, packed, start_of
+from hope_jax.evals.reading.reader import Reader, of_documents, packed, start_of
+from hope_jax.evals.reading.scoring import padded, up
 from hope_jax.learning.chunk import read_loss
 from hope_jax.models.lm import HopeModel
 
@@ -51,19 +52,17 @@ class Tuner:
             left = self.reader.trained, self.reader.initial
             loss, params, state = _step(self.reader.model, tuned.params, tuned.state, left, batch)
             tuned = Tuned(params, state)
-            losses, segments = np.asarray(loss, np.float64)[0], np.asarray(batch.segment_ids)[0]
-            for document in range(1, int(segments.max()) + 1):
-                (at,) = np.nonzero(segments == document)
-                found.append(-losses[at[:-1]])
+            log_probs = -np.asarray(loss, np.float64)[0]
+            found += of_documents(log_probs, np.asarray(batch.segment_ids)[0])
         return found, tuned
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Rows int32 [1, T] with targets."""
         tokenizer = self.reader.tokenizer
         for tokens, segments in packed(rows, tokenizer.bos_id, self.tokens):
-            width = self.tokens * -(-len(tokens) // self.tokens)
-            row, documents = np.full((1, width), tokenizer.pad_id, np.int32), np.zeros((1, width), np.int32)
-            row[0, : len(tokens)], documents[0, : len(tokens)] = tokens, segments
+            width = up(len(tokens), self.tokens)
+            row, _ = padded([tokens], width, tokenizer.pad_id)
+            documents, _ = padded([segments], width, 0)
             targets = np.full((1, width), NO_TARGET, np.int32)
             same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
             targets[:, :-1] = np.where(same, row[:, 1:], NO_TARGET)

@@ -1,23 +1,14 @@
 """Needle in a haystack: RULER's eight tasks over lengths, in other haystacks (docs/evals/long_context.md).
 
-A needle is a sentence that gives a key its value; the question asks for the values of one key or of several,
-by RULER's recipe (arXiv 2404.06654). Sample i of a task depends on the seed, the task, the length and i
-alone; only the size of its haystack and its distractor depend on the tokenizer too. A haystack is as long as
-the length allows: BOS, prompt and the room for an answer are at most `length` tokens, by binary search over
-its units (words of prose, lines of noise, or lines of other needles).
-
-What differs from RULER: the prose (ours starts at another sentence for each sample, and wraps around), the
-words of keys, the sentence splitter, and random draws; so results are "RULER-style, other haystack".
-
-Options: niah_tasks (names, see `TASKS`), niah_lengths (tokens of BOS, prompt and answer), niah_samples (of a
-task and length), niah_haystack (a text file or folder instead of the embedded prose), niah_answer_tokens
-(drawn at most).
+A haystack is as long as the length allows: BOS, prompt and the room for an answer are at most `length`
+tokens, by binary search over its units (words of prose, lines of noise, or lines of other needles). Prose,
+words of keys, splitter of sentences and random draws are not RULER's.
 """
 
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +19,7 @@ from hope_jax.data.corpus import EMBEDDED, load_documents
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.suite.run import Journal, Run, chosen, evaluation, whole_number, whole_numbers
 from hope_jax.evals.tasks.curves import length_figures
-from hope_jax.evals.tasks.retrieval import Draft, Group, Prompt, measure
+from hope_jax.evals.tasks.retrieval import Draft, check_lengths, measure
 from hope_jax.evals.tasks.segments import read_documents
 
 NAME = "niah"
@@ -150,18 +141,27 @@ def split_sentences(text: str) -> list[str]:
     return _SENTENCE_END.split(text)
 
 
-def _asked(run: Run) -> tuple[dict[str, Any], Prose, int]:
-    """The settings, what needles are hidden in, and how many samples there are."""
+def _asked(run: Run) -> tuple[dict[str, Any], Sequence[Sequence[Draft]]]:
+    """The settings, and the samples of each length and task. Raises: ConfigError also for lengths and answers
+    that one of them has no room for."""
     tasks = chosen(run.options, "niah_tasks", TASKS)
     lengths = whole_numbers(run.options, "niah_lengths", LENGTHS)
     samples = whole_number(run.options, "niah_samples", SAMPLES)
     room = whole_number(run.options, "niah_answer_tokens", ANSWER_TOKENS)
-    count = min(samples, run.limit or samples)
-    prose = load_prose(run.options.get("niah_haystack"))
-    for task in tasks:
-        for length in lengths:
-            tokenizer = run.subject.trained.tokenizer
-            check_length(tokenizer, task, length, count, seed=run.seed, answer_tokens=room)
+    prose, tokenizer = load_prose(run.options.get("niah_haystack")), run.subject.trained.tokenizer
+    groups = [
+        [_Draft(tokenizer, run.seed, t, n, i, prose) for i in range(min(samples, run.limit or samples))]
+        for n in lengths
+        for t in tasks
+    ]
+    for drafts in groups:
+        most = max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
+        if most > room:
+            raise ConfigError(
+                f"niah_answer_tokens={room}: too few for the answers of {drafts[0].task_name}: want at least "
+                f"{most}"
+            )
+    check_lengths(NAME, groups, room)
     settings = {
         "tasks": list(tasks),
         "lengths": list(lengths),
@@ -170,24 +170,14 @@ def _asked(run: Run) -> tuple[dict[str, Any], Prose, int]:
         "haystack": prose.digest,
         "label": LABEL,
     }
-    return settings, prose, count
+    return settings, groups
 
 
 @evaluation(NAME, _asked, length_figures)
 def evaluate(
-    run: Run, journal: Journal, settings: dict[str, Any], prose: Prose, count: int
+    run: Run, journal: Journal, settings: dict[str, Any], groups: Sequence[Sequence[Draft]]
 ) -> dict[str, Any]:
     """Metrics "task@length/field/arm" with the fields of `retrieval.FIELDS`."""
-    room, tokenizer = settings["answer_tokens"], run.subject.trained.tokenizer
-
-    def sampler(task: str, length: int) -> Callable[[int], Prompt]:
-        return lambda i: make_prompt(
-            tokenizer, task, length, i, seed=run.seed, prose=prose, answer_tokens=room
-        )
-
-    groups = [
-        Group(t, length, sampler(t, length)) for length in settings["lengths"] for t in settings["tasks"]
-    ]
     notes = [f"{LABEL}: prose of niah_haystack, and keys' words of ours."]
     if not run.options.get("niah_haystack"):
         notes = [
@@ -195,56 +185,17 @@ def evaluate(
             "For a model that was trained on the embedded corpus this prose is training text; "
             f"this one's data.source is {run.subject.config.data.source!r}.",
         ]
-    return measure(run, journal, NAME, groups, count, room) | {"notes": notes}
-
-
-def make_prompt(
-    tokenizer: Tokenizer,
-    name: str,
-    length: int,
-    index: int,
-    *,
-    seed: int,
-    prose: Prose,
-    answer_tokens: int = ANSWER_TOKENS,
-) -> Prompt:
-    """Sample `index` of the task `name` for `length` tokens. Raises: ConfigError, which names the least
-    length, if one unit of haystack is too long."""
-    draft, room = _Draft(tokenizer, name, length, index, seed, prose), length - answer_tokens
-    least = draft.tokens(1)
-    if least > room:
-        raise ConfigError(
-            f"niah_lengths={length}: too short for {name} (sample {index}): want at least "
-            f"{least + answer_tokens} tokens, {least} for needles, question and one unit of haystack, "
-            f"and {answer_tokens} for the answer"
-        )
-    return draft.prompt(room)
-
-
-def check_length(
-    tokenizer: Tokenizer, name: str, length: int, count: int, *, seed: int, answer_tokens: int = ANSWER_TOKENS
-) -> None:
-    """Raises ConfigError, which names the least number, if one of the first `count` samples has no room for
-    its needles or its answers."""
-    drafts = [_Draft(tokenizer, name, length, i, seed, Prose(["Word."])) for i in range(count)]
-    room = max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
-    if room > answer_tokens:
-        raise ConfigError(
-            f"niah_answer_tokens={answer_tokens}: too few for the answers of {name}: want at least {room}"
-        )
-    least = max(draft.tokens(1) for draft in drafts) + answer_tokens
-    if least > length:
-        raise ConfigError(
-            f"niah_lengths={length}: too short for {name}: want at least {least} tokens, of which "
-            f"{answer_tokens} are for the answer"
-        )
+    return measure(run, journal, groups, settings["answer_tokens"]) | {"notes": notes}
 
 
 class _Draft(Draft):
+    """Sample `index` of the task `name`; only the size of its haystack and its distractor depend on the
+    tokenizer too."""
+
     def __init__(
-        self, tokenizer: Tokenizer, name: str, length: int, index: int, seed: int, prose: Prose
+        self, tokenizer: Tokenizer, seed: int, name: str, length: int, index: int, prose: Prose
     ) -> None:
-        super().__init__(tokenizer, seed, f"{name}/{length}/{index}")
+        super().__init__(tokenizer, seed, name, length, index)
         self.task, self.prose = TASKS[name], prose
         task, rng = self.task, self.generator("")
         keys = _distinct(rng, task.key, task.keys)

@@ -1,13 +1,6 @@
-"""Passkey: a key in filler text, asked for at the end (docs/evals/long_context.md).
+"""Passkey: a key in filler text, asked for at the end (docs/evals/long_context.md)."""
 
-As in the published runs the model chooses between the key and one distractor by likelihood, and the key
-stands after all filler; passkey_depth=0 puts it before, 0.5 in the middle.
-
-Options: passkey_prompts, passkey_lengths (tokens of BOS, prompt and answer), passkey_depth (0 to 1),
-passkey_answer_tokens (drawn at most).
-"""
-
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +9,7 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.suite.run import Journal, Run, evaluation, whole_number, whole_numbers
 from hope_jax.evals.tasks.curves import length_figures
-from hope_jax.evals.tasks.retrieval import Draft, Group, Prompt, measure
+from hope_jax.evals.tasks.retrieval import Draft, check_lengths, measure
 
 NAME = "passkey"
 PROMPTS = 64
@@ -28,52 +21,38 @@ _KEY = "The pass key of this text is {key}. You will be asked for it."
 _QUESTION = "\nWhat is the pass key of this text? The pass key of this text is"
 
 
-def _asked(run: Run) -> tuple[dict[str, Any], int]:
-    """The settings, and how many prompts there are."""
+def _asked(run: Run) -> tuple[dict[str, Any], Sequence[Sequence[Draft]]]:
+    """The settings, and the prompts of each length."""
     prompts = whole_number(run.options, "passkey_prompts", PROMPTS)
     lengths = whole_numbers(run.options, "passkey_lengths", LENGTHS)
     room = whole_number(run.options, "passkey_answer_tokens", ANSWER_TOKENS)
     depth = run.options.get("passkey_depth", 1.0)
     if isinstance(depth, bool) or not isinstance(depth, int | float) or not 0 <= depth <= 1:
         raise ConfigError(f"passkey_depth={depth!r}: want a number from 0 to 1")
-    count, tokenizer = min(prompts, run.limit or prompts), run.subject.trained.tokenizer
-    for length in lengths:
-        least = room + max(_Draft(tokenizer, length, i, run.seed, depth).tokens(1) for i in range(count))
-        if least > length:
-            raise ConfigError(
-                f"passkey_lengths={length}: too short; want at least {least} tokens, of which {room} are for "
-                "the answer"
-            )
+    tokenizer, count = run.subject.trained.tokenizer, min(prompts, run.limit or prompts)
+    groups = [[_Draft(tokenizer, run.seed, n, i, depth) for i in range(count)] for n in lengths]
+    check_lengths(NAME, groups, room)
     settings = {"prompts": prompts, "lengths": list(lengths), "depth": float(depth), "answer_tokens": room}
-    return settings, count
+    return settings, groups
 
 
 @evaluation(NAME, _asked, length_figures)
-def evaluate(run: Run, journal: Journal, settings: dict[str, Any], count: int) -> dict[str, Any]:
+def evaluate(
+    run: Run, journal: Journal, settings: dict[str, Any], groups: Sequence[Sequence[Draft]]
+) -> dict[str, Any]:
     """Metrics "passkey@length/field/arm" with the fields of `retrieval.FIELDS`."""
-    depth, room, tokenizer = settings["depth"], settings["answer_tokens"], run.subject.trained.tokenizer
-    groups = [
-        Group(NAME, length, partial(make_prompt, tokenizer, length, run.seed, depth, room))
-        for length in settings["lengths"]
-    ]
     notes = ["Made-up data: random keys in filler lines, in words of ours and not of the published runs."]
-    return measure(run, journal, NAME, groups, count, room) | {"notes": notes}
-
-
-def make_prompt(
-    tokenizer: Tokenizer, length: int, seed: int, depth: float, answer_tokens: int, index: int
-) -> Prompt:
-    """Prompt `index`: it depends on seed, length and index alone, its number of lines and its distractor on
-    the tokenizer too; BOS, prompt and answer fill `length`. depth: share of the filler before the key. One
-    line of filler must fit."""
-    return _Draft(tokenizer, length, index, seed, depth).prompt(length - answer_tokens)
+    return measure(run, journal, groups, settings["answer_tokens"]) | {"notes": notes}
 
 
 class _Draft(Draft):
+    """A prompt; its number of lines and its distractor depend on the tokenizer too. depth: share of the
+    filler before the key."""
+
     before, after = "", _QUESTION
 
-    def __init__(self, tokenizer: Tokenizer, length: int, index: int, seed: int, depth: float) -> None:
-        super().__init__(tokenizer, seed, f"{NAME}/{length}/{index}")
+    def __init__(self, tokenizer: Tokenizer, seed: int, length: int, index: int, depth: float) -> None:
+        super().__init__(tokenizer, seed, NAME, length, index)
         rng = self.generator("")
         self.depth, self.answers = depth, (self.value(rng),)
         self.needles = [_KEY.format(key=self.answers[0])]

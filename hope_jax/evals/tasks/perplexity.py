@@ -1,20 +1,13 @@
-"""Perplexity of long texts that are read by streaming (docs/evals/long_context.md).
-
-Each text is cut into pieces; each piece is a context of its own, read after BOS from its beginning:
-- with writes, as in any stream, and without (no token is a target, so no teach-driven memory is written), by
-  position: what loss falls with the tokens before is the use of context;
-- with memorization: the second half of a piece is read alone, as a context of its own, by memories that have
-  read the first half (`memorized`), nothing (`baseline`), or as many tokens of an unrelated text (`control`).
-  Attention sees nothing of the first half, so only memories can tell what it held.
-
-Options: perplexity_text (a text file or folder; without it the held-out documents of the embedded corpus,
-joined per source), perplexity_tokens (of a piece at most).
+"""Perplexity of long texts that are read by streaming: pieces as they are read, with writes and without, and
+their second halves, read alone by memories of the first (docs/evals/long_context.md).
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +18,8 @@ from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals.reading.memorize import excerpt, unrelated
 from hope_jax.evals.reading.scoring import token_log_probs
 from hope_jax.evals.statistics import Estimate, ratio
-from hope_jax.evals.suite.run import (
-    BASELINE,
-    CONTROL,
-    MEMORIZED,
-    Journal,
-    Run,
-    evaluation,
-    progress,
-    whole_number,
-)
-from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, update_statistics
+from hope_jax.evals.suite.run import BASELINE, CONTROL, MEMORIZED, Journal, Run, evaluation, whole_number
+from hope_jax.evals.tasks.arms import Records, paired_arms, run_arms, score_items, update_statistics
 from hope_jax.evals.tasks.curves import perplexity_figures
 from hope_jax.evals.tasks.segments import SUFFIX, held_out_texts, read_documents
 
@@ -76,13 +60,8 @@ class Piece(NamedTuple):
         return self.part(0, middle), self.part(middle, len(self.tokens))
 
 
-class Losses(NamedTuple):
-    """Of each bucket of position of one text: sum of -log p in nats, tokens, bytes, words; [buckets]."""
-
-    nats: np.ndarray
-    tokens: np.ndarray
-    bytes: np.ndarray
-    words: np.ndarray
+Losses = Mapping[str, np.ndarray]
+"""nats, tokens, bytes, words of each bucket of position of one text, [buckets]; nats: -log p."""
 
 
 def _asked(run: Run) -> tuple[dict[str, Any], list[Piece]]:
@@ -100,17 +79,20 @@ def evaluate(run: Run, journal: Journal, settings: dict[str, Any], others: list[
     pieces; of one piece there is none."""
     pieces = others[: run.limit or len(others)]
     run = replace(run, batch_size=max(1, min(run.batch_size, _BATCH_TOKENS // settings["tokens"])))
-    records = {arm: _read(run, journal, pieces, arm) for arm in (WRITES_ON, WRITES_OFF)}
+    records = {
+        arm: score_items(run, journal, arm, pieces, partial(_scores, run, targets=arm == WRITES_ON))
+        for arm in (WRITES_ON, WRITES_OFF)
+    }
     metrics = _measured(ALL, records, "position")
     for source in sorted({piece.source for piece in pieces}):
         own = {arm: [r for r in rs if r["source"] == source] for arm, rs in records.items()}
         metrics |= _measured(source, own, None)
-    paired = _paired(ALL, records, WRITES_ON, (WRITES_OFF,))
+    paired = paired_arms(records, ALL, "nats_per_token", WRITES_ON, (WRITES_OFF,))
     halves: Records = {}
     if MEMORIZED in run.arms:
         halves = _second_halves(run, journal, pieces, others)
         metrics |= _measured(SECOND_HALF, halves, f"{SECOND_HALF}_position")
-        paired |= _paired(SECOND_HALF, halves, MEMORIZED, (BASELINE, CONTROL))
+        paired |= paired_arms(halves, SECOND_HALF, "nats_per_token", MEMORIZED, (BASELINE, CONTROL))
     embedded = f"{_EMBEDDED} {run.subject.config.data.source!r}."
     return {
         "batch_size": run.batch_size,
@@ -165,19 +147,10 @@ def _cut(tokenizer: Tokenizer, name: str, text: str, size: int) -> Sequence[Piec
     return [p._replace(key=f"{name}/{i}") for i, p in enumerate(pieces) if len(p.tokens) > 1]
 
 
-def _read(run: Run, journal: Journal, pieces: Sequence[Piece], arm: str) -> list[dict[str, Any]]:
-    """The records of whole pieces, read with or without targets."""
-    missing = [piece for piece in pieces if journal.get(f"{arm}/{piece.key}") is None]
-    size = run.subject.batch_size(run.batch_size)
-    for start in range(0, len(missing), size):
-        batch = missing[start : start + size]
-        rows, targets = [piece.tokens for piece in batch], arm == WRITES_ON
-        found = token_log_probs(run.subject, rows, batch_size=size, targets=targets)
-        for piece, log_probs in zip(batch, found, strict=True):
-            journal.put(f"{arm}/{piece.key}", _record(piece, log_probs))
-        done = start + len(batch) + len(pieces) - len(missing)
-        progress(NAME).info("%s: %d of %d pieces", arm, done, len(pieces))
-    return journal.all([f"{arm}/{piece.key}" for piece in pieces])
+def _scores(run: Run, pieces: Sequence[Piece], fast: PyTree | None, targets: bool) -> list[dict[str, Any]]:
+    rows = [piece.tokens for piece in pieces]
+    found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size, targets=targets)
+    return [_record(piece, log_probs) for piece, log_probs in zip(pieces, found, strict=True)]
 
 
 def _second_halves(
@@ -191,10 +164,7 @@ def _second_halves(
         return (second if run.memorize.use_correct_answer else first).tokens
 
     def score(batch: Sequence[Piece], fast: PyTree | None) -> list[dict[str, Any]]:
-        halves = [piece.halves()[1] for piece in batch]
-        rows = [half.tokens for half in halves]
-        found = token_log_probs(run.subject, rows, fast, batch_size=run.batch_size)
-        return [_record(half, log_probs) for half, log_probs in zip(halves, found, strict=True)]
+        return _scores(run, [piece.halves()[1] for piece in batch], fast, targets=True)
 
     def control(piece: Piece, length: int, seed: int) -> np.ndarray:
         # First halves: carried memories go on to other pieces, whose second halves are scored.
@@ -212,7 +182,7 @@ def _record(piece: Piece, log_probs: np.ndarray) -> dict[str, Any]:
         "key": piece.key,
         "source": piece.source,
         "nats_per_token": float(-log_probs.mean()),
-        "buckets": {name: column.tolist() for name, column in losses._asdict().items()},
+        "buckets": {name: column.tolist() for name, column in losses.items()},
     }
 
 
@@ -220,41 +190,32 @@ def _measured(group: str, records: Records, positions: str | None) -> dict[str, 
     """Metrics of a group, and by position under "positions_LOW_HIGH" if that is given."""
     metrics: dict[str, Any] = {}
     for arm, items in records.items():
-        losses = [Losses(**{k: np.array(v) for k, v in item["buckets"].items()}) for item in items]
+        losses = [{name: np.array(v) for name, v in item["buckets"].items()} for item in items]
         metrics |= {f"{group}/{name}/{arm}": estimate for name, estimate in estimates(losses).items()}
         for (low, high), estimate in over_positions(losses).items() if positions else ():
             metrics[f"{positions}_{low}_{high}/nats_per_token/{arm}"] = estimate
     return metrics
 
 
-def _paired(group: str, records: Records, arm: str, others: Sequence[str]) -> dict[str, Any]:
-    """Differences of pieces' nats per token."""
-    of = {name: [item["nats_per_token"] for item in items] for name, items in records.items()}
-    return paired_arms(of, f"{group}/nats_per_token", arm, others)
-
-
 def losses_of(nats: np.ndarray, byte_counts: np.ndarray, words: np.ndarray) -> Losses:
     """The losses of one text; arguments: of each token, [n] with n > 0."""
     starts = [low for low, _ in buckets(len(nats))]
-    columns = (np.asarray(c, np.float64) for c in (nats, np.ones(len(nats)), byte_counts, words))
-    return Losses(*(np.add.reduceat(column, starts) for column in columns))
+    columns = {"nats": nats, "tokens": np.ones(len(nats)), "bytes": byte_counts, "words": words}
+    return {name: np.add.reduceat(np.asarray(c, np.float64), starts) for name, c in columns.items()}
 
 
 def buckets(n: int) -> list[tuple[int, int]]:
     """Where the buckets [low, high) of a text of n tokens lie: [0, 16), [16, 32), [32, 64) and so on."""
-    found, low, high = [], 0, FIRST
-    while low < n:
-        found.append((low, high))
-        low, high = high, 2 * high
-    return found
+    edges = [0, *(FIRST << i for i in range(n.bit_length()))]
+    return [(low, high) for low, high in pairwise(edges) if low < n]
 
 
 def estimates(texts: Sequence[Losses]) -> dict[str, Estimate]:
     """perplexity (e to the nats per token), nats_per_token, nats_per_byte, and nats_per_word if there are
     words, over some texts."""
-    nats, *counts = (np.array([column.sum() for column in columns]) for columns in zip(*texts, strict=True))
-    units = dict(zip(("token", "byte", "word"), counts, strict=True))
-    found = {f"nats_per_{name}": ratio(nats, count) for name, count in units.items() if count.sum()}
+    sums = {name: np.array([text[name].sum() for text in texts]) for name in texts[0]}
+    nats = sums.pop("nats")
+    found = {f"nats_per_{name[:-1]}": ratio(nats, count) for name, count in sums.items() if count.sum()}
     return {**found, "perplexity": found["nats_per_token"].mapped(_exponential)}
 
 
@@ -266,7 +227,7 @@ def _exponential(nats: float) -> float:
 def over_positions(texts: Sequence[Losses]) -> dict[tuple[int, int], Estimate]:
     """Nats per token by bucket of the tokens before, each over the texts that reach it."""
     found = {}
-    for i, bucket in enumerate(buckets(max(int(text.tokens.sum()) for text in texts))):
-        there = [text for text in texts if len(text.tokens) > i]
-        found[bucket] = ratio([text.nats[i] for text in there], [text.tokens[i] for text in there])
+    for i, bucket in enumerate(buckets(max(int(text["tokens"].sum()) for text in texts))):
+        there = [text for text in texts if len(text["tokens"]) > i]
+        found[bucket] = ratio(*([text[name][i] for text in there] for name in ("nats", "tokens")))
     return found

@@ -1,10 +1,5 @@
 """Questions on a context that holds the answer, for needles and passkeys alike: prompts as long as a length
-allows, and how they are scored.
-
-Two measures share one reading of the prompt: the choice between the right answer and one distractor by
-likelihood (chance 0.5), and the share of right answers found in a greedy continuation. A third asks without
-the context, so that only memories can know: "context removed".
-"""
+allows, and how they are scored (docs/evals/long_context.md)."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hope_jax.core.errors import ConfigError
 from hope_jax.core.types import PyTree
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.evals import statistics
@@ -23,7 +19,7 @@ from hope_jax.evals.suite.run import Journal, Run, progress
 from hope_jax.evals.tasks.arms import Records, Tables, compare, run_arms, update_statistics
 
 FIELDS = ("choice", "match", "nll", "margin", "removed_choice", "removed_nll", "removed_margin")
-_CHANCE = {"choice": 0.5, "margin": 0.0}
+_CHANCES = {field: {"choice": 0.5, "margin": 0.0}.get(field.removeprefix("removed_")) for field in FIELDS}
 _TOKENS = 2**17
 """Tokens that a batch of prompts holds at most: attention caches take memory in proportion."""
 
@@ -32,7 +28,7 @@ class Prompt(NamedTuple):
     """What is asked: before + context + after, to which " " + answer is the beginning of a right reply.
     answers: the values asked for, in the order of the question. distractor: a value of the same kind and, as
     far as can be, length in tokens, which stands nowhere in the prompt. depths: share of the context's
-    characters before each needle's beginning, in the order of the text. tokens: of BOS and the prompt."""
+    characters before each needle's beginning, in the order of the text."""
 
     before: str
     context: str
@@ -40,7 +36,6 @@ class Prompt(NamedTuple):
     answers: tuple[str, ...]
     distractor: str
     depths: tuple[float, ...]
-    tokens: int
 
     @property
     def text(self) -> str:
@@ -49,21 +44,24 @@ class Prompt(NamedTuple):
 
 
 class Draft:
-    """All that is drawn for a sample, before it is known how many units its context has room for. name: of
-    the sample; random numbers depend on the seed and it alone, on every machine. A subclass sets `before`,
-    `after`, `answers` and `needles` (the sentences that hold them), and has `context` and `value`."""
+    """All that is drawn for a sample, before it is known how many units its context has room for. Random
+    numbers depend on seed, task, length in tokens and index alone, on every machine. A subclass sets
+    `before`, `after`, `answers` and `needles` (the sentences that hold them), and has `context` and `value`.
+    """
 
     before: str
     after: str
     answers: tuple[str, ...]
     needles: list[str]
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, name: str) -> None:
-        self.tokenizer, self.seed, self.name = tokenizer, seed, name
+    def __init__(self, tokenizer: Tokenizer, seed: int, task: str, length: int, index: int) -> None:
+        self.tokenizer, self.task_name, self.length = tokenizer, task, length
+        self.group, self._draws = f"{task}@{length}", f"{seed}/{task}/{length}/{index}"
+        self.key = f"{self.group}/{index}"
 
     def generator(self, what: str) -> np.random.Generator:
         """Random numbers of this sample for a purpose."""
-        digest = hashlib.sha256(f"{self.seed}/{self.name}{what}".encode()).digest()
+        digest = hashlib.sha256(f"{self._draws}{what}".encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, np.dtype("<u4")))
 
     def context(self, units: int) -> str:
@@ -82,16 +80,9 @@ class Draft:
         """The longest of at most `room` tokens; one unit has room."""
         context = self.context(most(lambda units: self.tokens(units) <= room))
         found = sorted(context.index(needle) for needle in self.needles)
-        text = self.before + context + self.after
-        return Prompt(
-            self.before,
-            context,
-            self.after,
-            self.answers,
-            self._rival(text),
-            tuple(at / len(context) for at in found),
-            1 + len(self.tokenizer.encode(text)),
-        )
+        depths = tuple(at / len(context) for at in found)
+        rival = self._rival(self.before + context + self.after)
+        return Prompt(self.before, context, self.after, self.answers, rival, depths)
 
     def _rival(self, text: str) -> str:
         """A value that stands nowhere in `text`, of as many tokens after a space as the first answer has, so
@@ -121,74 +112,66 @@ def most(fits: Callable[[int], bool]) -> int:
     return low
 
 
-class Group(NamedTuple):
-    """Samples of one task and length in tokens; make: sample i."""
-
-    task: str
-    length: int
-    make: Callable[[int], Prompt]
-
-    @property
-    def name(self) -> str:
-        """The first part of its metrics' keys."""
-        return f"{self.task}@{self.length}"
-
-
-class Question(NamedTuple):
-    """key: of the record. sample: its number in the group."""
-
-    key: str
-    sample: int
+def check_lengths(name: str, groups: Sequence[Sequence[Draft]], room: int) -> None:
+    """Raises ConfigError, which names the least length, if a sample has no room for one unit of context and
+    `room` tokens of an answer. name: of the evaluation. groups: samples of one task and length each."""
+    for drafts in groups:
+        least, first = room + max(draft.tokens(1) for draft in drafts), drafts[0]
+        if least > first.length:
+            raise ConfigError(
+                f"{name}_lengths={first.length}: too short for {first.task_name}: want at least {least} "
+                f"tokens, of which {room} are for the answer"
+            )
 
 
 def measure(
-    run: Run, journal: Journal, eval_name: str, groups: Sequence[Group], count: int, answer_tokens: int
+    run: Run, journal: Journal, groups: Sequence[Sequence[Draft]], answer_tokens: int
 ) -> dict[str, Any]:
-    """What an evaluation measures: the first `count` samples of each group, in each arm of `run`.
-    answer_tokens: drawn at most. "updates" holds of each group, arm and level what memorization wrote on
-    average."""
+    """What an evaluation measures: the samples of each group, in each arm of `run`. answer_tokens: drawn at
+    most. "updates" holds of each group, arm and level what memorization wrote on average."""
     metrics: dict[str, Any] = {}
     paired: dict[str, Any] = {}
     updates: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
-    for group in groups:
-        records = _records(run, journal, group, count, answer_tokens)
-        found, tests = summarize(records, group.name)
+    for drafts in groups:
+        group, records = drafts[0].group, _records(run, journal, drafts, answer_tokens)
+        found, tests = summarize(records, group)
         metrics |= found
         paired |= tests
-        updates[group.name] = update_statistics(records)
+        updates[group] = update_statistics(records)
         items += [{"arm": arm, **item} for arm, of_arm in records.items() for item in of_arm]
-        shown = (f"{arm} {metrics[f'{group.name}/choice/{arm}']['value']:.3f}" for arm in run.arms)
-        progress(eval_name).info("%s: choice %s", group.name, ", ".join(shown))
+        shown = (f"{arm} {metrics[f'{group}/choice/{arm}']['value']:.3f}" for arm in run.arms)
+        progress("retrieval").info("%s: choice %s", group, ", ".join(shown))
     return {"metrics": metrics, "paired": paired, "items": items, "updates": updates}
 
 
-def _records(run: Run, journal: Journal, group: Group, count: int, answer_tokens: int) -> Records:
+def _records(run: Run, journal: Journal, drafts: Sequence[Draft], answer_tokens: int) -> Records:
     """Of each arm, see `answer`. What the arm `memorized` has read is the context, needles and all, and under
     `use_correct_answer` the whole prompt with its answers."""
-    run = replace(run, batch_size=max(1, min(run.batch_size, _TOKENS // group.length)))
-    made, encode = lru_cache(maxsize=run.batch_size)(group.make), run.subject.trained.tokenizer.encode
+    length, encode = drafts[0].length, run.subject.trained.tokenizer.encode
+    run = replace(run, batch_size=max(1, min(run.batch_size, _TOKENS // length)))
 
-    def text(question: Question) -> np.ndarray:
-        prompt = made(question.sample)
+    @lru_cache(maxsize=run.batch_size)
+    def made(draft: Draft) -> Prompt:
+        return draft.prompt(length - answer_tokens)
+
+    def text(draft: Draft) -> np.ndarray:
+        prompt = made(draft)
         whole = f"{prompt.text} {', '.join(prompt.answers)}"
         return encode(whole if run.memorize.use_correct_answer else prompt.context)
 
-    def score(questions: Sequence[Question], fast: PyTree | None) -> list[dict[str, Any]]:
-        return answer(run.subject, [made(question.sample) for question in questions], fast, answer_tokens)
+    def score(batch: Sequence[Draft], fast: PyTree | None) -> list[dict[str, Any]]:
+        return answer(run.subject, [made(draft) for draft in batch], fast, answer_tokens)
 
-    items = [Question(f"{group.name}/{i}", i) for i in range(count)]
-    return run_arms(run, journal, items, text, score)
+    return run_arms(run, journal, drafts, text, score)
 
 
 def answer(
     subject: Subject, prompts: Sequence[Prompt], fast: PyTree | None, answer_tokens: int
 ) -> list[dict[str, Any]]:
-    """A record for each prompt, read with memories `fast` (of as many contexts, or None). choice: `chosen`;
-    the first answer is likelier than the distractor by `margin` nats. nll: of its `tokens`, in nats; it falls
-    too where a memory has only learnt what such texts look like, which the margin does not count. match:
-    `string_match` of the greedy continuation, `text`, of at most `answer_tokens` tokens. removed_choice,
-    removed_margin, removed_nll: the same question and memories without the context."""
+    """A record for each prompt, read with memories `fast` (of as many contexts, or None): its scores, as
+    docs/evals/long_context.md lists them; `tokens` of the first answer; `text`, the greedy continuation of at
+    most `answer_tokens` tokens."""
     tokenizer = subject.trained.tokenizer
     candidates = [
         [continuation(tokenizer, p.after, p.answers[0]) for p in prompts],
@@ -255,12 +238,7 @@ def summarize(records: Records, name: str) -> Tables:
         arm: [{**item, "match": item["match"] == 1.0 if one else item["match"]} for item in items]
         for arm, items in records.items()
     }
-    metrics: dict[str, Any] = {}
-    paired: dict[str, Any] = {}
-    for field in FIELDS:
-        found, tests = compare(shown, field, f"{name}/{field}", _CHANCE.get(field.removeprefix("removed_")))
-        metrics |= found
-        paired |= tests
+    metrics, paired = compare(shown, name, _CHANCES)
     for arm, items in shown.items() if not one else ():
         metrics[f"{name}/match/{arm}"] = statistics.share([item["match"] for item in items]).as_json()
     return metrics, paired

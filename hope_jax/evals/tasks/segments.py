@@ -2,7 +2,6 @@
 corpus; and segments, equal bytes of texts of different kinds, that the model was not trained on."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,23 +38,25 @@ def read_documents(key: str, source: str) -> list[Document]:
             raise ConfigError(
                 f"{key}={source}: no {SUFFIX} file in this folder; text files must end in {SUFFIX}"
             )
-    documents = [document for name, path in files.items() for document in _parsed(key, source, name, path)]
+    documents: list[Document] = []
+    for name, path in files.items():
+        try:
+            documents += parse_documents(name, path.read_bytes(), key)
+        except OSError as error:
+            raise DataError(f"{key}={source}: cannot read {name}: {error.strerror or error}") from None
     if not documents:
         raise ConfigError(f"{key}={source}: there is no text in it; want at least one document")
     return documents
 
 
-def _parsed(key: str, source: object, name: str, path: Path) -> list[Document]:
-    try:
-        return list(parse_documents(name, path.read_bytes(), key))
-    except OSError as error:
-        raise DataError(f"{key}={source}: cannot read {name}: {error.strerror or error}") from None
-
-
 def held_out_texts() -> dict[str, str]:
     """The held-out documents of the embedded corpus, joined by source."""
+    return _joined(split_documents(load_documents(EMBEDDED))[1])
+
+
+def _joined(documents: Sequence[Document]) -> dict[str, str]:
     texts: dict[str, list[str]] = {}
-    for document in split_documents(load_documents(EMBEDDED))[1]:
+    for document in documents:
         texts.setdefault(document.source.removesuffix(SUFFIX), []).append(document.text)
     return {name: "\n".join(parts) for name, parts in texts.items()}
 
@@ -79,9 +80,8 @@ class Cut(NamedTuple):
 
 
 def cut_segments(run: Run, least: int) -> tuple[list[Cut], dict[str, Any]]:
-    """The segments that options ask for in blocks, and the settings that say so. Options: those of
-    `load_segments`; `block_tokens`: of a block, default those of a training row. Raises: as `load_segments`;
-    DataError also for a segment of fewer than `least` blocks."""
+    """The segments that options ask for in blocks of `block_tokens` (default: of a training row), and the
+    settings that say so. Raises: as `load_segments`; DataError also for one of fewer than `least` blocks."""
     length = whole_number(run.options, "block_tokens", run.subject.config.data.seq_len - 1, least=8)
     segments, cuts = load_segments(run.options, run.subject.config, run.seed), []
     for name, text, _ in segments:
@@ -108,16 +108,12 @@ def blocks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
 
 
 def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: int) -> list[Segment]:
-    """The segments that options ask for, in order; a passage of each that begins where the seed says.
-    options: `segments`: folder of `.txt` files, one a segment, or "embedded" (default): the held-out
-    documents of the embedded corpus by source. `segment_names`: which, in which order; default all by name.
-    `segment_bytes`: of each (default 65,536), or those of the shortest if that has fewer. If the run was
-    trained on the embedded corpus, passages that stand in its training documents are passed over. Raises:
-    ConfigError: an option that is no such thing, or names that are not there; DataError: the folder or a file
-    cannot be read, or a text has no passage that training has not seen."""
+    """The segments that options ask for (docs/evals/continual.md), in order: a passage of each, of as many
+    bytes, from where the seed says. Raises: ConfigError: an option that is no such thing, or names what is
+    not there; DataError: a file cannot be read, or a text has no passage that training has not seen."""
     source = str(options.get("segments", EMBEDDED))
     size = whole_number(options, "segment_bytes", SEGMENT_BYTES, least=LEAST_BYTES)
-    texts = held_out_texts() if source == EMBEDDED else _folder(as_path("segments", source))
+    texts = held_out_texts() if source == EMBEDDED else _joined(read_documents("segments", source))
     names = listed(options, "segment_names") or tuple(sorted(texts))
     if unknown := [name for name in names if name not in texts]:
         known = instead(unknown[0], sorted(texts), "it has")
@@ -136,17 +132,6 @@ def load_segments(options: Mapping[str, Any], config: ExperimentConfig, seed: in
         seen = _plain("\n".join(d.text for d in split_documents(load_documents(EMBEDDED))[0]))
     passages = [_passage(name, texts[name], size, seen, [seed, i]) for i, name in enumerate(names)]
     return [Segment(name, text, seen is not None) for name, text in zip(names, passages, strict=True)]
-
-
-def _folder(folder: Path) -> dict[str, str]:
-    paths = files_in(folder, f"*{SUFFIX}") if folder.is_dir() else []
-    if not paths:
-        raise DataError(f"segments={folder}: want a folder that holds .txt files, one a segment")
-    found = {path.stem: _parsed("segments", folder, path.name, path) for path in paths}
-    texts = {name: "\n".join(d.text for d in documents) for name, documents in found.items() if documents}
-    if not texts:
-        raise DataError(f"segments={folder}: its .txt files are empty; put text in them")
-    return texts
 
 
 def _passage(name: str, text: str, size: int, seen: str | None, seed: Sequence[int]) -> str:

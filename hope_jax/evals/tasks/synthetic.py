@@ -1,8 +1,5 @@
-"""A synthetic task's answers: the task that the checkpoint was trained on, on strings that it has not read.
-
-At test nothing is a target unless `synthetic_targets` asks for it: memories that teach signals drive would be
-written with the answers of earlier online chunks, which of parity is all that later ones need. Memories that
-write while they read write always. There is nothing to memorize beforehand: the one arm is the baseline.
+"""A synthetic task's answers: the task that the checkpoint was trained on, on strings that it has not read
+(docs/evals/synthetic.md). There is nothing to memorize beforehand: the one arm is the baseline.
 """
 
 from collections.abc import Sequence
@@ -11,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hope_jax.core.errors import ConfigError
-from hope_jax.core.types import NO_TARGET
+from hope_jax.core.types import NO_TARGET, PyTree
 from hope_jax.data.batches import host_batch
 from hope_jax.data.synthetic import Example, Task, find_task
 from hope_jax.data.synthetic.rows import padded, strings
 from hope_jax.evals import statistics
 from hope_jax.evals.reading.subject import Subject
-from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, item_key, progress, whole_number
+from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, item_key, whole_number
+from hope_jax.evals.tasks.arms import score_items
 from hope_jax.evals.tasks.curves import synthetic_figures
 
 NAME = "synthetic"
@@ -32,6 +30,13 @@ _NO_MEMORIZATION = (
 )
 
 
+class String(NamedTuple):
+    """key: its number in the split."""
+
+    key: str
+    example: Example
+
+
 class Split(NamedTuple):
     """Strings and, for each, whether each answer asked for was right, bool [m]."""
 
@@ -39,50 +44,45 @@ class Split(NamedTuple):
     hits: list[np.ndarray]
 
 
-def _options(run: Run) -> tuple[int, bool]:
-    """Strings of a split, and whether answers are targets. Raises: ConfigError."""
-    targets = run.options.get("synthetic_targets", False)
+def _asked(run: Run) -> tuple[dict[str, Any], Task]:
+    """The settings and the task. Raises: ConfigError also if the checkpoint was trained on something else."""
+    targets, data = run.options.get("synthetic_targets", False), run.subject.config.data
     if not isinstance(targets, bool):
         raise ConfigError(f"synthetic_targets={targets!r}: want true or false")
     count = whole_number(run.options, "synthetic_strings", STRINGS)
-    return (count if run.limit is None else min(count, run.limit)), targets
-
-
-def _asked(run: Run) -> tuple[dict[str, Any], Task]:
-    """The settings and the task. Raises: ConfigError also if the checkpoint was trained on something else."""
-    data, (count, targets) = run.subject.config.data, _options(run)
     task = find_task(data.source, data.task_options, data.seq_len)
     if task is None:
         raise ConfigError(
             f"{run.subject.name} was trained on {data.source!r}, not on a synthetic task; evaluate a run of "
             "configs/synthetic/"
         )
-    settings = {"task": data.source.partition(":")[2], "strings": count, "targets": targets}
+    settings = {
+        "task": data.source.partition(":")[2],
+        "strings": min(count, run.limit or count),
+        "targets": targets,
+    }
     return {**settings, "arms": [BASELINE], "memorize": None}, task
 
 
-@evaluation(NAME, _asked, synthetic_figures, check=_options)
+@evaluation(NAME, _asked, synthetic_figures)
 def evaluate(run: Run, journal: Journal, settings: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Answers on every split of the task: right per position and per string, by group and by length. options:
-    `synthetic_strings`: of a split, default `STRINGS`; `synthetic_targets`: the answers of an online chunk
-    are targets once it has been read."""
+    """Answers on every split of the task: right per position and per string, by group and by length."""
     name, size = settings["task"], run.subject.batch_size(run.batch_size)
+
+    def score(batch: Sequence[String], _: PyTree | None) -> list[dict[str, Any]]:
+        examples = [string.example for string in batch]
+        found = answers(run.subject, examples, size, targets=settings["targets"])
+        pairs = zip(found, examples, strict=True)
+        return [{"hits": (given == asked(example)).astype(int).tolist()} for given, example in pairs]
+
     metrics: dict[str, Any] = {}
     curves: dict[str, Any] = {}
     items: list[dict[str, Any]] = []
     for at in task.splits:
         # Training's seeds, being numbers, never equal this one.
         examples = strings(task, at, settings["strings"], f"held out {run.seed}")
-        keys = [f"{at}/{i}" for i in range(len(examples))]
-        missing = [i for i, key in enumerate(keys) if journal.get(key) is None]
-        for start in range(0, len(missing), size):
-            chosen = missing[start : start + size]
-            found = answers(run.subject, [examples[i] for i in chosen], size, targets=settings["targets"])
-            for i, given in zip(chosen, found, strict=True):
-                journal.put(keys[i], {"hits": (given == asked(examples[i])).astype(int).tolist()})
-            if start // size % 10 == 0:
-                progress(NAME).info("%s %s: %d of %d strings", name, at, start + len(chosen), len(missing))
-        split = Split(examples, [np.array(record["hits"], bool) for record in journal.all(keys)])
+        found = score_items(run, journal, at, [String(f"{i}", e) for i, e in enumerate(examples)], score)
+        split = Split(examples, [np.array(record["hits"], bool) for record in found])
         metrics |= measured(name, at, task, split)
         curves[at] = by_length(split)
         items += [record(name, at, i, *pair) for i, pair in enumerate(zip(*split, strict=True))]

@@ -1,9 +1,5 @@
-"""Zero-shot tasks through EleutherAI's lm-eval: its tasks, prompts, metrics and normalisation.
-
-Options: `zeroshot_data`, a folder of local files (without it lm-eval downloads); `zeroshot_tasks`, names of
-`zeroshot_tasks.TASKS` separated by commas (without it all that have data); `zeroshot_max_length`, tokens that
-a request may feed (without it no limit); `zeroshot_note`, words about the data for settings and reports.
-docs/evals/zeroshot.md says what is measured.
+"""Zero-shot tasks through EleutherAI's lm-eval: its tasks, prompts, metrics and normalisation
+(docs/evals/zeroshot.md).
 """
 
 import math
@@ -19,7 +15,7 @@ from hope_jax.core.types import PyTree
 from hope_jax.evals import statistics
 from hope_jax.evals.reading.subject import take
 from hope_jax.evals.suite.plots import LENGTH_ONLY, MAJORITY
-from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, progress
+from hope_jax.evals.suite.run import BASELINE, Journal, Run, evaluation, listed, progress
 from hope_jax.evals.tasks import zeroshot_tasks as sources
 from hope_jax.evals.tasks.arms import Records, Tables, compare, run_arms, update_statistics
 from hope_jax.evals.tasks.curves import zeroshot_figures
@@ -45,13 +41,12 @@ def _asked(run: Run) -> tuple[dict[str, Any], sources.Selection]:
     sources.require_lm_eval()
     from importlib.metadata import version
 
-    given, limit = run.options.get("zeroshot_tasks") or (), run.options.get("zeroshot_max_length")
-    names = given.split(",") if isinstance(given, str) else list(given)
+    limit = run.options.get("zeroshot_max_length")
     if limit is not None and (not isinstance(limit, int) or limit < 2):
         raise ConfigError(f"zeroshot_max_length={limit}: want at least 2 tokens, or none for no limit")
     data, note = run.options.get("zeroshot_data"), run.options.get("zeroshot_note")
     folder = None if data is None else as_path("zeroshot_data", str(data))
-    selection = sources.select([name.strip() for name in names], folder)
+    selection = sources.select(listed(run.options, "zeroshot_tasks") or (), folder)
     settings = {
         "tasks": list(selection.tasks),
         "data": dict(selection.digests) if folder else "lm-eval's downloads",
@@ -200,15 +195,12 @@ def _choices(name: str, task: Any, items: Sequence[Item], scored: Records) -> Ta
         task.process_results(item.requests[0].doc, [(-len(r.args[1].encode()), False) for r in item.requests])
         for item in items
     ]
-    arms = {**scored, LENGTH_ONLY: by_length}
-    metrics: dict[str, Any] = {}
-    paired: dict[str, Any] = {}
-    for metric in _SHARES:
-        if metric in by_length[0]:
-            hits = {arm: [{metric: bool(v[metric])} for v in values] for arm, values in arms.items()}
-            found, tests = compare(hits, metric, f"{name}/{metric}", chance)
-            metrics |= found
-            paired |= tests
+    shares = [metric for metric in _SHARES if metric in by_length[0]]
+    hits = {
+        arm: [{metric: bool(v[metric]) for metric in shares} for v in values]
+        for arm, values in {**scored, LENGTH_ONLY: by_length}.items()
+    }
+    metrics, paired = compare(hits, name, dict.fromkeys(shares, chance))
     # Of the whole split: a few items always have a most frequent answer.
     documents = list(task.eval_docs)
     if len({tuple(task.doc_to_choice(document)) for document in documents}) == 1 < len(documents):
@@ -221,14 +213,12 @@ def _choices(name: str, task: Any, items: Sequence[Item], scored: Records) -> Ta
 
 def _last_words(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tables:
     """Of lambada: the share of last words that greedy reading gives, and their perplexity."""
-    hits = {arm: [{"acc": bool(v["acc"])} for v in values] for arm, values in scored.items()}
-    logs = {arm: [_scalars(v) for v in values] for arm, values in scored.items()}
-    metrics, paired = compare(hits, "acc", f"{name}/acc")
-    of_logs, tests = compare(logs, "log_prob", f"{name}/log_prob")
-    for arm, values in logs.items():
+    found = {arm: [{"acc": bool(v["acc"]), **_scalars(v)} for v in values] for arm, values in scored.items()}
+    metrics, paired = compare(found, name, {"acc": None, "log_prob": None})
+    for arm, values in found.items():
         mean = statistics.mean([v["log_prob"] for v in values])
         metrics[f"{name}/perplexity/{arm}"] = mean.mapped(_inverse_exponential)
-    return {**metrics, **of_logs}, {**paired, **tests}
+    return metrics, paired
 
 
 def _texts(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tables:
@@ -243,7 +233,7 @@ def _texts(name: str, task: Any, items: Sequence[Item], scored: Records) -> Tabl
             )
             metrics[f"{name}/{metric}/{arm}"] = found
     of_texts = {arm: [_scalars(v) for v in values] for arm, values in scored.items()}
-    return metrics, compare(of_texts, "bits_per_byte", f"{name}/bits_per_byte")[1]
+    return metrics, compare(of_texts, name, {"bits_per_byte": None})[1]
 
 
 def _inverse_exponential(log_prob: float) -> float:

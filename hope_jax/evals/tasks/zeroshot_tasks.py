@@ -97,7 +97,7 @@ def select(wanted: Sequence[str], folder: Path | None) -> Selection:
         raise ConfigError(f"zeroshot_data={folder}: {'; '.join(missing)}")
     files = {name: path for name in names if (path := folder / TASKS[name].file).is_file()}
     for name, path in files.items():
-        _check(path, TASKS[name].fields)
+        _lines(path, TASKS[name].fields)
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     return Selection(tuple(files), files, missing, digests)
 
@@ -143,7 +143,7 @@ def _local(source: TaskSource, path: Path, cache: Path) -> dict[str, Any]:
     """A change of lm-eval's task that reads one split from a file and knows no other. The file is copied as
     it has been checked: lines alone, and no byte order mark, which other readers of JSON refuse."""
     copied = cache / source.file
-    copied.write_text("".join(f"{line}\n" for _, line in _lines(path)), encoding="utf-8")
+    copied.write_text("".join(f"{line}\n" for line in _lines(path, source.fields)), encoding="utf-8")
     splits = {f"{split}_split": split if split == source.split else None for split in ("validation", "test")}
     return {
         "task": source.harness,
@@ -155,23 +155,19 @@ def _local(source: TaskSource, path: Path, cache: Path) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that hold something, with their numbers. Raises: DataError."""
+def _lines(path: Path, fields: Sequence[str]) -> list[str]:
+    """The lines of a file that hold something. Raises: DataError if there is none, or one is no JSON object
+    with the fields."""
     try:
         text = text_files.decode(path.read_bytes())
     except text_files.NotUtf8Error as error:
         raise DataError(f"{path}: {error}; want lines of JSON in UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); want lines of JSON in UTF-8") from None
-    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _check(path: Path, fields: Sequence[str]) -> None:
-    """Raises: DataError for a line that is no JSON object with the fields, and for a file without lines."""
-    lines = _lines(path)
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
         raise DataError(f"{path}: the file is empty; want a line of JSON for each item")
-    for number, line in lines:
+    for number, line in lines.items():
         try:
             found = text_files.parse_json(line)
         except ValueError as error:
@@ -179,3 +175,4 @@ def _check(path: Path, fields: Sequence[str]) -> None:
         absent = [field for field in fields if not isinstance(found, dict) or field not in found]
         if absent:
             raise DataError(f"{path}: line {number} lacks {', '.join(absent)}; want {', '.join(fields)}")
+    return [*lines.values()]

@@ -80,20 +80,22 @@ def test_a_leak_is_marked_in_tables_captions_and_plots(tmp_path: Path) -> None:
     assert f"> **made: {LEAK}**" in texts["md"]
     page = (tmp_path / "report.html").read_text()
     assert "0.765 [0.65, 0.85] LEAK</td>" in page and re.search(rf'<img alt="Made up: [^"]*{LEAK}"', page)
-    drawn = plots.metrics_figure(outcome(leak=True)["metrics"])
-    assert drawn is not None and LEAK in [text.get_text() for text in drawn.texts]
-    clean = plots.metrics_figure(outcome()["metrics"])
-    assert clean is not None and not clean.texts
+    for leak in (True, False):
+        metrics = outcome(leak)["metrics"]
+        drawn = plots.metrics_figure(metrics)
+        assert drawn is not None
+        pages.plot_of("made", "metrics", drawn, "metrics", metrics.values())
+        assert [text.get_text() for text in drawn.texts] == [LEAK] * leak
 
 
 def test_the_mark_of_a_leak_covers_no_label() -> None:
     test = {"delta": -0.25, "ci95": [-0.5, 0.01], "leak": True}
     bottom = plots.differences_figure({"t/loss/memorized": test})
+    assert bottom is not None
     labelled = Figure(figsize=(6, 2), layout="constrained")
     labelled.subplots().set_xlabel("tokens before, and more words up to the right end of the axis")
-    plots.mark_leak(labelled, True)
     for figure in (bottom, labelled):
-        assert figure is not None
+        plots.mark_leak(figure)
         FigureCanvasAgg(figure).draw()
         (mark,) = [text for text in figure.texts if text.get_text() == LEAK]
         for axes in figure.axes:

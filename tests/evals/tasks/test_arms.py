@@ -55,7 +55,7 @@ def test_each_arm_has_the_memories_that_it_should(tmp_path):
         assert own < found["control"][i]["loss"] != pytest.approx(plain, abs=1e-5)
         assert "updates" not in found["baseline"][i]
         assert found["control"][i]["updates"]["cms/fast"]["updates_applied"] > 0
-    metrics, paired = compare(found, "loss", "made_up/loss", chance=None)
+    metrics, paired = compare(found, "made_up", {"loss": None})
     assert metrics["made_up/loss/memorized"]["n"] == 3
     assert paired["made_up/loss/memorized-control"]["delta"] < 0
     assert update_statistics(found)["memorized"]["cms/slow"]["updates_applied"] == 4 * 2

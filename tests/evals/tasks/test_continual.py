@@ -155,25 +155,19 @@ def test_memorization_arms_of_segments(tmp_path: Path) -> None:
 def test_memorization_is_tested_over_all_segments_block_by_block() -> None:
     rng = np.random.default_rng(0)
     sizes = {"a": 5, "b": 9}
-    last = {
-        arm: [
-            {"key": f"{name}/{i}", "segment": name, "nats_per_token": float(rng.normal(shift, 1))}
-            for name, n in sizes.items() for i in range(n)
-        ]
-        for arm, shift in (("baseline", 0.0), ("memorized", -1.0), ("control", -0.5))
-    }  # fmt: skip
-    found = continual._over_all(["a", "b"], last)
-    assert set(found) == {f"all/nats_per_token/memorized-{other}" for other in ("baseline", "control")}
     losses = {
-        arm: [np.array([r["nats_per_token"] for r in rows if r["segment"] == name]) for name in sizes]
-        for arm, rows in last.items()
+        arm: {name: rng.normal(shift, 1, n) for name, n in sizes.items()}
+        for arm, shift in (("baseline", 0.0), ("memorized", -1.0), ("control", -0.5))
     }
+    tables = {arm: {name: row[None] for name, row in table.items()} for arm, table in losses.items()}
+    found = continual._over_all(tables)
+    assert set(found) == {f"all/nats_per_token/memorized-{other}" for other in ("baseline", "control")}
     for other in ("baseline", "control"):
         test = found[f"all/nats_per_token/memorized-{other}"]
-        pairs = list(zip(losses["memorized"], losses[other], strict=True))
+        pairs = list(zip(losses["memorized"].values(), losses[other].values(), strict=True))
         assert test["delta"] == pytest.approx(np.mean([np.mean(a - b) for a, b in pairs]))
         assert test["n"] == 14 and test == statistics.paired_over(pairs).as_json()
-    assert continual._over_all(["a", "b"], {"baseline": last["baseline"]}) == {}
+    assert continual._over_all({"baseline": tables["baseline"]}) == {}
 
 
 def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +300,9 @@ class MadeUp:
 def test_labels_of_a_made_up_model() -> None:
     form = Format(MadeUp.tokenizer, 20)
     reader: Any = MadeUp()
-    scores = score_labels(reader, None, None, form, ["it is warm", "it is cold"], ["is_warm", "is_cold"])
-    np.testing.assert_allclose(scores.raw, [[-4, -2], [-5, -1]])
-    np.testing.assert_allclose(scores.pmi, [[1, 0], [0, 1]])
-    raw, pmi = scores.best(2)
-    assert raw.tolist() == [1, 1] and pmi.tolist() == [0, 1]
+    raw, pmi = score_labels(reader, None, None, form, ["it is warm", "it is cold"], ["is_warm", "is_cold"])
+    np.testing.assert_allclose(raw, [[-4, -2], [-5, -1]])
+    np.testing.assert_allclose(pmi, [[1, 0], [0, 1]])
     example = MadeUp.tokenizer.decode(form.example("it is warm", "is_warm"))
     assert example == "it is warm\nIntent: is warm\n"
     assert len(Format(MadeUp.tokenizer, 2).context("it is warm")) == len(form.context("")) + 2

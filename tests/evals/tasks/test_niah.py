@@ -9,19 +9,19 @@ import pytest
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.data.tokenizer import Tokenizer
 from hope_jax.data.train_tokenizer import train_model
+from hope_jax.evals.suite.run import Run
 from hope_jax.evals.tasks import niah
 from hope_jax.evals.tasks.niah import (
     NOISE,
     TASKS,
     Prose,
     _Draft,
-    check_length,
     load_prose,
-    make_prompt,
     split_sentences,
 )
 from hope_jax.evals.tasks.retrieval import Prompt, most
 from hope_jax.evals.tasks.segments import read_documents
+from tests.evals.subjects import subject
 
 TOKENIZER, PROSE = Tokenizer.load(), load_prose(None)
 # Joins digits, but not all: its numbers are of several lengths.
@@ -34,7 +34,7 @@ WORDS = re.compile(r"[a-z]+-[a-z]+")
 
 
 def made(name: str, length: int = 1200, index: int = 0, seed: int = 3) -> Prompt:
-    return make_prompt(TOKENIZER, name, length, index, seed=seed, prose=PROSE)
+    return _Draft(TOKENIZER, seed, name, length, index, PROSE).prompt(length - niah.ANSWER_TOKENS)
 
 
 def asked(prompt: Prompt) -> list[str]:
@@ -100,7 +100,7 @@ def test_the_words_of_one_answer_and_of_many() -> None:
 def test_prompt_and_answer_fill_the_length_and_no_more(name: str, length: int) -> None:
     prompt = made(name, length)
     tokens = 1 + len(TOKENIZER.encode(prompt.text))
-    assert prompt.tokens == tokens and tokens + niah.ANSWER_TOKENS <= length
+    assert tokens + niah.ANSWER_TOKENS <= length
     unit = {"prose": 12, "noise": 40, "needles": 110}[TASKS[name].haystack]  # tokens that one has at most
     assert length - tokens - niah.ANSWER_TOKENS < unit
 
@@ -153,7 +153,7 @@ def test_under_another_tokenizer_only_distractor_and_size_of_the_haystack_differ
     """It takes other draws until a distractor is as long as the answer."""
     distractors = set()
     for index in range(24):
-        drafts = [_Draft(tokenizer, name, 1500, index, 3, PROSE) for tokenizer in (TOKENIZER, OTHER)]
+        drafts = [_Draft(tokenizer, 3, name, 1500, index, PROSE) for tokenizer in (TOKENIZER, OTHER)]
         one, other = ({**vars(draft), "tokenizer": None, "depths": draft.depths.tolist()} for draft in drafts)
         one["others"], other["others"] = ([draft._other(20), draft.lines.clear()] for draft in drafts)
         assert one == other
@@ -172,21 +172,22 @@ def test_distractors_are_as_long_as_the_answer() -> None:
             assert answer == distractor
 
 
-def test_too_short_a_length_names_the_least_one() -> None:
+def test_too_short_a_length_names_the_least_one(tmp_path: Path) -> None:
+    def check(length: int, room: int = niah.ANSWER_TOKENS) -> None:
+        options = {"niah_tasks": ["niah_multiquery"], "niah_lengths": [length], "niah_answer_tokens": room}
+        niah.evaluate.check(Run(subject(), tmp_path, limit=4, options=options))
+
     with pytest.raises(
         ConfigError, match=r"niah_lengths=300: too short for niah_multiquery: want at least (\d+)"
     ) as e:
-        check_length(TOKENIZER, "niah_multiquery", 300, 4, seed=0)
+        check(300)
     least = int(re.findall(r"at least (\d+)", str(e.value))[0])
-    check_length(TOKENIZER, "niah_multiquery", least + 30, 4, seed=0)
+    check(least + 30)  # of other draws than those of 300 tokens
     with pytest.raises(
         ConfigError, match=r"niah_answer_tokens=16: too few .* niah_multiquery: want at least (\d+)"
     ) as e:
-        check_length(TOKENIZER, "niah_multiquery", 2000, 4, seed=0, answer_tokens=16)
-    least = int(re.findall(r"at least (\d+)", str(e.value))[0])
-    check_length(TOKENIZER, "niah_multiquery", 2000, 4, seed=0, answer_tokens=least)
-    with pytest.raises(ConfigError, match="niah_multikey_3 .sample 2.: want at least"):
-        made("niah_multikey_3", 200, 2)
+        check(2000, 16)
+    check(2000, int(re.findall(r"at least (\d+)", str(e.value))[0]))
 
 
 def test_most_is_the_largest_that_fits() -> None:

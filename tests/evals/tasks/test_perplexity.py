@@ -37,7 +37,7 @@ def test_positions_are_as_computed_token_by_token() -> None:
     assert whole["nats_per_byte"].value == pytest.approx(nats.sum() / byte_counts.sum())
     assert whole["nats_per_word"].value == pytest.approx(nats.sum() / words.sum())
     assert whole["perplexity"].value == pytest.approx(np.exp(nats.mean()))
-    assert [int(text.tokens.sum()) for text in losses] == list(lengths)
+    assert [int(text["tokens"].sum()) for text in losses] == list(lengths)
     assert [estimate.n for estimate in found.values()] == [3, 2, 2, 2, 2, 1, 1]
 
 
@@ -102,7 +102,7 @@ def test_whole_pieces_cost_what_their_tokens_do_in_segments_of_any_size(
     found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nats = [-n for n in token_log_probs(subject(), [piece.tokens for piece in pieces()])]
-    monkeypatch.setattr(scoring, "_segment", lambda *_: 32)
+    monkeypatch.setattr(scoring, "segment_tokens", lambda *_: 32)
     for own, other in zip(nats, token_log_probs(subject(), [p.tokens for p in pieces()]), strict=True):
         np.testing.assert_allclose(own, -other, atol=1e-5)
     np.testing.assert_allclose(losses_in(found, "writes_on"), [n.mean() for n in nats], rtol=1e-5)

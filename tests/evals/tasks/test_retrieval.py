@@ -86,6 +86,10 @@ class Knows:
         return found
 
 
+def passkey_of(tokenizer: Any, length: int, seed: int, depth: float, room: int, index: int) -> Prompt:
+    return passkey._Draft(tokenizer, seed, length, index, depth).prompt(length - room)
+
+
 def found_by(model: Any, evaluation: Any, tmp_path: Path, **options: Any) -> dict[str, Any]:
     run = Run(subject(), tmp_path, limit=2, seed=1, options=options, records=True)
     return {key: metric["value"] for key, metric in evaluation.evaluate(run)["metrics"].items()}
@@ -107,10 +111,9 @@ def test_a_model_that_knows_scores_one_and_one_that_is_wrong_zero(
     # Without the context neither candidate is known: the coins of the two samples decide.
     tokenizer, prose = subject().trained.tokenizer, load_prose(None)
     asked = {
-        f"{t}@700": [niah.make_prompt(tokenizer, t, 700, i, seed=1, prose=prose) for i in (0, 1)]
-        for t in tasks
+        f"{t}@700": [niah._Draft(tokenizer, 1, t, 700, i, prose).prompt(572) for i in (0, 1)] for t in tasks
     }
-    asked["passkey@200"] = [passkey.make_prompt(tokenizer, 200, 1, 1.0, 24, i) for i in (0, 1)]
+    asked["passkey@200"] = [passkey_of(tokenizer, 200, 1, 1.0, 24, i) for i in (0, 1)]
     for name, prompts in asked.items():
         assert metrics[f"{name}/removed_choice/baseline"] == np.mean([coin(p) for p in prompts])
     assert len(metrics) == len(retrieval.FIELDS) * 4
@@ -125,7 +128,7 @@ def coin(prompt: Prompt) -> bool:
 def test_a_model_that_is_blind_to_the_key_is_right_by_chance() -> None:
     """In the very samples where the coin says so, whichever candidate is right; no likelier one is passed."""
     tokenizer = subject().trained.tokenizer
-    prompts = [passkey.make_prompt(tokenizer, 100, 0, 1.0, 24, i) for i in range(200)]
+    prompts = [passkey_of(tokenizer, 100, 0, 1.0, 24, i) for i in range(200)]
     hits = [chosen(p, -3.0, -3.0) for p in prompts]
     assert hits == [coin(p) for p in prompts]
     swapped = [p._replace(answers=(p.distractor,), distractor=p.answers[0]) for p in prompts]
@@ -183,7 +186,7 @@ def test_passkeys_of_all_arms_by_a_real_model(tmp_path: Path) -> None:
         set(updates) == {"memorized", "control"} and updates["memorized"]["cms/fast"]["updates_applied"] > 0
     )
     tokenizer = run.subject.trained.tokenizer
-    prompts = [passkey.make_prompt(tokenizer, 128, 0, 1.0, 3, i) for i in range(4)]
+    prompts = [passkey_of(tokenizer, 128, 0, 1.0, 3, i) for i in range(4)]
     for item, prompt, direct in zip(
         found["items"], prompts, answer(run.subject, prompts, None, 3), strict=False
     ):
@@ -197,29 +200,25 @@ def test_passkey_prompts(length: int, depth: float) -> None:
     tokenizer = subject().trained.tokenizer
 
     def made(index: int, seed: int = 0) -> Prompt:
-        return passkey.make_prompt(tokenizer, length, seed, depth, 24, index)
+        return passkey_of(tokenizer, length, seed, depth, 24, index)
 
     prompt = made(3)
     (key,) = prompt.answers
     assert key.isdigit() and len(key) == 5 and prompt.text.count(key) == 1
     assert prompt.distractor not in prompt.text and len(prompt.distractor) == 5
     assert len(tokenizer.encode(" " + key)) == len(tokenizer.encode(" " + prompt.distractor))
-    assert (
-        prompt.tokens == 1 + len(tokenizer.encode(prompt.text)) and length - 60 < prompt.tokens + 24 <= length
-    )
+    assert length - 60 < 1 + len(tokenizer.encode(prompt.text)) + 24 <= length
     assert abs(prompt.depths[0] - depth) < 0.25
     assert made(3) == prompt and made(4).answers != prompt.answers != made(3, seed=1).answers
 
 
 def test_under_another_tokenizer_a_passkey_prompt_is_the_same_but_for_lines_and_distractor() -> None:
     prompts = [
-        [passkey.make_prompt(tokenizer, 400, 0, 0.0, 24, i) for i in range(8)]
+        [passkey_of(tokenizer, 400, 0, 0.0, 24, i) for i in range(8)]
         for tokenizer in (subject().trained.tokenizer, OTHER)
     ]
     for one, other in zip(*prompts, strict=True):
-        assert one._replace(context="", distractor="", tokens=0) == other._replace(
-            context="", distractor="", tokens=0
-        )
+        assert one._replace(context="", distractor="") == other._replace(context="", distractor="")
         assert one.context.startswith(other.context)
     assert [p.distractor for p in prompts[0]] != [p.distractor for p in prompts[1]]
 
@@ -233,7 +232,11 @@ def test_under_another_tokenizer_a_passkey_prompt_is_the_same_but_for_lines_and_
         (niah, {"niah_lengths": [400]}, "niah_lengths=400: too short for niah_multikey_1: want at least 4"),
         (niah, {"niah_samples": 2.5}, "niah_samples=2.5: want a whole number"),
         (niah, {"niah_haystack": "absent"}, "niah_haystack=absent: no such file or folder"),
-        (passkey, {"passkey_lengths": [40]}, "passkey_lengths=40: too short; want at least [0-9]+ tokens"),
+        (
+            passkey,
+            {"passkey_lengths": [40]},
+            "passkey_lengths=40: too short for passkey: want at least [0-9]+ tokens",
+        ),
         (passkey, {"passkey_prompts": True}, "passkey_prompts=True: want a whole number"),
         (passkey, {"passkey_depth": 2}, "passkey_depth=2: want a number from 0 to 1"),
     ],

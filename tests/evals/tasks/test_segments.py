@@ -68,7 +68,7 @@ def test_blocks_follow_one_another_without_the_rest() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"segments": "absent"}, DataError, "want a folder that holds .txt files"),
+        ({"segments": "absent"}, ConfigError, "no such file or folder; name a text file or a folder"),
         ({"segment_names": ["kjv", "bible"]}, ConfigError, "no segment 'bible' in embedded; it has austen"),
         ({"segment_names": ["kjv", "kjv"]}, ConfigError, "want each once"),
         ({"segment_bytes": 10}, ConfigError, "segment_bytes=10: want a whole number of at least 256"),
