@@ -10,7 +10,7 @@ where a chunk does.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -71,10 +71,7 @@ def held_out_rows(
     missing = (0, rows * seq_len + 1 - len(tokens))
     tokens = np.pad(tokens, missing, constant_values=tokenizer.pad_id)
     windows = _windows(tokens, np.pad(numbers, missing), seq_len)
-    chosen: Iterable[int] = range(rows)
-    if 0 < max_batches * batch_size < rows:
-        chosen = spread(max_batches * batch_size, rows)
-    return [as_row(windows[row]) for row in chosen]
+    return [as_row(windows[row]) for row in spread(min(max_batches * batch_size or rows, rows), rows)]
 
 
 def tokenize_documents(

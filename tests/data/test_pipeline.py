@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET
-from hope_jax.data.batches import fixed_batches, shared_batches
+from hope_jax.data.batches import TrainIterator, fixed_batches
 from hope_jax.data.corpus import Document, load_documents, split_documents
 from hope_jax.data.pipeline import held_out_rows, tokenize_documents, training_rows
 from hope_jax.data.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ SIZES = {"documents": DOCUMENTS, "tokenizer": TOKENIZER, "seq_len": 16, "batch_s
 def train(**changes):
     options = {**SIZES, "seed": 7, **changes}
     sharing = {key: options.pop(key) for key in list(options) if key in SHARING}
-    return shared_batches(training_rows(**options), batch_size=options["batch_size"], **sharing)
+    return TrainIterator(training_rows(**options), batch_size=options["batch_size"], **sharing)
 
 
 def make_eval_batches(**options):

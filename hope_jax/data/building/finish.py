@@ -8,6 +8,7 @@ from typing import Any
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
+from hope_jax.core.output import columns
 from hope_jax.data.building.passes import TaskResult, read_result
 from hope_jax.data.building.stages import clean_stage, shards_stage
 from hope_jax.data.building.tasks import Plan, PlannedSource
@@ -156,8 +157,6 @@ def table(statistics: dict[str, Any]) -> str:
         )
         reasons = ", ".join(f"{count} {reason}" for reason, count in s["rejected"].items()) or "none"
         counts = (s["read"], documents, s["documents_heldout"], tokens)
-        ratio = f"{characters / tokens:.2f}"
-        rows.append([name, f"{s['weight']:g}", *map(str, counts), ratio, reasons])
-    first, *widths = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1])
-    layout = "  ".join([f"{{:{first}}}", *(f"{{:>{width}}}" for width in widths), "{}"])
-    return "\n".join(layout.format(*row) for row in rows)
+        rows.append([name, f"{s['weight']:g}", *map(str, counts), f"{characters / tokens:.2f}", reasons])
+    lines = columns([row[:-1] for row in rows])
+    return "\n".join(f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True))

@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -29,6 +28,7 @@ from loguru import logger as datatrove_log
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
+from hope_jax.data.batches import end_with_parent
 from hope_jax.data.building import filters, passes, readers
 from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.tasks import Plan, PlannedSource
@@ -274,7 +274,7 @@ def _hand(pipe: Any, process: Any, task: int, running: dict[Any, tuple[Any, int]
 
 
 def _serve(work: Callable[[int], Any], pipe: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             task = pipe.recv()
@@ -300,10 +300,3 @@ def _run_task(packed: bytes, task: int) -> None:
             dill.loads(packed)._run_for_rank(task)
         finally:
             datatrove_log.remove()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
