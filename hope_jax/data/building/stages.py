@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,6 @@ _LOG = logging.getLogger(__name__)
 _SEAL = "sealed.json"
 START_METHOD = "forkserver"
 """Of worker processes: not fork, as this process may hold threads."""
-
-_ready: Callable[[list[Any]], Iterable[Any]] = connection.wait
 
 
 class TaskKilled(DataError):
@@ -116,7 +115,12 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     words = filters.make_words(plan.mixture.words)
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
     folder, seal = plan.dedup, plan.dedup / _SEAL
-    if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
+
+    def digests() -> dict[str, str]:
+        found = (f for result in ("exact", "minhash") for f in files_in(folder / result, "**/*"))
+        return {f.relative_to(folder).as_posix(): sha256_of(f) for f in found}
+
+    if seal.is_file() and digests() != json.loads(seal.read_text()):
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
     dedup, left_out = passes.find_duplicates(plan, words)
@@ -124,7 +128,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     shards.work = [passes.CleanReader(plan), *left_out, passes.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
     if finished and folder.is_dir() and not seal.is_file():
-        write_atomic(seal, json.dumps(_digests(folder), sort_keys=True))
+        write_atomic(seal, json.dumps(digests(), sort_keys=True))
     return finished
 
 
@@ -147,25 +151,23 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
 
 def _split(source: Source) -> str:
     """The split to read: the fallback, loudly, where the wanted one is not there."""
-    for key, split in (("split", source.split), ("fallback_split", source.fallback_split)):
-        try:
-            readers.load_rows(source, str(split))
-            return str(split)
-        except readers.NoSuchSplit as error:
-            problem = f"sources.{source.name}.{key}={split!r}: {error}"
+    try:
+        readers.load_rows(source, source.split)
+        return source.split
+    except readers.NoSuchSplit as error:
         if source.fallback_split is None:
-            raise DataError(f"{problem}; mend it, or set fallback_split")
-        if key == "split":
-            _LOG.warning(
-                "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
-                *(source.name, source.dataset, split, source.fallback_split),
-            )
-    raise DataError(problem)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = (f for result in ("exact", "minhash") for f in files_in(folder / result, "**/*"))
-    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
+            problem = f"sources.{source.name}.split={source.split!r}: {error}"
+            raise DataError(f"{problem}; mend it, or set fallback_split") from None
+    _LOG.warning(
+        "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
+        *(source.name, source.dataset, source.split, source.fallback_split),
+    )
+    try:
+        readers.load_rows(source, source.fallback_split)
+    except readers.NoSuchSplit as error:
+        where = f"sources.{source.name}.fallback_split={source.fallback_split!r}"
+        raise DataError(f"{where}: {error}") from None
+    return source.fallback_split
 
 
 def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bool:
@@ -178,8 +180,11 @@ def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bo
         _LOG.info("%s: %d of %d tasks to do", stage.title, len(tasks), stage.tasks)
         executor = _make_executor(stage, plan, kind, workers, previous)
         if kind == "local":
+            # datatrove's own `run` keeps a manager process, which outlives a process that is killed, and a
+            # pool that waits for ever for the task of a worker that was.
+            work = functools.partial(_run_task, dill.dumps(executor))
             try:
-                _run_local(executor, tasks)
+                run_all(work, tasks, executor.workers)
             except TaskKilled as error:
                 raise TaskKilled(f"{stage.title}: {error}") from None
         else:
@@ -214,34 +219,35 @@ def _make_executor(
     return LocalPipelineExecutor(**common)
 
 
-def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
-    """One worker is this process. datatrove's own `run` keeps a manager process, which outlives a process
-    that is killed, and a pool that waits for ever for the task of a worker that was."""
-    packed = dill.dumps(executor)
-    if executor.workers == 1:
-        for task in tasks:
-            _run_task(packed, task)
-    else:
-        run_all(functools.partial(_run_task, packed), tasks, executor.workers)
-
-
 def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int) -> None:
-    """Calls `work` with each task, in processes that end with this one, also where it is killed. The first
-    exception ends them and is raised. A pool does not know whose process died, or waits for it for ever.
-    Raises: TaskKilled: by its number."""
+    """Calls `work` with each task, in processes that end with this one, also where it is killed; one is this
+    one itself. The first exception ends them and is raised. A pool does not know whose process died, or waits
+    for it for ever. Raises: TaskKilled: by its number."""
+    if processes == 1:
+        for task in tasks:
+            work(task)
+        return
     context: Any = multiprocessing.get_context(START_METHOD)
     left = list(tasks)[::-1]
-    running: dict[Any, tuple[Any, int]] = {}  # a process's pipe: it, and its task
-    started = []
+    started: list[Any] = []
+    idle: list[tuple[Any, Any]] = []  # pipes, and their processes
+    running: dict[Any, tuple[Any, int]] = {}  # by pipe: its process, and that one's task
     try:
-        for _ in range(min(processes, len(left))):
-            here, there = context.Pipe()
-            started.append(context.Process(target=_serve, args=(work, there), daemon=True))
-            started[-1].start()
-            there.close()  # so that the process's end is the pipe's
-            _hand(here, started[-1], left.pop(), running)
-        while running:
-            for pipe in _ready(list(running)):
+        while left or running:
+            while left and (idle or len(started) < processes):
+                if not idle:
+                    here, there = context.Pipe()
+                    started.append(context.Process(target=_serve, args=(work, there), daemon=True))
+                    started[-1].start()
+                    there.close()  # so that the process's end is the pipe's
+                    idle.append((here, started[-1]))
+                pipe, process = idle.pop()
+                running[pipe] = (process, left.pop())
+                # A dead process is found by what its pipe says.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    pipe.send(running[pipe][1])
+            heard: list[Any] = connection.wait(list(running))
+            for pipe in heard:
                 process, task = running.pop(pipe)
                 try:
                     error = pipe.recv()
@@ -253,44 +259,27 @@ def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int) ->
                     ) from None
                 if error is not None:
                     raise error
-                if left:
-                    _hand(pipe, process, left.pop(), running)
-                else:
-                    pipe.close()
-    except BaseException:
+                idle.append((pipe, process))
+    finally:  # what is idle is done; what runs, if anything does, is of no use any more
         for process in started:
             process.terminate()
-        raise
-    finally:
         for process in started:
             process.join()
 
 
-def _hand(pipe: Any, process: Any, task: int, running: dict[Any, tuple[Any, int]]) -> None:
-    running[pipe] = (process, task)
-    # A dead process is found by what its pipe says.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        pipe.send(task)
-
-
 def _serve(work: Callable[[int], Any], pipe: Any) -> None:
     end_with_parent()
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, ConnectionResetError):  # no more tasks
-            return
-        error = None
-        try:
-            work(task)
-        except Exception as raised:
-            error = raised
-        try:
-            pipe.send(error)
-        except BrokenPipeError:
-            return
-        except Exception:  # one that cannot be sent
-            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the other end is gone
+        while True:
+            task, error = pipe.recv(), None
+            try:
+                work(task)
+            except Exception as raised:
+                error = raised
+            try:
+                pipe.send(error)
+            except (TypeError, AttributeError, pickle.PicklingError):
+                pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _run_task(packed: bytes, task: int) -> None:
