@@ -5,10 +5,7 @@ Where rows come from (`pipeline`: texts; `mixture`: shards) makes no difference 
 """
 
 import hashlib
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +14,9 @@ import numpy as np
 from absl import flags
 
 from hope_jax.core.errors import CheckpointError, DataError
+from hope_jax.core.processes import end_with_parent
 from hope_jax.core.types import NO_TARGET, Array, Batch
+from hope_jax.data.shards import numbered_from_1
 
 ENDLESS = 2**52
 """Rows of an endless dataset. Grain's own endless length, sys.maxsize, overflows when batched one by one."""
@@ -138,12 +137,11 @@ def as_row(row: Sequence[np.ndarray] | np.ndarray) -> Batch:
     """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
     tokens, numbers = row
     here, following = numbers[:-1], numbers[1:]
-    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
     supervised = (here == following) & (here > 0)
     return host_batch(
         tokens=tokens[:-1],
         targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
-        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
+        segment_ids=numbered_from_1(here).astype(np.int32),
     )
 
 
@@ -193,14 +191,3 @@ def _start_worker(index: int, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Has this process end when the one that started it does, also if that is killed."""
-
-    def wait() -> None:
-        if (parent := multiprocessing.parent_process()) is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -119,28 +119,22 @@ def check_sources(
     digest, not only its size. Raises: DataError: names the first that does not fit."""
     for source in sources:
         _check_fit(source, tokenizer, seq_len, document_multiple)
-    # No shard twice, and one rule of what is held out: then no document is on both sides.
-    owner: dict[str, Source] = {}
+    # One rule of what is held out, and no shard twice: then no document is on both sides.
+    first = sources[0].manifest
     for source in sources:
-        first, rules = sources[0], (source.manifest.holdout, source.manifest.salt)
-        if rules != (first.manifest.holdout, first.manifest.salt):
+        other = source.manifest
+        if (other.holdout, other.salt) != (first.holdout, first.salt):
             raise DataError(
-                f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
-                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
-                "), so one document may be on both sides; build them with the same"
+                f"{sources[0].folder} and {source.folder} hold documents out by different rules (holdout "
+                f"{first.holdout:g} and {other.holdout:g}, salt {first.salt!r} and {other.salt!r}), so one "
+                "document may be on both sides; build them with the same"
             )
-        for file in (f for f in source.manifest.every_file() if f.supervised):
-            other = owner.setdefault(file.sha256, source)
-            if other is not source:  # within a source: `check_files`
-                raise DataError(
-                    f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
-                    "trained on twice: take one of them out of data.mixture"
-                )
     if digests:
         size = sum(file.size for source in sources for file in source.manifest.every_file())
         logger.info("checking the digests of %.1f MB of shards (data.verify_shards)", size / 1e6)
+    seen: dict[str, Path] = {}
     for source in sources:
-        check_files(source.folder, source.manifest, digests=digests)
+        check_files(source.folder, source.manifest, digests=digests, seen=seen)
 
 
 def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_multiple: int) -> None:

@@ -81,9 +81,8 @@ def tokenize_documents(
     whose number is 0, fills each document up to a multiple of `multiple` tokens."""
     tokens, numbers = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for number, document in enumerate(documents, 1):
-        ids = tokenizer.encode(document.text)
-        padding = (0, -(len(ids) + 2) % multiple)
-        ids = np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.int32)
+        ids = tokenizer.document(document.text)
+        padding = (0, -len(ids) % multiple)
         tokens.append(np.pad(ids, padding, constant_values=tokenizer.pad_id))
         numbers.append(np.pad(np.full(len(ids), number, np.int32), padding))
     return np.concatenate(tokens), np.concatenate(numbers)

@@ -91,6 +91,7 @@ def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
         kinds = get_type_hints(kind.__init__, include_extras=True)
         for not_ours in ("exclusion_writer", "language", "return"):
             kinds.pop(not_ours, None)
+        kinds |= {key: list[tuple[Count, float]] for key in kinds if key.endswith("_n_grams")}
         where = f"sources.{source.name}.filters.{name}."
         if name == "language":
             options = checked(given, where, {**kinds, "model": str})

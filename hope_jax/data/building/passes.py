@@ -12,7 +12,6 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import orjson
 import zstandard
 from datatrove.data import Document
@@ -170,8 +169,7 @@ class ShardStep(PipelineStep):
         for document in data:
             held = is_held_out(text_digest(document.text), mixture.holdout, mixture.salt)
             split = "heldout" if held else "train"
-            ids = tokenizer.encode(document.text)
-            tokens = np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]])
+            tokens = tokenizer.document(document.text)
             with _written(parts[split]):
                 if split not in writers:
                     writers[split] = RowWriter(

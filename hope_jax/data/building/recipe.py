@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 
 from hope_jax.core.errors import ConfigError, instead
-from hope_jax.core.ranges import Count, Positive, Range
+from hope_jax.core.ranges import Count, Positive, Range, Share, fits
 from hope_jax.data import text_files
 from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.tokenizer import EMBEDDED
@@ -104,7 +104,7 @@ class Mixture:
     sources: tuple[Source, ...]
     row_tokens: Count = 2048
     document_multiple: Count = 1
-    holdout: Annotated[float, Range(0, 1, above_low=True, below_high=True)] = HOLDOUT_FRACTION
+    holdout: Share = HOLDOUT_FRACTION
     salt: str = SPLIT_SALT
     dedup: Dedup = dataclasses.field(default_factory=Dedup)
     words: str = "regex"
@@ -280,27 +280,6 @@ def checked(raw: Any, where: str, kinds: Mapping[str, Any], needed: Collection[s
 def _want(good: Any, where: str, value: Any, want: str) -> None:
     if not good:
         raise ConfigError(f"{where}={value!r}: want {want}")
-
-
-def fits(kind: Any, value: Any) -> bool:
-    """Whether a value, as YAML has it, is of a type. A pair is a length of n-grams, and the share that they
-    may have."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return fits(parts[0], value) and parts[1].holds(value)
-    if origin is Literal:
-        return value in parts
-    if origin in (Union, UnionType):
-        return any(fits(part, value) for part in parts)
-    if origin is tuple and parts[1:] not in ((), (...,)):
-        return isinstance(value, list) and len(value) == 2 and all(map(fits, (Count, parts[1]), value))
-    if origin in (list, tuple):
-        return isinstance(value, list) and all(fits(parts[0], item) for item in value)
-    if kind is float:
-        return isinstance(value, float) or fits(int, value)
-    if kind is int:
-        return type(value) is int and abs(value) <= 2**62
-    return isinstance(value, origin or kind)
 
 
 def told(kind: Any) -> str:

@@ -29,7 +29,7 @@ from loguru import logger as datatrove_log
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
-from hope_jax.data.batches import end_with_parent
+from hope_jax.core.processes import end_with_parent
 from hope_jax.data.building import filters, passes, readers
 from hope_jax.data.building.recipe import Source
 from hope_jax.data.building.tasks import Plan, PlannedSource
@@ -107,7 +107,6 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
             shards.mark(task).unlink()
     if not shards.to_do():
         return True
-    plan.work.mkdir(parents=True, exist_ok=True)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)

@@ -48,13 +48,12 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class Plan:
-    """A mixture ready to be built. work: folder of the intermediate files; in it dedup, of the duplicates
-    that were found, and shards, of what each task of that stage says of its shards."""
+    """A mixture ready to be built. Folders of intermediate files: dedup, of the duplicates that were found,
+    and shards, of what each task of that stage says of its shards."""
 
     mixture: Mixture
     sources: tuple[PlannedSource, ...]
     tokenizer: Tokenizer
-    work: Path
     dedup: Path
     shards: Path
 
@@ -107,8 +106,8 @@ def make_plan(mixture: Mixture) -> Plan:
         multiple=mixture.document_multiple, holdout=mixture.holdout, salt=mixture.salt,
         options=shards.WRITER_OPTIONS,
     )  # fmt: skip
-    dedup, made = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
-    return Plan(mixture, tuple(planned), tokenizer, work, dedup, made)
+    folders = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
+    return Plan(mixture, tuple(planned), tokenizer, *folders)
 
 
 def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:
