@@ -45,8 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Builds the mixture of `--manifest` and prints its statistics."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; --help lists the flags")
+    cli.refuse_arguments(argv)
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:

@@ -206,12 +206,10 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
 
 def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, seed: int) -> Stream:
     """Endless rows of the training splits by weight. Every epoch of a source visits each of its rows once, in
-    an order of its own. Raises: DataError: sizes that do not fit each other, or a source without rows."""
+    an order of its own. Raises: DataError: sizes that do not fit each other."""
     shuffled = []
     for source in sources:
         rows = source.rows("train", seq_len)
-        if not len(rows):
-            raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
         order = grain.MapDataset.source(rows).shuffle(seed=digest_int(f"{seed}:{source.name}"))
         # The mixture is as long as ENDLESS, and no source can be longer.
         shuffled.append(order.repeat(-(-ENDLESS // len(rows))))
@@ -235,8 +233,7 @@ def held_out_rows(
 ) -> list[Batch]:
     """Rows of the held-out splits, int32 [T], the same on every call and process. Sources have their weights'
     shares of the rows, so the loss is that of the mixture; each row is there at most once, and those of a
-    source are spread evenly over its split. max_batches: 0: as many rows as there are in these proportions.
-    Raises: DataError: a source without rows."""
+    source are spread evenly over its split. max_batches: 0: as many as these proportions give."""
     available = [source.rows("heldout", seq_len) for source in sources]
     interleaving = Interleaving([source.weight for source in sources])
     # The largest number of rows of which no source has more than are available.
@@ -245,8 +242,6 @@ def held_out_rows(
         middle = (low + high + 1) // 2
         fits = all(n <= len(m) for n, m in zip(interleaving.counts(middle), available, strict=True))
         low, high = (middle, high) if fits else (low, middle - 1)
-    if not low:
-        raise DataError("data.source: the held-out split is empty; build shards from more documents")
     counts = interleaving.counts(low)
     chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
     places = [interleaving[k] for k in range(low)]

@@ -34,8 +34,7 @@ def training_rows(
     """Endless rows of the training split's documents, shuffled by the seed; every epoch visits every row
     once, in an order of its own. A last row that is not full is left out. seq_len: T, tokens per row.
     document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`. Raises:
-    DataError: sizes that do not fit each other, or less text than one batch."""
-    _check_sizes(seq_len, batch_size, document_multiple)
+    DataError: less text than one batch."""
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = max(len(tokens) - 1, 0) // seq_len
     if rows < batch_size:
@@ -61,9 +60,8 @@ def held_out_rows(
 ) -> list[Batch]:
     """Rows of the held-out split, int32 [T], the same on every call and process. A last row that is not full
     is padded. Where `max_batches` (0: all) does not reach, rows are spread evenly over the split, so that
-    every source is among them. Other arguments as of `training_rows`. Raises: DataError: a size below its
-    least, or no pair of tokens to predict."""
-    _check_sizes(seq_len, batch_size, document_multiple)
+    every source is among them. Other arguments as of `training_rows`. Raises: DataError: no pair of
+    tokens to predict."""
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = -(-max(len(tokens) - 1, 0) // seq_len)
     if not rows:
@@ -93,13 +91,3 @@ def _windows(tokens: np.ndarray, numbers: np.ndarray, seq_len: int) -> np.ndarra
     those of the token behind it."""
     both = np.lib.stride_tricks.sliding_window_view(np.stack([tokens, numbers]), seq_len + 1, axis=1)
     return both[:, ::seq_len].swapaxes(0, 1)
-
-
-def _check_sizes(seq_len: int, batch_size: int, document_multiple: int) -> None:
-    if seq_len < 1 or batch_size < 1:
-        raise DataError(f"data.seq_len={seq_len}, data.batch_size={batch_size}: both must be at least 1")
-    if document_multiple < 1 or seq_len % document_multiple:
-        raise DataError(
-            f"data.seq_len={seq_len} is no multiple of the online chunk ({document_multiple} tokens) that "
-            "documents are padded to; change one of them"
-        )

@@ -8,14 +8,15 @@ from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import sentencepiece
 
-from hope_jax.config.experiment import DataConfig
 from hope_jax.core.errors import DataError
-from hope_jax.data.synthetic import find_task
+
+if TYPE_CHECKING:
+    from hope_jax.config.experiment import DataConfig
 
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"
@@ -229,8 +230,10 @@ class SymbolTokenizer(Tokenizer):
         )
 
 
-def open_tokenizer(data: DataConfig) -> Tokenizer:
+def open_tokenizer(data: "DataConfig") -> Tokenizer:
     """The tokenizer that `data` names; of a synthetic task its symbols. Raises: ConfigError: a synthetic task
     that cannot be; DataError: the tokenizer cannot be read."""
+    from hope_jax.data.synthetic import find_task  # which brings JAX; those who build shards need none
+
     task = find_task(data.source, data.task_options, data.seq_len)
     return Tokenizer.load(data.tokenizer) if task is None else SymbolTokenizer(data.source, task.symbols())

@@ -15,15 +15,12 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 import dill
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
 from hope_jax.core.errors import ConfigError, DataError
@@ -32,7 +29,7 @@ from hope_jax.core.paths import files_in
 from hope_jax.core.processes import end_with_parent
 from hope_jax.data.building import filters, passes, readers
 from hope_jax.data.building.recipe import Source
-from hope_jax.data.building.tasks import Plan, PlannedSource
+from hope_jax.data.building.tasks import Plan, PlannedSource, Stage
 from hope_jax.data.shards import MANIFEST, sha256_of
 
 _LOG = logging.getLogger(__name__)
@@ -43,42 +40,6 @@ START_METHOD = "forkserver"
 
 class TaskKilled(DataError):
     """The process of a task was killed."""
-
-
-@dataclass
-class Stage:
-    """Steps (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
-
-    name: str
-    folder: Path
-    tasks: int
-    work: Sequence[PipelineStep] = ()
-
-    @property
-    def logs(self) -> Path:
-        """datatrove's folder of logs, statistics and marks of completion."""
-        return self.folder / "logs" / self.name
-
-    @property
-    def title(self) -> str:
-        """What it is called to people."""
-        return f"{self.folder.name.rpartition('-')[0]}: {self.name}"
-
-    def mark(self, task: int) -> Path:
-        """The file that marks a task as completed."""
-        return self.logs / "completions" / f"{task:05d}"
-
-    def to_do(self) -> list[int]:
-        """Tasks that are not completed."""
-        return [task for task in range(self.tasks) if not self.mark(task).is_file()]
-
-    def statistics(self, task: int) -> list[dict[str, Any]]:
-        """datatrove's statistics of a task, one mapping a step; none if they are missing or damaged."""
-        try:
-            found = json.loads((self.logs / "stats" / f"{task:05d}.json").read_bytes())
-            return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
-        except (OSError, ValueError, TypeError):
-            return []
 
 
 def clean_stage(plan: Plan, planned: PlannedSource) -> Stage:
@@ -123,7 +84,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
     dedup, left_out = passes.find_duplicates(plan, words)
-    stages += [Stage(name, folder, tasks, work) for name, work, tasks in dedup]
+    stages += dedup
     shards.work = [passes.CleanReader(plan), *left_out, passes.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
     if finished and folder.is_dir() and not seal.is_file():

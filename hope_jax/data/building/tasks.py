@@ -6,7 +6,7 @@ change; options; versions), so what another manifest, tokenizer or input made is
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from glob import escape, glob
 from importlib import metadata
@@ -71,6 +71,42 @@ class Plan:
         """Source, and number in it, of a task of the mixture."""
         planned = max((p for p in self.sources if p.first <= task), key=lambda p: p.first)
         return planned, task - planned.first
+
+
+@dataclass
+class Stage:
+    """Steps of datatrove's (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
+
+    name: str
+    folder: Path
+    tasks: int
+    work: Sequence[Any] = ()
+
+    @property
+    def logs(self) -> Path:
+        """datatrove's folder of logs, statistics and marks of completion."""
+        return self.folder / "logs" / self.name
+
+    @property
+    def title(self) -> str:
+        """What it is called to people."""
+        return f"{self.folder.name.rpartition('-')[0]}: {self.name}"
+
+    def mark(self, task: int) -> Path:
+        """The file that marks a task as completed."""
+        return self.logs / "completions" / f"{task:05d}"
+
+    def to_do(self) -> list[int]:
+        """Tasks that are not completed."""
+        return [task for task in range(self.tasks) if not self.mark(task).is_file()]
+
+    def statistics(self, task: int) -> list[dict[str, Any]]:
+        """datatrove's statistics of a task, one mapping a step; none if they are missing or damaged."""
+        try:
+            found = json.loads((self.logs / "stats" / f"{task:05d}.json").read_bytes())
+            return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
+        except (OSError, ValueError, TypeError):
+            return []
 
 
 def make_plan(mixture: Mixture) -> Plan:
