@@ -237,5 +237,5 @@ def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
 
 
 def combined_digest(digests: Iterable[str]) -> str:
-    """One hex SHA-256 of documents' digests in their order."""
+    """One hex SHA-256 of digests, or of lines, in their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -49,8 +49,15 @@ class Inputs:
     def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
-        if self.sources:
-            self._log_epochs()
+        read = (
+            mixture.epochs(self.sources, data.seq_len, train.steps, data.batch_size) if self.sources else {}
+        )
+        for source in self.sources:
+            count = len(source.rows("train", data.seq_len))
+            logger.info(
+                "%s: weight %g, %d rows, read %.3g times in %d steps",
+                *(source.name, source.weight, count, read[source.name], train.steps),
+            )
         return TrainIterator(
             self.training(seq_len=data.seq_len, batch_size=data.batch_size, seed=train.seed),
             batch_size=data.batch_size,
@@ -60,17 +67,6 @@ class Inputs:
             workers=data.workers,
             start_batch=train.step_offset,
         )
-
-    def _log_epochs(self) -> None:
-        """Says how often the run reads each source of shards."""
-        data, steps = self.config.data, self.config.train.steps
-        read = mixture.epochs(self.sources, data.seq_len, steps, data.batch_size)
-        for source in self.sources:
-            count = len(source.rows("train", data.seq_len))
-            logger.info(
-                "%s: weight %g, %d rows, read %.3g times in %d steps",
-                *(source.name, source.weight, count, read[source.name], steps),
-            )
 
     def eval_batches(self) -> list[Batch]:
         """The held-out batches, int32 [B, T], at most `eval.batches` (0: all). Raises: DataError."""

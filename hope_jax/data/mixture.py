@@ -24,7 +24,7 @@ from hope_jax.core.errors import DataError, instead
 from hope_jax.core.paths import as_path, files_in
 from hope_jax.core.types import Batch
 from hope_jax.data.batches import ENDLESS, Stream, as_row, digest_int, spread
-from hope_jax.data.corpus import EMBEDDED
+from hope_jax.data.corpus import EMBEDDED, combined_digest
 from hope_jax.data.shards import MANIFEST, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 
@@ -50,8 +50,7 @@ class Source:
 
     def digest(self) -> str:
         """Hex SHA-256 of its shards' digests, in order."""
-        digests = "\n".join(file.sha256 for file in self.manifest.every_file())
-        return hashlib.sha256(digests.encode()).hexdigest()
+        return combined_digest(file.sha256 for file in self.manifest.every_file())
 
 
 def variable(name: str) -> str:
@@ -186,13 +185,9 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
         return ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        at, following = index, index + 1
-        for source, (tail, rest) in enumerate(itertools.pairwise(self._tails)):
-            at_rest, following_rest = at * rest // tail, following * rest // tail
-            if at_rest == following_rest:
-                return source, at - at_rest
-            at, following = at_rest, following_rest
-        raise AssertionError("the last source takes what is left")
+        before, after = self.counts(index), self.counts(index + 1)
+        source = next(i for i, count in enumerate(before) if after[i] > count)
+        return source, before[source]
 
     def counts(self, rows: int) -> list[int]:
         """Rows of each source among the first `rows`."""

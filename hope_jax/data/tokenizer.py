@@ -187,15 +187,14 @@ def read_model(source: str) -> tuple[bytes, str | None, Traversable]:
     return model, record["sha256"], sidecar
 
 
-def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> str:
-    """The hex SHA-256 of a model if it is the one wanted, in whatever case. Raises: DataError if not."""
+def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> None:
+    """Raises: DataError if the hex SHA-256 of a model is not the one wanted, in whatever case."""
     found = hashlib.sha256(model).hexdigest()
     if found != wanted.lower():
         raise DataError(
             f"{name}: its sha256 is {found}, but {said_by} says {wanted}; the file is damaged or is another "
             "model: bring back the right one, or train it again"
         )
-    return found
 
 
 class SymbolTokenizer(Tokenizer):

@@ -10,7 +10,6 @@ from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.output import columns
 from hope_jax.data.building.passes import TaskResult, read_result
-from hope_jax.data.building.stages import clean_stage, shards_stage
 from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
 
@@ -96,7 +95,7 @@ def _source_statistics(plan: Plan, planned: PlannedSource, results: list[TaskRes
         totals[f"tokens_{split}"] += file.tokens
     rejected: Counter[str] = Counter()
     splits = set()
-    for stage, first in ((clean_stage(plan, planned), 0), (shards_stage(plan), planned.first)):
+    for stage, first in ((planned.stage, 0), (plan.shards_stage, planned.first)):
         for task in range(first, first + planned.source.shards):
             for step in stage.statistics(task):
                 rejected.update(_dropped(step))

@@ -42,24 +42,14 @@ class TaskKilled(DataError):
     """The process of a task was killed."""
 
 
-def clean_stage(plan: Plan, planned: PlannedSource) -> Stage:
-    """Of a source, without its steps."""
-    return Stage("clean", planned.folder, planned.source.shards)
-
-
-def shards_stage(plan: Plan) -> Stage:
-    """Of all sources, without its steps."""
-    return Stage("shards", plan.shards, plan.tasks)
-
-
 def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     """Runs what is not done. False if it was only handed to a cluster, and is to be called again later. kind:
     local, slurm or ray. workers: tasks at once. Raises: UserError: of a step; nothing that looks finished is
     left."""
-    shards = shards_stage(plan)
+    shards = plan.shards_stage
     for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
         planned, index = plan.source_of(task)
-        told = clean_stage(plan, planned).statistics(index) and shards.statistics(task)
+        told = planned.stage.statistics(index) and shards.statistics(task)
         if not told or passes.read_result(plan, task) is None:
             _LOG.info(
                 "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
@@ -94,7 +84,7 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
 
 def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     """A source's clean stage. Tasks whose documents are not as their digest says are undone."""
-    source, stage = planned.source, clean_stage(plan, planned)
+    source, stage = planned.source, planned.stage
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
         seal = path.with_suffix(passes.SEAL)

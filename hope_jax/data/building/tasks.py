@@ -34,45 +34,6 @@ _GLOBS = {
 }
 
 
-@dataclass(frozen=True)
-class PlannedSource:
-    """A source whose files, of `size` bytes together, were found. first: number of its first task in the
-    mixture. folder: of the documents that its filters keep."""
-
-    source: Source
-    files: tuple[Path, ...]
-    size: int
-    first: int
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A mixture ready to be built. Folders of intermediate files: dedup, of the duplicates that were found,
-    and shards, of what each task of that stage says of its shards."""
-
-    mixture: Mixture
-    sources: tuple[PlannedSource, ...]
-    tokenizer: Tokenizer
-    dedup: Path
-    shards: Path
-
-    @property
-    def tasks(self) -> int:
-        """Tasks of the mixture, those of the first source first."""
-        return sum(p.source.shards for p in self.sources)
-
-    def clean_file(self, task: int) -> Path:
-        """The documents of a task of the mixture."""
-        planned, index = self.source_of(task)
-        return planned.folder / "documents" / f"{index:05d}.jsonl.zst"
-
-    def source_of(self, task: int) -> tuple[PlannedSource, int]:
-        """Source, and number in it, of a task of the mixture."""
-        planned = max((p for p in self.sources if p.first <= task), key=lambda p: p.first)
-        return planned, task - planned.first
-
-
 @dataclass
 class Stage:
     """Steps of datatrove's (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
@@ -107,6 +68,55 @@ class Stage:
             return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
         except (OSError, ValueError, TypeError):
             return []
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source whose files, of `size` bytes together, were found. first: number of its first task in the
+    mixture. folder: of the documents that its filters keep."""
+
+    source: Source
+    files: tuple[Path, ...]
+    size: int
+    first: int
+    folder: Path
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that reads and filters it, without its steps."""
+        return Stage("clean", self.folder, self.source.shards)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mixture ready to be built. Folders of intermediate files: dedup, of the duplicates that were found,
+    and shards, of what each task of that stage says of its shards."""
+
+    mixture: Mixture
+    sources: tuple[PlannedSource, ...]
+    tokenizer: Tokenizer
+    dedup: Path
+    shards: Path
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of the mixture, those of the first source first."""
+        return sum(p.source.shards for p in self.sources)
+
+    @property
+    def shards_stage(self) -> Stage:
+        """The stage that makes the shards of all sources, without its steps."""
+        return Stage("shards", self.shards, self.tasks)
+
+    def clean_file(self, task: int) -> Path:
+        """The documents of a task of the mixture."""
+        planned, index = self.source_of(task)
+        return planned.folder / "documents" / f"{index:05d}.jsonl.zst"
+
+    def source_of(self, task: int) -> tuple[PlannedSource, int]:
+        """Source, and number in it, of a task of the mixture."""
+        planned = max((p for p in self.sources if p.first <= task), key=lambda p: p.first)
+        return planned, task - planned.first
 
 
 def make_plan(mixture: Mixture) -> Plan:
