@@ -49,9 +49,7 @@ class Inputs:
     def train_iterator(self, process_index: int = 0, process_count: int = 1) -> TrainIterator:
         """The training batches of a process, from batch `train.step_offset` on. Raises: DataError."""
         data, train = self.config.data, self.config.train
-        read = (
-            mixture.epochs(self.sources, data.seq_len, train.steps, data.batch_size) if self.sources else {}
-        )
+        read = mixture.epochs(self.sources, data.seq_len, train.steps, data.batch_size)
         for source in self.sources:
             count = len(source.rows("train", data.seq_len))
             logger.info(

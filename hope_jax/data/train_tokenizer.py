@@ -207,9 +207,7 @@ def train_model(
         raise DataError("--input: no text to train on; put text in it")
     out = io.BytesIO()
     # A field that is set, even to its default, is stored in the model and changes its bytes.
-    unusual: dict[str, Any] = {**SPECIAL_IDS}
-    if not hard_vocab_limit:
-        unusual["hard_vocab_limit"] = False
+    unusual: dict[str, Any] = SPECIAL_IDS | ({} if hard_vocab_limit else {"hard_vocab_limit": False})
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),

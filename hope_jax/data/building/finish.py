@@ -15,6 +15,7 @@ from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
 
 _LOG = logging.getLogger(__name__)
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.(?:arrayrecord|partial)")
+_TOTALS = [f"{what}_{split}" for what in ("documents", "characters", "tokens") for split in SPLITS]
 _DUPLICATES = {"exact-deduplication": "exact_duplicate", "MinHash": "near_duplicate"}
 
 
@@ -87,9 +88,8 @@ def _manifest(plan: Plan, planned: PlannedSource) -> ShardManifest:
 
 def _source_statistics(plan: Plan, planned: PlannedSource, results: list[TaskResult]) -> dict[str, Any]:
     """read: documents, the rejected ones too. rejected: by reason."""
-    made = [(split, result, file) for result in results for split, file in result.files.items()]
-    totals = {f"{what}_{split}": 0 for what in ("documents", "characters", "tokens") for split in SPLITS}
-    for split, result, file in made:
+    totals = dict.fromkeys(_TOTALS, 0)
+    for split, result, file in ((s, r, file) for r in results for s, file in r.files.items()):
         totals[f"documents_{split}"] += file.documents
         totals[f"characters_{split}"] += result.characters[split]
         totals[f"tokens_{split}"] += file.tokens
@@ -141,10 +141,9 @@ def mixture_statistics(plan: Plan, made: dict[str, ShardManifest]) -> dict[str, 
         "tokenizer_sha256": plan.tokenizer.sha256,
         "vocab_size": plan.tokenizer.vocab_size,
         **{key: getattr(mixture, key) for key in keys},
-        **{f"{what}_{split}": sum(s[f"{what}_{split}"] for s in sources.values())
-           for what in ("documents", "characters", "tokens") for split in SPLITS},
+        **{key: sum(s[key] for s in sources.values()) for key in _TOTALS},
         "sources": sources,
-    }  # fmt: skip
+    }
 
 
 def table(statistics: dict[str, Any]) -> str:
