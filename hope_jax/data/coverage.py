@@ -172,14 +172,11 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     return _measured({name: total.get(name, histogram) for name in COUNTS})
 
 
-def measure(counts: Counts, name: str) -> Fraction:
-    """A measure as it is exactly; 0 where there is nothing to measure."""
-    part, whole = _MEASURES[name]
-    return Fraction({**counts, **counts["words_by_tokens"]}[part], max(counts[whole], 1))
-
-
 def _measured(counts: Counts) -> Counts:
-    return {name: float(measure(counts, name)) for name in _MEASURES} | counts
+    """The measures, 0 where there is nothing to measure, and the counts."""
+    parts = {**counts, **counts["words_by_tokens"]}
+    shares = {name: Fraction(parts[a], max(parts[b], 1)) for name, (a, b) in _MEASURES.items()}
+    return {name: float(share) for name, share in shares.items()} | counts
 
 
 def read_report(path: Path) -> Report:
@@ -190,7 +187,8 @@ def read_report(path: Path) -> Report:
             raise ValueError(f"is of kind {raw['kind']!r}")
         if not all(isinstance(s["name"], str) and isinstance(s["text_sha256"], str) for s in raw["sources"]):
             raise TypeError("a source without a name")
-        return {**raw, "sampling": dict(raw["sampling"]), OVERALL: add_counts(raw["sources"])}
+        sources = [{**s, **add_counts([s])} for s in raw["sources"]]
+        return {**raw, "sampling": dict(raw["sampling"]), OVERALL: add_counts(sources), "sources": sources}
     except OSError as error:
         problem = error.strerror or error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -225,11 +223,10 @@ def compare(before: Report, now: Report, increase: float, drop: float) -> list[C
             ("tokens_per_word", "grow", increase),
             ("single_token_share", "fall", drop),
         ):
-            was, is_now = measure(old, name), measure(new, name)
-            change = is_now - was
-            said = f"{source}: {name} was {float(was):.4f}, is {float(is_now):.4f} ({float(change):+.4f})"
-            # Written in decimals, limits are exact, and so are the measures: 1.55 is not past 1.5 + 0.05.
-            worse = (change if way == "grow" else -change) > Fraction(repr(allowed))
+            was, is_now = old[name], new[name]
+            said = f"{source}: {name} was {was:.4f}, is {is_now:.4f} ({is_now - was:+.4f})"
+            # One word more or less is a larger change than what floating point adds to 0.05.
+            worse = (is_now - was if way == "grow" else was - is_now) > allowed + 1e-12
             found.append(Comparison(source, name, said, f"may {way} by {allowed:g}", worse))
     return found
 

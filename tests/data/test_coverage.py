@@ -121,7 +121,7 @@ def worse(before: Report, now: Report, increase: float = 0.05, drop: float = 0.0
 
 
 def test_the_guard_trips_just_past_its_limits() -> None:
-    # 1.55 - 1.5 > 0.05 and 0.8 - 0.78 > 0.02 in floating point: limits are compared exactly.
+    # 1.55 - 1.5 > 0.05 and 0.8 - 0.78 > 0.02 in floating point, which is not held against it.
     before = report(source("a", 100, 150, 80))
     assert worse(before, report(source("a", 100, 155, 78))) == []
     assert worse(before, report(source("a", 100, 156, 78))) == [

@@ -57,24 +57,22 @@ class Reader(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents of one task."""
         limit = self.source.limit
-        left = None if limit is None else task_share(limit, rank, world_size)
         if self.source.reader == "huggingface":
             self.stat_update(f"split_{self.split}")
             records = dataset_records(self.source, self.split, rank, world_size)
         else:
             read = _READ[self.source.reader]
             records = (r for file in self.files[rank::world_size] for r in read(file, self.source))
-        if left == 0:
-            return
+        share = None if limit is None else task_share(limit, rank, world_size)
+        yield from islice(self._kept(records, rank), share)
+
+    def _kept(self, records: Iterator[Record], rank: int) -> Iterator[Document]:
         for index, record in enumerate(records):
             text = checked(record, self.source)
             if isinstance(text, Rejected):
                 self.stat_update(f"dropped_{text.reason}")
-                continue
-            yield Document(text=text, id=f"{rank}:{index}")
-            left = None if left is None else left - 1
-            if left == 0:
-                return
+            else:
+                yield Document(text=text, id=f"{rank}:{index}")
 
 
 def checked(record: Record, source: Source) -> str | Rejected:
