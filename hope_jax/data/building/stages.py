@@ -12,7 +12,6 @@ import json
 import logging
 import multiprocessing
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection
@@ -101,23 +100,20 @@ def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
 
 def _split(source: Source) -> str:
     """The split to read: the fallback, loudly, where the wanted one is not there."""
-    try:
-        readers.load_rows(source, source.split)
-        return source.split
-    except readers.NoSuchSplit as error:
+    for key, split in (("split", source.split), ("fallback_split", source.fallback_split)):
+        try:
+            readers.load_rows(source, str(split))
+            return str(split)
+        except readers.NoSuchSplit as error:
+            problem = f"sources.{source.name}.{key}={split!r}: {error}"
         if source.fallback_split is None:
-            problem = f"sources.{source.name}.split={source.split!r}: {error}"
-            raise DataError(f"{problem}; mend it, or set fallback_split") from None
-    _LOG.warning(
-        "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
-        *(source.name, source.dataset, source.split, source.fallback_split),
-    )
-    try:
-        readers.load_rows(source, source.fallback_split)
-    except readers.NoSuchSplit as error:
-        where = f"sources.{source.name}.fallback_split={source.fallback_split!r}"
-        raise DataError(f"{where}: {error}") from None
-    return source.fallback_split
+            raise DataError(f"{problem}; mend it, or set fallback_split")
+        if key == "split":
+            _LOG.warning(
+                "WARNING: sources.%s: %s has no split %r: reading %r, its fallback_split, instead",
+                *(source.name, source.dataset, split, source.fallback_split),
+            )
+    raise DataError(problem)
 
 
 def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bool:
@@ -228,7 +224,9 @@ def _serve(work: Callable[[int], Any], pipe: Any) -> None:
                 error = raised
             try:
                 pipe.send(error)
-            except (TypeError, AttributeError, pickle.PicklingError):
+            except OSError:
+                raise
+            except Exception:  # one that cannot be sent
                 pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
