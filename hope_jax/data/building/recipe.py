@@ -1,4 +1,5 @@
-"""The YAML file that describes a mixture, as a checked dataclass. Its paths are relative to the file.
+"""The YAML file that describes a mixture, as a checked dataclass. Its paths are relative to the file, and a
+key that is null counts as left out.
 
 Any text in it may hold `${NAME}` or `${NAME:-default}`, a variable of the environment. Where a value is
 nothing else, its default is read as YAML, so that `limit: ${C4_LIMIT:-1000}` is a number, and what the
@@ -247,7 +248,7 @@ def _dedup(where: str, raw: Any) -> Dedup:
     dedup = Dedup(**checked(raw, where, _kinds(Dedup)))
     if dedup.minhash is not None:
         kinds = {key: Annotated[int, Range(1, most)] for key, most in _MOST.items()}
-        checked(dedup.minhash, f"{where}minhash.", kinds)
+        return replace(dedup, minhash=checked(dedup.minhash, f"{where}minhash.", kinds))
     return dedup
 
 
@@ -291,4 +292,6 @@ def told(kind: Any) -> str:
         return f"one of {', '.join(parts)}"
     if origin in (Union, UnionType):
         return ", or ".join(map(told, parts))
-    return _TOLD.get(origin or kind, str(kind))
+    if origin in (list, tuple):
+        return f"a list of ({'; '.join(told(part) for part in parts if part is not ...)})"
+    return _TOLD[origin or kind]
