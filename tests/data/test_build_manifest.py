@@ -62,7 +62,7 @@ def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
         ("sources.a.filters", ["c4"], r"sources\.a\.filters=\['c4'\]: want a mapping"),
         ("sources.a.filters", {"c4": 3}, r"filters\.c4=3: want a mapping"),
         ("sources.b.limit", "many", r"sources\.b\.limit='many': want a whole number"),
-        ("sources.b.config", 20231101, r"sources\.b\.config=20231101: want a text; put it in quotes"),
+        ("sources.b.config", 20231101, r"sources\.b\.config=20231101: want a text, in quotes"),
         ("sources.a.shards", 0, r"sources\.a\.shards=0"),
         ("sources.A-1", {}, r"sources\.A-1: want a name of small letters"),
         ("sources", {}, r"sources=\{\}: want a mapping"),

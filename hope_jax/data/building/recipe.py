@@ -37,7 +37,7 @@ _IN_FILE = {
 """Types of keys that a manifest has in another form than its dataclass."""
 _MAY_BE_EMPTY = ("glob", "salt", "dataset", "licence", "origin")
 _TOLD = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "a text; put it in quotes",
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text, in quotes",
     Mapping: "a mapping, {} for none", NoneType: "null",
 }  # fmt: skip
 _LONGEST_NAME = 64
