@@ -110,9 +110,7 @@ def test_shards_that_are_equal_are_refused(tmp_path: Path) -> None:
     for i in range(2):
         write_jsonl(tmp_path / f"a/{i}.jsonl", [text(1), text(2)])
     path = write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, dedup={"exact": False}, holdout=1e-6)
-    with pytest.raises(
-        DataError, match=r"train-00001-of-00002.arrayrecord: the same shard as .*/train-00000"
-    ):
+    with pytest.raises(DataError, match=r"train-00001-of-00002.arrayrecord: the same shard as .*-00000-of"):
         build(path)
     assert not (tmp_path / "shards/a/manifest.json").exists()
     made = build(write_manifest(tmp_path, {"a": {"paths": "a", "shards": 2}}, holdout=1e-6))["sources"]["a"]
