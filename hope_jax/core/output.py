@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from hope_jax.core.errors import ClosedOutput, OutputError
@@ -44,6 +44,13 @@ def say(text: object = "", end: str = "\n") -> None:
     """Prints a result, at once. Raises: ClosedOutput, OutputError; what follows is then dropped."""
     with _printing():
         print(text, end=end, flush=True)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of a table: the first column begins on the left, the others end on the right."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    layout = "  ".join([f"{{:{first}}}", *(f"{{:>{width}}}" for width in widths)])
+    return [layout.format(*row) for row in rows]
 
 
 def finish() -> None:

@@ -5,10 +5,7 @@ Where rows come from (`pipeline`: texts; `mixture`: shards) makes no difference 
 """
 
 import hashlib
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +15,9 @@ from absl import flags
 
 from hope_jax.config.experiment import DataConfig
 from hope_jax.core.errors import CheckpointError, DataError
+from hope_jax.core.processes import end_with_parent
 from hope_jax.core.types import NO_TARGET, Array, Batch
+from hope_jax.data.shards import numbered_from_1
 
 ENDLESS = 2**52
 """Rows of an endless dataset. Grain's own endless length, sys.maxsize, overflows when batched one by one."""
@@ -36,6 +35,14 @@ def digest_of(batches: Sequence[Batch]) -> str:
     return digest.hexdigest()
 
 
+class Stream(NamedTuple):
+    """Endless rows, Batches of int32 [T], found by number, and a digest of all that decides what batch n
+    holds."""
+
+    rows: grain.MapDataset
+    digest: str
+
+
 class TrainIterator(grain.DatasetIterator):
     """Endless training batches whose position is a small JSON-able state.
 
@@ -43,17 +50,33 @@ class TrainIterator(grain.DatasetIterator):
     same state, and it may be restored under another number of processes, workers or prefetched batches.
     Threads and workers start with the first batch; `close` ends them.
 
-    batches: the process's share of each global batch. start_batch: number of the first. prefetch: batches
-    prepared ahead. workers: processes that prepare them; 0: a thread of this one (none if `prefetch` is 0).
+    Process p of P gets rows [p B/P, (p+1) B/P) of each batch. start_batch: number of the first. prefetch:
+    batches prepared ahead. workers: processes that prepare them; 0: a thread of this one (none if `prefetch`
+    is 0). Raises: DataError: the processes do not divide the batch.
     """
 
     def __init__(
-        self, batches: grain.MapDataset, stream_digest: str, *, start_batch: int, prefetch: int, workers: int
+        self,
+        stream: Stream,
+        *,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = DataConfig.prefetch,
+        workers: int = 0,
+        start_batch: int = 0,
     ) -> None:
         super().__init__()
-        self._batches, self._stream_digest = batches, stream_digest
-        self._next_batch, self._prefetch, self._workers = start_batch, prefetch, workers
         self._source: grain.DatasetIterator | None = None
+        if batch_size % process_count:
+            raise DataError(
+                f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
+                f"try {-(-batch_size // process_count) * process_count}"
+            )
+        # Batches of a share's size, every process_count-th of them: together exactly the global batches.
+        self._batches = stream.rows.batch(batch_size // process_count)[process_index::process_count]
+        self._stream_digest = stream.digest
+        self._next_batch, self._prefetch, self._workers = start_batch, prefetch, workers
 
     def __next__(self) -> Batch:
         """The process's share of the next global batch: int32 [batch_size / process_count, T] arrays."""
@@ -111,46 +134,15 @@ class TrainIterator(grain.DatasetIterator):
         return iter(piped.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
-class Stream(NamedTuple):
-    """Endless rows, Batches of int32 [T], found by number, and a digest of all that decides what batch n
-    holds."""
-
-    rows: grain.MapDataset
-    digest: str
-
-
-def shared_batches(
-    stream: Stream,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = DataConfig.prefetch,
-    workers: int = 0,
-    start_batch: int = 0,
-) -> TrainIterator:
-    """Batches of rows; process p of P gets rows [p B/P, (p+1) B/P) of each. Other arguments as of
-    `TrainIterator`. Raises: DataError: the processes do not divide the batch."""
-    if batch_size % process_count:
-        raise DataError(
-            f"data.batch_size={batch_size} is not divisible by {process_count} processes; "
-            f"try {-(-batch_size // process_count) * process_count}"
-        )
-    # Batches of a share's size, every process_count-th of them: together exactly the global batches.
-    shares = stream.rows.batch(batch_size // process_count)[process_index::process_count]
-    return TrainIterator(shares, stream.digest, start_batch=start_batch, prefetch=prefetch, workers=workers)
-
-
 def as_row(row: Sequence[np.ndarray] | np.ndarray) -> Batch:
     """(tokens, numbers of documents from 1, 0: padding), int32 [T + 1] each, as a Batch of int32 [T]."""
     tokens, numbers = row
     here, following = numbers[:-1], numbers[1:]
-    first = here[here > 0].min(initial=np.iinfo(np.int32).max)
     supervised = (here == following) & (here > 0)
     return host_batch(
         tokens=tokens[:-1],
         targets=np.where(supervised, tokens[1:], NO_TARGET).astype(np.int32),
-        segment_ids=np.where(here > 0, here - first + 1, 0).astype(np.int32),
+        segment_ids=numbered_from_1(here).astype(np.int32),
     )
 
 
@@ -199,11 +191,4 @@ def _start_worker(index: int, count: int) -> None:
     step and saves, and always with a run that was killed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()

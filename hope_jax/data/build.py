@@ -45,8 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Builds the mixture of `--manifest` and prints its statistics."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; --help lists the flags")
+    cli.refuse_arguments(argv)
     if not _MANIFEST.value:
         raise ConfigError("--manifest is missing; want a YAML file, for example data/mixtures/sample.yaml")
     try:
@@ -121,25 +120,21 @@ def _alone(out: Path) -> Iterator[None]:
     written; those that cannot be read are one already."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK).open("w")
-    except OSError as error:
-        raise DataError(f"--out={out}: {error.strerror}; choose a folder that can be written") from None
-    with file:
-        try:
-            # Unlike flock's, this lock is not inherited by processes that outlive this one.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            problem = "another build is writing there; wait for it, or choose another --out"
-            raise DataError(f"{out}: {problem}") from None
-        try:
+        with (out / LOCK).open("w") as file:
+            try:
+                # Unlike flock's, this lock is not inherited by processes that outlive this one.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                problem = "another build is writing there; wait for it, or choose another --out"
+                raise DataError(f"{out}: {problem}") from None
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
-                raise
-            raise DataError(
-                f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or "
-                "choose another --out; run again, what is done stays"
-            ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE):  # of processes, not of files
+            raise
+        raise DataError(
+            f"{error.filename or out}: cannot be written: {error.strerror or error}; make room, or "
+            "choose another --out; run again, what is done stays"
+        ) from error
 
 
 if __name__ == "__main__":

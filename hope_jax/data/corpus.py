@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from hope_jax.core.errors import DataError
 from hope_jax.core.paths import as_path, files_in, is_left_behind
@@ -54,10 +54,10 @@ def text_digest(text: str) -> str:
 
 def is_held_out(digest: str, holdout: float, salt: str) -> bool:
     """Whether the document of this `text_digest` is held out, at an expected share of `holdout`."""
-    return _unit_hash(digest, salt) < holdout
+    return _place(digest, salt) < holdout
 
 
-def _unit_hash(digest: str, salt: str) -> float:
+def _place(digest: str, salt: str) -> float:
     """A number in [0, 1) that depends on both strings alone."""
     raw = hashlib.sha256(f"{salt}:{digest}".encode()).digest()
     return int.from_bytes(raw[:6], "big") / 2**48
@@ -66,13 +66,22 @@ def _unit_hash(digest: str, salt: str) -> float:
 def load_documents(source: str) -> list[Document]:
     """Reads a corpus in a fixed order (file name, then position in the file): the embedded one, or a folder
     of UTF-8 `.txt` files at any depth. Raises: DataError: no folder or text, or a file that is not UTF-8."""
+    where = f"data.source={source!r}"
     if source == EMBEDDED:
-        files = [(file.name, file.read_bytes()) for file in embedded_files()]
+        files: dict[str, Traversable] = {file.name: file for file in embedded_files()}
     else:
-        files = _read_folder(as_path("data.source", source))
-    documents = [d for name, raw in files for d in parse_documents(name, raw)]
+        folder = as_path("data.source", source)
+        if not folder.is_dir():
+            raise DataError(f"{where}: no such folder; give {EMBEDDED!r} or a folder of .txt files")
+        files = {path.relative_to(folder).as_posix(): path for path in files_in(folder, "**/*.txt")}
+        if not files:
+            raise DataError(f"{where}: no .txt file in it; text files must end in .txt")
+    try:
+        documents = [d for name, file in files.items() for d in parse_documents(name, file.read_bytes())]
+    except OSError as error:
+        raise DataError(f"{where}: cannot read {error.filename}: {error.strerror}") from None
     if not documents:
-        raise DataError(f"data.source={source!r}: the .txt files there are empty; put text in them")
+        raise DataError(f"{where}: the .txt files there are empty; put text in them")
     return documents
 
 
@@ -89,38 +98,35 @@ def parse_documents(name: str, raw: bytes, key: str = "data.source") -> list[Doc
     return [Document(part, name, i) for i, part in enumerate(t for t in texts if t.strip())]
 
 
-def split_documents(
-    documents: Sequence[Document], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
-) -> tuple[list[Document], list[Document]]:
+def split_documents(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
     """Splits documents into (training, held-out), each in the given order.
 
     A document's side depends on its text alone: it does not move when files are renamed, reordered or added,
-    and equal texts share a side. Only where that leaves a side empty does the nearest document cross.
-    holdout: expected share of documents held out. salt: makes another split of the same corpus. Raises:
-    DataError: holdout is not in (0, 1), or there are fewer than two different documents.
+    and equal texts share a side. Only where that leaves a side empty does the nearest document cross. Raises:
+    DataError: there are fewer than two different documents.
     """
-    if not 0.0 < holdout < 1.0:
-        raise DataError(f"holdout={holdout}: want a share between 0 and 1, such as {HOLDOUT_FRACTION}")
     digests = {d.digest for d in documents}
     if len(digests) < 2:
         raise DataError(
             f"data.source: {len(documents)} document(s), {len(digests)} of them different: nothing can be "
             "held out; add files, or separate the documents of a file with lines that hold only a form feed"
         )
-    held_digests = held_out_digests(digests, holdout, salt)
-    train = [d for d in documents if d.digest not in held_digests]
-    held = [d for d in documents if d.digest in held_digests]
-    return train, held
+    held = held_out([digests])
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document in documents:
+        sides[document.digest in held].append(document)
+    return sides
 
 
-def held_out_digests(
-    digests: Iterable[str], holdout: float = HOLDOUT_FRACTION, salt: str = SPLIT_SALT
-) -> set[str]:
-    """Which documents, by digest, `split_documents` holds out; none if there are fewer than two digests."""
-    score = {digest: _unit_hash(digest, salt) for digest in digests}
-    ranked = sorted(score, key=score.__getitem__)
-    below = sum(score[digest] < holdout for digest in ranked)
-    return set(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
+def held_out(sources: Iterable[Iterable[str]]) -> set[str]:
+    """The documents that training leaves out, of the digests of each source: those that `split_documents`
+    would hold out. A source of one document is used whole."""
+    held: set[str] = set()
+    for digests in sources:
+        ranked = sorted(set(digests), key=lambda digest: _place(digest, SPLIT_SALT))
+        below = sum(is_held_out(digest, HOLDOUT_FRACTION, SPLIT_SALT) for digest in ranked)
+        held.update(ranked[: max(min(max(below, 1), len(ranked) - 1), 0)])
+    return held
 
 
 def embedded_files() -> list[Traversable]:
@@ -128,19 +134,6 @@ def embedded_files() -> list[Traversable]:
     assets = resources.files("hope_jax.data") / "assets"
     texts = (f for f in assets.iterdir() if f.name.endswith(".txt"))
     return sorted((f for f in texts if not is_left_behind(PurePath(f.name))), key=lambda f: f.name)
-
-
-def _read_folder(folder: Path) -> list[tuple[str, bytes]]:
-    where = f"data.source={str(folder)!r}"
-    if not folder.is_dir():
-        raise DataError(f"{where}: no such folder; give {EMBEDDED!r} or a folder of .txt files")
-    paths = files_in(folder, "**/*.txt")
-    if not paths:
-        raise DataError(f"{where}: no .txt file in it; text files must end in .txt")
-    try:
-        return [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in paths]
-    except OSError as error:
-        raise DataError(f"{where}: cannot read {error.filename}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -221,12 +214,6 @@ def _parse_lines(file: Traversable, lines: Iterable[bytes], text_field: str) -> 
         raise DataError(f"--input: {file}, line {number}: {problem}; mend the line or take it out")
 
 
-def held_out(digests: Iterable[Iterable[str]]) -> set[str]:
-    """The documents that training leaves out, of each source's digests: those that `split_documents` would
-    hold out. A source of one document is used whole."""
-    return {digest for of_source in digests for digest in held_out_digests(set(of_source))}
-
-
 def select(source: TextSource, split: str, held: set[str]) -> Iterator[Document]:
     """The documents of one side of the split (train, heldout or all); held: what `held_out` says."""
     for document in source.documents():
@@ -250,5 +237,5 @@ def sample(texts: Iterable[str], limit: int, seed: int) -> list[str]:
 
 
 def combined_digest(digests: Iterable[str]) -> str:
-    """One hex SHA-256 of documents' digests in their order."""
+    """One hex SHA-256 of digests, or of lines, in their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ from absl import flags
 
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, DataError, GuardError
-from hope_jax.core.output import say
+from hope_jax.core.output import columns, say
 from hope_jax.data import corpus
 from hope_jax.data.tokenizer import EMBEDDED, Tokenizer
 
@@ -81,18 +81,18 @@ _MEASURES = {
 
 
 class Comparison(NamedTuple):
-    """A measure of a source (or `OVERALL`) before and now. worse: by more than is allowed."""
+    """A measure of a source (or `OVERALL`) before and now; worse: by more than the limit."""
 
     source: str
     measure: str
     said: str
+    limit: str
     worse: bool
 
 
 def main(argv: list[str]) -> None:
     """Counts, prints, writes and compares. Raises: GuardError: coverage is worse than the limits allow."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     out = cli.output_file("out", _OUT.value)
     for flag in (_INCREASE, _DROP):
         if not math.isfinite(flag.value):
@@ -102,16 +102,12 @@ def main(argv: list[str]) -> None:
     sources = corpus.open_sources(_INPUTS.value, _TEXT_FIELD.value)
     report = report_coverage(tokenizer, sources, _SPLIT.value, _MAX_CHARACTERS.value, _SEED.value)
     if out:
-        cli.write_files("out", {out: to_json(report).encode()})
+        cli.write_json("out", out, report)
     say(render(report))
     if baseline is None:
         return
     found = compare(baseline, report, _INCREASE.value, _DROP.value)
-    limits = {
-        "tokens_per_word": f"may grow by {_INCREASE.value:g}",
-        "single_token_share": f"may fall by {_DROP.value:g}",
-    }
-    if worse := [f"{c.said}, {limits[c.measure]}" for c in found if c.worse]:
+    if worse := [f"{c.said}, {c.limit}" for c in found if c.worse]:
         raise GuardError(
             f"--tokenizer={tokenizer.name} covers the text worse than --baseline={_BASELINE.value} says: "
             f"{'; '.join(worse)}. "
@@ -152,8 +148,7 @@ def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
     how it stands in the text, and pieces begin with that space and never go over one, so a word has the same
     tokens here as in the text. White space that is no part of a word counts in `tokens` alone.
     """
-    found: Counts = dict.fromkeys(COUNTS, 0) | {"words_by_tokens": dict.fromkeys(BUCKETS, 0)}
-    words: Counter[str] = Counter()
+    found, by_tokens, words = Counter[str](), dict.fromkeys(BUCKETS, 0), Counter[str]()
     for text in texts:
         ids = tokenizer.encode(text)
         found["documents"] += 1
@@ -162,52 +157,44 @@ def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
         found["byte_characters"] += tokenizer.characters_in_bytes(ids)
         found["unknown_tokens"] += int((ids == tokenizer.unk_id).sum())
         words.update(match[0] for match in _WORD.finditer(text))
-    found["words"] = words.total()
     for word, times in words.items():
         length = len(tokenizer.encode(word))
+        found["words"] += times
         found["word_tokens"] += times * length
-        found["words_by_tokens"][BUCKETS[min(length, len(BUCKETS) - 1)]] += times
-    return _measured(found)
+        by_tokens[BUCKETS[min(length, len(BUCKETS) - 1)]] += times
+    return _measured({name: found[name] for name in COUNTS} | {"words_by_tokens": by_tokens})
 
 
 def add_counts(parts: Sequence[Counts]) -> Counts:
     """The counts of several texts together, and their measures."""
-    total: Counts = {name: sum(p[name] for p in parts) for name in COUNTS if name != "words_by_tokens"}
+    total: Counts = {n: sum(p[n] for p in parts) for n in COUNTS if n != "words_by_tokens"}
     histogram = {bucket: sum(p["words_by_tokens"][bucket] for p in parts) for bucket in BUCKETS}
-    return _measured({**total, "words_by_tokens": histogram})
-
-
-def measure(counts: Counts, name: str) -> Fraction:
-    """A measure as it is exactly; 0 where there is nothing to measure."""
-    part, whole = _MEASURES[name]
-    return Fraction({**counts, **counts["words_by_tokens"]}[part], max(counts[whole], 1))
+    return _measured({name: total.get(name, histogram) for name in COUNTS})
 
 
 def _measured(counts: Counts) -> Counts:
-    return {name: float(measure(counts, name)) for name in _MEASURES} | {n: counts[n] for n in COUNTS}
-
-
-def to_json(report: Report) -> str:
-    """A report as JSON text."""
-    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    """The measures, 0 where there is nothing to measure, and the counts."""
+    parts = {**counts, **counts["words_by_tokens"]}
+    shares = {name: Fraction(parts[a], max(parts[b], 1)) for name, (a, b) in _MEASURES.items()}
+    return {name: float(share) for name, share in shares.items()} | counts
 
 
 def read_report(path: Path) -> Report:
-    """A report that `to_json` wrote. Raises: ConfigError: it is missing or is not one."""
-    remedy = "write one with python -m hope_jax.data.coverage --out=FILE"
+    """A report that `--out` wrote. Raises: ConfigError: it is missing or is not one."""
     try:
         raw = json.loads(path.read_bytes())
         if raw["kind"] != KIND:
             raise ValueError(f"is of kind {raw['kind']!r}")
         if not all(isinstance(s["name"], str) and isinstance(s["text_sha256"], str) for s in raw["sources"]):
             raise TypeError("a source without a name")
-        return {**raw, "sampling": dict(raw["sampling"]), OVERALL: add_counts(raw["sources"])}
+        sources = [{**s, **add_counts([s])} for s in raw["sources"]]
+        return {**raw, "sampling": dict(raw["sampling"]), OVERALL: add_counts(sources), "sources": sources}
     except OSError as error:
-        raise ConfigError(f"--baseline={path}: {error.strerror or error}; {remedy}") from None
+        problem = error.strerror or error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"--baseline={path}: not a coverage report ({type(error).__name__}: {error}); {remedy}"
-        ) from None
+        problem = f"not a coverage report ({type(error).__name__}: {error})"
+    remedy = "write one with python -m hope_jax.data.coverage --out=FILE"
+    raise ConfigError(f"--baseline={path}: {problem}; {remedy}")
 
 
 def compare(before: Report, now: Report, increase: float, drop: float) -> list[Comparison]:
@@ -215,30 +202,33 @@ def compare(before: Report, now: Report, increase: float, drop: float) -> list[C
     A measure that is worse by just what is allowed passes. increase: of the tokens per word. drop: of the
     share of words that are one token. Raises: ConfigError: the reports are of other texts."""
     theirs, ours = ({s["text_sha256"]: s for s in report["sources"]} for report in (before, now))
-    digests = (sorted(s["text_sha256"] for s in report["sources"]) for report in (before, now))
-    if next(digests) != next(digests):
+    if theirs.keys() != ours.keys() or len(before["sources"]) != len(now["sources"]):
+        then, today = (
+            # Those that the other report lacks bear their digests.
+            ", ".join(
+                s["name"] + ("" if (of := s["text_sha256"]) in other else f" (digest {of})") for s in mine
+            )
+            for mine, other in ((before["sources"], ours), (now["sources"], theirs))
+        )
         raise ConfigError(
-            "--baseline is of another text than --input: it counted "
-            f"{_names(before, ours)}, and now it is {_names(now, theirs)}; give the same --input, --split, "
-            f"--max_characters and --seed (then {before['sampling']}), or write the baseline again"
+            f"--baseline is of another text than --input: it counted {then}, and now it is {today}; give the "
+            f"same --input, --split, --max_characters and --seed (then {before['sampling']}), or write the "
+            "baseline again"
         )
     pairs = [(OVERALL, before[OVERALL], now[OVERALL])]
     pairs += [(s["name"], theirs[s["text_sha256"]], s) for s in now["sources"]]
     found = []
     for source, old, new in pairs:
-        for name, sign, limit in (("tokens_per_word", 1, increase), ("single_token_share", -1, drop)):
-            was, is_now = measure(old, name), measure(new, name)
-            said = f"{name} was {float(was):.4f}, is {float(is_now):.4f} ({float(is_now - was):+.4f})"
-            # Written in decimals, limits are exact, and so are the measures: 1.55 is not past 1.5 + 0.05.
-            worse = sign * (is_now - was) > Fraction(repr(limit))
-            found.append(Comparison(source, name, f"{source}: {said}", worse))
+        for name, way, allowed in (
+            ("tokens_per_word", "grow", increase),
+            ("single_token_share", "fall", drop),
+        ):
+            was, is_now = old[name], new[name]
+            said = f"{source}: {name} was {was:.4f}, is {is_now:.4f} ({is_now - was:+.4f})"
+            # One word more or less is a larger change than what floating point adds to 0.05.
+            worse = (is_now - was if way == "grow" else was - is_now) > allowed + 1e-12
+            found.append(Comparison(source, name, said, f"may {way} by {allowed:g}", worse))
     return found
-
-
-def _names(report: Report, known: Mapping[str, object]) -> str:
-    """Its sources; those that the other report lacks with their digests."""
-    told = ((s["name"], s["text_sha256"]) for s in report["sources"])
-    return ", ".join(name if digest in known else f"{name} (digest {digest})" for name, digest in told)
 
 
 def render(report: Report) -> str:
@@ -253,13 +243,7 @@ def render(report: Report) -> str:
         histogram.append([name, *(f"{n / words:.1%}" for n in entry["words_by_tokens"].values())])
     about = report["tokenizer"]
     title = f"{about['name']}, {about['vocab_size']:,} pieces, sha256 {about['sha256']}"
-    return "\n".join([title, "", *_table(measures), "", *_table(histogram)])
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    layout = "  ".join([f"{{:{first}}}", *(f"{{:>{width}}}" for width in widths)])
-    return [layout.format(*row) for row in rows]
+    return "\n".join([title, "", *columns(measures), "", *columns(histogram)])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from hope_jax.core.errors import DataError, instead
 from hope_jax.core.paths import as_path, files_in
 from hope_jax.core.types import Batch
 from hope_jax.data.batches import ENDLESS, Stream, as_row, digest_int, spread
-from hope_jax.data.corpus import EMBEDDED
+from hope_jax.data.corpus import EMBEDDED, combined_digest
 from hope_jax.data.shards import MANIFEST, ShardManifest, ShardRows, Split, check_files, read_manifest
 from hope_jax.data.tokenizer import Tokenizer
 
@@ -50,8 +50,7 @@ class Source:
 
     def digest(self) -> str:
         """Hex SHA-256 of its shards' digests, in order."""
-        digests = "\n".join(file.sha256 for file in self.manifest.every_file())
-        return hashlib.sha256(digests.encode()).hexdigest()
+        return combined_digest(file.sha256 for file in self.manifest.every_file())
 
 
 def variable(name: str) -> str:
@@ -119,28 +118,22 @@ def check_sources(
     digest, not only its size. Raises: DataError: names the first that does not fit."""
     for source in sources:
         _check_fit(source, tokenizer, seq_len, document_multiple)
-    # No shard twice, and one rule of what is held out: then no document is on both sides.
-    owner: dict[str, Source] = {}
+    # One rule of what is held out, and no shard twice: then no document is on both sides.
+    first = sources[0].manifest
     for source in sources:
-        first, rules = sources[0], (source.manifest.holdout, source.manifest.salt)
-        if rules != (first.manifest.holdout, first.manifest.salt):
+        other = source.manifest
+        if (other.holdout, other.salt) != (first.holdout, first.salt):
             raise DataError(
-                f"{first.folder} and {source.folder} hold documents out by different rules (holdout "
-                f"{first.manifest.holdout:g} and {rules[0]:g}, salt {first.manifest.salt!r} and {rules[1]!r}"
-                "), so one document may be on both sides; build them with the same"
+                f"{sources[0].folder} and {source.folder} hold documents out by different rules (holdout "
+                f"{first.holdout:g} and {other.holdout:g}, salt {first.salt!r} and {other.salt!r}), so one "
+                "document may be on both sides; build them with the same"
             )
-        for file in (f for f in source.manifest.every_file() if f.supervised):
-            other = owner.setdefault(file.sha256, source)
-            if other is not source:  # within a source: `check_files`
-                raise DataError(
-                    f"{source.folder / file.name}: the same shard is in {other.folder}; its rows would be "
-                    "trained on twice: take one of them out of data.mixture"
-                )
     if digests:
         size = sum(file.size for source in sources for file in source.manifest.every_file())
         logger.info("checking the digests of %.1f MB of shards (data.verify_shards)", size / 1e6)
+    seen: dict[str, Path] = {}
     for source in sources:
-        check_files(source.folder, source.manifest, digests=digests)
+        check_files(source.folder, source.manifest, digests=digests, seen=seen)
 
 
 def _check_fit(source: Source, tokenizer: Tokenizer, seq_len: int, document_multiple: int) -> None:
@@ -192,13 +185,9 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
         return ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        at, following = index, index + 1
-        for source, (tail, rest) in enumerate(itertools.pairwise(self._tails)):
-            at_rest, following_rest = at * rest // tail, following * rest // tail
-            if at_rest == following_rest:
-                return source, at - at_rest
-            at, following = at_rest, following_rest
-        raise AssertionError("the last source takes what is left")
+        before, after = self.counts(index), self.counts(index + 1)
+        source = next(i for i, count in enumerate(before) if after[i] > count)
+        return source, before[source]
 
     def counts(self, rows: int) -> list[int]:
         """Rows of each source among the first `rows`."""
@@ -212,12 +201,10 @@ class Interleaving(grain.transforms.DatasetSelectionMap):
 
 def training_rows(sources: Sequence[Source], *, seq_len: int, batch_size: int, seed: int) -> Stream:
     """Endless rows of the training splits by weight. Every epoch of a source visits each of its rows once, in
-    an order of its own. Raises: DataError: sizes that do not fit each other, or a source without rows."""
+    an order of its own. Raises: DataError: sizes that do not fit each other."""
     shuffled = []
     for source in sources:
         rows = source.rows("train", seq_len)
-        if not len(rows):
-            raise DataError(f"{source.name}: the shards in {source.folder} have no rows for training")
         order = grain.MapDataset.source(rows).shuffle(seed=digest_int(f"{seed}:{source.name}"))
         # The mixture is as long as ENDLESS, and no source can be longer.
         shuffled.append(order.repeat(-(-ENDLESS // len(rows))))
@@ -241,8 +228,7 @@ def held_out_rows(
 ) -> list[Batch]:
     """Rows of the held-out splits, int32 [T], the same on every call and process. Sources have their weights'
     shares of the rows, so the loss is that of the mixture; each row is there at most once, and those of a
-    source are spread evenly over its split. max_batches: 0: as many rows as there are in these proportions.
-    Raises: DataError: a source without rows."""
+    source are spread evenly over its split. max_batches: 0: as many as these proportions give."""
     available = [source.rows("heldout", seq_len) for source in sources]
     interleaving = Interleaving([source.weight for source in sources])
     # The largest number of rows of which no source has more than are available.
@@ -251,8 +237,6 @@ def held_out_rows(
         middle = (low + high + 1) // 2
         fits = all(n <= len(m) for n, m in zip(interleaving.counts(middle), available, strict=True))
         low, high = (middle, high) if fits else (low, middle - 1)
-    if not low:
-        raise DataError("data.source: the held-out split is empty; build shards from more documents")
     counts = interleaving.counts(low)
     chosen = [spread(count, len(rows)) for count, rows in zip(counts, available, strict=True)]
     places = [interleaving[k] for k in range(low)]

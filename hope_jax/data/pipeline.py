@@ -10,7 +10,7 @@ where a chunk does.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -34,8 +34,7 @@ def training_rows(
     """Endless rows of the training split's documents, shuffled by the seed; every epoch visits every row
     once, in an order of its own. A last row that is not full is left out. seq_len: T, tokens per row.
     document_multiple: tokens of which each document is padded to a multiple; divides `seq_len`. Raises:
-    DataError: sizes that do not fit each other, or less text than one batch."""
-    _check_sizes(seq_len, batch_size, document_multiple)
+    DataError: less text than one batch."""
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = max(len(tokens) - 1, 0) // seq_len
     if rows < batch_size:
@@ -61,9 +60,8 @@ def held_out_rows(
 ) -> list[Batch]:
     """Rows of the held-out split, int32 [T], the same on every call and process. A last row that is not full
     is padded. Where `max_batches` (0: all) does not reach, rows are spread evenly over the split, so that
-    every source is among them. Other arguments as of `training_rows`. Raises: DataError: a size below its
-    least, or no pair of tokens to predict."""
-    _check_sizes(seq_len, batch_size, document_multiple)
+    every source is among them. Other arguments as of `training_rows`. Raises: DataError: no pair of
+    tokens to predict."""
     tokens, numbers = tokenize_documents(documents, tokenizer, document_multiple)
     rows = -(-max(len(tokens) - 1, 0) // seq_len)
     if not rows:
@@ -71,10 +69,7 @@ def held_out_rows(
     missing = (0, rows * seq_len + 1 - len(tokens))
     tokens = np.pad(tokens, missing, constant_values=tokenizer.pad_id)
     windows = _windows(tokens, np.pad(numbers, missing), seq_len)
-    chosen: Iterable[int] = range(rows)
-    if 0 < max_batches * batch_size < rows:
-        chosen = spread(max_batches * batch_size, rows)
-    return [as_row(windows[row]) for row in chosen]
+    return [as_row(windows[row]) for row in spread(min(max_batches * batch_size or rows, rows), rows)]
 
 
 def tokenize_documents(
@@ -84,9 +79,8 @@ def tokenize_documents(
     whose number is 0, fills each document up to a multiple of `multiple` tokens."""
     tokens, numbers = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for number, document in enumerate(documents, 1):
-        ids = tokenizer.encode(document.text)
-        padding = (0, -(len(ids) + 2) % multiple)
-        ids = np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.int32)
+        ids = tokenizer.document(document.text)
+        padding = (0, -len(ids) % multiple)
         tokens.append(np.pad(ids, padding, constant_values=tokenizer.pad_id))
         numbers.append(np.pad(np.full(len(ids), number, np.int32), padding))
     return np.concatenate(tokens), np.concatenate(numbers)
@@ -97,13 +91,3 @@ def _windows(tokens: np.ndarray, numbers: np.ndarray, seq_len: int) -> np.ndarra
     those of the token behind it."""
     both = np.lib.stride_tricks.sliding_window_view(np.stack([tokens, numbers]), seq_len + 1, axis=1)
     return both[:, ::seq_len].swapaxes(0, 1)
-
-
-def _check_sizes(seq_len: int, batch_size: int, document_multiple: int) -> None:
-    if seq_len < 1 or batch_size < 1:
-        raise DataError(f"data.seq_len={seq_len}, data.batch_size={batch_size}: both must be at least 1")
-    if document_multiple < 1 or seq_len % document_multiple:
-        raise DataError(
-            f"data.seq_len={seq_len} is no multiple of the online chunk ({document_multiple} tokens) that "
-            "documents are padded to; change one of them"
-        )

@@ -15,14 +15,15 @@ number), several processes can read one file, and grain reads it as it is; every
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from hope_jax.core.errors import DataError
+from hope_jax.core.ranges import Count, Range, Share, Whole, fits
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,27 +43,27 @@ class ShardFile:
 
     name: str
     sha256: str
-    size: int
-    rows: int
-    tokens: int
-    documents: int
-    supervised: int
+    size: Count
+    rows: Whole
+    tokens: Whole
+    documents: Whole
+    supervised: Whole
 
 
 @dataclass(frozen=True)
 class ShardManifest:
     """What a folder of shards holds. row_tokens: R. document_multiple: tokens of which documents are padded
     to a multiple. origin, licence: of the texts, for people. holdout, salt: of the split
-    (`corpus.split_documents`). statistics: what was read, rejected by reason and kept."""
+    (`corpus.is_held_out`). statistics: what was read, rejected by reason and kept."""
 
     source: str
-    row_tokens: int
-    vocab_size: int
+    row_tokens: Annotated[int, Range(2)]
+    vocab_size: Count
     tokenizer_sha256: str
     files: dict[str, tuple[ShardFile, ...]]
-    holdout: float
+    holdout: Share
     salt: str
-    document_multiple: int = 1
+    document_multiple: Count = 1
     origin: str = ""
     licence: str = ""
     statistics: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +76,12 @@ class ShardManifest:
     def to_json(self) -> str:
         """The text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def numbered_from_1(numbers: np.ndarray) -> np.ndarray:
+    """The numbers of a row's documents, the first of which becomes 1; 0 stays, of padding."""
+    first = numbers[numbers > 0].min(initial=np.iinfo(numbers.dtype).max)
+    return np.where(numbers > 0, numbers - first + 1, 0)
 
 
 def dtype_of(vocab_size: int) -> np.dtype:
@@ -104,17 +111,12 @@ class RowWriter:
     def _append(self, tokens: np.ndarray, number: int) -> None:
         self._tokens = np.concatenate([self._tokens, tokens])
         self._numbers = np.concatenate([self._numbers, np.full(len(tokens), number)])
-        while len(self._tokens) > self._row_tokens:
-            self._write_row()
-
-    def _write_row(self) -> None:
         size = self._row_tokens
-        tokens, numbers = self._tokens[: size + 1], self._numbers[: size + 1]
-        first = numbers[numbers > 0].min(initial=np.iinfo(np.int64).max)
-        in_row = np.where(numbers > 0, numbers - first + 1, 0)
-        self._writer.write(tokens.astype(self._dtype).tobytes() + in_row.astype("<u2").tobytes())
-        self._counts["rows"] += 1
-        self._tokens, self._numbers = self._tokens[size:], self._numbers[size:]
+        while len(self._tokens) > size:
+            row, in_row = self._tokens[: size + 1], numbered_from_1(self._numbers[: size + 1])
+            self._writer.write(row.astype(self._dtype).tobytes() + in_row.astype("<u2").tobytes())
+            self._counts["rows"] += 1
+            self._tokens, self._numbers = self._tokens[size:], self._numbers[size:]
 
     def close(self) -> ShardFile:
         """Ends the file; what is in it."""
@@ -147,7 +149,8 @@ def read_manifest(folder: Path) -> ShardManifest:
         raise DataError(f"{path}: want format {FORMAT}, got {found}; {again}")
     try:
         files = {split: tuple(ShardFile(**f) for f in raw["files"][split]) for split in SPLITS}
-        manifest = ShardManifest(**{**{f.name: raw[f.name] for f in fields(ShardManifest)}, "files": files})
+        kinds = get_type_hints(ShardManifest)
+        manifest = ShardManifest(**{**{name: raw[name] for name in kinds}, "files": files})
         if problem := next(_problems(manifest), None):
             raise TypeError(problem)
     except (KeyError, TypeError) as error:
@@ -157,34 +160,24 @@ def read_manifest(folder: Path) -> ShardManifest:
 
 def _problems(manifest: ShardManifest) -> Iterator[str]:
     """Values that no manifest of ours has."""
-    yield from _wrong(manifest, {"row_tokens": 2, "vocab_size": 1, "document_multiple": 1})
-    if not isinstance(manifest.holdout, float) or not 0 < manifest.holdout < 1:
-        yield f"holdout={manifest.holdout!r}"
-    seen: set[str] = set()
-    for file in manifest.every_file():
-        yield from _wrong(file, {"size": 1})
-        if Path(file.name).name != file.name:
-            yield f"{file.name!r} is not a file's name"
-        if file.name in seen:
-            yield f"{file.name!r} is listed twice"
-        seen.add(file.name)
+    for of in (manifest, *manifest.every_file()):
+        kinds = get_type_hints(type(of), include_extras=True)
+        yield from (f"{k}={v!r}" for k, v in vars(of).items() if not fits(kinds[k], v))
+    names = [file.name for file in manifest.every_file()]
+    for at, name in enumerate(names):
+        if Path(name).name != name:
+            yield f"{name!r} is not a file's name"
+        if name in names[:at]:
+            yield f"{name!r} is listed twice"
 
 
-def _wrong(of: ShardManifest | ShardFile, least: Mapping[str, int]) -> Iterator[str]:
-    """Whole numbers below `least`, else 0, and what is none, or no text."""
-    for f in fields(of):
-        value = getattr(of, f.name)
-        if (f.type in (int, str) and type(value) is not f.type) or (
-            f.type is int and value < least.get(f.name, 0)
-        ):
-            yield f"{f.name}={value!r}"
-
-
-def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) -> None:
-    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests. Raises:
-    DataError: names the first file that is missing, not what the manifest says, or there twice."""
-    seen: dict[str, str] = {}
-    again = "build the shards again"
+def check_files(
+    folder: Path, manifest: ShardManifest, *, digests: bool = True, seen: dict[str, Path] | None = None
+) -> None:
+    """Files against the manifest: sizes, numbers and length of their rows and, if asked for, digests. seen:
+    files of other folders by digest, to which these are added. Raises: DataError: names the first file that
+    is missing, not what the manifest says, or there twice."""
+    seen, again = {} if seen is None else seen, "build the shards again"
     for file in manifest.every_file():
         path = folder / file.name
         if not path.is_file():
@@ -193,8 +186,12 @@ def check_files(folder: Path, manifest: ShardManifest, *, digests: bool = True) 
             raise DataError(f"{path}: {size} bytes, the manifest says {file.size}; {again}")
         if digests and sha256_of(path) != file.sha256:
             raise DataError(f"{path}: another digest than the manifest's; {again}")
-        if file.supervised and (other := seen.setdefault(file.sha256, file.name)) != file.name:
-            raise DataError(f"{path}: the same shard as {other}; its rows would be read twice")
+        if file.supervised and file.sha256 in seen:
+            raise DataError(
+                f"{path}: the same shard as {seen[file.sha256]}; its rows would be read twice: take "
+                "one of them away, or its source out of data.mixture"
+            )
+        seen[file.sha256] = path
         wanted = (manifest.row_tokens + 1) * (dtype_of(manifest.vocab_size).itemsize + 2)
         try:
             reader = ArrayRecordReader(str(path), options=_READ_ALONE)

@@ -1,4 +1,5 @@
-"""Text to token ids and back: a sentencepiece model, the embedded one or any other."""
+"""Text to token ids and back: a sentencepiece model, the embedded one or any other; and the symbols of a
+synthetic task, in which no text can be told."""
 
 import hashlib
 import json
@@ -7,11 +8,15 @@ from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import sentencepiece
 
 from hope_jax.core.errors import DataError
+
+if TYPE_CHECKING:
+    from hope_jax.config.experiment import DataConfig
 
 EMBEDDED = "embedded"
 EMBEDDED_MODEL = "unigram_1024.model"
@@ -85,6 +90,10 @@ class Tokenizer:
             if ids[i : i + len(mark)] == stand_in:
                 ids[i : i + len(mark)] = mark
         return np.asarray(ids, np.int32)
+
+    def document(self, text: str) -> np.ndarray:
+        """Token ids int32 [n] of a document: BOS, the text, EOS."""
+        return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]], dtype=np.int32)
 
     def _in_bytes(self, character: str) -> list[int] | None:
         """The ids that spell a character; None if the model has no bytes."""
@@ -178,12 +187,52 @@ def read_model(source: str) -> tuple[bytes, str | None, Traversable]:
     return model, record["sha256"], sidecar
 
 
-def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> str:
-    """The hex SHA-256 of a model if it is the one wanted, in whatever case. Raises: DataError if not."""
+def check_digest(name: str, model: bytes, wanted: str, said_by: str) -> None:
+    """Raises: DataError if the hex SHA-256 of a model is not the one wanted, in whatever case."""
     found = hashlib.sha256(model).hexdigest()
     if found != wanted.lower():
         raise DataError(
             f"{name}: its sha256 is {found}, but {said_by} says {wanted}; the file is damaged or is another "
             "model: bring back the right one, or train it again"
         )
-    return found
+
+
+class SymbolTokenizer(Tokenizer):
+    """Stands where a run's tokenizer does, under `data.source="synthetic:..."`. `decode` names the symbols;
+    whatever asks for text, or for a document's ends, is refused. sha256: of the names, in order. model:
+    empty, as there is no file."""
+
+    def __init__(self, source: str, symbols: tuple[str, ...]) -> None:
+        self.name, self.model = source, b""
+        self.sha256 = hashlib.sha256("\n".join((source, *symbols)).encode()).hexdigest()
+        self._symbols, self.vocab_size = symbols, len(symbols)
+        self.pad_id = 0  # any will do, as segment ids mark padding
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises: DataError."""
+        self._refuse()
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The names of token ids [n], with spaces between; ids beyond them become U+FFFD."""
+        names = dict(enumerate(self._symbols))
+        return " ".join(names.get(int(i), _REPLACEMENT) for i in ids)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("bos_id", "eos_id", "unk_id"):
+            self._refuse()
+        raise AttributeError(name)
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(
+            f"the model was trained on symbols (data.source={self.name!r}), not on text; use "
+            "python -m hope_jax.evals.suite --only=synthetic, or a checkpoint that was trained on text"
+        )
+
+
+def open_tokenizer(data: "DataConfig") -> Tokenizer:
+    """The tokenizer that `data` names; of a synthetic task its symbols. Raises: ConfigError: a synthetic task
+    that cannot be; DataError: the tokenizer cannot be read."""
+    from hope_jax.data.synthetic import find_task  # which brings JAX; those who build shards need none
+
+    task = find_task(data.source, data.task_options, data.seq_len)
+    return Tokenizer.load(data.tokenizer) if task is None else SymbolTokenizer(data.source, task.symbols())

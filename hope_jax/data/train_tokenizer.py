@@ -76,8 +76,7 @@ _LEAST_MAXIMUM = 10
 
 def main(argv: list[str]) -> None:
     """Trains or checks, and prints the model's digest and name."""
-    if argv:
-        raise ConfigError(f"unexpected argument {argv[0]!r}; every option is a flag (--help)")
+    cli.refuse_arguments(argv)
     sha256 = _SHA256.value
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ConfigError(f"--sha256={sha256!r}: want 64 hex digits, as sha256sum prints them")
@@ -92,12 +91,12 @@ def main(argv: list[str]) -> None:
 def check(source: str, sha256: str | None) -> None:
     """Holds a model against `sha256`, and against its sidecar, of which one must be there."""
     model, said, sidecar = read_model(source)
-    wanted = [(digest, by) for digest, by in ((said, str(sidecar)), (sha256, "--sha256")) if digest]
-    if not wanted:
+    if not said and not sha256:
         raise ConfigError(f"--check={source}: there is no {sidecar} to check it against; give --sha256=HEX")
-    for digest, by in wanted:
-        found = check_digest(source, model, digest, by)
-    say(f"{found}  {source}")
+    for digest, by in ((said, str(sidecar)), (sha256, "--sha256")):
+        if digest:
+            check_digest(source, model, digest, by)
+    say(f"{hashlib.sha256(model).hexdigest()}  {source}")
 
 
 def train(sha256: str | None) -> None:
@@ -151,13 +150,17 @@ def train_tokenizer(
     is `auto`. Raises: DataError: a source that cannot be read, or holds no text; a text that does not fit the
     vocabulary.
     """
-    described = [_describe(source) for source in sources]
-    held = corpus.held_out(digests for _, digests in described)
-    lines = corpus.sample(
-        (line for s in sources for d in corpus.select(s, "train", held) for line in cut_lines(d.text)),
-        max_characters,
-        seed,
-    )
+    inputs, digests = [], []
+    for source in sources:
+        found = [(document.digest, len(document.text)) for document in source.documents()]
+        if not found:
+            raise DataError(f"--input: {source.name} holds no text; put text in it, or leave it out")
+        digests.append([digest for digest, _ in found])
+        size = {"documents": len(found), "characters": sum(size for _, size in found)}
+        inputs.append({"name": source.name, **size, "text_sha256": corpus.combined_digest(digests[-1])})
+    held = corpus.held_out(digests)
+    documents = (d for source in sources for d in corpus.select(source, "train", held))
+    lines = corpus.sample((line for d in documents for line in cut_lines(d.text)), max_characters, seed)
     characters = sum(map(len, lines))
     if hard_vocab_limit is None:
         hard_vocab_limit = characters >= SMALL_SAMPLE * vocab_size
@@ -180,24 +183,17 @@ def train_tokenizer(
             "normalization": "identity",
         },
         "split": {"holdout": corpus.HOLDOUT_FRACTION, "salt": corpus.SPLIT_SALT},
-        "inputs": [{**entry, "held_out": sum(d in held for d in digests)} for entry, digests in described],
+        "inputs": [
+            {**entry, "held_out": sum(digest in held for digest in of)}
+            for entry, of in zip(inputs, digests, strict=True)
+        ],
         "trained_on": {
             "lines": len(lines),
             "characters": characters,
-            "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            "sha256": corpus.combined_digest(lines),
         },
         "versions": {"hope_jax": hope_jax.__version__, "sentencepiece": sentencepiece.__version__},
     }
-
-
-def _describe(source: corpus.TextSource) -> tuple[dict[str, Any], list[str]]:
-    """What the sidecar says of a source, and the digests of its documents."""
-    found = [(document.digest, len(document.text)) for document in source.documents()]
-    if not found:
-        raise DataError(f"--input: {source.name} holds no text; put text in it, or leave it out")
-    digests, sizes = map(list, zip(*found, strict=True))
-    entry = {"name": source.name, "documents": len(found), "characters": sum(sizes)}
-    return {**entry, "text_sha256": corpus.combined_digest(digests)}, digests
 
 
 def train_model(
@@ -211,9 +207,7 @@ def train_model(
         raise DataError("--input: no text to train on; put text in it")
     out = io.BytesIO()
     # A field that is set, even to its default, is stored in the model and changes its bytes.
-    unusual: dict[str, Any] = {**SPECIAL_IDS}
-    if not hard_vocab_limit:
-        unusual["hard_vocab_limit"] = False
+    unusual: dict[str, Any] = SPECIAL_IDS | ({} if hard_vocab_limit else {"hard_vocab_limit": False})
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),

@@ -29,8 +29,7 @@ from hope_jax.data.batches import TrainIterator
 from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.shards import MANIFEST, RowWriter, ShardFile, ShardManifest
-from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 from hope_jax.perf.steps import StepRun, changed, step_case
 from hope_jax.perf.timing import Case, Comparison
 

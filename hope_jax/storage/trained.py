@@ -13,8 +13,7 @@ from hope_jax.config.experiment import DataConfig, ExperimentConfig
 from hope_jax.core.errors import CheckpointError
 from hope_jax.core.files import TOKENIZER_FILE
 from hope_jax.core.types import PyTree
-from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 from hope_jax.learning.sampling import roomy
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.storage import arrays

@@ -22,8 +22,7 @@ from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
 from hope_jax.data.batches import TrainIterator, digest_of
 from hope_jax.data.inputs import open_inputs
-from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 from hope_jax.storage.checkpoint import Checkpointer, abstract
 from hope_jax.training import telemetry
 from hope_jax.training.alarms import Guard, explain_divergence

@@ -8,6 +8,7 @@ import pytest
 
 from hope_jax.core.errors import DataError
 from hope_jax.core.types import NO_TARGET
+from hope_jax.data import corpus
 from hope_jax.data.batches import unigram_entropy
 from hope_jax.data.corpus import Document, load_documents, split_documents
 
@@ -45,34 +46,31 @@ def test_split_is_a_partition_that_does_not_depend_on_order_names_or_other_docum
     assert set(texts(train)) <= set(texts(split_documents(more)[0]))
 
 
-def test_equal_texts_share_a_side():
+def test_equal_texts_share_a_side(monkeypatch):
+    monkeypatch.setattr(corpus, "HOLDOUT_FRACTION", 0.3)
     documents = [Document(f"text {i % 5}", "a.txt", i) for i in range(50)]
-    train, held = split_documents(documents, holdout=0.3)
+    train, held = split_documents(documents)
     assert held and not set(texts(train)) & set(texts(held))
 
 
-def test_neither_side_is_empty_for_two_documents():
-    documents = [Document("one", "a.txt"), Document("two", "b.txt")]
-    for holdout in (1e-9, 1 - 1e-9):
-        train, held = split_documents(documents, holdout)
-        assert len(train) == len(held) == 1
+@pytest.mark.parametrize("holdout", [1e-9, 1 - 1e-9])
+def test_neither_side_is_empty_for_two_documents(monkeypatch, holdout):
+    monkeypatch.setattr(corpus, "HOLDOUT_FRACTION", holdout)
+    train, held = split_documents([Document("one", "a.txt"), Document("two", "b.txt")])
+    assert len(train) == len(held) == 1
 
 
-def test_salt_makes_another_split():
+def test_salt_makes_another_split(monkeypatch):
     documents = [Document(f"text {i}", "a.txt", i) for i in range(300)]
-    assert texts(split_documents(documents, salt="x")[1]) != texts(split_documents(documents, salt="y")[1])
+    before = texts(split_documents(documents)[1])
+    monkeypatch.setattr(corpus, "SPLIT_SALT", "x")
+    assert texts(split_documents(documents)[1]) != before
 
 
 @pytest.mark.parametrize("documents", [[], [Document("one", "a.txt")], [Document("one", "a.txt")] * 3])
 def test_a_single_text_cannot_be_split(documents):
     with pytest.raises(DataError, match="form feed"):
         split_documents(documents)
-
-
-@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, math.nan])
-def test_holdout_out_of_range_is_refused(holdout):
-    with pytest.raises(DataError, match="holdout"):
-        split_documents([Document("one", "a"), Document("two", "b")], holdout)
 
 
 def test_folder_files_are_documents_in_a_fixed_order(tmp_path):

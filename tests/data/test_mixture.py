@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hope_jax.core.errors import CheckpointError, DataError
 from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.data import mixture as found
-from hope_jax.data.batches import as_row, fixed_batches, shared_batches
+from hope_jax.data.batches import TrainIterator, as_row, fixed_batches
 from hope_jax.data.corpus import load_documents, split_documents
 from hope_jax.data.mixture import Interleaving, epochs, held_out_rows, training_rows
 from tests.data.shard_folder import TOKENIZER, numbered_rows, shard_documents, tokens_of
@@ -47,7 +47,7 @@ def opened(folder: Path, weights=WEIGHTS):
 def train(folder: Path, weights=WEIGHTS, **changes):
     shape = {key: changes.pop(key, value) for key, value in SHAPE.items()}
     stream = training_rows(opened(folder, weights), **shape)
-    return shared_batches(stream, batch_size=shape["batch_size"], **{"prefetch": 0, **changes})
+    return TrainIterator(stream, batch_size=shape["batch_size"], **{"prefetch": 0, **changes})
 
 
 def held_out(folder: Path, weights=WEIGHTS, **changes):
@@ -294,14 +294,14 @@ def test_a_batch_that_processes_do_not_divide_is_refused(folder: Path) -> None:
 
 CHILD = """
 import multiprocessing, sys
-from hope_jax.data.batches import shared_batches
+from hope_jax.data.batches import TrainIterator
 from hope_jax.data.mixture import training_rows
 from hope_jax.data.mixture import find_sources
 
 if __name__ == "__main__":
     sources = find_sources(sys.argv[1], {"a": 1.0}, {})
     stream = training_rows(sources, seq_len=16, batch_size=4, seed=7)
-    iterator = shared_batches(stream, batch_size=4, workers=1)
+    iterator = TrainIterator(stream, batch_size=4, workers=1)
     for _ in range(50):
         first = next(iterator).tokens[0, 0]
         print(multiprocessing.active_children()[0].pid, first, flush=True)

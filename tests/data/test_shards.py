@@ -110,7 +110,7 @@ def test_a_shard_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     first = manifest.files["train"][0]
     (tmp_path / "copy").write_bytes((tmp_path / first.name).read_bytes())
     files = {**manifest.files, "train": (first, dataclasses.replace(first, name="copy"))}
-    with pytest.raises(DataError, match="copy: the same shard as a"):
+    with pytest.raises(DataError, match="copy: the same shard as .*/a;"):
         shards.check_files(tmp_path, dataclasses.replace(manifest, files=files))
 
 

@@ -12,9 +12,9 @@ from hope_jax.config.experiment import DataConfig, EvalConfig, ExperimentConfig,
 from hope_jax.core.errors import CheckpointError, ConfigError, DataError
 from hope_jax.core.types import NO_TARGET
 from hope_jax.data.inputs import open_inputs
-from hope_jax.data.symbols import open_tokenizer
 from hope_jax.data.synthetic import TASKS, Example, Task, find_task, rows
 from hope_jax.data.synthetic.rows import strings
+from hope_jax.data.tokenizer import open_tokenizer
 from hope_jax.models.spec import Architecture
 
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle2")

@@ -12,7 +12,7 @@ from hope_jax.config import experiment as c
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram
 from hope_jax.core.types import Batch, FrozenMapping
-from hope_jax.data.batches import shared_batches
+from hope_jax.data.batches import TrainIterator
 from hope_jax.data.corpus import Document
 from hope_jax.data.pipeline import training_rows
 from hope_jax.data.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def test_documents_of_one_chunk_never_see_a_write_if_memories_start_afresh() -> 
     tokenizer = Tokenizer.load("embedded")
     documents = [Document(text, "x.txt", i) for i, text in enumerate("abcdefg")]
     stream = training_rows(documents, tokenizer, seq_len=16, batch_size=2, seed=0, document_multiple=8)
-    batch = next(shared_batches(stream, batch_size=2))
+    batch = next(TrainIterator(stream, batch_size=2))
     assert (batch.segment_ids[:, 0] != batch.segment_ids[:, 8]).all()
     config = settings(steps=9, memory=MemoryOptions(reset_at_document=True))
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)

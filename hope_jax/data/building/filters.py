@@ -1,9 +1,8 @@
 """Filters of a source: datatrove's, with words found offline, and languages by a model that is in a wheel."""
 
-import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -17,8 +16,9 @@ from datatrove.pipeline.filters import (
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
-from hope_jax.core.errors import ConfigError, instead
-from hope_jax.data.building.recipe import Source
+from hope_jax.core.errors import ConfigError
+from hope_jax.core.ranges import Count, Fraction
+from hope_jax.data.building.recipe import Source, checked
 
 _QUALITY: Mapping[str, type[BaseFilter]] = {
     "gopher_repetition": GopherRepetitionFilter,
@@ -56,7 +56,7 @@ class ShippedLanguageFilter(BaseFilter):
 
     name = "language"
 
-    def __init__(self, languages: list[str], threshold: float = 0.65, characters: int = 4096) -> None:
+    def __init__(self, languages: list[str], threshold: Fraction = 0.65, characters: Count = 4096) -> None:
         super().__init__()
         self.languages, self.threshold, self.characters = languages, threshold, characters
 
@@ -86,57 +86,32 @@ def make_words(words: str) -> WordTokenizer:
 def make_filters(source: Source, words: WordTokenizer) -> list[PipelineStep]:
     """The filters of a source, in the manifest's order. Raises: ConfigError: unknown or unfit options."""
     chosen: list[PipelineStep] = []
-    for name, options in source.filters.items():
-        where = f"sources.{source.name}.filters.{name}"
+    for name, given in source.filters.items():
+        kind = _QUALITY.get(name, ShippedLanguageFilter)
+        kinds = get_type_hints(kind.__init__, include_extras=True)
+        for not_ours in ("exclusion_writer", "language", "return"):
+            kinds.pop(not_ours, None)
+        kinds |= {key: list[tuple[Count, float]] for key in kinds if key.endswith("_n_grams")}
+        where = f"sources.{source.name}.filters.{name}."
         if name == "language":
-            chosen.append(_language(where, dict(options)))
+            options = checked(given, where, {**kinds, "model": str})
+            chosen.append(_language(where, options.pop("model", "shipped"), options))
         else:
-            _check_options(where, _QUALITY[name], options)
-            chosen.append(_QUALITY[name](**options, language=words))
+            options = checked(given, where, kinds)
+            chosen.append(kind(**{**given, **options}, language=words))
     return chosen
 
 
-def _language(where: str, options: dict[str, Any]) -> PipelineStep:
-    model = options.pop("model", "shipped")
-    languages, threshold = options.get("languages"), options.get("threshold", 0.65)
-    characters = options.get("characters", 1)
-    if not isinstance(languages, list) or not languages or not all(isinstance(x, str) for x in languages):
-        raise ConfigError(f"{where}.languages={languages!r}: want a list of codes, such as [en]")
+def _language(where: str, model: str, options: dict[str, Any]) -> PipelineStep:
+    if not options.get("languages"):
+        found = options.get("languages")
+        raise ConfigError(f"{where}languages={found!r}: want a list of codes, such as [en]")
     if model not in ("shipped", "ft176"):
-        raise ConfigError(f"{where}.model={model!r}: want shipped (in a wheel) or ft176 (downloaded)")
-    _check_options(where, ShippedLanguageFilter, options)
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"{where}.threshold={threshold!r}: want a number from 0 to 1")
-    if characters < 1:
-        raise ConfigError(f"{where}.characters={characters!r}: want at least 1")
+        raise ConfigError(f"{where}model={model!r}: want shipped (in a wheel) or ft176 (downloaded)")
+    shipped = ShippedLanguageFilter(**options)
     if model == "shipped":
-        return ShippedLanguageFilter(**options)
+        return shipped
     try:
-        return LanguageFilter(languages, threshold, backend="ft176")
+        return LanguageFilter(shipped.languages, shipped.threshold, backend="ft176")
     except ImportError as error:
-        raise ConfigError(f"{where}.model='ft176': {error}") from None
-
-
-def _check_options(where: str, kind: type[BaseFilter], options: Mapping[str, Any]) -> None:
-    known = inspect.signature(kind.__init__).parameters
-    allowed = {name: p for name, p in known.items() if name not in ("self", "exclusion_writer", "language")}
-    for key, value in options.items():
-        if key not in allowed:
-            raise ConfigError(f"{where}: unknown key {key!r}; {instead(key, sorted(allowed), 'want')}")
-        if not _fits(value, str(allowed[key].annotation)):
-            raise ConfigError(f"{where}.{key}={value!r}: want {allowed[key].annotation}")
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind that a filter's annotation says. Tuples are a length of n-grams, and the
-    share that they may have."""
-    if value is None or isinstance(value, bool):
-        return ("None" if value is None else "bool") in kind
-    if isinstance(value, int | float):
-        return "tuple" not in kind and ("float" in kind or ("int" in kind and isinstance(value, int)))
-    if not isinstance(value, list) or not ("list" in kind or "tuple" in kind):
-        return False
-    if "str" in kind:
-        return all(isinstance(item, str) for item in value)
-    pairs = all(isinstance(item, list) and len(item) == 2 for item in value)
-    return pairs and all(_fits(n, "int") and n > 0 and _fits(share, "float") for n, share in value)
+        raise ConfigError(f"{where}model='ft176': {error}") from None

@@ -8,13 +8,14 @@ from typing import Any
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
+from hope_jax.core.output import columns
 from hope_jax.data.building.passes import TaskResult, read_result
-from hope_jax.data.building.stages import clean_stage, shards_stage
 from hope_jax.data.building.tasks import Plan, PlannedSource
 from hope_jax.data.shards import MANIFEST, SPLITS, ShardManifest, check_files
 
 _LOG = logging.getLogger(__name__)
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.(?:arrayrecord|partial)")
+_TOTALS = [f"{what}_{split}" for what in ("documents", "characters", "tokens") for split in SPLITS]
 _DUPLICATES = {"exact-deduplication": "exact_duplicate", "MinHash": "near_duplicate"}
 
 
@@ -87,15 +88,14 @@ def _manifest(plan: Plan, planned: PlannedSource) -> ShardManifest:
 
 def _source_statistics(plan: Plan, planned: PlannedSource, results: list[TaskResult]) -> dict[str, Any]:
     """read: documents, the rejected ones too. rejected: by reason."""
-    made = [(split, result, file) for result in results for split, file in result.files.items()]
-    totals = {f"{what}_{split}": 0 for what in ("documents", "characters", "tokens") for split in SPLITS}
-    for split, result, file in made:
+    totals = dict.fromkeys(_TOTALS, 0)
+    for split, result, file in ((s, r, file) for r in results for s, file in r.files.items()):
         totals[f"documents_{split}"] += file.documents
         totals[f"characters_{split}"] += result.characters[split]
         totals[f"tokens_{split}"] += file.tokens
     rejected: Counter[str] = Counter()
     splits = set()
-    for stage, first in ((clean_stage(plan, planned), 0), (shards_stage(plan), planned.first)):
+    for stage, first in ((planned.stage, 0), (plan.shards_stage, planned.first)):
         for task in range(first, first + planned.source.shards):
             for step in stage.statistics(task):
                 rejected.update(_dropped(step))
@@ -141,10 +141,9 @@ def mixture_statistics(plan: Plan, made: dict[str, ShardManifest]) -> dict[str, 
         "tokenizer_sha256": plan.tokenizer.sha256,
         "vocab_size": plan.tokenizer.vocab_size,
         **{key: getattr(mixture, key) for key in keys},
-        **{f"{what}_{split}": sum(s[f"{what}_{split}"] for s in sources.values())
-           for what in ("documents", "characters", "tokens") for split in SPLITS},
+        **{key: sum(s[key] for s in sources.values()) for key in _TOTALS},
         "sources": sources,
-    }  # fmt: skip
+    }
 
 
 def table(statistics: dict[str, Any]) -> str:
@@ -156,8 +155,6 @@ def table(statistics: dict[str, Any]) -> str:
         )
         reasons = ", ".join(f"{count} {reason}" for reason, count in s["rejected"].items()) or "none"
         counts = (s["read"], documents, s["documents_heldout"], tokens)
-        ratio = f"{characters / tokens:.2f}"
-        rows.append([name, f"{s['weight']:g}", *map(str, counts), ratio, reasons])
-    first, *widths = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1])
-    layout = "  ".join([f"{{:{first}}}", *(f"{{:>{width}}}" for width in widths), "{}"])
-    return "\n".join(layout.format(*row) for row in rows)
+        rows.append([name, f"{s['weight']:g}", *map(str, counts), f"{characters / tokens:.2f}", reasons])
+    lines = columns([row[:-1] for row in rows])
+    return "\n".join(f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True))

@@ -12,7 +12,6 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import orjson
 import zstandard
 from datatrove.data import Document
@@ -35,7 +34,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import is_left_behind
 from hope_jax.data.building.readers import chunks, lines
-from hope_jax.data.building.tasks import MOST_TASKS, Plan
+from hope_jax.data.building.tasks import MOST_TASKS, Plan, Stage
 from hope_jax.data.corpus import is_held_out, text_digest
 from hope_jax.data.shards import SPLITS, RowWriter, ShardFile, sha256_of
 
@@ -108,31 +107,29 @@ class PlainFolder(DataFolder):
 _EXACT = ExactDedupConfig(lambda d: d.text, lambda d: MOST_TASKS - int(d.metadata["task"]))
 
 
-def find_duplicates(
-    plan: Plan, words: WordTokenizer
-) -> tuple[list[tuple[str, list[PipelineStep], int]], list[PipelineStep]]:
-    """(name, steps, tasks) of the stages that find the duplicates, in order, and the steps that leave these
-    out; both are empty if nothing does."""
+def find_duplicates(plan: Plan, words: WordTokenizer) -> tuple[list[Stage], list[PipelineStep]]:
+    """The stages that find the duplicates, in order, and the steps that leave these out; both are empty if
+    nothing does."""
     dedup, folder = plan.mixture.dedup, plan.dedup
-    stages: list[tuple[str, list[PipelineStep], int]] = []
+    stages: list[Stage] = []
     left_out: list[PipelineStep] = []
+
+    def add(name: str, tasks: int, *work: PipelineStep) -> None:
+        stages.append(Stage(name, folder, tasks, work))
+
     if dedup.exact:
         signatures, found = PlainFolder(folder / "exact-signatures"), PlainFolder(folder / "exact")
-        stages += [
-            ("exact-signatures", [CleanReader(plan), ExactDedupSignature(signatures, _EXACT)], plan.tasks),
-            ("exact-find", [ExactFindDedups(signatures, found, _EXACT)], 1),
-        ]
+        add("exact-signatures", plan.tasks, CleanReader(plan), ExactDedupSignature(signatures, _EXACT))
+        add("exact-find", 1, ExactFindDedups(signatures, found, _EXACT))
         left_out.append(ExactDedupFilter(found, _EXACT))
     if dedup.minhash is not None:
         config, found = MinhashConfig(**dedup.minhash), PlainFolder(folder / "minhash")
         parts = [PlainFolder(folder / f"minhash-{i}") for i in (1, 2)]
         signature = MinhashDedupSignature(parts[0], config, language=words)
         # After the exact duplicates: of two equal texts the one of the first source is to stay.
-        stages += [
-            ("minhash-signatures", [CleanReader(plan), *left_out, signature], plan.tasks),
-            ("minhash-buckets", [MinhashDedupBuckets(*parts, config=config)], config.num_buckets),
-            ("minhash-cluster", [MinhashDedupCluster(parts[1], found, config)], 1),
-        ]
+        add("minhash-signatures", plan.tasks, CleanReader(plan), *left_out, signature)
+        add("minhash-buckets", config.num_buckets, MinhashDedupBuckets(*parts, config=config))
+        add("minhash-cluster", 1, MinhashDedupCluster(parts[1], found, config))
         left_out.append(MinhashDedupFilter(found))
     return stages, left_out
 
@@ -170,8 +167,7 @@ class ShardStep(PipelineStep):
         for document in data:
             held = is_held_out(text_digest(document.text), mixture.holdout, mixture.salt)
             split = "heldout" if held else "train"
-            ids = tokenizer.encode(document.text)
-            tokens = np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]])
+            tokens = tokenizer.document(document.text)
             with _written(parts[split]):
                 if split not in writers:
                     writers[split] = RowWriter(

@@ -10,7 +10,7 @@ limit. Half of a compressed file, which ends too early or is damaged, is never t
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -57,24 +57,22 @@ class Reader(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Documents of one task."""
         limit = self.source.limit
-        left = None if limit is None else task_share(limit, rank, world_size)
         if self.source.reader == "huggingface":
             self.stat_update(f"split_{self.split}")
             records = dataset_records(self.source, self.split, rank, world_size)
         else:
             read = _READ[self.source.reader]
             records = (r for file in self.files[rank::world_size] for r in read(file, self.source))
-        if left == 0:
-            return
+        share = None if limit is None else task_share(limit, rank, world_size)
+        yield from islice(self._kept(records, rank), share)
+
+    def _kept(self, records: Iterator[Record], rank: int) -> Iterator[Document]:
         for index, record in enumerate(records):
             text = checked(record, self.source)
             if isinstance(text, Rejected):
                 self.stat_update(f"dropped_{text.reason}")
-                continue
-            yield Document(text=text, id=f"{rank}:{index}")
-            left = None if left is None else left - 1
-            if left == 0:
-                return
+            else:
+                yield Document(text=text, id=f"{rank}:{index}")
 
 
 def checked(record: Record, source: Source) -> str | Rejected:
@@ -164,20 +162,18 @@ def dataset_records(source: Source, split: str, rank: int, world_size: int) -> I
     are fewer, its rows."""
     import pyarrow as pa
 
-    rows, step = load_rows(source, split), world_size
-    if rows.num_shards >= world_size:
-        rows, step = rows.shard(num_shards=world_size, index=rank, contiguous=False), 1
-    index = -1
-    try:
+    def records() -> Iterator[Record]:
         for table in rows.with_format("arrow").iter(batch_size=64):
             try:
-                found = list(_binary(table.column(source.field)))
+                yield from list(_binary(table.column(source.field)))
             except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError):  # missing, or not text
-                found = [Rejected("no_text")] * table.num_rows
-            for record in found:
-                index += 1
-                if step == 1 or index % step == rank:
-                    yield record
+                yield from [Rejected("no_text")] * table.num_rows
+
+    rows, first, step = load_rows(source, split), rank, world_size
+    if rows.num_shards >= world_size:
+        rows, first, step = rows.shard(num_shards=world_size, index=rank, contiguous=False), 0, 1
+    try:
+        yield from islice(records(), first, None, step)
     except Exception as error:  # of many libraries: network, compression and file formats
         raise DataError(
             f"sources.{source.name}: the dataset {source.dataset!r} cannot be read to its end "

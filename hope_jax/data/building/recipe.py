@@ -1,4 +1,5 @@
-"""The YAML file that describes a mixture, as a checked dataclass. Its paths are relative to the file.
+"""The YAML file that describes a mixture, as a checked dataclass. Its paths are relative to the file, and a
+key that is null counts as left out.
 
 Any text in it may hold `${NAME}` or `${NAME:-default}`, a variable of the environment. Where a value is
 nothing else, its default is read as YAML, so that `limit: ${C4_LIMIT:-1000}` is a number, and what the
@@ -11,24 +12,34 @@ import math
 import os
 import re
 import sysconfig
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from glob import escape, glob, has_magic
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from hope_jax.core.errors import ConfigError, instead
+from hope_jax.core.ranges import Count, Positive, Range, Share, fits
 from hope_jax.data import text_files
 from hope_jax.data.corpus import HOLDOUT_FRACTION, SPLIT_SALT
 from hope_jax.data.tokenizer import EMBEDDED
 
-READERS = ("jsonl", "parquet", "text", "huggingface")
 FILTERS = ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb")
-SEPARATORS = ("form_feed", "none")
 _MOST = {"n_grams": 100, "num_buckets": 1000, "hashes_per_bucket": 1000, "seed": 2**32 - 1}
+_IN_FILE = {
+    "paths": str | list[str], "out": str, "statistics": str, "sources": Mapping, "dedup": Mapping,
+    "minhash": Mapping | None, "filters": Mapping,
+}  # fmt: skip
+"""Types of keys that a manifest has in another form than its dataclass."""
+_MAY_BE_EMPTY = ("glob", "salt", "dataset", "licence", "origin")
+_TOLD = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text, in quotes",
+    Mapping: "a mapping, {} for none", NoneType: "null",
+}  # fmt: skip
 _LONGEST_NAME = 64
 _DECIMAL = re.compile(r"(?P<whole>0|[1-9][0-9]{0,17})(?P<fraction>\.[0-9]{1,17})?")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -40,7 +51,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError,
 class Source:
     """One source of a mixture.
 
-    weight: share of the training tokens. reader: of `READERS`. paths: files, or folders in which `glob` picks
+    weight: share of the training tokens. paths: files, or folders in which `glob` picks
     files. field: that holds the text (jsonl, parquet, huggingface). separator: between documents of a file
     (text): "form_feed", a line with nothing else, or "none". dataset, config, data_files, revision, split,
     fallback_split: as for `datasets.load_dataset`; the fallback is read where there is no such split.
@@ -51,22 +62,22 @@ class Source:
     """
 
     name: str
-    weight: float
-    reader: str
+    weight: Annotated[float, Range(0, 1, above_low=True)]
+    reader: Literal["jsonl", "parquet", "text", "huggingface"]
     paths: tuple[Path, ...] = ()
     glob: str | None = None
     field: str = "text"
-    separator: str = "form_feed"
+    separator: Literal["form_feed", "none"] = "form_feed"
     dataset: str = ""
     config: str | None = None
     data_files: str | None = None
     revision: str | None = None
     split: str = "train"
     fallback_split: str | None = None
-    shards: int = 1
-    limit: int | None = None
-    min_characters: int = 32
-    max_bytes: int = 2**20
+    shards: Count = 1
+    limit: Count | None = None
+    min_characters: Count = 32
+    max_bytes: Count = 2**20
     filters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     licence: str = ""
     origin: str = ""
@@ -92,14 +103,14 @@ class Mixture:
     out: Path
     tokenizer: str
     sources: tuple[Source, ...]
-    row_tokens: int = 2048
-    document_multiple: int = 1
-    holdout: float = HOLDOUT_FRACTION
+    row_tokens: Count = 2048
+    document_multiple: Count = 1
+    holdout: Share = HOLDOUT_FRACTION
     salt: str = SPLIT_SALT
     dedup: Dedup = dataclasses.field(default_factory=Dedup)
     words: str = "regex"
     statistics: Path | None = None
-    train_tokens: float | None = None
+    train_tokens: Positive | None = None
     slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ray: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -169,31 +180,24 @@ def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
 
 def _mixture(path: Path, raw: Any) -> Mixture:
     where, folder = str(path), path.resolve().parent
-    known = {f.name for f in fields(Mixture)} - {"path"}
-    values = dict(_mapping(raw, where, known, {"out", "tokenizer", "sources"}))
-    named = values["sources"]
-    _want(isinstance(named, dict) and named, f"{where}: sources", named, "a mapping of names to sources")
-    sources = tuple(_source(f"{where}: sources.{name}", name, one, folder) for name, one in named.items())
+    values = checked(raw, f"{where}: ", _kinds(Mixture, "path"), ("out", "tokenizer", "sources"))
+    _want(values["sources"], f"{where}: sources", values["sources"], "a mapping of names to sources")
+    named = values["sources"].items()
+    sources = tuple(_source(f"{where}: sources.{name}", name, one, folder) for name, one in named)
     total = math.fsum(s.weight for s in sources)
     if abs(total - 1) > 1e-6:
         raise ConfigError(f"{where}: the sources' weights add up to {total:.6g}; want 1")
-    for key in ("out", "statistics", "tokenizer"):
-        if (text := values.get(key)) is not None:
-            _want(isinstance(text, str) and text.strip(), f"{where}: {key}", text, "a path")
-            values[key] = folder / text
-    if raw["tokenizer"] == EMBEDDED:
-        values["tokenizer"] = EMBEDDED
-    values |= {"out": values["out"].resolve(), "tokenizer": str(values["tokenizer"]), "sources": sources}
-    values["dedup"] = _dedup(f"{where}: dedup", values.get("dedup", {}))
-    mixture = Mixture(path=path, **values)
-    _check_kinds(f"{where}: ", mixture)
-    rows, multiple, tokens = mixture.row_tokens, mixture.document_multiple, mixture.train_tokens
+    own = {"out": (folder / values["out"]).resolve(), "sources": sources}
+    if values["tokenizer"] != EMBEDDED:
+        own["tokenizer"] = str(folder / values["tokenizer"])
+    if "statistics" in values:
+        own["statistics"] = folder / values["statistics"]
+    if "dedup" in values:
+        own["dedup"] = _dedup(f"{where}: dedup.", values["dedup"])
+    mixture = Mixture(path=path, **{**values, **own})
+    rows, multiple = mixture.row_tokens, mixture.document_multiple
     want = f"a multiple of document_multiple={multiple}, from 2 to 65535"
     _want(1 < rows < 2**16 and rows % multiple == 0, f"{where}: row_tokens", rows, want)
-    good = _is_number(mixture.holdout) and 0 < mixture.holdout < 1
-    _want(good, f"{where}: holdout", mixture.holdout, "a number above 0 and below 1")
-    good = tokens is None or (_is_number(tokens) and 0 < tokens < math.inf)
-    _want(good, f"{where}: train_tokens", tokens, "a number above 0")
     return mixture
 
 
@@ -202,21 +206,25 @@ def _source(where: str, name: Any, raw: Any, folder: Path) -> Source:
         raise ConfigError(f"{where}: want a name of small letters, digits and _, beginning with a letter")
     if len(name) > _LONGEST_NAME:
         raise ConfigError(f"{where}: want a name of at most {_LONGEST_NAME} characters, as folders bear it")
-    given = _mapping(raw, where, {f.name for f in fields(Source)} - {"name"}, {"weight", "reader"})
-    values = {key: value for key, value in given.items() if value is not None}
+    values = checked(raw, f"{where}.", _kinds(Source, "name"), ("weight", "reader"))
     paths = values.get("paths", [])
     paths = [paths] if isinstance(paths, str) else paths
-    good = isinstance(paths, list) and all(isinstance(p, str) and p.strip() for p in paths)
-    _want(good, f"{where}.paths", paths, "a path or a list of paths, none of them empty")
+    _want(all(map(str.strip, paths)), f"{where}.paths", paths, "paths, none of them empty")
     values["paths"] = tuple((folder / p).resolve() for p in paths)
-    source = Source(name=name, **values)
-    _check_source(where, source)
-    filters = _mapping(source.filters, f"{where}.filters", set(FILTERS), set())
-    filters = {key: options or {} for key, options in filters.items()}
-    for key, options in filters.items():
-        want = "a mapping of options, {} for none"
-        _want(isinstance(options, dict), f"{where}.filters.{key}", options, want)
-    return replace(source, filters=filters, **_local(where, source, folder))
+    filters = {key: {} if options is None else options for key, options in values.get("filters", {}).items()}
+    checked(filters, f"{where}.filters.", dict.fromkeys(FILTERS, Mapping))
+    source = Source(**{**values, "name": name, "filters": filters})
+    idle = "paths" if source.reader == "huggingface" else "dataset"
+    has = {"paths": bool(paths), "dataset": bool(source.dataset.strip())}
+    if has[idle] or not any(has.values()):
+        needed = "dataset" if idle == "paths" else "paths"
+        raise ConfigError(f"{where}: the reader {source.reader} wants `{needed}` and no `{idle}`")
+    try:
+        next(Path().glob("*" if source.glob is None else source.glob), None)
+    except (ValueError, NotImplementedError) as error:
+        want = "want a pattern relative to the folder, such as **/*.txt"
+        raise ConfigError(f"{where}.glob={source.glob!r}: {error}; {want}") from None
+    return replace(source, **_local(where, source, folder))
 
 
 def _local(where: str, source: Source, folder: Path) -> dict[str, Any]:
@@ -236,58 +244,38 @@ def _local(where: str, source: Source, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_source(where: str, source: Source) -> None:
-    """All values but the filters. Raises: ConfigError."""
-    _check_kinds(f"{where}.", source)
-    good = _is_number(source.weight) and 0 < source.weight <= 1
-    _want(good, f"{where}.weight", source.weight, "a number above 0 and at most 1")
-    for key, choices in (("reader", READERS), ("separator", SEPARATORS)):
-        value = getattr(source, key)
-        _want(value in choices, f"{where}.{key}", value, f"one of {', '.join(choices)}")
-    needed, idle = ("dataset", "paths") if source.reader == "huggingface" else ("paths", "dataset")
-    if not getattr(source, needed) or getattr(source, idle):
-        raise ConfigError(f"{where}: the reader {source.reader} wants `{needed}` and no `{idle}`")
-    try:
-        next(Path().glob("*" if source.glob is None else source.glob), None)
-    except (ValueError, NotImplementedError) as error:
-        want = "want a pattern relative to the folder, such as **/*.txt"
-        raise ConfigError(f"{where}.glob={source.glob!r}: {error}; {want}") from None
-
-
-def _check_kinds(where: str, of: Source | Mixture) -> None:
-    """Texts, mappings, and whole numbers, which are at least 1."""
-    for f in fields(of):
-        at, value = where + f.name, getattr(of, f.name)
-        if f.type in (str, str | None):
-            good = isinstance(value, str) or (value is None and f.type is not str)
-            _want(good, at, value, "a text; put it in quotes")
-            if f.name not in ("glob", "salt") and value not in (None, f.default) and not value.strip():
-                raise ConfigError(f"{at}={value!r}: the text is empty; give one, or leave the key out")
-        elif f.type == Mapping[str, Any]:
-            _want(isinstance(value, dict), at, value, "a mapping of arguments")
-        elif f.type is int or (f.type == int | None and value is not None):
-            _whole(value, at, 1)
-
-
 def _dedup(where: str, raw: Any) -> Dedup:
-    dedup = Dedup(**_mapping(raw, where, {"exact", "minhash"}, set()))
-    _want(isinstance(dedup.exact, bool), f"{where}.exact", dedup.exact, "true or false")
+    dedup = Dedup(**checked(raw, where, _kinds(Dedup)))
     if dedup.minhash is not None:
-        for key, value in _mapping(dedup.minhash, f"{where}.minhash", set(_MOST), set()).items():
-            _whole(value, f"{where}.minhash.{key}", 1, _MOST[key])
+        kinds = {key: Annotated[int, Range(1, most)] for key, most in _MOST.items()}
+        return replace(dedup, minhash=checked(dedup.minhash, f"{where}minhash.", kinds))
     return dedup
 
 
-def _mapping(raw: Any, where: str, allowed: set[str], needed: set[str]) -> dict[str, Any]:
+def _kinds(of: type, *without: str) -> dict[str, Any]:
+    """The types of a dataclass's keys, as they are in a manifest."""
+    kinds = get_type_hints(of, include_extras=True).items()
+    return {name: _IN_FILE.get(name, kind) for name, kind in kinds if name not in without}
+
+
+def checked(raw: Any, where: str, kinds: Mapping[str, Any], needed: Collection[str] = ()) -> dict[str, Any]:
+    """The values of a mapping whose keys have types, without those that are null. where: what stands before
+    a key in errors. Raises: ConfigError: a key is unknown or missing, or a value is of another type."""
+    group = where.rstrip(".: ")
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: want a mapping, got {type(raw).__name__}")
-    if unknown := [key for key in raw if key not in allowed]:
+        raise ConfigError(f"{group}: want a mapping, got {type(raw).__name__}")
+    values = {key: value for key, value in raw.items() if value is not None}
+    if unknown := [key for key in raw if key not in kinds]:
         raise ConfigError(
-            f"{where}: unknown key {unknown[0]!r}; {instead(str(unknown[0]), sorted(allowed), 'want')}"
+            f"{group}: unknown key {unknown[0]!r}; {instead(str(unknown[0]), sorted(kinds), 'want')}"
         )
-    if missing := sorted(needed - {key for key, value in raw.items() if value is not None}):
-        raise ConfigError(f"{where}: {missing[0]!r} is missing")
-    return raw
+    if missing := sorted(set(needed) - set(values)):
+        raise ConfigError(f"{group}: {missing[0]!r} is missing")
+    for key, value in values.items():
+        _want(fits(kinds[key], value), where + key, value, told(kinds[key]))
+        if isinstance(value, str) and not value.strip() and key not in _MAY_BE_EMPTY:
+            raise ConfigError(f"{where}{key}={value!r}: the text is empty; give one, or leave the key out")
+    return values
 
 
 def _want(good: Any, where: str, value: Any, want: str) -> None:
@@ -295,11 +283,15 @@ def _want(good: Any, where: str, value: Any, want: str) -> None:
         raise ConfigError(f"{where}={value!r}: want {want}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: Any, where: str, least: int, most: int = 2**62) -> None:
-    above = f", at most {most}" if most < 2**62 else ""
-    good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    _want(good, where, value, f"a whole number, at least {least}{above}")
+def told(kind: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return f"{told(parts[0])}, {parts[1]}"
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin in (Union, UnionType):
+        return ", or ".join(map(told, parts))
+    if origin in (list, tuple):
+        return f"a list of ({'; '.join(told(part) for part in parts if part is not ...)})"
+    return _TOLD[origin or kind]

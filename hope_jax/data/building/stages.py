@@ -13,25 +13,22 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
 import dill
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from loguru import logger as datatrove_log
 
 from hope_jax.core.errors import ConfigError, DataError
 from hope_jax.core.files import write_atomic
 from hope_jax.core.paths import files_in
+from hope_jax.core.processes import end_with_parent
 from hope_jax.data.building import filters, passes, readers
 from hope_jax.data.building.recipe import Source
-from hope_jax.data.building.tasks import Plan, PlannedSource
+from hope_jax.data.building.tasks import Plan, PlannedSource, Stage
 from hope_jax.data.shards import MANIFEST, sha256_of
 
 _LOG = logging.getLogger(__name__)
@@ -39,67 +36,19 @@ _SEAL = "sealed.json"
 START_METHOD = "forkserver"
 """Of worker processes: not fork, as this process may hold threads."""
 
-_ready: Callable[[list[Any]], Iterable[Any]] = connection.wait
-
 
 class TaskKilled(DataError):
     """The process of a task was killed."""
-
-
-@dataclass
-class Stage:
-    """Steps (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
-
-    name: str
-    folder: Path
-    tasks: int
-    work: Sequence[PipelineStep] = ()
-
-    @property
-    def logs(self) -> Path:
-        """datatrove's folder of logs, statistics and marks of completion."""
-        return self.folder / "logs" / self.name
-
-    @property
-    def title(self) -> str:
-        """What it is called to people."""
-        return f"{self.folder.name.rpartition('-')[0]}: {self.name}"
-
-    def mark(self, task: int) -> Path:
-        """The file that marks a task as completed."""
-        return self.logs / "completions" / f"{task:05d}"
-
-    def to_do(self) -> list[int]:
-        """Tasks that are not completed."""
-        return [task for task in range(self.tasks) if not self.mark(task).is_file()]
-
-    def statistics(self, task: int) -> list[dict[str, Any]]:
-        """datatrove's statistics of a task, one mapping a step; none if they are missing or damaged."""
-        try:
-            found = json.loads((self.logs / "stats" / f"{task:05d}.json").read_bytes())
-            return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
-        except (OSError, ValueError, TypeError):
-            return []
-
-
-def clean_stage(plan: Plan, planned: PlannedSource) -> Stage:
-    """Of a source, without its steps."""
-    return Stage("clean", planned.folder, planned.source.shards)
-
-
-def shards_stage(plan: Plan) -> Stage:
-    """Of all sources, without its steps."""
-    return Stage("shards", plan.shards, plan.tasks)
 
 
 def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     """Runs what is not done. False if it was only handed to a cluster, and is to be called again later. kind:
     local, slurm or ray. workers: tasks at once. Raises: UserError: of a step; nothing that looks finished is
     left."""
-    shards = shards_stage(plan)
+    shards = plan.shards_stage
     for task in sorted(set(range(plan.tasks)) - set(shards.to_do())):
         planned, index = plan.source_of(task)
-        told = clean_stage(plan, planned).statistics(index) and shards.statistics(task)
+        told = planned.stage.statistics(index) and shards.statistics(task)
         if not told or passes.read_result(plan, task) is None:
             _LOG.info(
                 "%s: a shard of task %d, or its statistics, is missing or damaged: made again",
@@ -108,7 +57,6 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
             shards.mark(task).unlink()
     if not shards.to_do():
         return True
-    plan.work.mkdir(parents=True, exist_ok=True)
     # From here on no folder is finished until all are.
     for planned in plan.sources:
         (plan.mixture.out / planned.source.name / MANIFEST).unlink(missing_ok=True)
@@ -116,21 +64,26 @@ def run(plan: Plan, kind: str = "local", workers: int = 1) -> bool:
     words = filters.make_words(plan.mixture.words)
     stages = [_prepared(plan, planned, words) for planned in plan.sources]
     folder, seal = plan.dedup, plan.dedup / _SEAL
-    if seal.is_file() and _digests(folder) != json.loads(seal.read_text()):
+
+    def digests() -> dict[str, str]:
+        found = (f for result in ("exact", "minhash") for f in files_in(folder / result, "**/*"))
+        return {f.relative_to(folder).as_posix(): sha256_of(f) for f in found}
+
+    if seal.is_file() and digests() != json.loads(seal.read_text()):
         _LOG.info("duplicates: what was found is damaged: looked for again")
         shutil.rmtree(folder)
     dedup, left_out = passes.find_duplicates(plan, words)
-    stages += [Stage(name, folder, tasks, work) for name, work, tasks in dedup]
+    stages += dedup
     shards.work = [passes.CleanReader(plan), *left_out, passes.ShardStep(plan)]
     finished = _execute([*stages, shards], plan, kind, workers)
     if finished and folder.is_dir() and not seal.is_file():
-        write_atomic(seal, json.dumps(_digests(folder), sort_keys=True))
+        write_atomic(seal, json.dumps(digests(), sort_keys=True))
     return finished
 
 
 def _prepared(plan: Plan, planned: PlannedSource, words: Any) -> Stage:
     """A source's clean stage. Tasks whose documents are not as their digest says are undone."""
-    source, stage = planned.source, clean_stage(plan, planned)
+    source, stage = planned.source, planned.stage
     for index in range(source.shards):
         path = plan.clean_file(planned.first + index)
         seal = path.with_suffix(passes.SEAL)
@@ -163,11 +116,6 @@ def _split(source: Source) -> str:
     raise DataError(problem)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = (f for result in ("exact", "minhash") for f in files_in(folder / result, "**/*"))
-    return {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
-
-
 def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bool:
     """Runs what is to be done of each stage. False if Slurm was told to. Raises: ConfigError: an argument or
     package that the kind of machine needs is missing; UserError: of a step."""
@@ -178,8 +126,11 @@ def _execute(stages: Sequence[Stage], plan: Plan, kind: str, workers: int) -> bo
         _LOG.info("%s: %d of %d tasks to do", stage.title, len(tasks), stage.tasks)
         executor = _make_executor(stage, plan, kind, workers, previous)
         if kind == "local":
+            # datatrove's own `run` keeps a manager process, which outlives a process that is killed, and a
+            # pool that waits for ever for the task of a worker that was.
+            work = functools.partial(_run_task, dill.dumps(executor))
             try:
-                _run_local(executor, tasks)
+                run_all(work, tasks, executor.workers)
             except TaskKilled as error:
                 raise TaskKilled(f"{stage.title}: {error}") from None
         else:
@@ -214,34 +165,35 @@ def _make_executor(
     return LocalPipelineExecutor(**common)
 
 
-def _run_local(executor: LocalPipelineExecutor, tasks: list[int]) -> None:
-    """One worker is this process. datatrove's own `run` keeps a manager process, which outlives a process
-    that is killed, and a pool that waits for ever for the task of a worker that was."""
-    packed = dill.dumps(executor)
-    if executor.workers == 1:
-        for task in tasks:
-            _run_task(packed, task)
-    else:
-        run_all(functools.partial(_run_task, packed), tasks, executor.workers)
-
-
 def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int) -> None:
-    """Calls `work` with each task, in processes that end with this one, also where it is killed. The first
-    exception ends them and is raised. A pool does not know whose process died, or waits for it for ever.
-    Raises: TaskKilled: by its number."""
+    """Calls `work` with each task, in processes that end with this one, also where it is killed; one is this
+    one itself. The first exception ends them and is raised. A pool does not know whose process died, or waits
+    for it for ever. Raises: TaskKilled: by its number."""
+    if processes == 1:
+        for task in tasks:
+            work(task)
+        return
     context: Any = multiprocessing.get_context(START_METHOD)
     left = list(tasks)[::-1]
-    running: dict[Any, tuple[Any, int]] = {}  # a process's pipe: it, and its task
-    started = []
+    started: list[Any] = []
+    idle: list[tuple[Any, Any]] = []  # pipes, and their processes
+    running: dict[Any, tuple[Any, int]] = {}  # by pipe: its process, and that one's task
     try:
-        for _ in range(min(processes, len(left))):
-            here, there = context.Pipe()
-            started.append(context.Process(target=_serve, args=(work, there), daemon=True))
-            started[-1].start()
-            there.close()  # so that the process's end is the pipe's
-            _hand(here, started[-1], left.pop(), running)
-        while running:
-            for pipe in _ready(list(running)):
+        while left or running:
+            while left and (idle or len(started) < processes):
+                if not idle:
+                    here, there = context.Pipe()
+                    started.append(context.Process(target=_serve, args=(work, there), daemon=True))
+                    started[-1].start()
+                    there.close()  # so that the process's end is the pipe's
+                    idle.append((here, started[-1]))
+                pipe, process = idle.pop()
+                running[pipe] = (process, left.pop())
+                # A dead process is found by what its pipe says.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    pipe.send(running[pipe][1])
+            heard: list[Any] = connection.wait(list(running))
+            for pipe in heard:
                 process, task = running.pop(pipe)
                 try:
                     error = pipe.recv()
@@ -253,44 +205,29 @@ def run_all(work: Callable[[int], Any], tasks: Iterable[int], processes: int) ->
                     ) from None
                 if error is not None:
                     raise error
-                if left:
-                    _hand(pipe, process, left.pop(), running)
-                else:
-                    pipe.close()
-    except BaseException:
+                idle.append((pipe, process))
+    finally:  # what is idle is done; what runs, if anything does, is of no use any more
         for process in started:
             process.terminate()
-        raise
-    finally:
         for process in started:
             process.join()
 
 
-def _hand(pipe: Any, process: Any, task: int, running: dict[Any, tuple[Any, int]]) -> None:
-    running[pipe] = (process, task)
-    # A dead process is found by what its pipe says.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        pipe.send(task)
-
-
 def _serve(work: Callable[[int], Any], pipe: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, ConnectionResetError):  # no more tasks
-            return
-        error = None
-        try:
-            work(task)
-        except Exception as raised:
-            error = raised
-        try:
-            pipe.send(error)
-        except BrokenPipeError:
-            return
-        except Exception:  # one that cannot be sent
-            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    end_with_parent()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the other end is gone
+        while True:
+            task, error = pipe.recv(), None
+            try:
+                work(task)
+            except Exception as raised:
+                error = raised
+            try:
+                pipe.send(error)
+            except OSError:
+                raise
+            except Exception:  # one that cannot be sent
+                pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _run_task(packed: bytes, task: int) -> None:
@@ -300,10 +237,3 @@ def _run_task(packed: bytes, task: int) -> None:
             dill.loads(packed)._run_for_rank(task)
         finally:
             datatrove_log.remove()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

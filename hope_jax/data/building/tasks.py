@@ -6,7 +6,7 @@ change; options; versions), so what another manifest, tokenizer or input made is
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from glob import escape, glob
 from importlib import metadata
@@ -34,6 +34,42 @@ _GLOBS = {
 }
 
 
+@dataclass
+class Stage:
+    """Steps of datatrove's (`work`) to run as `tasks` tasks, whose marks of completion are in `folder`."""
+
+    name: str
+    folder: Path
+    tasks: int
+    work: Sequence[Any] = ()
+
+    @property
+    def logs(self) -> Path:
+        """datatrove's folder of logs, statistics and marks of completion."""
+        return self.folder / "logs" / self.name
+
+    @property
+    def title(self) -> str:
+        """What it is called to people."""
+        return f"{self.folder.name.rpartition('-')[0]}: {self.name}"
+
+    def mark(self, task: int) -> Path:
+        """The file that marks a task as completed."""
+        return self.logs / "completions" / f"{task:05d}"
+
+    def to_do(self) -> list[int]:
+        """Tasks that are not completed."""
+        return [task for task in range(self.tasks) if not self.mark(task).is_file()]
+
+    def statistics(self, task: int) -> list[dict[str, Any]]:
+        """datatrove's statistics of a task, one mapping a step; none if they are missing or damaged."""
+        try:
+            found = json.loads((self.logs / "stats" / f"{task:05d}.json").read_bytes())
+            return list(found) if all({"name", "stats"} <= set(step) for step in found) else []
+        except (OSError, ValueError, TypeError):
+            return []
+
+
 @dataclass(frozen=True)
 class PlannedSource:
     """A source whose files, of `size` bytes together, were found. first: number of its first task in the
@@ -45,16 +81,20 @@ class PlannedSource:
     first: int
     folder: Path
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that reads and filters it, without its steps."""
+        return Stage("clean", self.folder, self.source.shards)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A mixture ready to be built. work: folder of the intermediate files; in it dedup, of the duplicates
-    that were found, and shards, of what each task of that stage says of its shards."""
+    """A mixture ready to be built. Folders of intermediate files: dedup, of the duplicates that were found,
+    and shards, of what each task of that stage says of its shards."""
 
     mixture: Mixture
     sources: tuple[PlannedSource, ...]
     tokenizer: Tokenizer
-    work: Path
     dedup: Path
     shards: Path
 
@@ -62,6 +102,11 @@ class Plan:
     def tasks(self) -> int:
         """Tasks of the mixture, those of the first source first."""
         return sum(p.source.shards for p in self.sources)
+
+    @property
+    def shards_stage(self) -> Stage:
+        """The stage that makes the shards of all sources, without its steps."""
+        return Stage("shards", self.shards, self.tasks)
 
     def clean_file(self, task: int) -> Path:
         """The documents of a task of the mixture."""
@@ -107,8 +152,8 @@ def make_plan(mixture: Mixture) -> Plan:
         multiple=mixture.document_multiple, holdout=mixture.holdout, salt=mixture.salt,
         options=shards.WRITER_OPTIONS,
     )  # fmt: skip
-    dedup, made = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
-    return Plan(mixture, tuple(planned), tokenizer, work, dedup, made)
+    folders = work / f"dedup-{dedup_key}", work / f"shards-{shards_key}"
+    return Plan(mixture, tuple(planned), tokenizer, *folders)
 
 
 def find_files(source: Source, made: Callable[[Path], bool]) -> tuple[Path, ...]:

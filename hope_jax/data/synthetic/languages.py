@@ -6,28 +6,30 @@ may come next ("." is the end of the string). A string is right only if all its 
 a^n b^n c^n it is n.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from hope_jax.data.synthetic.task import Example, Task, ask
 
+Labelled: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Letters and labels [n], by their numbers."""
+
 
 @dataclass(frozen=True)
 class Language(Task):
-    """What all have in common. longest: largest size in training."""
+    """What all have in common. Of the signs, labels begin with = and follow the letters. longest: largest
+    size in training. unit: sizes are multiples of it. repeats: tokens of a string of size 1. single: there is
+    at most one string of a size, and an eval reads all of them."""
 
     longest: int = 50
 
     splits: ClassVar[tuple[str, ...]] = ("bin0", "bin1")
     unit: ClassVar[int] = 1
-    """Sizes are multiples of it."""
-
-    def letters(self) -> int:
-        """How many signs are letters; labels, with =, follow."""
-        return sum(not sign.startswith("=") for sign in self.signs)
+    repeats: ClassVar[int] = 1
+    single: ClassVar[bool] = False
 
     def sizes(self, split: str) -> range:
         """The sizes of a split, rising; of `bin1` there may be none."""
@@ -41,103 +43,80 @@ class Language(Task):
 
     def most_tokens(self) -> int:
         """See `Task`."""
-        return self.sizes("train")[-1]
+        return self.repeats * self.sizes("train")[-1]
 
     def example(self, rng: np.random.Generator, split: str) -> Example:
         """See `Task`; all sizes are equally likely."""
-        return self.of_size(int(rng.choice(self.sizes(split))), rng)
+        return self._labelled(int(rng.choice(self.sizes(split))), rng)
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
+    def every(self, split: str) -> list[Example] | None:
+        """See `Task`."""
+        rng = np.random.default_rng(0)  # nothing is drawn
+        return [self._labelled(size, rng) for size in self.sizes(split)] if self.single else None
+
+    def _labelled(self, size: int, rng: np.random.Generator) -> Example:
+        letters, labels = self._string(size, rng)
+        first = sum(not sign.startswith("=") for sign in self.signs)
+        return ask(letters, np.arange(len(letters)), labels + first)
+
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
         """A string of that size."""
         raise NotImplementedError
 
-    def labelled(self, letters: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Example:
-        """A string [n] with a label, by its number, at each position."""
-        answers = np.asarray(labels) + self.letters()
-        return ask(np.asarray(letters), np.arange(len(answers)), answers)
 
-
-@dataclass(frozen=True)
 class Parity(Language):
     """Random bits; the label is the parity of the ones so far."""
 
-    signs: ClassVar[tuple[str, ...]] = ("0", "1", "=even", "=odd")
+    signs = ("0", "1", "=even", "=odd")
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`."""
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
         bits = rng.integers(0, 2, size)
-        return self.labelled(bits, np.cumsum(bits) % 2)
+        return bits, np.cumsum(bits) % 2
 
 
-class _OneString(Language):
-    """A language with at most one string of each size: an eval reads all of them."""
-
-    def every(self, split: str) -> list[Example]:
-        """See `Task`."""
-        rng = np.random.default_rng(0)  # nothing is drawn
-        return [self.of_size(size, rng) for size in self.sizes(split)]
-
-
-@dataclass(frozen=True)
-class AA(_OneString):
+class AA(Language):
     """(aa)*: after an odd number of letters one must follow."""
 
-    signs: ClassVar[tuple[str, ...]] = ("a", "=a.", "=a")
-    unit: ClassVar[int] = 2
+    signs, unit, single = ("a", "=a.", "=a"), 2, True
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`."""
-        return self.labelled(np.zeros(size, int), np.arange(1, size + 1) % 2)
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
+        return np.zeros(size, int), np.arange(1, size + 1) % 2
 
 
-@dataclass(frozen=True)
-class ABAB(_OneString):
+class ABAB(Language):
     """(abab)*: the string may end after every second ab only."""
 
-    signs: ClassVar[tuple[str, ...]] = ("a", "b", "=a.", "=b", "=a")
-    unit: ClassVar[int] = 4
+    signs, unit, single = ("a", "b", "=a.", "=b", "=a"), 4, True
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`."""
-        return self.labelled(np.arange(size) % 2, np.array([0, 1, 2, 1])[np.arange(1, size + 1) % 4])
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
+        return np.arange(size) % 2, np.array([0, 1, 2, 1])[np.arange(1, size + 1) % 4]
 
 
-@dataclass(frozen=True)
-class AnBn(_OneString):
+class AnBn(Language):
     """a^n b^n: the first b tells how many are to come."""
 
     signs: ClassVar[tuple[str, ...]] = ("a", "b", "=ab", "=b", "=.")
+    repeats, single = 2, True
 
-    def most_tokens(self) -> int:
-        """See `Task`."""
-        return self.letters() * self.longest
-
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`."""
-        return self.labelled(np.repeat([0, 1], size), [0] * size + [1] * (size - 1) + [2])
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
+        read = np.arange(1, self.repeats * size + 1)
+        return (read - 1) // size, np.where(read > size, read // size, 0)
 
 
-@dataclass(frozen=True)
 class AnBnCn(AnBn):
     """a^n b^n c^n: with the last b it is known that c follows, and how often."""
 
+    repeats = 3
     signs: ClassVar[tuple[str, ...]] = ("a", "b", "c", "=ab", "=b", "=c", "=.")
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`."""
-        follows = [0] * size + [1] * (size - 1) + [2] * size + [3]
-        return self.labelled(np.repeat([0, 1, 2], size), follows)
 
-
-@dataclass(frozen=True)
 class Shuffle2(Language):
     """Two kinds of brackets, each balanced for itself, shuffled; the label is which may be closed."""
 
-    signs: ClassVar[tuple[str, ...]] = ("(", ")", "[", "]", "=([.", "=)([", "=([]", "=)([]")
-    unit: ClassVar[int] = 2
+    signs, unit = ("(", ")", "[", "]", "=([.", "=)([", "=([]", "=)([]"), 2
 
-    def of_size(self, size: int, rng: np.random.Generator) -> Example:
-        """See `Language`. Each symbol is drawn from those with which the string can still be finished."""
+    def _string(self, size: int, rng: np.random.Generator) -> Labelled:
+        # Each symbol is drawn from those with which the string can still be finished.
         depth, letters, labels = [0, 0], [], []
         for left in range(size, 0, -1):
             opening = [0, 2] if sum(depth) < left else []
@@ -146,4 +125,4 @@ class Shuffle2(Language):
             depth[letter // 2] += -1 if letter % 2 else 1
             letters.append(letter)
             labels.append((depth[0] > 0) + 2 * (depth[1] > 0))
-        return self.labelled(letters, labels)
+        return np.array(letters), np.array(labels)

@@ -47,6 +47,12 @@ def training_rows(task: Task, *, seq_len: int, batch_size: int, seed: int) -> St
     return Stream(rows.map(lambda row: padded(drawn(task, TRAIN, seed, row), seq_len)), digest)
 
 
+def held_out_rows(task: Task, *, seq_len: int, batch_size: int, max_batches: int, seed: int) -> list[Batch]:
+    """Strings of the split that is most like training, at most `max_batches` batches (0: a fixed number)."""
+    drawn = strings(task, task.splits[0], max_batches * batch_size or HELD_OUT_ROWS, seed)
+    return [padded(example, seq_len) for example in drawn]
+
+
 def _describe(task: Task) -> str:
     """The task and all its options in one line."""
     return f"{type(task).__name__} {json.dumps(dataclasses.asdict(task), sort_keys=True)}"
