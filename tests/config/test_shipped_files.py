@@ -17,8 +17,7 @@ from hope_jax.config.check import validate
 from hope_jax.config.experiment import OrderedConfig
 from hope_jax.config.values import resolve
 from hope_jax.core.errors import ConfigError
-from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hope_jax.config.experiment import DataConfig
 from hope_jax.core.errors import DataError
 from hope_jax.data.corpus import load_documents
-from hope_jax.data.symbols import open_tokenizer
-from hope_jax.data.tokenizer import Tokenizer
+from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 
 TOKENIZER = Tokenizer.load("embedded")
 
