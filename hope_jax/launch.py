@@ -11,7 +11,6 @@ last three, one of several processes that train together (same page); process 0 
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -66,10 +65,7 @@ def main(argv: list[str]) -> None:
     validate(config)
     find_task(config.data.source, config.data.task_options, config.data.seq_len)
     workdir = Path(_WORKDIR.value or Path("runs") / cli.config_name())
-    found = addresses.find(
-        *(_COORDINATOR.value, _COUNT.value, _INDEX.value, _HOSTS.value, _DISTRIBUTED.value, os.environ),
-        addresses.own_names() if _HOSTS.value else (),
-    )
+    found = addresses.find(_COORDINATOR.value, _COUNT.value, _INDEX.value, _HOSTS.value, _DISTRIBUTED.value)
 
     # From here on JAX is needed, which takes seconds to import.
     import jax

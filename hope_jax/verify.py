@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             found = bundle.verify(path) if bundle.is_bundle(path) else stored.verify(path)
         except Exception as error:  # whatever a damaged file makes a library raise: the other paths count too
             good = False
-            bad = error.path if isinstance(error, BadFileError) else name
+            bad = str(error.path) if isinstance(error, BadFileError) else name
             problem = error.problem if isinstance(error, BadFileError) else str(error)
             report: dict[str, Any] = {"ok": False, "digest": None, "files": 0, "bad": bad, "problem": problem}
             complain(f"error: {error}")

@@ -4,8 +4,9 @@ Standard library only: these checks come before JAX is imported.
 """
 
 import contextlib
+import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hope_jax.core.errors import ConfigError
@@ -28,19 +29,12 @@ AUTO = Cluster(None, None, None)
 
 
 def find(
-    coordinator: str | None,
-    count: int | None,
-    index: int | None,
-    hosts: Sequence[str],
-    mode: str,
-    environment: Mapping[str, str],
-    own_names: Collection[str],
+    coordinator: str | None, count: int | None, index: int | None, hosts: Sequence[str], mode: str
 ) -> Cluster | None:
     """The cluster that the flags `--coordinator`, `--num_processes`, `--process_id`, `--hosts` (one process
     each, the first the coordinator) and `--distributed` ("none" or "auto") name; None: this process is the
     only one.
 
-    environment: of the process. own_names: of this host.
     Raises: ConfigError for values, or a combination of them, that make no sense.
     """
     if mode not in ("none", "auto"):
@@ -54,7 +48,7 @@ def find(
     if mode == "auto":
         return AUTO
     if hosts:
-        return _from_hosts(hosts, environment, own_names)
+        return _from_hosts(hosts)
     if not given:
         return None
     if coordinator is None or count is None or index is None:
@@ -72,7 +66,7 @@ def own_names() -> set[str]:
     return names
 
 
-def _from_hosts(hosts: Sequence[str], environment: Mapping[str, str], names: Collection[str]) -> Cluster:
+def _from_hosts(hosts: Sequence[str]) -> Cluster:
     bare = [host.partition(":")[0] for host in hosts]
     if not all(bare) or any(":" in host for host in hosts[1:]):
         raise ConfigError(
@@ -80,12 +74,13 @@ def _from_hosts(hosts: Sequence[str], environment: Mapping[str, str], names: Col
             "a:1234,b,c"
         )
     coordinator = hosts[0] if ":" in hosts[0] else f"{hosts[0]}:{DEFAULT_PORT}"
-    if PROCESS_ID in environment:
+    if PROCESS_ID in os.environ:
         try:
-            index = int(environment[PROCESS_ID])
+            index = int(os.environ[PROCESS_ID])
         except ValueError as error:
-            raise ConfigError(f"{PROCESS_ID}={environment[PROCESS_ID]!r} is no number") from error
+            raise ConfigError(f"{PROCESS_ID}={os.environ[PROCESS_ID]!r} is no number") from error
         return _checked(coordinator, len(hosts), index, PROCESS_ID)
+    names = own_names()
     found = [i for i, host in enumerate(bare) if host in names]
     if len(found) != 1:
         problem = "is not among them" if not found else "is named more than once"

@@ -19,14 +19,6 @@ GONE_AFTER = 30.0
 _FOLDER = "hope_jax/peers/"
 
 
-class Alone:
-    """The peers of a run of one process: none."""
-
-    def stopping(self, step: int, received: str | None) -> str | None:
-        """Why the run stops after `step`: the signal received."""
-        return received
-
-
 class Peers:
     """Looks after the other processes of a run, from `start` to `close`.
 

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from hope_jax.cluster.addresses import AUTO, Cluster
 from hope_jax.cluster.meeting import meet
-from hope_jax.cluster.peers import INTERVAL, Alone, Peers
+from hope_jax.cluster.peers import INTERVAL, Peers
 from hope_jax.core.errors import CheckpointError, ConfigError, ProcessError, UserError
 from hope_jax.storage import stored
 
@@ -46,8 +46,9 @@ _rounds = itertools.count()
 @contextlib.contextmanager
 def joined(
     cluster: Cluster | None, workdir: Path, gone_after: float, within: float
-) -> Iterator[Alone | Peers]:
-    """The run's processes as one, before any other use of JAX. None, or a count of 1: this process alone.
+) -> Iterator[Peers | None]:
+    """The run's processes as one, before any other use of JAX; yields the others. None, or a count of 1: this
+    process alone, without others.
 
     They have to come together `within` so many seconds; while they wait, they say for whom. Where later
     another one fails, or gives no sign of life for `gone_after` seconds, this one says so and exits. An error
@@ -57,7 +58,7 @@ def joined(
     Raises: ConfigError, ProcessError: the processes cannot find each other.
     """
     if cluster is None or cluster.size == 1:
-        yield Alone()
+        yield None
         return
     _connect(cluster, gone_after, within)
     state = distributed.global_state

@@ -117,14 +117,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """The resolved configuration as plain YAML."""
-    write_atomic(workdir / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False))
-
-
-def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
-    """The run's summary as JSON: with `metrics.jsonl`, all that the report is made from."""
-    write_atomic(workdir / SUMMARY_FILE, json.dumps(to_json(summary), indent=1, allow_nan=False) + "\n")
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A resolved configuration as plain YAML."""
+    return yaml.safe_dump(dict(config), sort_keys=False)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -143,14 +138,14 @@ def dump_row(row: Mapping[str, Any]) -> str:
     return json.dumps(to_json(row), allow_nan=False) + "\n"
 
 
-def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the rows after `step` (atomically) and return those that stay.
+def cut_back(path: Path, step: int) -> None:
+    """Drop the rows after `step` (atomically).
 
     Where more goes than a resumed run will write again (lines behind one that cannot be read, or every row,
     as there is no checkpoint), the file stays as `<name>.old`, with a warning.
     """
     if not path.exists():
-        return []
+        return
     there = read_rows(path)
     rows = [row for row in there if row["step"] <= step]
     unread = path.read_bytes().count(b"\n") - len(there)
@@ -160,4 +155,3 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
         why = f"{unread} lines cannot be read" if unread > 0 else "no checkpoint goes with its rows"
         logger.warning("%s: %s; it is kept as %s", path, why, old.name)
     write_atomic(path, "".join(dump_row(row) for row in rows))
-    return rows

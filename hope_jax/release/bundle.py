@@ -107,25 +107,22 @@ def verify(root: Path) -> Verified:
     Raises: BadFileError: names the first bad file, by its path. CheckpointError: a checkpoint is
     unreadable."""
     root = root.absolute()
-    try:
-        listed = manifest.read_list(root / files.MANIFEST_FILE)
-        there = [name for name in manifest.files_below(root, ".") if name != files.MANIFEST_FILE]
-        manifest.check(root, listed, there, root, strict=True)
-        for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, files.CONFIG_FILE, files.TOKENIZER_FILE):
-            if name not in listed:
-                raise BadFileError(name, "is missing")
-        metadata = manifest.read_metadata(root / METADATA_FILE, FORMAT, VERSION, "metadata of a bundle")
-        steps = [_check_run(root, folder) for folder in ("", *_baseline_folders(listed))]
-        for key, value in _described(root, listed).items():
-            found = metadata.get(key)
-            # The text too: true equals 1.
-            if found != value or json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):
-                raise BadFileError(METADATA_FILE, f"says something else under {key!r} than the bundle holds")
-        copied = root / files.CHECKPOINT_DIR / str(steps[0])
-        newest = stored.load_checkpoint(copied, ("params",), verify=False)
-        weights.check(root / WEIGHTS_FILE, newest.state["params"], steps[0])
-    except BadFileError as error:
-        raise error.under(root) from error
+    listed = manifest.read_list(root / files.MANIFEST_FILE)
+    there = [name for name in manifest.files_below(root, ".") if name != files.MANIFEST_FILE]
+    manifest.check(root, listed, there, root, strict=True)
+    for name in (METADATA_FILE, WEIGHTS_FILE, CARD_FILE, files.CONFIG_FILE, files.TOKENIZER_FILE):
+        if name not in listed:
+            raise BadFileError(root / name, "is missing")
+    about = root / METADATA_FILE
+    metadata = manifest.read_metadata(about, FORMAT, VERSION, "metadata of a bundle")
+    step, *_ = [_check_run(root / folder) for folder in ("", *_baseline_folders(listed))]
+    for key, value in _described(root, listed).items():
+        found = metadata.get(key)
+        # The text too: true equals 1.
+        if found != value or json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):
+            raise BadFileError(about, f"says something else under {key!r} than the bundle holds")
+    newest = stored.load_checkpoint(root / files.CHECKPOINT_DIR / str(step), ("params",), verify=False)
+    weights.check(root / WEIGHTS_FILE, newest.state["params"], step)
     return Verified(metadata["checkpoint"]["checkpoint_digest"], len(listed) + 1)
 
 
@@ -139,11 +136,8 @@ def _source(path: Path) -> _Source:
             f"{path} was trained on symbols (data.source={data['source']!r}): there is no text that a "
             "released model could continue; bundle a checkpoint that was trained on text"
         )
-    named, trained_with = (
-        DataConfig(tokenizer=data["tokenizer"]),
-        seal.read_meta(folder, step)["tokenizer_digest"],
-    )
-    tokenizer = load_tokenizer(folder / str(step), trained_with, named)
+    trained_with = seal.read_meta(folder, step)["tokenizer_digest"]
+    tokenizer = load_tokenizer(folder / str(step), trained_with, DataConfig(tokenizer=data["tokenizer"]))
     return _Source(folder, step, digest, tokenizer.model)
 
 
@@ -213,12 +207,11 @@ def _copy_run(source: _Source, root: Path) -> None:
     folder, step = source.folder, source.step
     sealed_by, target = seal.sidecars(folder, step)[-1], root / files.CHECKPOINT_DIR
     _copy(sealed_by, target / sealed_by.name)
-    for name, digest in manifest.read_list(
-        target / sealed_by.name
-    ).items():  # and nothing else that lies there
+    # and nothing else that lies there
+    for name, digest in manifest.read_list(target / sealed_by.name).items():
         _copy(folder / name, target / name)
-        if manifest.hash_file(target / name, name) != digest:
-            raise BadFileError(str(folder / name), "changed while it was copied", "run it again")
+        if manifest.hash_file(target / name) != digest:
+            raise BadFileError(folder / name, "changed while it was copied", "run it again")
     _copy(folder / f"{step}.yaml", root / files.CONFIG_FILE)
     (root / files.TOKENIZER_FILE).write_bytes(source.tokenizer)
     for name in _LOGS:
@@ -240,7 +233,7 @@ def _seal(root: Path) -> int:
     packaged = {"packaged_with": telemetry.versions(), "packaged_at_revision": telemetry.git_revision()}
     text = json.dumps({**head, **packaged}, indent=1, allow_nan=False) + "\n"
     files.write_atomic(root / METADATA_FILE, text)
-    digests[METADATA_FILE] = manifest.hash_file(root / METADATA_FILE, METADATA_FILE)
+    digests[METADATA_FILE] = manifest.hash_file(root / METADATA_FILE)
     files.write_atomic(root / files.MANIFEST_FILE, manifest.dump(sorted(digests.items())))
     return len(digests) + 1
 
@@ -271,19 +264,17 @@ def _only_step(root: Path) -> int:
     found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     if len(found) != 1 or not re.fullmatch(r"[0-9]+", found[0].name):
         names = ", ".join(sorted(path.name for path in found)) or "no folder"
-        raise BadFileError(str(folder), f"holds {names}, and a bundle's run has one checkpoint")
+        raise BadFileError(folder, f"holds {names}, and a bundle's run has one checkpoint")
     return int(found[0].name)
 
 
-def _check_run(root: Path, where: str) -> int:
-    """Verifies one run of a bundle; its step. where: its folder in the bundle."""
-    step = _only_step(root / where)
-    folder = root / where / files.CHECKPOINT_DIR
+def _check_run(run: Path) -> int:
+    """Verifies one run of a bundle, which lies in the folder `run`; its step."""
+    step, folder = _only_step(run), run / files.CHECKPOINT_DIR
     stored.verify_checkpoint(folder, step, strict=True)
     meta = seal.read_meta(folder, step)
-    tokenizer, config = (str(Path(where) / name) for name in (files.TOKENIZER_FILE, files.CONFIG_FILE))
-    if manifest.hash_file(root / tokenizer, tokenizer) != meta.get("tokenizer_digest"):
-        raise BadFileError(tokenizer, "is not the tokenizer that the run was trained with")
-    if manifest.hash_file(root / config, config) != meta.get("config_digest"):
-        raise BadFileError(config, "is not the configuration of the checkpoint")
+    if manifest.hash_file(run / files.TOKENIZER_FILE) != meta.get("tokenizer_digest"):
+        raise BadFileError(run / files.TOKENIZER_FILE, "is not the tokenizer that the run was trained with")
+    if manifest.hash_file(run / files.CONFIG_FILE) != meta.get("config_digest"):
+        raise BadFileError(run / files.CONFIG_FILE, "is not the configuration of the checkpoint")
     return step

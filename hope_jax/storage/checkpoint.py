@@ -60,17 +60,13 @@ def abstract(state: TrainState) -> TrainState:
 
 
 @jax.jit
-def _finite(leaves: list[Array]) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+def _finite(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.all(jnp.isfinite(leaf)) for name, leaf in leaves.items()}
 
 
 def first_non_finite(state: TrainState) -> str | None:
     """Dotted name of a leaf of `state` that holds a NaN or an infinity; None where every value is finite."""
-    leaves = arrays.named(state).items()
-    floats = {name: leaf for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    if not floats or bool(_finite(list(floats.values()))):
-        return None
-    return next(name for name, leaf in floats.items() if not bool(_finite([leaf])))
+    return next((name for name, good in _finite(arrays.named(state)).items() if not good), None)
 
 
 def _brief(error: Exception) -> str:

@@ -25,34 +25,23 @@ _QUIET_SECONDS = 5.0
 
 
 class BadFileError(CheckpointError):
-    """A file is not what its list says. path: the first such file, relative to the list's root."""
+    """A file is not what its list says. path: the first such file."""
 
-    def __init__(self, path: str, problem: str, remedy: str = "restore it from a copy") -> None:
+    def __init__(self, path: Path, problem: str, remedy: str = "restore it from a copy") -> None:
         super().__init__(f"{path}: {problem}; {remedy}")
-        self.path = path
-        self.problem = problem
-        self._remedy = remedy
-
-    def under(self, root: Path) -> "BadFileError":
-        """The same with the file's whole path."""
-        return BadFileError(str(root / self.path), self.problem, self._remedy)
-
-
-def read_list(path: Path) -> dict[str, str]:
-    """What a list of digests says; see `parse`. Raises: BadFileError: also where it cannot be read."""
-    return parse(read_text(path), path.name)
+        self.path, self.problem = path, problem
 
 
 def read_text(path: Path) -> str:
     """A small UTF-8 file.
     Raises: BadFileError: it is missing, no regular file, larger than `TEXT_LIMIT`, or not UTF-8."""
-    size = _regular_size(path, path.name)
+    size = _regular_size(path)
     if size > TEXT_LIMIT:
-        raise BadFileError(path.name, f"is {size:,} bytes long, more than such a file ever is")
+        raise BadFileError(path, f"is {size:,} bytes long, more than such a file ever is")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFileError(path.name, f"cannot be read ({error})") from error
+        raise BadFileError(path, f"cannot be read ({error})") from error
 
 
 def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
@@ -61,24 +50,24 @@ def read_metadata(path: Path, form: str, version: int, what: str) -> dict[str, A
     try:
         meta = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise BadFileError(path.name, f"is no JSON ({error})") from error
+        raise BadFileError(path, f"is no JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != form:
-        raise BadFileError(path.name, f"is no {what} (format {form!r} is missing)")
+        raise BadFileError(path, f"is no {what} (format {form!r} is missing)")
     found = meta.get("version")
     if type(found) is not int or found != version:  # True equals 1
         problem = f"has format version {found!r}, this program reads {version}"
-        raise BadFileError(path.name, problem, "use the hope_jax that wrote it")
+        raise BadFileError(path, problem, "use the hope_jax that wrote it")
     return meta
 
 
-def hash_file(path: Path, name: str) -> str:
-    """Hex SHA-256 of a regular file. Raises: BadFileError under `name`."""
-    _regular_size(path, name)
+def hash_file(path: Path) -> str:
+    """Hex SHA-256 of a regular file. Raises: BadFileError."""
+    _regular_size(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadFileError(name, f"cannot be read ({error.strerror})") from error
+        raise BadFileError(path, f"cannot be read ({error.strerror})") from error
 
 
 def hash_files(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -86,7 +75,7 @@ def hash_files(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
     Raises: BadFileError: the first bad one."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="sha256") as pool:
         try:
-            yield from zip(names, pool.map(lambda name: hash_file(root / name, name), names), strict=True)
+            yield from zip(names, pool.map(hash_file, map(root.joinpath, names)), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -119,11 +108,11 @@ def can_hold(name: str) -> bool:
     return _LINE.fullmatch(line) is not None and line.splitlines() == [line]
 
 
-def parse(text: str, where: str) -> dict[str, str]:
-    """Relative path -> hex SHA-256 of a list named `where`.
-    Raises: BadFileError: another format, a path twice, or one that leaves the folder."""
+def read_list(where: Path) -> dict[str, str]:
+    """Relative path -> hex SHA-256 of a list.
+    Raises: BadFileError: unreadable, of another format, a path twice, or one that leaves the folder."""
     digests: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(where).splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None:
             raise BadFileError(where, f"line {number} is no digest and path")
@@ -143,27 +132,27 @@ def check(root: Path, listed: Mapping[str, str], there: Collection[str], what: P
     by name, that is missing, of another digest, or (strict) not listed."""
     for name in sorted({*listed, *(there if strict else ())}):
         if name not in listed:
-            raise BadFileError(name, "is in no list of digests", "remove it")
+            raise BadFileError(root / name, "is in no list of digests", "remove it")
         if name not in there:
-            raise BadFileError(name, "is missing")
+            raise BadFileError(root / name, "is missing")
     names, done = sorted(listed), 0
     sizes = {name: (root / name).lstat().st_size for name in names}
     total, started, told = sum(sizes.values()), time.monotonic(), time.monotonic()
     for name, digest in hash_files(root, names):
         if digest != listed[name]:
-            raise BadFileError(name, f"has SHA-256 {digest}, its list says {listed[name]}")
+            raise BadFileError(root / name, f"has SHA-256 {digest}, its list says {listed[name]}")
         done, now = done + sizes[name], time.monotonic()
         if now - told >= _QUIET_SECONDS:
             told, left = now, (now - started) * (total - done) / max(done, 1)
             logger.info("%s: %.1f of %.1f GiB verified, %.0f s left", what, done / 2**30, total / 2**30, left)
 
 
-def _regular_size(path: Path, name: str) -> int:
+def _regular_size(path: Path) -> int:
     try:
         status = path.lstat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        raise BadFileError(name, "is missing" if missing else f"cannot be read ({error.strerror})") from error
+        raise BadFileError(path, "is missing" if missing else f"cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):
-        raise BadFileError(name, "is no regular file", "remove it")
+        raise BadFileError(path, "is no regular file", "remove it")
     return status.st_size

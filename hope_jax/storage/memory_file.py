@@ -1,16 +1,13 @@
 """Saved memories: one file with all that a stream carries from one call to the next.
 
-A zip archive of `header.json` and one `.npy` an array: fast state, carry (of the attention cache the filled
-part), the unfinished chunk and the sums and statistics so far. bfloat16 is stored as the uint16 of its bits.
-The header names the model that the memory belongs to, every array with its type and shape, and the digest of
-all arrays, which does not depend on the file's layout; a SHA-256 closes the header. Nothing in the file is
-ever executed.
+The arrays (`arrays.dump`) are fast state, carry (of the attention cache the filled part), the unfinished
+chunk and the sums and statistics so far. The header names the model that the memory belongs to, and the
+digest of all arrays, which does not depend on the file's layout; a SHA-256 closes the header.
 """
 
 import dataclasses
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +23,7 @@ from hope_jax.core.types import PyTree
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.storage import arrays
 
-_FORMAT, _VERSION = "hope_jax memory", 1
-_HEADER = "header.json"
-_ZIP = b"PK\x03\x04"
-_BFLOAT16 = np.dtype(jnp.bfloat16)
+_FORMAT, _VERSION = "hope_jax memory", 2
 _ELSEWHERE = "give the --checkpoint that wrote it, or start without it and read the text again"
 
 Header = dict[str, Any]
@@ -54,7 +48,7 @@ def owner_of(streamer: Streamer, params: PyTree) -> Owner:
 def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) -> str:
     """Writes `stream` to `path`, whole or not at all; returns the digest of its arrays.
     Raises: MemoryFileError: the file cannot be written; what `path` held before is still there."""
-    contents = {name: np.asarray(leaf) for name, leaf in arrays.named(streamer.resized(stream, 0)).items()}
+    contents = arrays.named(streamer.resized(stream, 0))
     header: Header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -63,18 +57,12 @@ def save_memory(path: Path, streamer: Streamer, stream: Stream, owner: Owner) ->
         "batch_size": len(stream.chunk.tokens),
         "start": int(stream.chunk.start),
         "position": stream.position,
-        "arrays": {name: [array.dtype.name, list(array.shape)] for name, array in contents.items()},
         "digest": arrays.digest(contents),
     }
     header["sha256"] = _seal(header)
     try:
-        with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps(header, indent=1))
-            for name, array in contents.items():
-                # Without a date in it, equal memories are equal files.
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    stored = array.view(np.uint16) if array.dtype == _BFLOAT16 else array
-                    np.lib.format.write_array(member, stored, allow_pickle=False)
+        with atomic_file(path) as file:
+            file.write(arrays.dump(contents, header))
     except OSError as error:
         raise MemoryFileError(
             f"{path}: the memory cannot be written ({error.strerror or error}); make room, check the "
@@ -114,44 +102,30 @@ def digest(path: Path) -> str:
 def _read(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
     """Header and arrays, checked against each other."""
     try:
-        with path.open("rb") as file:
-            if file.read(len(_ZIP)) != _ZIP:
-                raise MemoryFileError(f"{path} is no memory file; name one that --save_memory wrote")
-            with zipfile.ZipFile(file) as archive:
-                header, contents = _read_header(path, archive), {}
-                for name, (dtype, _) in header["arrays"].items():
-                    with archive.open(f"{name}.npy") as member:
-                        array = np.lib.format.read_array(member, allow_pickle=False)
-                    contents[name] = array.view(_BFLOAT16) if dtype == _BFLOAT16.name else array
-    except MemoryFileError:
-        raise
+        header, contents = arrays.load(path)
     except OSError as error:
         raise MemoryFileError(
             f"{path}: cannot be read ({error.strerror or error}); name a file that --save_memory wrote"
         ) from error
-    except Exception as error:  # zipfile and numpy raise errors of a dozen kinds for damaged bytes
+    except ValueError as error:
         raise MemoryFileError(
-            f"{path} is damaged or cut short ({type(error).__name__}: {error}); restore it from a copy"
+            f"{path} is no memory file, or one that is damaged or cut short ({error}); name one that "
+            "--save_memory wrote, or restore it from a copy"
         ) from error
+    if header.get("format") != _FORMAT:
+        raise MemoryFileError(f"{path} is another file, no memory file; name one that --save_memory wrote")
+    if header.get("version") != _VERSION:
+        raise MemoryFileError(
+            f"{path} is a memory file of format {header.get('version')} and this package reads {_VERSION}; "
+            f"use hope_jax {header.get('written_by')}"
+        )
+    if header.get("sha256") != _seal(header):
+        raise MemoryFileError(f"{path} is damaged: its header was changed; restore it from a copy")
     found = arrays.digest(contents)
     if found != header["digest"]:
         problem = f"its arrays have digest {found}, its header says {header['digest']}"
         raise MemoryFileError(f"{path} is damaged: {problem}; restore it from a copy")
     return header, contents
-
-
-def _read_header(path: Path, archive: zipfile.ZipFile) -> Header:
-    header = json.loads(archive.read(_HEADER)) if _HEADER in archive.namelist() else None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise MemoryFileError(f"{path} is another archive, no memory file; name one that --save_memory wrote")
-    if header["version"] != _VERSION:
-        raise MemoryFileError(
-            f"{path} is a memory file of format {header['version']} and this package reads {_VERSION}; use "
-            f"hope_jax {header['written_by']}"
-        )
-    if header["sha256"] != _seal(header):
-        raise MemoryFileError(f"{path} is damaged: its header was changed; restore it from a copy")
-    return header
 
 
 def _seal(header: Header) -> str:

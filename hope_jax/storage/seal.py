@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import yaml
-
-from hope_jax.core.files import MANIFEST_FILE, write_atomic
+from hope_jax.core.files import MANIFEST_FILE, as_yaml, write_atomic
 from hope_jax.core.paths import is_left_behind
 from hope_jax.storage import digests
 from hope_jax.storage.digests import BadFileError
@@ -40,7 +38,7 @@ def write(folder: Path, step: int, meta: Mapping[str, Any], config: Mapping[str,
     step, and the configuration's digest are added.
     Raises: OSError if the folder cannot be written."""
     meta_path, config_path, list_path = sidecars(folder, step)
-    text = yaml.safe_dump(dict(config), sort_keys=False)
+    text = as_yaml(config)
     head = {"format": FORMAT, "version": VERSION, "step": step, "config_digest": _digest(text)}
     write_atomic(config_path, text)
     write_atomic(meta_path, json.dumps({**head, **meta}, indent=1, allow_nan=False) + "\n")
@@ -69,29 +67,27 @@ def check(folder: Path, step: int, *, strict: bool = False) -> Sealed:
     What lies in the folder besides (file managers and network file systems leave such files) is warned of: it
     is not read, and takes nothing away from files that are good. strict, and in a release bundle: it is an
     error. Nothing is read but bytes, lists and JSON.
-    Raises: BadFileError: names the first bad file, relative to `folder`.
+    Raises: BadFileError: names the first bad file.
     """
     meta_path, config_path, list_path = sidecars(folder, step)
     if not (folder / str(step)).is_dir():
-        raise BadFileError(str(step), "is missing, or no folder")
+        raise BadFileError(folder / str(step), "is missing, or no folder")
     if not list_path.exists():
         problem = "is missing: the checkpoint was not finished"
-        raise BadFileError(list_path.name, problem, "take the one before it")
+        raise BadFileError(list_path, problem, "take the one before it")
     listed = digests.read_list(list_path)
     there = _sealed_files(folder, step)
     for name in (meta_path.name, config_path.name):
         if name not in listed:
-            raise BadFileError(list_path.name, f"does not list {name}")
+            raise BadFileError(list_path, f"does not list {name}")
     strict = strict or (folder.parent / MANIFEST_FILE).exists()
     digests.check(folder, listed, there, folder / str(step), strict=strict)
     if extra := sorted({*there} - {*listed}):
         names = ", ".join(extra[:_SHOWN]) + (f" and {len(extra) - _SHOWN} more" if extra[_SHOWN:] else "")
         logger.warning("%s: not of this checkpoint, and not read: %s; it can be removed", folder, names)
     meta = read_meta(folder, step)
-    if meta["step"] != step:
-        raise BadFileError(meta_path.name, f"belongs to step {meta['step']}, not {step}")
     if meta.get("config_digest") != _digest(digests.read_text(config_path)):
-        raise BadFileError(config_path.name, f"is not what {meta_path.name} was written for")
+        raise BadFileError(config_path, f"is not what {meta_path.name} was written for")
     return Sealed(meta, len(listed) + 1, extra)
 
 
@@ -110,11 +106,11 @@ def _sealed_files(folder: Path, step: int) -> list[str]:
 
 
 def read_meta(folder: Path, step: int) -> Meta:
-    """The metadata beside a checkpoint. Raises: BadFileError: none of this format and version."""
+    """The metadata beside a checkpoint. Raises: BadFileError: none of this format, version and step."""
     path = sidecars(folder, step)[0]
     meta = digests.read_metadata(path, FORMAT, VERSION, "metadata of a checkpoint")
-    if not isinstance(meta.get("step"), int):
-        raise BadFileError(path.name, "names no step")
+    if meta.get("step") != step:
+        raise BadFileError(path, f"belongs to step {meta.get('step')}, not {step}")
     return meta
 
 

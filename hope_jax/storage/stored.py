@@ -93,10 +93,7 @@ def load_checkpoint(
     """
     folder, step = resolve(path.absolute())
     if verify:
-        try:
-            seal.check(folder, step)
-        except BadFileError as error:
-            raise error.under(folder) from error
+        seal.check(folder, step)
     where = folder / str(step)
     try:
         return read(where, fields)
@@ -177,21 +174,19 @@ def verify(path: Path) -> Verified:
 def verify_checkpoint(folder: Path, step: int, *, strict: bool = False) -> Verified:
     """Files against their list; arrays, cursor and configuration against the metadata beside them. strict:
     its folder holds no other file.
-    Raises: BadFileError: names the first bad file, by its path."""
-    try:
-        meta, files, extra = seal.check(folder, step, strict=strict)
-        loaded = load_checkpoint(folder / str(step), verify=False)
-        found = {
-            "checkpoint_digest": digest(loaded),
-            "tokenizer_digest": loaded.meta.get("tokenizer_digest"),
-            "data": loaded.data,
-        }
-        for key, value in found.items():
-            if meta.get(key) != value:
-                problem = f"says {key} is {meta.get(key)!r}, the checkpoint's is {value!r}"
-                raise BadFileError(f"{step}.meta.json", problem)
-        if yaml.safe_load(digests.read_text(folder / f"{step}.yaml")) != loaded.config:
-            raise BadFileError(f"{step}.yaml", "is another configuration than the checkpoint's own")
-    except BadFileError as error:
-        raise error.under(folder) from error
+    Raises: BadFileError: names the first bad file."""
+    meta, files, extra = seal.check(folder, step, strict=strict)
+    loaded = load_checkpoint(folder / str(step), verify=False)
+    meta_path, config_path, _ = seal.sidecars(folder, step)
+    found = {
+        "checkpoint_digest": digest(loaded),
+        "tokenizer_digest": loaded.meta.get("tokenizer_digest"),
+        "data": loaded.data,
+    }
+    for key, value in found.items():
+        if meta.get(key) != value:
+            problem = f"says {key} is {meta.get(key)!r}, the checkpoint's is {value!r}"
+            raise BadFileError(meta_path, problem)
+    if yaml.safe_load(digests.read_text(config_path)) != loaded.config:
+        raise BadFileError(config_path, "is another configuration than the checkpoint's own")
     return Verified(found["checkpoint_digest"], files, tuple(str(folder / name) for name in extra))

@@ -1,18 +1,13 @@
 """The parameters of a model as one safetensors file, under our dotted names, with a map of what they are.
 
-The header's one metadata entry, `hope_jax`, is JSON: format, version, step, and for every array its axes and
-what it is (`ARRAYS`). Arrays keep their type and their bits. The format holds no code.
+The header (`arrays.dump`) holds format, version, step, and of every array its axes and what it is (`ARRAYS`).
 """
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hope_jax.core.types import PyTree
 from hope_jax.models import blocks
@@ -20,8 +15,6 @@ from hope_jax.storage import arrays
 from hope_jax.storage.digests import BadFileError
 
 FORMAT, VERSION = "hope_jax weights", 1
-_KEY = "hope_jax"
-"""One entry alone: safetensors does not order them, so with several, equal weights were not equal files."""
 
 
 class ArrayKind(NamedTuple):
@@ -75,14 +68,10 @@ def save(path: Path, params: PyTree, step: int) -> str:
     """Writes the parameters of a checkpoint, as they are; returns the digest of the arrays (`arrays.digest`).
     params: nested dicts of arrays, of any type that safetensors knows (bfloat16 too).
     Raises: OSError: the file cannot be written. KeyError: an array that is no parameter of ours."""
-    # Safetensors takes an array's memory as it lies.
-    flat = {name: np.asarray(leaf, order="C") for name, leaf in arrays.named(params).items()}
+    flat = arrays.named(params)
     about = {name: describe(name) for name in sorted(flat)}
     header = {"format": FORMAT, "version": VERSION, "step": step, "arrays": about}
-    try:
-        save_file(flat, path, metadata={_KEY: json.dumps(header)})
-    except SafetensorError as error:
-        raise OSError(f"{path.name}: {error}") from error
+    path.write_bytes(arrays.dump(flat, header))
     return arrays.digest(flat)
 
 
@@ -90,13 +79,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header and the arrays of a file that `save` wrote.
     Raises: BadFileError: it is damaged, no safetensors file, or another's."""
     try:
-        with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            contents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError, TypeError) as error:
-        raise BadFileError(path.name, f"is no readable safetensors file ({error})") from error
-    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        raise BadFileError(path.name, f"is no {FORMAT} file of version {VERSION}")
+        header, contents = arrays.load(path)
+    except (OSError, ValueError) as error:
+        raise BadFileError(path, f"is no readable safetensors file ({error})") from error
+    if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        raise BadFileError(path, f"is no {FORMAT} file of version {VERSION}")
     return header, contents
 
 
@@ -104,14 +91,12 @@ def check(path: Path, params: PyTree, step: int) -> None:
     """Holds a file against the parameters of the checkpoint that it was made from.
     Raises: BadFileError: another step or map, or an array that differs in name, type, shape or any bit."""
     header, found = load(path)
-    wanted: Mapping[str, Any] = arrays.named(params)
     if header.get("step") != step:
-        raise BadFileError(path.name, f"is of step {header.get('step')!r}, the checkpoint of {step}")
-    for name in sorted({*wanted, *found}):
-        if name not in found:
-            raise BadFileError(path.name, f"lacks {name}")
-        if name not in wanted:
-            raise BadFileError(path.name, f"has {name}, which the checkpoint has not")
-        theirs, ours = found[name], np.asarray(wanted[name])
-        if (theirs.dtype, theirs.shape) != (ours.dtype, ours.shape) or theirs.tobytes() != ours.tobytes():
-            raise BadFileError(path.name, f"has another {name} than the checkpoint")
+        raise BadFileError(path, f"is of step {header.get('step')!r}, the checkpoint of {step}")
+    try:
+        arrays.restore(params, found)
+    except ValueError as error:
+        raise BadFileError(path, f"does not hold the checkpoint's arrays: {error}") from error
+    for name, wanted in arrays.named(params).items():
+        if found[name].tobytes() != np.asarray(wanted).tobytes():
+            raise BadFileError(path, f"has another {name} than the checkpoint")

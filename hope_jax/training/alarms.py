@@ -56,13 +56,11 @@ def written(writes: Writes, *, means: bool = False) -> Writes:
 
 def share_of_all(levels: Writes) -> float | None:
     """Periods that were written over those that ended, of all levels and layers; None where none ended."""
-    pairs = [
-        pair
-        for level in levels.values()
-        for pair in zip(level["periods"], level["periods_written"], strict=True)
-    ]
-    ended = sum(periods for periods, _ in pairs)
-    return sum(periods * share for periods, share in pairs) / ended if ended else None
+    if not levels:
+        return None
+    keys = ("periods", "periods_written")
+    ended, shares = (np.concatenate([level[key] for level in levels.values()]) for key in keys)
+    return float(np.average(shares, weights=ended))
 
 
 class _Rate(NamedTuple):
@@ -85,44 +83,26 @@ def _rate(level: str, config: ExperimentConfig) -> _Rate:
     return _Rate(key, own if config.teach.scale else 0.0, True)
 
 
-class _Suspect(NamedTuple):
-    """The largest over the layers of what a level has written in a step. write, delta: of one write, and of
-    all, over the slow weights. hits: active bounds a write."""
-
-    name: str
-    write: float
-    delta: float
-    hits: float
-
-
-def _order(size: float) -> float:
-    """What is not finite is largest."""
-    return size if math.isfinite(size) else math.inf
-
-
-def _suspect(writes: Writes) -> _Suspect | None:
-    """The level whose writes are not finite, or whose bounds are hit most, or whose writes are largest."""
-    found = []
-    for name, stats in writes.items():
-        layers = zip(*stats.values(), strict=True) if "write_norm" in stats else ()
-        each = [dict(zip(stats, map(float, layer), strict=True)) for layer in layers]
-        each = [layer for layer in each if layer["updates_applied"] > 0]
-        if each:
-            hits = max((e["write_clip_hits"] + e["delta_clip_hits"]) / e["updates_applied"] for e in each)
-            write, delta = (max((e[key] for e in each), key=_order) for key in ("write_norm", "delta_norm"))
-            found.append(_Suspect(name, write, delta, hits))
-    return max(found, key=lambda s: (_order(s.write) == math.inf, s.hits, s.write), default=None)
-
-
 def _remedy(writes: Writes, config: ExperimentConfig) -> str:
-    """What the suspect level has written, and the key that mends it."""
-    level, memory = _suspect(writes), config.memory
-    if level is None:
+    """What the suspect level has written, and the key that mends it: the level whose writes are not finite,
+    or whose bounds are hit most, or whose writes are largest, in any of its layers."""
+    found = []
+    keys = ("updates_applied", "write_norm", "delta_norm", "write_clip_hits", "delta_clip_hits")
+    for name, stats in writes.items():
+        if "write_norm" not in stats:
+            continue
+        layers = np.array([stats[key] for key in keys], float)
+        applied, write, delta, *hits = layers[:, layers[0] > 0]
+        if applied.size:
+            bounded = sum(hits) / applied
+            found.append((name, float(write.max()), float(delta.max()), float(bounded.max())))
+    if not found:
         return f"No memory has written. Remedy: lower optim.lr (now {config.optim.lr:g})."
-    rate = _rate(level.name, config)
+    level, one, all_of_them, bounds_hit = max(found, key=lambda f: (not math.isfinite(f[1]), f[3], f[1]))
+    rate, memory = _rate(level, config), config.memory
     cause = (
-        f"Suspect: {level.name} (over the slow weights' norm, one write up to {level.write:.3g}, all writes "
-        f"{level.delta:.3g}; {level.hits:.2g} active bounds a write)."
+        f"Suspect: {level} (over the slow weights' norm, one write up to {one:.3g}, all writes "
+        f"{all_of_them:.3g}; {bounds_hit:.2g} active bounds a write)."
     )
     off = [name for name in ("write_clip", "delta_clip") if not getattr(memory, name)]
     if not rate.taught:

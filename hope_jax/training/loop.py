@@ -1,6 +1,7 @@
 """The training loop: start or resume, step, sum up. It knows a run only as a program."""
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from clu import parameter_overview
 
 from hope_jax.cluster import processes
 from hope_jax.cluster.lock import workdir_lock
-from hope_jax.cluster.peers import Alone, Peers
+from hope_jax.cluster.peers import Peers
 from hope_jax.cluster.signals import stop_signals
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core import files
@@ -37,7 +38,7 @@ _SAMPLES = 3
 _PROMPT_TOKENS = 32
 
 
-def run(config: ExperimentConfig, workdir: Path, peers: Alone | Peers | None = None) -> dict[str, Any]:
+def run(config: ExperimentConfig, workdir: Path, peers: Peers | None = None) -> dict[str, Any]:
     """Train (or resume) the run of `config` in `workdir` on its own data; returns `train`'s summary."""
     # the only place that needs the model: `train` drives any program
     from hope_jax.training.step import build_program
@@ -62,7 +63,7 @@ def train(
     train_iterator: TrainIterator,
     eval_batches: Sequence[Batch],
     tokenizer: Tokenizer,
-    peers: Alone | Peers | None = None,
+    peers: Peers | None = None,
     sources: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run `program` from `train.step_offset`, or from the newest checkpoint, to step `train.steps`. SIGTERM
@@ -89,7 +90,7 @@ def train(
         if jax.process_index() == 0:
             stack.enter_context(workdir_lock(workdir))
             (workdir / files.ALARM_FILE).unlink(missing_ok=True)
-        stop, peers = stack.enter_context(stop_signals()), peers or Alone()
+        stop = stack.enter_context(stop_signals())
         meta = {
             "tokenizer_digest": tokenizer.sha256,
             "versions": telemetry.versions(),
@@ -100,7 +101,11 @@ def train(
         checkpointer = Checkpointer(folder, config.checkpoint, files.as_plain(config), meta)
         stack.enter_context(checkpointer)
         this, state = _opened(stack, program, config, workdir, train_iterator, eval_batches, checkpointer)
-        step, state = _steps(this, state, lambda step: peers.stopping(step, stop.received))
+
+        def stopping(step: int) -> str | None:
+            return peers.stopping(step, stop.received) if peers else stop.received
+
+        step, state = _steps(this, state, stopping)
         checkpointer.wait()
         summary = _summary(this, step, state)
         _write_results(this, state, summary, tokenizer)
@@ -149,7 +154,7 @@ def _opened(
     closed with `stack`, the recorder first."""
     start, state, progress = _start(program, config, checkpointer, iterator)
     if jax.process_index() == 0:
-        files.write_config(workdir, files.as_plain(config))
+        files.write_atomic(workdir / files.CONFIG_FILE, files.as_yaml(files.as_plain(config)))
         files.cut_back(workdir / files.METRICS_FILE, start)
     peak = telemetry.measure_matmul_peak()
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -260,6 +265,7 @@ def _write_results(run: Run, state: TrainState, summary: dict[str, Any], tokeniz
         "samples": samples,
         "config": files.as_plain(config),
     }
-    files.write_summary(run.workdir, {**summary, **details})
+    whole = json.dumps(files.to_json({**summary, **details}), indent=1, allow_nan=False)
+    files.write_atomic(run.workdir / files.SUMMARY_FILE, f"{whole}\n")
     write_report(run.workdir)
     logger.info("report written in %.1f s: %s", time.perf_counter() - started, run.workdir / "report.html")

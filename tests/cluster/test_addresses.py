@@ -1,5 +1,7 @@
 """Which processes belong together, from flags, host lists and the environment."""
 
+import os
+
 import pytest
 
 from hope_jax.cluster import addresses as cluster
@@ -8,7 +10,10 @@ from hope_jax.core.errors import ConfigError
 
 
 def find(coordinator=None, count=None, index=None, hosts=(), mode="none", environment=None, names=("b",)):
-    return cluster.find(coordinator, count, index, hosts, mode, environment or {}, names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", environment or {})
+        patch.setattr(cluster, "own_names", lambda: {*names})
+        return cluster.find(coordinator, count, index, hosts, mode)
 
 
 def test_nothing_given_is_one_process():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from hope_jax.cluster import peers as module
-from hope_jax.cluster.peers import Alone, Peers
+from hope_jax.cluster.peers import Peers
 
 
 class SharedStore:
@@ -163,7 +163,3 @@ def test_no_step_is_taken_while_the_processes_agree(clock, group):
     held.join(5)
     assert not held.is_alive()
     assert made[0].stopping(5, None) == made[1].stopping(5, None) == "SIGTERM at process 1"
-
-
-def test_the_only_process_stops_by_its_own_signal():
-    assert Alone().stopping(3, None) is None and Alone().stopping(3, "SIGINT") == "SIGINT"

@@ -24,10 +24,10 @@ def test_weights_are_held_against_the_checkpoint_bit_for_bit(copy: Path) -> None
     moved[3, 4] = np.nextafter(moved[3, 4], 9)
     changes: list[tuple[dict[str, np.ndarray], str]] = [
         ({**good, "embed": moved}, "has another embed"),
-        ({**good, "embed": embed.astype(np.float64)}, "has another embed"),
-        ({**good, "embed": embed.T.copy()}, "has another embed"),
-        ({**good, "more": embed}, "has more, which the checkpoint has not"),
-        ({name: array for name, array in good.items() if name != "embed"}, "lacks embed"),
+        ({**good, "embed": embed.astype(np.float64)}, r".*: embed: want float32\[1024, 16\], got float64\["),
+        ({**good, "embed": embed.T.copy()}, r".*: embed: want float32\[1024, 16\], got float32\[16, 1024\]"),
+        ({**good, "more": embed}, ".*: more: want nothing, got"),
+        ({name: array for name, array in good.items() if name != "embed"}, ".*: embed: want .* got nothing"),
     ]
     for content, message in changes:
         save_file(content, path, metadata=head)
@@ -64,7 +64,7 @@ def test_hostile_safetensors_are_refused(
     try:
         weights.check(path, loaded.state["params"], loaded.step)
     except BadFileError as error:
-        assert error.path == "weights.safetensors"
+        assert error.path == path
     else:  # a flip in the words that describe an array
         assert path.read_bytes()[-1000:] == good[-1000:]
 

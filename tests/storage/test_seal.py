@@ -74,7 +74,7 @@ def test_sha256sum_reads_the_list(run):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    listed = digests.parse((run / "checkpoints" / "16.sha256").read_text(), "16.sha256")
+    listed = digests.read_list(run / "checkpoints" / "16.sha256")
     below = {p.relative_to(run / "checkpoints").as_posix() for p in (run / "checkpoints" / "16").rglob("*")
              if p.is_file()}  # fmt: skip
     assert set(listed) == below | {"16.yaml", "16.meta.json"}
@@ -130,7 +130,7 @@ def test_other_versions_formats_and_steps_are_refused(tmp_path):
         ({"version": 2}, "format version 2"),
         ({"format": "other"}, "no metadata of a checkpoint"),
         ({"step": 9}, "belongs to step 9"),
-        ({"step": None}, "names no step"),
+        ({"step": None}, "belongs to step None"),
         ({"config_digest": "0"}, "is not what 8.meta.json was written for"),
     ]:
         (folder / "8.meta.json").write_text(json.dumps({**meta, **change}))
