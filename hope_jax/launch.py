@@ -12,6 +12,7 @@ last three, one of several processes that train together (same page); process 0 
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,8 +72,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from hope_jax.cluster import processes
+    from hope_jax.storage.stored import resume_point
 
-    with processes.joined(found, workdir, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
+    resumes_at = partial(resume_point, workdir)
+    with processes.joined(found, resumes_at, _GONE_AFTER.value, _JOIN_WITHIN.value) as peers:
         with writing(workdir):
             make_room(workdir)
         compilation_cache.use()

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -28,7 +27,6 @@ from hope_jax.cluster.addresses import AUTO, Cluster
 from hope_jax.cluster.meeting import meet
 from hope_jax.cluster.peers import INTERVAL, Peers
 from hope_jax.core.errors import CheckpointError, ConfigError, ProcessError, UserError
-from hope_jax.storage import stored
 
 logger = logging.getLogger("hope_jax.training")
 
@@ -45,7 +43,7 @@ _rounds = itertools.count()
 
 @contextlib.contextmanager
 def joined(
-    cluster: Cluster | None, workdir: Path, gone_after: float, within: float
+    cluster: Cluster | None, resumes_at: Callable[[], str], gone_after: float, within: float
 ) -> Iterator[Peers | None]:
     """The run's processes as one, before any other use of JAX; yields the others. None, or a count of 1: this
     process alone, without others.
@@ -55,6 +53,7 @@ def joined(
     inside the block is told to the others, once it is clear that none of them caused it by being gone; then
     `leave` has to end the process.
 
+    resumes_at: says, when a process is gone, from what the same command goes on.
     Raises: ConfigError, ProcessError: the processes cannot find each other.
     """
     if cluster is None or cluster.size == 1:
@@ -62,7 +61,7 @@ def joined(
         return
     _connect(cluster, gone_after, within)
     state = distributed.global_state
-    end = _ender(workdir, state.process_id)
+    end = _ender(resumes_at, state.process_id)
     _on_abort(lambda: _say_if_lost(str(state.coordinator_address), end))
     peers = Peers(state.client, state.process_id, state.num_processes, gone_after, end)
     peers.start()
@@ -172,15 +171,11 @@ def _of_environment(within: float) -> tuple[str, int, int, Any]:
     return address, count, place, None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
 
 
-def _ender(workdir: Path, index: int) -> Callable[[str, int], None]:
+def _ender(resumes_at: Callable[[], str], index: int) -> Callable[[str, int], None]:
     """What ends this process when another cannot go on: one paragraph, an exit code."""
 
     def end(reason: str, code: int) -> None:
-        try:
-            where = f"checkpoint {stored.resolve(workdir)[1]}"
-        except (CheckpointError, OSError):
-            where = "the beginning, as no checkpoint had been finished"
-        more = f"Process {index} stops too; the same command on all hosts goes on from {where}."
+        more = f"Process {index} stops too; the same command on all hosts goes on from {resumes_at()}."
         _exit_saying(f"{reason}. {more}", code, _LINGER if index == 0 else 0.0)
 
     return end

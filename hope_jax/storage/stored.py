@@ -81,6 +81,14 @@ def resolve(path: Path) -> tuple[Path, int]:
     return folder, max(steps)
 
 
+def resume_point(workdir: Path) -> str:
+    """From what a run goes on, in words."""
+    try:
+        return f"checkpoint {resolve(workdir)[1]}"
+    except (CheckpointError, OSError):
+        return "the beginning, as no checkpoint had been finished"
+
+
 def load_checkpoint(
     path: Path, fields: Collection[str] = TrainState._fields, *, verify: bool = True
 ) -> LoadedCheckpoint:
