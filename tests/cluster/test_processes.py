@@ -160,6 +160,7 @@ def test_a_signal_stops_all_after_a_step_and_they_resume(folder, together):
     assert_resumes_to(together, workdir)
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_stops_the_others_and_they_resume(folder, together):
     workdir = folder / "worker"
     processes = start_two(workdir, 0.2)
