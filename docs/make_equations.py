@@ -55,7 +55,7 @@ EQUATIONS = (
         "48-49",
         "delta momentum: m <- m (alpha I - g^T g) - eta g, W <- W + m",
         (MEMORY + "rules.py::delta_momentum",),
-        (ORACLE + "inner.py::delta_momentum",),
+        (ORACLE + "writes.py::delta_momentum",),
         (TESTS + "memory/test_delta_rules.py::test_writes_match_naive_periods",),
     ),
     Equation(
@@ -74,7 +74,7 @@ EQUATIONS = (
         "56-57, 113-121",
         "delta gradient descent: W <- W (I - eta' x x^T) - eta' g x^T",
         (MEMORY + "rules.py::delta_gradient_descent",),
-        (ORACLE + "inner.py::drawn_gradient",),
+        (ORACLE + "cms.py::drawn_gradient",),
         (
             TESTS + "memory/test_delta_rules.py::test_one_token_of_norm_one_is_equation_57",
             TESTS + "memory/test_delta_rules.py::test_factors_match_the_linear_system_and_skip_masked_tokens",
@@ -87,8 +87,8 @@ EQUATIONS = (
         "the chain of levels y = MLP_k(... MLP_1(x))",
         (MEMORY + "cms.py::Cms.read", MEMORY + "mlp_memory.py::read"),
         (
-            ORACLE + "model.py::cms",
-            ORACLE + "model.py::level_read",
+            ORACLE + "cms.py::read",
+            ORACLE + "cms.py::level_read",
             *golden("cms_forward_ln", "cms_forward_noln"),
         ),
         (TESTS + "memory/test_cms.py::test_read_and_gradient_match_naive_level", GOLDEN),
@@ -104,9 +104,9 @@ EQUATIONS = (
             MEMORY + "mlp_memory.py::write_gradient",
         ),
         (
-            ORACLE + "periods.py::accumulate",
-            ORACLE + "periods.py::close_period",
-            ORACLE + "inner.py::level_gradient",
+            ORACLE + "cms.py::Cms.write_chunk",
+            ORACLE + "writes.py::Memory.close",
+            ORACLE + "cms.py::level_gradient",
             "parity_tests/torch_reference/periods.py::write_level",
         ),
         (
@@ -120,7 +120,7 @@ EQUATIONS = (
         "71",
         "the same for all periods of a chunk at once, under linear inner optimizers",
         (KERNELS + "cms_write/gram.py::write_periods",),
-        (ORACLE + "kernels/cms_write.py::write_periods",),
+        ("kernels/cms_write/test_cms_write.py::one_by_one",),
         (KERNELS + "cms_write/test_cms_write.py::test_matches_naive",),
     ),
     Equation(
@@ -128,7 +128,7 @@ EQUATIONS = (
         "72",
         "nested levels: a slower level learns where the next faster one starts",
         (MEMORY + "cms_nested.py::NestedCms",),
-        (ORACLE + "cms_connections.py::end_of_token",),
+        (ORACLE + "cms.py::Cms.end_of_token",),
         (TESTS + "memory/test_cms_connections.py::test_nested_writes_match_naive_levels",),
     ),
     Equation(
@@ -136,7 +136,7 @@ EQUATIONS = (
         "74",
         "independent levels: y = sum_l softmax(w)_l MLP_l(x)",
         (MEMORY + "cms.py::Cms.read",),
-        (ORACLE + "model.py::cms",),
+        (ORACLE + "cms.py::read",),
         (TESTS + "memory/test_cms_connections.py::test_independent_reads_match_naive_average",),
     ),
     Equation(
@@ -145,7 +145,7 @@ EQUATIONS = (
         "self-modifying Titans: keys, values, rates and decays from memories that are written with them",
         (MEMORY + "self_mod.py::SelfMod.read",),
         (
-            ORACLE + "self_mod.py::read_token",
+            ORACLE + "self_mod.py::Stream.read",
             "parity_tests/torch_reference/self_mod.py::read",
             *golden("smt_default_1_1", "smt_grad_vhat_3_5", "smt_dot_mom_adaptq"),
         ),
@@ -162,7 +162,7 @@ EQUATIONS = (
         "83-93",
         "the write of a chunk, M <- M (alpha_t I - eta_t k_t k_t^T) - eta_t grad_t, in closed form",
         (KERNELS + "self_mod/chunked.py::write_chunk",),
-        (ORACLE + "kernels/self_mod.py::write_chunk",),
+        (ORACLE + "self_mod.py::written",),
         (
             KERNELS + "self_mod/test_self_mod.py::test_chunked_matches_naive",
             KERNELS + "self_mod/test_self_mod.py::test_gradients_match_naive_with_tokens_left_out",
@@ -185,7 +185,7 @@ EQUATIONS = (
         "write rule",
         "S_t = eta_t S_{t-1} - theta_t g_t, M_t = (1 - alpha_t) M_{t-1} + S_t, gates from the data",
         (MEMORY + "titans_rule.py::TitansWriter", MEMORY + "titans_rule.py::token_gates"),
-        (ORACLE + "titan.py::Stream.titans", ORACLE + "titan.py::gates"),
+        (ORACLE + "writes.py::Memory.titans", ORACLE + "writes.py::gates"),
         (
             TESTS + "memory/test_titan.py::test_stream_of_writes",
             TESTS + "memory/test_titan.py::test_maps_of_periods_compose",
@@ -201,7 +201,7 @@ EQUATIONS = (
             MEMORY + "titan.py::self_modifier_read",
         ),
         (
-            ORACLE + "titan.py::token_loss",
+            ORACLE + "titan.py::gradient",
             ORACLE + "titan.py::mem",
             *golden("titan_memory", "model_titan_only"),
         ),
@@ -217,8 +217,8 @@ EQUATIONS = (
         "`momentum`, `preconditioned`, `muon`, `dmgd`, `l2_objective`, `nl_l2_precond`",
         (MEMORY + "rules.py::make_inner_optimizer",),
         (
-            ORACLE + "inner.py::inner_step",
-            ORACLE + "reference.py::update",
+            ORACLE + "writes.py::inner_step",
+            "parity_tests/published_update.py::update",
             *golden("cms_update_muon", "cms_update_nl_l2_precond"),
         ),
         (
@@ -236,8 +236,8 @@ EQUATIONS = (
             LEARNING + "teach.py::process",
         ),
         (
-            ORACLE + "teach.py::head_signal",
-            ORACLE + "teach.py::process",
+            ORACLE + "model.py::head_signal",
+            ORACLE + "stream.py::process",
             *golden("teach_plain", "teach_ignore"),
         ),
         (
@@ -256,7 +256,7 @@ EQUATIONS = (
             MEMORY + "gate.py::token_mask",
             MEMORY + "period_write.py::PeriodWriter.count",
         ),
-        (ORACLE + "teach.py::surprise", ORACLE + "periods.py::close_period"),
+        (ORACLE + "stream.py::surprise", ORACLE + "writes.py::Memory.close"),
         (TESTS + "learning/test_online.py::test_online_matches_naive_stream",),
     ),
     Equation(
@@ -272,7 +272,7 @@ EQUATIONS = (
         "two-pass mode",
         "the sequence is one chunk, written after the outer step",
         (LEARNING + "modes.py::two_pass",),
-        (ORACLE + "stream.py::two_pass", "parity_tests/torch_reference/stream.py::whole_sequence"),
+        (ORACLE + "stream.py::online", "parity_tests/torch_reference/stream.py::whole_sequence"),
         (
             TESTS
             + "learning/test_streams.py::test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk",
@@ -296,7 +296,7 @@ EQUATIONS = (
         "streaming",
         "a document fed in any split leaves the same logits and state",
         (LEARNING + "stream.py::Streamer.feed", LEARNING + "stream.py::Streamer.finish"),
-        (ORACLE + "stream.py::online_stream", "parity_tests/torch_reference/stream.py::stream"),
+        (ORACLE + "stream.py::online", "parity_tests/torch_reference/stream.py::stream"),
         (
             TESTS + "learning/test_stream.py::test_any_split_gives_the_same_logits_and_state",
             "parity_tests/test_torch_reference.py::test_a_stream_in_pieces",

@@ -7,7 +7,7 @@ import jax
 
 from hope_jax.learning.teach import clip_factor
 from hope_jax.memory.levels import Level
-from hope_jax.memory.rules import VARIANTS
+from hope_jax.memory.rules import OPTIMIZERS
 from parity_tests.golden_file import Golden
 
 PUBLISHED_VARIANTS = ("preconditioned", "muon", "dmgd", "l2_objective", "nl_l2_precond", "momentum")
@@ -26,7 +26,7 @@ def inner_level(
     if name not in PUBLISHED_VARIANTS:
         g.differ("unknown_optimizer")
         name = "momentum"
-    assert name in VARIANTS
+    assert name in OPTIMIZERS
     return Level(max(tokens, 2), (optimizer or {}).get("lr", default_lr), name, **{**defaults, **rest})
 
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parity_tests import convert
+from parity_tests import convert, published_update
 from parity_tests.golden_file import Golden, GoldenMismatch, golden
 from parity_tests.targets import next_targets
 from tests.oracle import model as oracle
-from tests.oracle import reference
-from tests.oracle.inner import Level
+from tests.oracle.cms import level_read
+from tests.oracle.layers import Arch, Carry, attend
+from tests.oracle.writes import Level
 
 
 def test_every_golden_output_must_be_compared() -> None:
@@ -25,19 +26,17 @@ def test_every_golden_output_must_be_compared() -> None:
         g.finish()
 
 
-def attention_arch(g: Golden) -> oracle.Arch:
+def attention_arch(g: Golden) -> Arch:
     qk_norm = "l2" if g.config["qk_l2_norm"] else "none"
-    return oracle.Arch(heads=g.config["heads"], style="reference", qk_norm=qk_norm)
+    return Arch(heads=g.config["heads"], style="reference", qk_norm=qk_norm)
 
 
 def attend_pieces(
     g: Golden, p: dict[str, np.ndarray], row: np.ndarray, cuts: list[int]
-) -> tuple[list[np.ndarray], oracle.Past]:
+) -> tuple[list[np.ndarray], Carry]:
     past, pieces = None, []
     for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
-        out, past = oracle.attention(
-            p, attention_arch(g), row[start:stop], past, oracle.visible((1,) * len(row), start, stop)
-        )
+        out, past = attend(p, attention_arch(g), row[start:stop], past, np.ones(stop))
         pieces.append(np.asarray(out))
     assert past is not None
     return pieces, past
@@ -63,7 +62,7 @@ def cms_chain(levels: dict[str, Any], x: Any, read_clip: float) -> tuple[Any, di
     ins, outs = {}, {}
     for name, p in levels.items():
         ins[name] = x
-        x = outs[name] = oracle.level_read(p, x, read_clip)
+        x = outs[name] = level_read(p, x, read_clip)
     return x, ins, outs
 
 
@@ -79,7 +78,7 @@ def test_cms_forward_and_train_gradients(name: str) -> None:
             g.compare(f"{mode}.level_in.{level}", ins[level])
             g.compare(f"{mode}.level_out.{level}", outs[level])
             if mode == "train":
-                branch = oracle.level_read(levels[level], ins[level]) - ins[level]
+                branch = level_read(levels[level], ins[level]) - ins[level]
                 clipped = np.mean(np.linalg.norm(branch, axis=-1) > read_clip)
                 assert clipped == pytest.approx(g.config["fraction_of_tokens_clipped_in_train"][level])
 
@@ -111,7 +110,7 @@ def compare_updates(g: Golden, variant: str, reduction: str) -> None:
     delta: dict[str, Any] = {name: np.zeros_like(w) for name, w in p.items()}
     state = None
     for i in range(g.config["n_updates"]):
-        result = reference.update(
+        result = published_update.update(
             level, p, delta, state, g.inputs[f"x.{i}"], g.inputs[f"teach.{i}"], reduction
         )
         delta, state = result["delta"], result["state"]
@@ -136,36 +135,36 @@ def test_teach_signal_of_the_mean_loss(name: str) -> None:
     g.compare("n_active", np.sum(targets >= 0))
     g.compare(
         "teach_signal",
-        reference.mean_loss_signal(g.inputs["logits"], targets, g.weights["lm_head.weight"]),
+        published_update.mean_loss_signal(g.inputs["logits"], targets, g.weights["lm_head.weight"]),
     )
     g.finish()
 
 
 QUICK = {"xla_backend_optimization_level": 0}
 READ = jax.jit(
-    lambda params, tokens, past, arch, mask: oracle.read_chunk(params, arch, tokens, past, mask),
+    lambda params, tokens, carry, arch: oracle.read(params, arch, tokens, carry=carry),
     static_argnames="arch",
     compiler_options=QUICK,
 )
 
 
-def model_and_arch(g: Golden) -> tuple[Any, oracle.Arch]:
+def model_and_arch(g: Golden) -> tuple[Any, Arch]:
     config = g.config["model"]
     levels = ()
     if config["block_variant"] == "hope_attention":
         levels = tuple(level["name"] for level in config["cms_levels"])
     params = jax.tree.map(jnp.asarray, convert.model(g.weights, config["num_layers"]))
-    return params, oracle.Arch(config["heads"], style="reference", levels=levels, qk_norm="none")
+    return params, Arch(config["heads"], style="reference", levels=levels, qk_norm="none")
 
 
-def read_rows(params: Any, arch: oracle.Arch, rows: np.ndarray, cuts: list[int]) -> list[list[oracle.Read]]:
+def read_rows(params: Any, arch: Arch, rows: np.ndarray, cuts: list[int]) -> list[list[oracle.Read]]:
     """Reads of every row in pieces, keys and values carried."""
     results = []
     for row in rows:
-        past, reads = None, []
+        carry, reads = None, []
         for start, stop in zip([0, *cuts], [*cuts, len(row)], strict=True):
-            read = READ(params, row[start:stop], past, arch, oracle.visible((1,) * len(row), start, stop))
-            past = read.past
+            read = READ(params, row[start:stop], carry, arch)
+            carry = read.carry
             reads.append(read)
         results.append(reads)
     return results
@@ -178,7 +177,7 @@ def test_model_forward(name: str) -> None:
     tokens = g.inputs["tokens"]
     targets = np.concatenate([tokens[:, 1:], np.full((len(tokens), 1), -1)], axis=1)
     for mode, read_clip in (("eval", 0.0), ("train", 1.0)):
-        reads = read_rows(params, oracle.Arch(**{**arch.__dict__, "read_clip": read_clip}), tokens, [])
+        reads = read_rows(params, Arch(**{**arch.__dict__, "read_clip": read_clip}), tokens, [])
         g.compare(f"{mode}.logits", np.stack([r[0].logits for r in reads]))
         g.compare(f"{mode}.pre_norm", np.stack([r[0].pre_norm for r in reads]))
         for i in range(g.config["model"]["num_layers"]):

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests import convert, golden
+from parity_tests import convert, golden, published_update
 from parity_tests.golden_file import golden as kept
 from parity_tests.golden_file import load_golden
-from tests.oracle import model as oracle
-from tests.oracle import reference, self_mod
-from tests.oracle.inner import Level
+from tests.oracle import self_mod
+from tests.oracle.layers import Arch, attend
+from tests.oracle.model import cross_entropy
+from tests.oracle.writes import Level
 
 Entries = dict[str, Any]
 
@@ -62,7 +63,7 @@ def test_cms_update(
         x, teach = rng.normal(size=(2, batch, tokens, width))
         teach[0, -1] = 0.0
         teach = teach * (i != 2)
-        result = reference.update(level, p, delta, state, x, teach, "mean", float(train), act)
+        result = published_update.update(level, p, delta, state, x, teach, "mean", float(train), act)
         delta, state = result["delta"], result["state"]
         entries |= {f"in.x.{i}": x, f"in.teach.{i}": teach}
         step = f"out.mean.step.{i}"
@@ -87,11 +88,9 @@ def test_cms_update(
 
 def published_call(params: Entries, weights: Entries, x: np.ndarray, settings: Any) -> tuple[Any, Entries]:
     """One example's call from position 0; what is left of a chunk is written at its end."""
-    stream = self_mod.begin(weights)
-    outs = [self_mod.read_token(params, stream, token, settings) for token in x]
-    generators = [name for name in weights if name != "memory"]
-    self_mod.written(stream, generators, stream.waiting, settings)
-    self_mod.written(stream, ["memory"], stream.waiting_memory, settings)
+    stream = self_mod.Stream({**params, **weights}, settings)
+    outs = [stream.read(token) for token in x]
+    stream.write(last=True)
     return outs, stream.weights
 
 
@@ -99,7 +98,7 @@ def published_call(params: Entries, weights: Entries, x: np.ndarray, settings: A
     ("chunk", "chunk_memory", "override", "options"),
     [
         (2, 3, None, {"adaptive_q": True, "use_alpha": False}),
-        (4, None, {"other": 3, "memory": 2}, {"rank1": False, "objective": "dot"}),
+        (4, None, {"other": 3, "memory": 2}, {"rank1_precondition": False, "objective": "dot"}),
     ],
 )
 def test_self_modifying_calls(
@@ -112,7 +111,7 @@ def test_self_modifying_calls(
         weights[f"m_{name}.w1.weight"] = 0.4 * rng.normal(size=(out, width))
         weights[f"m_{name}.w2.weight"] = 0.4 * rng.normal(size=(width, width))
     sizes = override or {"other": chunk, "memory": chunk_memory or chunk}
-    settings = self_mod.Settings(sizes["other"], sizes["memory"], 0.1, **options)
+    settings = self_mod.Settings(chunk=sizes["other"], chunk_memory=sizes["memory"], eta_scale=0.1, **options)
     written = {"k", "v", "eta", "memory"} | ({"q"} if settings.adaptive_q else set())
     written |= {"alpha"} if settings.use_alpha else set()
     names = {"w1": "w_out", "w2": "w_in"}
@@ -143,7 +142,7 @@ def test_self_modifying_calls(
             "qk_l2_norm": True,
             "adaptive_q": settings.adaptive_q,
             "use_alpha": settings.use_alpha,
-            "use_rank1_precond": settings.rank1,
+            "use_rank1_precond": settings.rank1_precondition,
             "use_skip": False,
             "objective": settings.objective,
             "stopgrad_vhat": True,
@@ -160,15 +159,14 @@ def test_attention_in_odd_pieces(tmp_path: Path) -> None:
     shapes = {"qkv.weight": (3 * width, width), "out_proj.weight": (width, width)}
     shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
     weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    p, arch = convert.attention(weights), oracle.Arch(heads=2, style="reference", qk_norm="l2")
+    p, arch = convert.attention(weights), Arch(heads=2, style="reference", qk_norm="l2")
     x = rng.normal(size=(2, tokens, width))
     entries: Entries = {"in.x": x, **{f"w.{name}": value for name, value in weights.items()}}
     pieces: list[list[Any]] = []
     for row in x:
         past, outs = None, []
         for start, stop in zip([0, *cuts], [*cuts, tokens], strict=True):
-            mask = oracle.visible((1,) * tokens, start, stop)
-            out, past = oracle.attention(p, arch, row[start:stop], past, mask)
+            out, past = attend(p, arch, row[start:stop], past, np.ones(stop))
             outs.append(np.asarray(out))
         pieces.append([*outs, past])
     entries["out.y"] = np.stack([np.concatenate(row[:-1]) for row in pieces])
@@ -190,7 +188,7 @@ def test_model_of_another_batch_and_length(tmp_path: Path, name: str) -> None:
     for key, value in g.outputs.items():
         if key.endswith(".loss"):
             logits = g.outputs[key.replace("loss", "logits")][0, : tokens - 1]
-            entries[f"out.{key}"] = np.mean(oracle.cross_entropy(logits, text[0, 1:]))
+            entries[f"out.{key}"] = np.mean(cross_entropy(logits, text[0, 1:]))
         elif np.ndim(value) == 3:
             entries[f"out.{key}"] = value[:1, :tokens]
     config = {"model": g.config["model"]}

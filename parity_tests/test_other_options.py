@@ -15,6 +15,8 @@ from parity_tests import convert, golden
 from parity_tests.test_other_files import Entries, expect_match, torch_level_weights
 from tests.oracle import model as oracle
 from tests.oracle import titan
+from tests.oracle.cms import level_read
+from tests.oracle.layers import Arch, attend
 
 WIDTH, VOCAB, LAYERS, TOKENS = 4, 7, 2, 6
 QUICK = {"xla_backend_optimization_level": 0}
@@ -36,7 +38,7 @@ def block_weights(rng: np.random.Generator, levels: list[str], multiplier: int, 
 
 def model_file(
     variant: str, levels: list[str], act: str, multiplier: int, norm: bool
-) -> tuple[Any, Entries, oracle.Arch]:
+) -> tuple[Any, Entries, Arch]:
     """Configuration, torch weights and the oracle's architecture."""
     rng = np.random.default_rng(0)
     weights: Entries = {"embed.weight": 0.5 * rng.normal(size=(VOCAB, WIDTH))}
@@ -58,14 +60,14 @@ def model_file(
         "cms_use_layernorm": norm,
         ("transformer_activation" if variant == "transformer" else "activation"): act,
     }
-    arch = oracle.Arch(2, "reference", tuple(levels), qk_norm="none", act=act, read_clip=1.0)
+    arch = Arch(2, "reference", tuple(levels), qk_norm="none", act=act, read_clip=1.0)
     return config, weights, arch
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
-def forward(arch: oracle.Arch, training: bool, params: Any, tokens: Any) -> oracle.Read:
-    arch = arch if training else oracle.Arch(**{**arch.__dict__, "read_clip": 0.0})
-    return oracle.forward(params, arch, tokens)
+def forward(arch: Arch, training: bool, params: Any, tokens: Any) -> oracle.Read:
+    arch = arch if training else Arch(**{**arch.__dict__, "read_clip": 0.0})
+    return oracle.read(params, arch, tokens)
 
 
 MODELS = [
@@ -101,7 +103,7 @@ def test_first_gradients_of_training(
     @partial(jax.jit, compiler_options=QUICK)
     @jax.value_and_grad
     def loss(params: Any) -> Any:
-        logits = oracle.forward(params, arch, tokens).logits
+        logits = oracle.read(params, arch, tokens).logits
         return jnp.mean(oracle.cross_entropy(logits[:-1], tokens[1:]))
 
     value, grads = loss(jax.tree.map(jnp.asarray, convert.model(weights, LAYERS)))
@@ -178,11 +180,11 @@ def test_titan_memory(tmp_path: Path) -> None:
 def test_block_that_only_reads(tmp_path: Path, levels: list[str]) -> None:
     rng, act = np.random.default_rng(4), "relu"
     weights = block_weights(rng, levels, 2, False)
-    x, arch = rng.normal(size=(TOKENS, WIDTH)), oracle.Arch(2, "reference", qk_norm="none")
-    mask = oracle.visible((1,) * TOKENS, 0, TOKENS)
-    y, _ = oracle.attention(convert.attention(convert.under(weights, "attn")), arch, x, None, mask)
+    x, arch = rng.normal(size=(TOKENS, WIDTH)), Arch(2, "reference", qk_norm="none")
+    attention = convert.attention(convert.under(weights, "attn"))
+    y, _ = attend(attention, arch, x, None, np.ones(TOKENS))
     for level in convert.cms(convert.under(weights, "cms"), levels).values():
-        y = oracle.level_read(level, y, 0.0, act)
+        y = level_read(level, y, 0.0, act)
     config = {
         "kind": "attention",
         "route": "fast",

@@ -1,4 +1,4 @@
-"""The Gram form against the oracle, values and gradients: bounds off, idle, active; with and
+"""The Gram form against one period after the other, values and gradients: bounds off, idle, active; with and
 without velocity and biases; skipped periods."""
 
 from functools import partial
@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hope_jax.kernels.cms_write import Affine, Map, Rows, write_periods
-
-from tests.oracle.kernels import cms_write as naive
 
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -50,6 +48,48 @@ def maps_of(tokens: int, bounds: Any, *, velocity: bool, biases: bool) -> tuple[
     )
 
 
+def size(weights: Affine) -> jnp.ndarray:
+    parts = [weights.matrix.ravel(), jnp.zeros(0) if weights.bias is None else weights.bias]
+    return jnp.linalg.norm(jnp.concatenate(parts))
+
+
+def bounded(weights: Affine, bound: float | None) -> Affine:
+    if bound is None:
+        return weights
+    factor = 1 / jnp.maximum(size(weights) / bound, 1)
+    return Affine(weights.matrix * factor, None if weights.bias is None else weights.bias * factor)
+
+
+def mix(a: float, first: Affine, b: float, second: Affine) -> Affine:
+    bias = None if first.bias is None else a * first.bias + b * second.bias
+    return Affine(a * first.matrix + b * second.matrix, bias)
+
+
+def one_by_one(
+    one: Map, applied: np.ndarray, *, beta: float, lr: float
+) -> tuple[Affine, Affine | None, jnp.ndarray, jnp.ndarray]:
+    """The delta and velocity of `write_periods` for one map, one period after the other. Also, by period [P],
+    the norms of the bounded write and of delta after it."""
+    (x, g, b), delta, velocity = one.rows, one.delta, one.velocity
+    period, write_sizes, delta_sizes = len(x) // len(applied), [], []
+    for p, on in enumerate(applied):
+        if not on:
+            write_sizes.append(jnp.zeros(()))
+            delta_sizes.append(size(delta))
+            continue
+        tokens = range(p * period, (p + 1) * period)
+        gradient = Affine(
+            sum(jnp.outer(x[t], g[t]) for t in tokens), None if b is None else sum(b[t] for t in tokens)
+        )
+        if velocity is not None:
+            gradient = velocity = mix(beta, velocity, 1 - beta, gradient)
+        write = bounded(mix(-lr, gradient, 0, gradient), one.max_write)
+        delta = bounded(mix(1, delta, 1, write), one.max_delta)
+        write_sizes.append(size(write))
+        delta_sizes.append(size(delta))
+    return delta, velocity, jnp.stack(write_sizes), jnp.stack(delta_sizes)
+
+
 def value_of(tree: Any) -> jax.Array:
     """A form in every entry, so that its gradient is no accident of symmetry."""
     leaves = jax.tree.leaves(tree)
@@ -74,7 +114,7 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
         ]
 
     def slow(maps: Any) -> Any:
-        return [naive.write_periods(one, applied, **RATES) for one in maps]
+        return [one_by_one(one, applied, **RATES) for one in maps]
 
     assert_same(quick(fast)(maps), quick(slow)(maps), 1e-12)
     gradients = [quick(jax.grad(lambda maps, f=f: value_of(f(maps))))(maps) for f in (fast, slow)]

@@ -11,8 +11,8 @@ import pytest
 from hope_jax.kernels.gated_deltanet import gated_delta
 
 from hope_jax.perf import kernel_benchmarks as bench
-from tests.oracle.bridge import assert_close
-from tests.oracle.kernels.gated_deltanet import recurrence, value
+from tests.close import assert_close, value
+from tests.oracle.gated_deltanet import token
 
 HEADS, KEYS, VALUES = 2, 4, 5
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -26,6 +26,16 @@ def case(n: int, seed: int = 0, least: float = 0.05) -> list[jax.Array]:
     v, state = rng.normal(size=(n, HEADS, VALUES)), rng.normal(size=(HEADS, KEYS, VALUES))
     log_alpha = np.log(least) * rng.uniform(size=(n, HEADS)) ** 4
     return [jnp.asarray(t) for t in (q, k, v, log_alpha, rng.uniform(size=(n, HEADS)), state)]
+
+
+def recurrence(q: Any, k: Any, v: Any, log_alpha: Any, beta: Any, state: Any) -> tuple[Any, Any]:
+    """o [n, heads, V] and the state after the last token. q, k: [n, heads, K]; v: [n, heads, V]; log_alpha,
+    beta: [n, heads]; state: [heads, K, V]."""
+    heads, outs = jnp.unstack(state), []
+    for row in zip(*(jnp.unstack(t) for t in (q, k, v, log_alpha, beta)), strict=True):
+        o, heads = token(heads, *(jnp.unstack(t) for t in row))
+        outs.append(jnp.stack(o))
+    return jnp.stack(outs), jnp.stack(heads)
 
 
 def slopes(rule: Any, given: list[jax.Array]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hope_jax.kernels.self_mod import Rule, Tokens, layout_of, stack, unstack, write_chunk
 
-from tests.oracle.kernels import self_mod as naive
+from tests.oracle.self_mod import Settings, written
 
 DIM, HIDDEN = 5, 7
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -44,7 +44,10 @@ def closed_form(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any 
 
 def recursion(rule: Rule, group: Any, buffers: Any, tokens: Tokens, live: Any = None) -> Any:
     k, v, eta, log_alpha = tokens
-    now, after = naive.write_chunk(group, buffers, k, v, eta, jnp.exp(log_alpha), live, **vars(rule))
+    rows = zip(k, v, eta, jnp.exp(log_alpha), strict=True)
+    there = [row for t, row in enumerate(rows) if live is None or live[t]]
+    each = {name: written(group[name], buffers[name], there, Settings(**vars(rule))) for name in group}
+    now, after = ({name: one[i] for name, one in each.items()} for i in (0, 1))
     return now, after if rule.momentum else None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hope_jax.models.blocks import BLOCKS
-from tests.kills import MOMENTS, finish, kill, starting
+from tests.commands.kills import MOMENTS, finish, kill, starting
 
 PERSISTENT = ("memory.scope=batch", "memory.lifetime=persistent")
 EVERY_PUSH = {

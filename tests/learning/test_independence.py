@@ -16,7 +16,7 @@ from hope_jax.learning.teach import Teach
 from hope_jax.memory.levels import Level
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from tests.oracle import bridge
+from tests.close import at
 from tests.specs import small_spec
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -77,7 +77,7 @@ def test_an_example_does_not_see_the_others(variant: str, mode: str) -> None:
     mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), batch, other)
     (fast, logits), (fast_mixed, logits_mixed) = compiled(batch), compiled(mixed)
     np.testing.assert_allclose(logits_mixed[0], logits[0], rtol=0, atol=1e-12)
-    first, first_mixed = (bridge.at(tree, 0) for tree in (fast, fast_mixed))
+    first, first_mixed = (at(tree, 0) for tree in (fast, fast_mixed))
     chex.assert_trees_all_close(first_mixed, first, rtol=0, atol=1e-12)
     if model.level_names():
         moved = max(float(jnp.abs(a[1] - b[1]).max()) for a, b in both_floats(fast, fast_mixed))

@@ -10,11 +10,11 @@ import pytest
 
 from hope_jax.learning import modes
 from hope_jax.memory.period_write import LevelState
+from tests.close import assert_close, at
 from tests.oracle import bridge, cases
-from tests.oracle.inner import Level
-from tests.oracle.model import Arch
-from tests.oracle.periods import Learning
+from tests.oracle.layers import Arch
 from tests.oracle.stream import Stream, online
+from tests.oracle.writes import Learning, Level
 
 MODERN = Arch(cases.HEADS, levels=("fast", "slow"))
 REFERENCE = replace(MODERN, style="reference", qk_norm="l2", read_clip=1.0)
@@ -38,8 +38,7 @@ def learn(**values: object) -> Learning:
 
 def other_act(act: str, case: Case) -> Case:
     """The case with another activation, and levels without LayerNorm."""
-    arch = replace(case.arch, act=act, cms_norm=False)
-    return replace(case, arch=arch, learning=replace(case.learning, act=act))
+    return replace(case, arch=replace(case.arch, act=act, cms_norm=False))
 
 
 CASES = {
@@ -130,9 +129,9 @@ def test_online_matches_naive_stream(name: str) -> None:
     gradient, result = run(params, fast, bridge.batch_of(rows), jnp.asarray(case.learning.schedule))
     streams = oracle_streams(case)
     supervised = sum(target >= 0 for row in rows for target in row.targets)
-    total = sum(loss.sum() for stream in streams for loss in stream.losses)
+    total = sum(chunk.losses.sum() for s in streams for chunks in s.chunks for chunk in chunks)
     assert int(result.sums.tokens) == supervised
-    bridge.assert_close(result.sums.loss, total, "loss")
+    assert_close(result.sums.loss, total, "loss")
     compare_gradients(gradient, streams, rows)
     for b, stream in enumerate(streams):
         compare_memories(case, result, stream, b)
@@ -146,18 +145,18 @@ def compare_gradients(gradient: object, streams: list[Stream], rows: list) -> No
         lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)),
         *[stream.outer_gradient for stream in streams],
     )
-    bridge.assert_close(gradient, wanted, "outer gradient")
+    assert_close(gradient, wanted, "outer gradient")
 
 
 def compare_memories(case: Case, result: object, stream: Stream, b: int) -> None:
-    for layer, by_level in enumerate(stream.memories):
+    for layer, cms in enumerate(stream.layers):
         for level in case.learning.levels:
             where = () if case.scope == "batch" else (b,)
             what = f"layer {layer} example {b} {level.name}"
-            state: LevelState = bridge.at(result.fast[layer]["cms"][level.name], *where)  # type: ignore[attr-defined]
-            bridge.assert_close(dict(state.delta), by_level[level.name].delta, f"{what} delta")
-            bridge.assert_same_optimizer(level, state.opt, by_level[level.name].optimizer, what)
-            stats = bridge.at(result.stats["cms"][level.name], layer, b)  # type: ignore[attr-defined]
+            state: LevelState = at(result.fast[layer]["cms"][level.name], *where)  # type: ignore[attr-defined]
+            assert_close(dict(state.delta), cms.memories[level.name].delta, f"{what} delta")
+            bridge.assert_same_optimizer(level, state.opt, cms.memories[level.name].state, what)
+            stats = at(result.stats["cms"][level.name], layer, b)  # type: ignore[attr-defined]
             bridge.assert_stats(stats, bridge.expected_stats(stream.writes, layer, level.name), what)
 
 
@@ -166,7 +165,7 @@ def test_cases_exercise_what_they_name() -> None:
     gated = [w for s in oracle_streams(CASES["block_output_l2_gate"]) for w in s.writes]
     assert {w.applied for w in gated} == {True, False}
     assert any(0 < w.written < w.tokens for w in gated)
-    reads = [pair for s in oracle_streams(CASES["reference_entropy_gate"]) for pair in s.reads]
+    reads = [chunk.read for s in oracle_streams(CASES["reference_entropy_gate"]) for chunk in s.chunks[0]]
     clipped = [np.linalg.norm(r.level_out[0]["fast"] - r.level_in[0]["fast"], axis=-1) > 0.999 for r in reads]
     assert 0 < np.mean(clipped) < 1
     for name in ("global_loss_gate_batch_scope", "reference_entropy_gate"):

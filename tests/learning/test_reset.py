@@ -20,7 +20,7 @@ from hope_jax.memory.levels import Level
 from hope_jax.models import documents
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.models.lm import HopeModel
-from tests.oracle import bridge
+from tests.close import assert_close
 from tests.specs import small_spec
 
 CHUNK, ROOM, VOCAB = 4, 36, 11
@@ -102,7 +102,7 @@ def same_documents(of_packed: np.ndarray, of_apart: np.ndarray, what: str) -> No
     for alone, (row, i) in enumerate(NUMBERS):
         start, length = sum(map(whole_chunks, LENGTHS[row][:i])), LENGTHS[row][i]
         got = np.asarray(of_packed)[row, start : start + length]
-        bridge.assert_close(got, np.asarray(of_apart)[alone, :length], f"{what} of document {i} in row {row}")
+        assert_close(got, np.asarray(of_apart)[alone, :length], f"{what} of document {i} in row {row}")
 
 
 def assert_finite(tree: Any) -> None:
@@ -130,8 +130,8 @@ def compare(variant: str, mode: str, *, option: bool, short: bool) -> None:
     wanted, wanted_loss, wanted_tokens = gradients(variant, mode, option, short)(apart())
     assert int(tokens) == int(wanted_tokens) == sum(n - 1 for lengths in LENGTHS for n in lengths)
     assert_finite((loss, gradient))
-    bridge.assert_close(loss, np.asarray(wanted_loss), "loss")
-    bridge.assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
+    assert_close(loss, np.asarray(wanted_loss), "loss")
+    assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
 
 
 @pytest.mark.parametrize(("variant", "mode"), DAILY)

@@ -14,11 +14,11 @@ import pytest
 from hope_jax.core.types import Batch
 from hope_jax.learning import modes
 from hope_jax.learning.chunk import State, stream_loss
+from tests.close import assert_close, at
 from tests.oracle import bridge, cases
-from tests.oracle.inner import Level
-from tests.oracle.model import Arch
-from tests.oracle.periods import Learning
-from tests.oracle.stream import two_pass
+from tests.oracle.layers import Arch
+from tests.oracle.stream import online
+from tests.oracle.writes import Learning, Level
 
 ARCH = Arch(cases.HEADS, levels=("fast", "slow"))
 LEARNING = Learning(
@@ -58,18 +58,18 @@ def test_two_pass_matches_naive_and_its_reads_equal_one_online_chunk() -> None:
         jax.jit(partial(mode, model, rule), compiler_options=QUICK) for mode in (modes.two_pass, modes.online)
     )
     (gradient, written), (one_chunk, result) = (run(params, fast, batch, jnp.ones(())) for run in both)
-    streams = [two_pass(params, ARCH, learning, row) for row in rows]
+    streams = [online(params, ARCH, learning, [row]) for row in rows]
     counts = [sum(t >= 0 for t in row.targets) for row in rows]
-    bridge.assert_close(written.sums.loss, sum(s.losses[0].sum() for s in streams), "loss")
+    assert_close(written.sums.loss, sum(s.chunks[0][0].losses.sum() for s in streams), "loss")
     wanted = jax.tree.map(
         lambda *g: sum(n * leaf for n, leaf in zip(counts, g, strict=True)),
         *[s.outer_gradient for s in streams],
     )
-    bridge.assert_close(gradient, wanted, "outer gradient")
+    assert_close(gradient, wanted, "outer gradient")
     for b, stream in enumerate(streams):
-        for layer, by_level in enumerate(stream.memories):
-            for name, memory in by_level.items():
-                state = bridge.at(written.fast[layer]["cms"][name], b)
-                bridge.assert_close(dict(state.delta), memory.delta, f"{layer} {b} {name}")
-    bridge.assert_close(result.sums.loss, np.asarray(written.sums.loss), "one chunk", 1e-11)
-    bridge.assert_close(one_chunk, jax.tree.map(np.asarray, gradient), "one chunk", 1e-11)
+        for layer, cms in enumerate(stream.layers):
+            for name, memory in cms.memories.items():
+                state = at(written.fast[layer]["cms"][name], b)
+                assert_close(dict(state.delta), memory.delta, f"{layer} {b} {name}")
+    assert_close(result.sums.loss, np.asarray(written.sums.loss), "one chunk", 1e-11)
+    assert_close(one_chunk, jax.tree.map(np.asarray, gradient), "one chunk", 1e-11)

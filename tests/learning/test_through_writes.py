@@ -15,10 +15,10 @@ from hope_jax.core.types import Batch
 from hope_jax.learning import modes, teach
 from hope_jax.learning.chunk import OnlineRule, read_loss
 from hope_jax.models.lm import HopeModel
+from tests.close import assert_close
 from tests.oracle import bridge, cases
-from tests.oracle.inner import Level
-from tests.oracle.model import Arch
-from tests.oracle.periods import Learning
+from tests.oracle.layers import Arch
+from tests.oracle.writes import Learning, Level
 
 QUICK = {"xla_backend_optimization_level": 0}
 LEVELS = (Level("fast", 4, lr=0.2), Level("slow", 16, lr=0.1, beta=0.5))
@@ -98,7 +98,7 @@ def test_gradient_is_that_of_the_plain_loop_and_the_stream_that_of_online(name: 
     through_writes = jit(lambda p: modes.through_writes(model, rule, p, fast, batch, one))
     gradient, result = through_writes(params)
     wanted = jit(jax.grad(lambda p: looped_loss(model, rule, p, batch)))(params)
-    bridge.assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
+    assert_close(gradient, jax.tree.map(np.asarray, wanted), "gradient")
     cut, online = jit(lambda p: modes.online(model, rule, p, fast, batch, one))(params)
     chex.assert_trees_all_close(result, online, rtol=0, atol=1e-9)
     if arch.levels:

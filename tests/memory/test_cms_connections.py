@@ -19,20 +19,12 @@ from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
+from tests.close import assert_close, at
 from tests.oracle import bridge, cases
-from tests.oracle.cms_connections import (
-    Memories,
-    end_of_stream,
-    end_of_token,
-    fresh_nested,
-    gather,
-    init_name,
-    slow_to_fast,
-)
-from tests.oracle.inner import Level
-from tests.oracle.model import Arch
-from tests.oracle.model import cms as naive_cms
-from tests.oracle.periods import Learning, Token, Write
+from tests.oracle import cms as naive
+from tests.oracle.cms import init_name
+from tests.oracle.layers import Arch
+from tests.oracle.writes import Learning, Level
 from tests.specs import small_spec
 
 N, STREAMS = 4, 2
@@ -47,27 +39,22 @@ CHAIN = (
 )
 SHORT = (Level("one", 1, 0.1, "nl_l2_precond"), Level("two", 2, 0.2, "dgd"), Level("four", 4, 0.1, "sgd"))
 OPEN = Learning(levels=CHAIN, chunk=N)
+NESTED = Arch(1, levels=tuple(level.name for level in CHAIN), connection="nested")
 GATED = replace(OPEN, threshold=2.3, write_clip=0.05, delta_clip=0.08, flush=True)
 CASES = {
-    "open_dropped": (OPEN, (4, 4, 4, 4, 4, 3)),
-    "gated_bounded_flushed": (replace(GATED, act="relu"), (4, 4, 4, 4, 4, 3)),
-    "other_metric_block_output": (replace(GATED, metric="loss", delta_at="block_output"), (4, 4, 4, 4, 1)),
-    "within_a_chunk_without_norm": (replace(OPEN, levels=SHORT, flush=True, act="silu"), (4, 4, 3)),
+    "open_dropped": (NESTED, OPEN, (4, 4, 4, 4, 4, 3)),
+    "gated_bounded_flushed": (replace(NESTED, act="relu", read_clip=1.0), GATED, (4, 4, 4, 4, 4, 3)),
+    "other_metric_block_output": (
+        NESTED,
+        replace(GATED, metric="loss", delta_at="block_output"),
+        (4, 4, 4, 4, 1),
+    ),
+    "within_a_chunk_without_norm": (
+        replace(NESTED, act="silu"),
+        replace(OPEN, levels=SHORT, flush=True),
+        (4, 4, 3),
+    ),
 }
-
-
-def make(learning: Learning, kind: Any = NestedCms, clip: float = 0.0) -> Cms:
-    return kind(
-        bridge.levels_of(learning.levels),
-        cases.DIM,
-        cases.HIDDEN,
-        N,
-        MemoryOptions(learning.metric, learning.threshold, learning.write_clip, learning.delta_clip),
-        own_output=learning.delta_at == "own_output",
-        output_clip=clip or None,
-        activation=learning.act,
-        flush_partial_at_end=learning.flush,
-    )
 
 
 def params_of(levels: tuple[Level, ...], biases: bool = False, norm: bool = True) -> dict[str, Any]:
@@ -76,42 +63,8 @@ def params_of(levels: tuple[Level, ...], biases: bool = False, norm: bool = True
     return {**params, "mix": draw.rng.normal(size=len(levels))}
 
 
-def stream(levels: tuple[Level, ...], lengths: tuple[int, ...], seed: int) -> list[dict[str, Any]]:
-    """Chunks of level inputs, signals (some tokens have none) and surprise."""
-    rng = np.random.default_rng(seed)
-    chunks = []
-    for n in lengths:
-        block = rng.normal(size=(n, cases.DIM))
-        block[rng.random(n) < 0.25] = 0.0
-        chunks.append(
-            {
-                "x": {level.name: rng.normal(size=(n, cases.DIM)) for level in levels},
-                "own": {level.name: rng.normal(size=(n, cases.DIM)) for level in levels},
-                "block": block,
-                "surprise": np.linalg.norm(block, axis=-1) + 0.1,
-            }
-        )
-    return chunks
-
-
-def naive_chunk(
-    memories: Memories, params: dict, chunk: dict, learning: Learning, start: int, clip: float
-) -> list[Write]:
-    reads = {name: memory.delta for name, memory in memories.items()}
-    writes = []
-    for t in range(len(chunk["block"])):
-        active = bool(np.any(chunk["block"][t] != 0))
-        for level in learning.levels:
-            name = level.name
-            teach = chunk["own"][name] if learning.delta_at == "own_output" else chunk["block"]
-            token = Token(chunk["x"][name][t], teach[t], active, chunk["surprise"][t], active)
-            gather(memories, level, params[name], reads[name], token, learning, clip)
-        writes += end_of_token(memories, params, learning, 0, start + t + 1)
-    return writes
-
-
-def assert_same_state(fast: Any, memories: Memories, learning: Learning, what: str) -> None:
-    ordered = slow_to_fast(learning.levels)
+def assert_same_state(fast: Any, cms: naive.Cms, what: str) -> None:
+    ordered, memories = cms.by_period, cms.memories
     for slow, level in zip([None, *ordered], ordered, strict=False):
         name, state = level.name, fast[level.name]
         parts = [(name, level, state)]
@@ -119,11 +72,11 @@ def assert_same_state(fast: Any, memories: Memories, learning: Learning, what: s
         if slow is not None:
             parts.append((init_name(level), slow, state.init))
         for part, optimizer, got in parts:
-            bridge.assert_close(dict(got.delta), memories[part].delta, f"{what} {part}")
-            bridge.assert_same_optimizer(optimizer, got.opt, memories[part].optimizer, f"{what} {part}")
+            assert_close(dict(got.delta), memories[part].delta, f"{what} {part}")
+            bridge.assert_same_optimizer(optimizer, got.opt, memories[part].state, f"{what} {part}")
             if got.pending:
-                assert float(got.pending.ended.seen) == memories[part].tokens, f"{what} {part}"
-                bridge.assert_close(dict(got.pending.grad), memories[part].grads, f"{what} {part} pending")
+                assert float(got.pending.ended.seen) == len(memories[part].partial), f"{what} {part}"
+                assert_close(dict(got.pending.grad), memories[part].gradient(), f"{what} {part} pending")
 
 
 @pytest.mark.parametrize(
@@ -131,10 +84,9 @@ def assert_same_state(fast: Any, memories: Memories, learning: Learning, what: s
 )
 def test_nested_writes_match_naive_levels(name: str) -> None:
     """Two streams under one vmap, each against its own naive levels."""
-    (learning, lengths), biases = CASES[name], name == "gated_bounded_flushed"
+    (arch, learning, lengths), biases = CASES[name], name == "gated_bounded_flushed"
     params = params_of(learning.levels, biases, norm="without_norm" not in name)
-    clip = 1.0 if biases else 0.0
-    cms = make(learning, clip=clip)
+    cms = bridge.cms_of(arch, learning)
 
     @partial(jax.jit, static_argnums=3, compiler_options=QUICK)
     def write(fast: Any, chunks: Any, position: Any, last: bool) -> Any:
@@ -145,27 +97,24 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
 
     fresh = cms.init(jax.tree.map(jnp.asarray, params))
     fast = jax.tree.map(lambda t: jnp.stack([t] * STREAMS), fresh)
-    streams = [stream(learning.levels, lengths, seed) for seed in range(STREAMS)]
-    naive = [fresh_nested(learning.levels, params) for _ in streams]
+    streams = [cases.chunks(learning.levels, lengths, seed) for seed in range(STREAMS)]
+    oracles = [naive.Cms(params, arch, learning) for _ in streams]
     start, seen = 0, []
     for i, n in enumerate(lengths):
         last = i == len(lengths) - 1
         chunks = [one[i] for one in streams]
         fast, stats = write(fast, jax.tree.map(lambda *t: np.stack(t), *chunks), np.int32(start), last)
         assert set(stats) == set(cms.level_names())
-        for b, memories in enumerate(naive):
-            writes = naive_chunk(memories, params, chunks[b], learning, start, clip)
-            pending = {part: memory.tokens for part, memory in memories.items()}
-            if last:
-                writes += end_of_stream(memories, params, learning, 0, start + n)
-            assert_same_state(bridge.at(fast, b), memories, learning, f"chunk {i} stream {b}")
+        for b, oracle in enumerate(oracles):
+            tokens = cases.tokens_of(chunks[b], learning.delta_at == "own_output")
+            writes = oracle.write_chunk(tokens, start, last)
+            assert_same_state(at(fast, b), oracle, f"chunk {i} stream {b}")
             for part in stats:
-                got = bridge.at(stats[part], b)
+                got, memory = at(stats[part], b), oracle.memories[part]
                 bridge.assert_stats(got, bridge.expected_stats(writes, 0, part), f"chunk {i} {part}")
-                slow = params[part.removesuffix(".init")]
-                bridge.assert_delta_norm(got, memories[part].delta, slow, f"chunk {i} {part}")
+                bridge.assert_delta_norm(got, memory.delta, memory.p, f"chunk {i} {part}")
                 if not last and float(got.pending_tokens):
-                    assert float(got.pending_tokens) == pending[part]
+                    assert float(got.pending_tokens) == len(memory.partial)
             seen += writes
         start += n
     assert {w.gate_hit for w in seen} == ({True} if learning.threshold is None else {True, False})
@@ -175,29 +124,24 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
 
 
 def test_independent_reads_match_naive_average() -> None:
-    params, draw, clip = params_of(CHAIN, biases=True, norm=False), cases.Draw(9), 1.0
-    model = make(replace(OPEN, act="silu"), INDEPENDENT, clip)
-    arch = Arch(1, levels=model_names(), connection="independent", act="silu")
+    params, draw = params_of(CHAIN, biases=True, norm=False), cases.Draw(9)
+    arch = replace(NESTED, connection="independent", act="silu", read_clip=1.0)
+    model = bridge.cms_of(arch, OPEN)
     fast = {
         name: state._replace(delta=jax.tree.map(lambda w: 0.1 * draw.rng.normal(size=w.shape), state.delta))
         for name, state in model.init(jax.tree.map(jnp.asarray, params)).items()
     }
-    arch = replace(arch, read_clip=clip)
     deltas = {name: state.delta for name, state in fast.items()}
     x, cotangent = draw.rng.normal(size=(2, 3, cases.DIM))
     taps = {name: Taps(jnp.zeros((3, cases.DIM))) for name in arch.levels}
     (y, trace), pull = jax.vjp(lambda taps: model.read(params, fast, jnp.asarray(x), taps), taps)
-    wanted, ins, _ = naive_cms(params, arch, jnp.asarray(x), deltas, {})
-    bridge.assert_close(y, np.asarray(wanted), "y", 1e-12)
-    bridge.assert_close(trace, {name: Trace(np.asarray(x)) for name, x in ins.items()}, "trace", 1e-12)
+    wanted, ins, _ = naive.read(params, arch, jnp.asarray(x), deltas, {})
+    assert_close(y, np.asarray(wanted), "y", 1e-12)
+    assert_close(trace, {name: Trace(np.asarray(x)) for name, x in ins.items()}, "trace", 1e-12)
     weights = np.exp(params["mix"]) / np.exp(params["mix"]).sum()
     (signals,) = pull((jnp.asarray(cotangent), jax.tree.map(jnp.zeros_like, trace)))
     own_signals = {name: Taps(w * cotangent) for name, w in zip(arch.levels, weights, strict=True)}
-    bridge.assert_close(signals, own_signals, "own signals", 1e-12)
-
-
-def model_names() -> tuple[str, ...]:
-    return tuple(level.name for level in CHAIN)
+    assert_close(signals, own_signals, "own signals", 1e-12)
 
 
 def tiny(kind: Any) -> tuple[Cms, Any, Any]:
@@ -293,8 +237,9 @@ def test_nested_periods_that_do_not_fit_are_named() -> None:
             NestedCms(levels, cases.DIM, cases.HIDDEN, 4)
 
 
-@pytest.mark.parametrize(("kind", "read_again"), [(Cms, {"two"}), (NestedCms, {"one", "two"})])
-def test_delta_rules_get_the_outputs_that_they_ask_for(kind: Any, read_again: set[str]) -> None:
+@pytest.mark.parametrize(("connection", "read_again"), [("sequential", {"two"}), ("nested", {"one", "two"})])
+def test_delta_rules_get_the_outputs_that_they_ask_for(connection: str, read_again: set[str]) -> None:
     """A read's factors have none; a nested level's init is written with the next slower level's rule."""
-    taps = make(replace(OPEN, levels=SHORT), kind).taps()
+    arch = replace(NESTED, connection=connection)
+    taps = bridge.cms_of(arch, replace(OPEN, levels=SHORT)).taps()
     assert {name for name, (_, hidden) in taps.items() if not hidden} == read_again

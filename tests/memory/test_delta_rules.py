@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import mlp_memory
-from hope_jax.memory.cms import Cms
-from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.rules import delta_gradient_descent, delta_momentum
+from tests.close import assert_close
 from tests.oracle import bridge, cases
-from tests.oracle.inner import FAST, Level, drawn_gradient, fresh_state
-from tests.oracle.periods import Learning, Memory, Token, accumulate, close_period
+from tests.oracle.cms import Cms, drawn_gradient
+from tests.oracle.layers import Arch
+from tests.oracle.writes import FAST, Learning, Level
 
-N = 4
 LEVELS = (
     Level("dgd_two", 2, 0.3, "dgd"),
     Level("dgd_four", 4, 0.1, "dgd"),
@@ -25,47 +24,15 @@ LEVELS = (
     Level("momentum_eight", 8, 0.2, "delta_momentum", beta=0.6),
 )
 LENGTHS = (4, 4, 4, 3)
-OPEN = Learning(levels=LEVELS, chunk=N)
+ARCH = Arch(1, levels=tuple(level.name for level in LEVELS))
+OPEN = Learning(levels=LEVELS, chunk=4)
 CASES = {
     "plain": (OPEN, False),
     "gated_bounded_flushed": (
-        replace(OPEN, threshold=2.7, write_clip=0.03, delta_clip=0.05, flush=True),
+        replace(OPEN, threshold=2.8, write_clip=0.03, delta_clip=0.05, flush=True),
         True,
     ),
 }
-
-
-def chunks() -> list[dict[str, Any]]:
-    """Level inputs, block signals (some tokens have none) and small own signals."""
-    rng, made = np.random.default_rng(4), []
-    for n in LENGTHS:
-        block = rng.normal(size=(n, cases.DIM))
-        block[rng.random(n) < 0.3] = 0.0
-        made.append(
-            {
-                "x": {level.name: rng.normal(size=(n, cases.DIM)) for level in LEVELS},
-                "own": {level.name: 0.05 * rng.normal(size=(n, cases.DIM)) for level in LEVELS},
-                "block": block,
-                "surprise": np.linalg.norm(block, axis=-1),
-            }
-        )
-    return made
-
-
-def naive_write(
-    memory: Memory, level: Level, p: Any, chunk: Any, learning: Learning, start: int, last: bool
-) -> int:
-    """One chunk, token by token; the number of periods written."""
-    read_delta, writes = memory.delta, []
-    for t in range(len(chunk["block"])):
-        x, signal = chunk["x"][level.name][t], chunk["own"][level.name][t]
-        active = bool(np.any(chunk["block"][t] != 0))
-        token = Token(x, signal, active, chunk["surprise"][t], active)
-        accumulate(memory, level, p, read_delta, token, learning, 0.0)
-        ends = (start + t + 1) % level.period == 0
-        if ends or (last and learning.flush and t == len(chunk["block"]) - 1):
-            writes.append(close_period(memory, p, level, learning, 0, start + t + 1))
-    return sum(w.applied for w in writes)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,36 +40,24 @@ def test_writes_match_naive_periods(name: str) -> None:
     learning, biases = CASES[name]
     draw = cases.Draw(11)
     params = {level.name: cases.level_params(draw, biases) for level in LEVELS}
-    cms = Cms(
-        bridge.levels_of(LEVELS),
-        cases.DIM,
-        cases.HIDDEN,
-        N,
-        MemoryOptions(learning.metric, learning.threshold, learning.write_clip, learning.delta_clip),
-        flush_partial_at_end=learning.flush,
-    )
+    cms, memories = bridge.cms_of(ARCH, learning), Cms(params, ARCH, learning)
 
     def write(fast: Any, chunk: Any, position: Any, last: bool) -> Any:
         return bridge.write_levels(cms, params, fast, chunk, position, last=last)[0]
 
     compiled = jax.jit(write, static_argnums=3, compiler_options={"xla_backend_optimization_level": 0})
     fast, start, written = cms.init(jax.tree.map(jnp.asarray, params)), 0, 0
-    memories = {}
-    for level in LEVELS:
-        shapes = {n: w.shape for n, w in params[level.name].items() if n in FAST}
-        memories[level.name] = Memory({n: np.zeros(s) for n, s in shapes.items()}, fresh_state(level, shapes))
-        memories[level.name].clear()
-    for i, chunk in enumerate(chunks()):
+    for i, chunk in enumerate(cases.chunks(LEVELS, LENGTHS, seed=4, idle=0.3, own=0.05)):
         last = i == len(LENGTHS) - 1
         fast = compiled(fast, chunk, jnp.int32(start), last)
+        written += sum(w.applied for w in memories.write_chunk(cases.tokens_of(chunk), start, last))
         for level in LEVELS:
-            memory, what = memories[level.name], f"chunk {i} {level.name}"
-            written += naive_write(memory, level, params[level.name], chunk, learning, start, last)
-            bridge.assert_close(dict(fast[level.name].delta), memory.delta, what)
-            bridge.assert_same_optimizer(level, fast[level.name].opt, memory.optimizer, what)
+            memory, what = memories.memories[level.name], f"chunk {i} {level.name}"
+            assert_close(dict(fast[level.name].delta), memory.delta, what)
+            bridge.assert_same_optimizer(level, fast[level.name].opt, memory.state, what)
         start += len(chunk["block"])
     assert written == 19 if learning.threshold is None else 8 < written < 24, written
-    assert all(np.linalg.norm(m.delta["w_up"]) > 1e-2 for m in memories.values())
+    assert all(np.linalg.norm(m.delta["w_up"]) > 1e-2 for m in memories.memories.values())
 
 
 def test_one_token_of_norm_one_is_equation_57() -> None:
@@ -137,7 +92,7 @@ def test_factors_match_the_linear_system_and_skip_masked_tokens(biases: bool) ->
     level, weights = Level("level", 1, lr, "dgd"), {n: w + delta.get(n, 0.0) for n, w in p.items()}
     tokens = [drawn_gradient(level, weights, x[t], teach[t], clip) for t in (0, 2)]
     wanted = {n: tokens[0][n] + tokens[1][n] for n in tokens[0]}
-    bridge.assert_close(dict(mlp_memory.write_gradient(drawn, slow)), wanted, "gradient", 1e-12)
+    assert_close(dict(mlp_memory.write_gradient(drawn, slow)), wanted, "gradient", 1e-12)
 
 
 def test_dgd_draws_the_output_to_minus_the_gradient_at_any_rate() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
 from hope_jax.memory.initial import Initial, Params
-from tests.oracle.bridge import assert_close
-from tests.oracle.kernels.gated_deltanet import layer, value
+from tests.close import assert_close, value
+from tests.oracle.gated_deltanet import read
 
 DIM, HEADS, TOKENS = 6, 2, 19
 MEMORY = GatedDeltaNet(DIM, HEADS, conv_window=4, chunk=8)
@@ -63,7 +63,7 @@ def in_calls(cuts: tuple[int, ...], params: Any, state: jax.Array, x: jax.Array,
 
 
 def naive(params: Any, state: jax.Array, x: jax.Array, documents: Any = None) -> Any:
-    return layer(params, x, HEADS, state, documents)
+    return read(params, x, state, documents)
 
 
 def slopes(way: Any, *given: Any) -> Any:
@@ -115,7 +115,7 @@ def test_a_context_that_keeps_nothing() -> None:
     y, state, carry, stats = MEMORY.read(params, None, None, x, position=0)
     assert state is None and carry is None
     assert float(stats["state"].updates_applied) == TOKENS
-    assert_close((y, MEMORY.init(params)), (naive(params, None, x)[0], 0 * start()), "from zeros")
+    assert_close((y, MEMORY.init(params)), (naive(params, 0 * start(), x)[0], 0 * start()), "from zeros")
 
 
 def test_padding_changes_nothing_and_is_not_counted() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from hope_jax.memory.rules import OPTIMIZERS, make_inner_optimizer
+from tests.close import assert_close
 from tests.oracle import bridge, cases
-from tests.oracle.inner import FAST, Level, fresh_state, inner_step
+from tests.oracle.writes import FAST, Level, fresh_state, inner_step
 
 STEPS = 3
 
@@ -33,13 +34,13 @@ def test_updates_and_state_match_recurrence(variant: str, biases: bool) -> None:
     optimizer = make_inner_optimizer(bridge.level_of(level))
     steps = draws(biases)
     state = optimizer.init(jax.tree.map(jnp.zeros_like, jax.tree.map(jnp.asarray, steps[0][0])))
-    wanted_state = fresh_state(level, {n: g.shape for n, g in steps[0][0].items()})
+    wanted_state = fresh_state(level, steps[0][0])
     for grads, context in steps:
         update, state = optimizer.update(
             jax.tree.map(jnp.asarray, grads), state, context=jnp.asarray(context)
         )
         wanted, wanted_state = inner_step(level, grads, wanted_state, context)
-        bridge.assert_close(update, wanted, variant, 1e-12)
+        assert_close(update, wanted, variant, 1e-12)
         bridge.assert_same_optimizer(level, state, wanted_state, variant)
 
 
@@ -80,7 +81,7 @@ def test_context_projection_is_skipped(period: int, context_scale: float) -> Non
     grads, context = draws(False)[0]
     optimizer = make_inner_optimizer(bridge.level_of(level))
     update, _ = optimizer.update(grads, optimizer.init(grads), context=jnp.asarray(context * context_scale))
-    bridge.assert_close(update, grads, "update", 0.0)
+    assert_close(update, grads, "update", 0.0)
 
 
 def test_unknown_variant_is_refused_by_name() -> None:

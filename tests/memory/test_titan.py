@@ -9,29 +9,30 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import levels, titans_rule
-from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.memory.titan import SelfModifierOptions, Titan, shorten
+from tests.close import assert_close
 from tests.oracle import bridge
 from tests.oracle import titan as oracle
-from tests.oracle.bridge import assert_close
 from tests.oracle.cases import DIM, HIDDEN, Draw
-from tests.oracle.inner import Level
+from tests.oracle.writes import Learning, Level, Token
 
 QUICK = {"xla_backend_optimization_level": 0}
 LENGTHS = (4, 4, 4, 4, 3)
 N = LENGTHS[0]
-OPEN = oracle.Rules(N)
-BOUNDED = oracle.Rules(N, "l2", 1.014, 0.05, 0.06, 0.5, flush=True, correction_clip=0.5)
-CASES = {
-    "within_a_chunk": (Level("titan", 2, 0.3, beta=0.5), replace(OPEN, act="relu"), True, False),
-    "over_chunks_bounded": (Level("titan", 8, 0.3), BOUNDED, True, True),
-    "projected_without_self_modifier": (Level("titan", 4, 0.3, "nl_l2_precond"), OPEN, False, False),
-    "titans_within_a_chunk": (Level("titan", 2, 0.3, "titans"), OPEN, True, True),
-    "titans_over_chunks_bounded": (Level("titan", 8, 0.3, "titans"), BOUNDED, True, False),
+OPEN = Learning(chunk=N)
+BOUNDED = Learning(chunk=N, threshold=1.014, write_clip=0.05, delta_clip=0.06, flush=True)
+CLIPS = {"read_clip": 0.5, "correction_clip": 0.5}
+CASES = {  # level, learning, clips and activation, a SelfModifier, biases
+    "within_a_chunk": (Level("titan", 2, 0.3, beta=0.5), OPEN, {"act": "relu"}, True, False),
+    "over_chunks_bounded": (Level("titan", 8, 0.3), BOUNDED, CLIPS, True, True),
+    "projected_without_self_modifier": (Level("titan", 4, 0.3, "nl_l2_precond"), OPEN, {}, False, False),
+    "titans_within_a_chunk": (Level("titan", 2, 0.3, "titans"), OPEN, {}, True, True),
+    "titans_over_chunks_bounded": (Level("titan", 8, 0.3, "titans"), BOUNDED, CLIPS, True, False),
     "titans_other_metric": (
         Level("titan", 4, 0.3, "titans"),
-        replace(BOUNDED, metric="loss", read_clip=0.0, act="silu"),
+        replace(BOUNDED, metric="loss"),
+        {"act": "silu", "correction_clip": 0.5},
         False,
         False,
     ),
@@ -56,17 +57,19 @@ def params_of(level: Level, self_modifier: bool, biases: bool) -> dict[str, Any]
     return params
 
 
-def titan_of(level: Level, rules: oracle.Rules, self_modifier: bool) -> Titan:
+def titan_of(naive: oracle.Titan) -> Titan:
+    """Production's memory of the oracle's options."""
+    level, learning = naive.level, naive.learning
     return Titan(
         levels.Level(level.period, level.lr, level.optimizer, level.beta),
         DIM,
         HIDDEN,
-        rules.chunk,
-        MemoryOptions(rules.metric, rules.threshold, rules.write_clip, rules.delta_clip),
-        output_clip=rules.read_clip or None,
-        activation=rules.act,
-        flush_partial_at_end=rules.flush,
-        self_modifier=SelfModifierOptions(self_modifier, rules.correction_clip),
+        learning.chunk,
+        bridge.memory_options(learning),
+        output_clip=naive.read_clip or None,
+        activation=naive.act,
+        flush_partial_at_end=learning.flush,
+        self_modifier=SelfModifierOptions("self_modifier" in naive.p, naive.correction_clip),
     )
 
 
@@ -88,10 +91,11 @@ def signal_of(chunk: dict[str, Any]) -> WriteSignal:
 
 @pytest.mark.parametrize("name", CASES)
 def test_stream_of_writes(name: str) -> None:
-    level, rules, self_modifier, biases = CASES[name]
-    params, titan = params_of(level, self_modifier, biases), titan_of(level, rules, self_modifier)
-    naive, fast, start, applied = oracle.Stream(level, rules, params), titan.init(params), 0, 0.0
-    blocked = written = 0.0
+    level, learning, options, self_modifier, biases = CASES[name]
+    params = params_of(level, self_modifier, biases)
+    naive = oracle.Titan(level, learning, params, **options)
+    titan, start, writes = titan_of(naive), 0, []
+    fast, applied, blocked, written = titan.init(params), 0.0, 0.0, 0.0
 
     def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
         y, keys = titan.read(params, fast, chunk["key"], {})
@@ -103,31 +107,35 @@ def test_stream_of_writes(name: str) -> None:
     for i, chunk in enumerate(chunks()):
         last = i == len(LENGTHS) - 1
         y, fast, stats = step(fast, jax.tree.map(jnp.asarray, chunk), jnp.int32(start), last)
-        read_with = {**params, **{n: params[n] + d for n, d in naive.delta.items()}}
-        naive_y = [oracle.mem(read_with, k, rules.read_clip, rules.act) for k in chunk["key"]]
-        assert_close(y, np.stack(naive_y), "y")
+        read_with, how = naive.weights(), (naive.read_clip, naive.act)
+        assert_close(y, np.stack([oracle.mem(read_with, key, *how) for key in chunk["key"]]), "y")
         tokens = zip(chunk["key"], chunk["teach"], chunk["surprise"], strict=True)
-        naive.write_chunk([oracle.Token(k, t, s, bool(t.any())) for k, t, s in tokens], last)
-        assert_close(dict(fast["titan"].delta), naive.delta, f"{name}: chunk {i}: delta")
+        writes += naive.write_chunk([Token(k, t, t.any(), s, t.any()) for k, t, s in tokens], last)
+        delta, what = naive.memory.delta, f"{name}: chunk {i}"
+        assert_close(dict(fast["titan"].delta), delta, f"{what}: delta")
         if level.optimizer == "titans":
-            assert_close(dict(fast["titan"].opt), naive.momentum, f"{name}: chunk {i}: momentum")
-        bridge.assert_delta_norm(stats["titan"], naive.delta, params, f"{name}: chunk {i}")
+            momentum = {n: slot["v"] for n, slot in naive.memory.state.items()}
+            assert_close(dict(fast["titan"].opt), momentum, f"{what}: momentum")
+        bridge.assert_delta_norm(stats["titan"], delta, params, what)
         written += float(stats["titan"].write_norm)
         start, applied = start + len(chunk["key"]), applied + float(stats["titan"].updates_applied)
         blocked += float(stats["titan"].periods - stats["titan"].gate_hit)
-    assert applied == naive.applied > 0
-    np.testing.assert_allclose(written, naive.write_norm, rtol=2e-6)
-    assert (blocked > 0) == (rules.threshold is not None)
-    assert max(np.abs(d).max() for d in naive.delta.values()) > 1e-3
+    assert applied == sum(write.applied for write in writes) > 0
+    np.testing.assert_allclose(written, sum(write.write_norm for write in writes), rtol=2e-6)
+    assert (blocked > 0) == (learning.threshold is not None)
+    assert max(np.abs(d).max() for d in naive.memory.delta.values()) > 1e-3
 
 
 @pytest.mark.parametrize(
     "name", ["over_chunks_bounded", "titans_within_a_chunk", "titans_over_chunks_bounded"]
 )
 def test_gradients_through_writes_are_finite_differences(name: str) -> None:
-    level, rules, self_modifier, biases = CASES[name]
+    level, learning, options, self_modifier, biases = CASES[name]
+    start = params_of(level, self_modifier, biases)
     # The clip of the branch is a constant for differentiation, by definition.
-    titan, data = titan_of(level, replace(rules, read_clip=0.0, threshold=None), self_modifier), chunks()[:3]
+    smooth = {**options, "read_clip": 0.0}
+    titan = titan_of(oracle.Titan(level, replace(learning, threshold=None), start, **smooth))
+    data = chunks()[:3]
     probe = np.random.default_rng(6).normal(size=(len(data[0]["key"]), DIM))
 
     def after_writes(params: Any, teach: Any) -> Any:
@@ -138,7 +146,7 @@ def test_gradients_through_writes_are_finite_differences(name: str) -> None:
             fast, _ = titan.write(params, norms, fast, chunk["key"], signal, position=position, reduce=own)
         return jnp.sum(probe * titan.read(params, fast, data[2]["key"], {})[0])
 
-    params, teach = jax.tree.map(jnp.asarray, params_of(level, self_modifier, biases)), jnp.ones((2, 4, DIM))
+    params, teach = jax.tree.map(jnp.asarray, start), jnp.ones((2, 4, DIM))
     run = jax.jit(after_writes, compiler_options=QUICK)
     grads = jax.jit(jax.grad(after_writes, argnums=(0, 1)), compiler_options=QUICK)(params, teach)
     rng, h = np.random.default_rng(7), 1e-5
@@ -178,8 +186,9 @@ def test_a_bounded_correction_is_no_longer_than_it_may_and_never_turns_a_write_u
 
 
 def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
-    level, rules = Level("titan", N, 0.3, "titans"), OPEN
-    titan, params = titan_of(level, rules, True), params_of(level, True, False)
+    level = Level("titan", N, 0.3, "titans")
+    params = params_of(level, True, False)
+    titan = titan_of(oracle.Titan(level, OPEN, params))
     pair = [jax.tree.map(jnp.asarray, c) for c in chunks()[:2]]
 
     def write(chunk: Any, reduce: Any) -> Any:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from hope_jax.models.lm import HopeModel
+from tests.close import assert_close, at
 from tests.oracle import bridge, cases
-from tests.oracle.inner import FAST, Level
-from tests.oracle.model import Arch, cross_entropy, forward, layer_norm
-from tests.oracle.periods import Learning
+from tests.oracle import model as naive
+from tests.oracle.cms import level_normed
+from tests.oracle.layers import Arch
+from tests.oracle.writes import FAST, Learning, Level
 from tests.specs import small_spec
 
 TOKENS = 12
@@ -30,7 +32,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def learning_of(arch: Arch) -> Learning:
-    return replace(LEARNING if arch.levels else Learning(chunk=4), act=arch.act)
+    return LEARNING if arch.levels else Learning(chunk=4)
 
 
 def deltas(params: dict, examples: int) -> list:
@@ -69,24 +71,24 @@ def test_reads_match_naive_forward_whole_and_in_pieces(name: str) -> None:
     read = jax.jit(model.read, compiler_options=QUICK)
     out = read(params, fast, None, batch.tokens, batch.segment_ids)
     logits = model.logits(params, out.hidden)
-    naive = jax.jit(forward, static_argnums=(1, 3), compiler_options=QUICK)
+    naive_read = jax.jit(naive.read, static_argnums=1, compiler_options=QUICK)
     for b, row in enumerate(rows):
-        wanted = naive(params, arch, jnp.array(row.tokens), row.segments, by_example[b])
-        bridge.assert_close(logits[b], np.asarray(wanted.logits), "logits")
-        bridge.assert_close(out.block_out[-1][b], np.asarray(wanted.pre_norm), "pre_norm")
+        wanted = naive_read(params, arch, *map(np.array, (row.tokens, row.segments)), by_example[b])
+        assert_close(logits[b], np.asarray(wanted.logits), "logits")
+        assert_close(out.block_out[-1][b], np.asarray(wanted.pre_norm), "pre_norm")
         for layer in range(cases.LAYERS):
-            bridge.assert_close(out.block_out[layer][b], np.asarray(wanted.block_out[layer]), "block_out")
+            assert_close(out.block_out[layer][b], np.asarray(wanted.block_out[layer]), "block_out")
             for level in arch.levels:
-                level_in, p = wanted.level_in[layer][level], bridge.at(params["blocks"]["cms"][level], layer)
-                normed = layer_norm(level_in, p["ln_scale"], p["ln_bias"]) if arch.cms_norm else level_in
-                bridge.assert_close(out.trace[layer]["cms"][level].z[b], np.asarray(normed), level)
+                p = at(params["blocks"]["cms"][level], layer)
+                normed = level_normed(p, wanted.level_in[layer][level])
+                assert_close(out.trace[layer]["cms"][level].z[b], np.asarray(normed), level)
     carry, pieces = model.init_carry(len(rows), TOKENS), []
     for start in range(0, TOKENS, 4):
-        at = slice(start, start + 4)
-        piece = read(params, fast, carry, batch.tokens[:, at], batch.segment_ids[:, at])
+        now = slice(start, start + 4)
+        piece = read(params, fast, carry, batch.tokens[:, now], batch.segment_ids[:, now])
         carry = piece.carry
         pieces.append(model.logits(params, piece.hidden))
-    bridge.assert_close(jnp.concatenate(pieces, axis=1), np.asarray(logits), "pieces", 1e-10)
+    assert_close(jnp.concatenate(pieces, axis=1), np.asarray(logits), "pieces", 1e-10)
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -119,14 +121,14 @@ def test_gradients_of_other_activations_without_layer_norm(connection: str, act:
 
     def loss(params: dict) -> jax.Array:
         out = model.read(params, fast, None, batch.tokens, batch.segment_ids)
-        return cross_entropy(model.logits(params, out.hidden)[0], row.targets).sum()
+        return naive.cross_entropy(model.logits(params, out.hidden)[0], row.targets).sum()
 
-    def naive(params: dict) -> jax.Array:
-        read = forward(params, arch, list(row.tokens), row.segments, written[0])
-        return cross_entropy(read.logits, row.targets).sum()
+    def naive_loss(params: dict) -> jax.Array:
+        read = naive.read(params, arch, row.tokens, row.segments, written[0])
+        return naive.cross_entropy(read.logits, row.targets).sum()
 
-    got, wanted = (jax.jit(jax.grad(f), compiler_options=QUICK)(params) for f in (loss, naive))
-    bridge.assert_close(got, jax.tree.map(np.asarray, wanted), "gradient")
+    got, wanted = (jax.jit(jax.grad(f), compiler_options=QUICK)(params) for f in (loss, naive_loss))
+    assert_close(got, jax.tree.map(np.asarray, wanted), "gradient")
 
 
 @pytest.mark.parametrize(

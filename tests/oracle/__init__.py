@@ -1,15 +1,14 @@
-"""Naive oracles: the equations of the memories, written once more with nothing but loops.
+"""The naive model: the equations of the memories once more, with nothing but loops. Read it in this order:
 
-Everything here is float64, one example (or an explicit list of examples), and independent of `hope_jax`:
-no vmap, no scan, no linen. `jax.grad` is used only where the mathematics asks for a gradient. Slow on
-purpose; a test of production code compares with it on small cases.
+* `layers`: what holds no memory, at one token: norms, activations, the convolution, attention;
+* `writes`: one memory's write at the end of a period: gate, inner rule, bounds;
+* `cms`: the levels of a CMS, sequential, independent or nested: their reads, gradients and periods;
+* `model`: blocks and head at one token, then token after token;
+* `stream`: the online loop: read a chunk, take its teach signal, write what is due; the outer gradient;
+* `titan`, `self_mod`, `gated_deltanet`: the other memories, each by itself.
 
-* `model`: reads. Norms, attention over explicit token lists, CMS, both variants and both styles.
-* `inner`: one write. Gradient of a level, inner optimizers, bounds.
-* `teach`: teach signals, their processing, surprise.
-* `periods`: what a level gathers over a period, the gate, the write at its end.
-* `cms_connections`: what nested CMS levels do at the end of a period.
-* `stream`: the online chunk loop, with the outer gradient; `two_pass` reads as its one-chunk case.
-* `kernels`: each kernel's sum, one term at a time.
-* `reference`: the published code's own rules where they differ (for its golden files only).
+All of it is float64, for one example (or an explicit list of examples that share their memories), slow on
+purpose, and independent of `hope_jax`: no vmap, no scan, no linen. `jax.grad` is taken only where the
+mathematics asks for a gradient. Not of the model: `cases` draws small examples, and `bridge` says in
+production's types what the oracle says in its own; it alone imports production code.
 """

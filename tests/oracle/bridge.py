@@ -12,18 +12,17 @@ from hope_jax.learning.chunk import OnlineRule
 from hope_jax.learning.teach import Teach
 from hope_jax.memory import levels
 from hope_jax.memory.cms import Cms, CmsOptions
+from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace, normalise
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
+from tests.close import assert_close
 from tests.oracle.cases import DIM, HIDDEN, LAYERS, VOCAB
-from tests.oracle.inner import Level, largest_ratio
-from tests.oracle.model import Arch
-from tests.oracle.periods import Learning, Write
+from tests.oracle.layers import Arch
 from tests.oracle.stream import Example
-
-DOUBLE = jnp.dtype("float64")
+from tests.oracle.writes import Learning, Level, Write, largest_ratio
 
 
 def level_of(level: Level) -> levels.Level:
@@ -36,12 +35,33 @@ def levels_of(chain: tuple[Level, ...]) -> FrozenMapping[str, levels.Level]:
     return FrozenMapping({level.name: level_of(level) for level in chain})
 
 
+def memory_options(learning: Learning, scope: str = "example") -> MemoryOptions:
+    """Gate and bounds."""
+    gate = {"surprise_metric": learning.metric, "surprise_threshold": learning.threshold}
+    return MemoryOptions(**gate, write_clip=learning.write_clip, delta_clip=learning.delta_clip, scope=scope)
+
+
+def cms_of(arch: Arch, learning: Learning) -> Cms:
+    """The production CMS of one layer."""
+    return (NestedCms if arch.connection == "nested" else Cms)(
+        levels_of(learning.levels),
+        DIM,
+        HIDDEN,
+        learning.chunk,
+        memory_options(learning),
+        own_output=learning.delta_at == "own_output",
+        output_clip=arch.read_clip or None,
+        activation=arch.act,
+        flush_partial_at_end=learning.flush,
+        mixed=arch.connection == "independent",
+    )
+
+
 def hope_model(
     arch: Arch, learning: Learning | None = None, conv: int = 0, scope: str = "example"
 ) -> HopeModel:
     """The production model of an oracle's architecture, in float64."""
-    learning = Learning(act=arch.act) if learning is None else learning
-    assert not learning.levels or learning.act == arch.act
+    learning = learning or Learning()
     return HopeModel(
         ModelSpec(
             block_variant="hope_attention" if arch.levels else "transformer",
@@ -65,38 +85,25 @@ def hope_model(
                 delta_at=learning.delta_at,
                 flush_partial_at_end=learning.flush,
             ),
-            memory=MemoryOptions(
-                surprise_metric=learning.metric,
-                surprise_threshold=learning.threshold,
-                write_clip=learning.write_clip,
-                delta_clip=learning.delta_clip,
-                scope=scope,
-            ),
+            memory=memory_options(learning, scope),
             per_layer=learning.source == "per_layer",
-            dtype=DOUBLE,
+            dtype=jnp.dtype("float64"),
         )
     )
 
 
 def online_rule(learning: Learning) -> OnlineRule:
     """The production rule of an oracle's learning settings."""
-    teach = Teach(
-        scale=learning.teach_scale,
-        clip=learning.teach_clip,
-        source=learning.source,
-        normalize="batch_mean" if learning.batch_mean else "token",
-    )
+    normalize = "batch_mean" if learning.batch_mean else "token"
+    sizes = {"scale": learning.teach_scale, "clip": learning.teach_clip}
+    teach = Teach(**sizes, source=learning.source, normalize=normalize)
     return OnlineRule(learning.chunk, learning.truncate or learning.chunk, teach)
 
 
 def batch_of(rows: list[Example]) -> Batch:
     """Examples as a production batch."""
-    return Batch(
-        *(
-            jnp.asarray([getattr(row, field) for row in rows], jnp.int32)
-            for field in ("tokens", "targets", "segments")
-        )
-    )
+    fields = ([getattr(row, name) for row in rows] for name in ("tokens", "targets", "segments"))
+    return Batch(*(jnp.asarray(field, jnp.int32) for field in fields))
 
 
 def write_levels(
@@ -111,33 +118,11 @@ def write_levels(
     return cms.write(params, norms, fast, trace, signal, position=position, reduce=own, last=last)
 
 
-def moments(opt_state: Any) -> dict[str, Any]:
-    """First (`v`) and second (`s`) moments in an inner optimizer's state."""
+def assert_same_optimizer(level: Level, opt_state: Any, wanted: dict[str, Any], what: str) -> None:
+    """First (`v`) and second (`s`) moments of production's inner-optimizer state against the oracle's."""
     names = {"ema": "v", "trace": "v", "nu": "s"}
     parts = jax.tree.leaves(opt_state, is_leaf=lambda t: any(hasattr(t, name) for name in names))
-    return {
-        slot: getattr(part, name) for part in parts for name, slot in names.items() if hasattr(part, name)
-    }
-
-
-def at(tree: Any, *index: int) -> Any:
-    """Leaves at leading indices."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-9) -> None:
-    """Same tree, leaves within `tolerance` times max(1, largest magnitude), in double precision."""
-    assert jax.tree.structure(got) == jax.tree.structure(wanted), what
-    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
-        name = f"{what}{jax.tree_util.keystr(path)}"
-        assert np.asarray(a).dtype == np.float64, f"{name}: computed in {np.asarray(a).dtype}"
-        bound = tolerance * max(1.0, float(np.max(np.abs(b), initial=0.0)))
-        np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
-
-
-def assert_same_optimizer(level: Level, opt_state: Any, wanted: dict[str, Any], what: str) -> None:
-    """Moments of production's inner-optimizer state against the oracle's."""
-    slots = moments(opt_state)
+    slots = {slot: getattr(p, name) for p in parts for name, slot in names.items() if hasattr(p, name)}
     keys = {key for by_tensor in wanted.values() for key in by_tensor}
     if level.beta == 0 and level.optimizer != "delta_momentum":
         keys.discard("v")
@@ -150,16 +135,14 @@ def expected_stats(writes: list[Write], layer: int, level: str) -> dict[str, flo
     """Production's statistics of one level of one layer, from the oracle's writes."""
     mine = [w for w in writes if (w.layer, w.level) == (layer, level)]
     applied = [w for w in mine if w.applied]
+    sums = ("grad_norm", "write_clip_hits", "delta_clip_hits", "write_norm")
     return {
-        "grad_norm": sum(w.grad_norm for w in applied),
+        **{name: sum(getattr(w, name) for w in applied) for name in sums},
         "periods": len(mine),
         "chunk_tokens": sum(w.written for w in mine),
         "gate_hit": sum(w.gate_hit for w in mine),
         "updates_applied": len(applied),
         "surprise_value": sum(w.surprise for w in mine),
-        "write_clip_hits": sum(w.write_clip_hits for w in applied),
-        "delta_clip_hits": sum(w.delta_clip_hits for w in applied),
-        "write_norm": sum(w.write_norm for w in applied),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from hope_jax.core.files import METRICS_FILE, read_rows
 from hope_jax.storage import stored
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _PATIENCE = 300.0
 
 SMALL = (

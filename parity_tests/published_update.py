@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.oracle.inner import Arrays, Level, fresh_state, inner_step, level_gradient
-from tests.oracle.teach import head_signal
+from tests.oracle.cms import level_gradient
+from tests.oracle.layers import Arrays
+from tests.oracle.model import head_signal
+from tests.oracle.writes import Level, fresh_state, inner_step
 
 
 def mean_loss_signal(logits: np.ndarray, targets: np.ndarray, head: np.ndarray) -> np.ndarray:
     """Signal of the mean loss over the batch: ours divided by the number of supervised positions."""
     active = max(int(np.sum(targets >= 0)), 1)
-    return np.stack([head_signal(row, t, head) for row, t in zip(logits, targets, strict=True)]) / active
+    pairs = zip(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), strict=True)
+    rows = np.stack([head_signal(row, target, head) for row, target in pairs])
+    return rows.reshape(*targets.shape, -1) / active
 
 
 def squared_loss(signal: np.ndarray, mask: np.ndarray, reduction: str) -> tuple[float, float]:
@@ -57,19 +61,13 @@ def update(
     act: str = "gelu",
 ) -> dict[str, Any]:
     """One update of one level from x, signal [B, L, D]: gradient, magnitude, next delta and state."""
-    state = fresh_state(level, {n: np.shape(w) for n, w in p.items()}) if state is None else state
+    state = fresh_state(level, p) if state is None else state
     mask = (np.abs(signal).sum(-1) > 0).astype(float)
     loss, factor = squared_loss(signal, mask, reduction)
-    weights = {n: p[n] + delta[n] for n in p}
-    width = x.shape[-1]
-    grads = level_gradient(
-        weights,
-        x.reshape(-1, width),
-        factor * signal.reshape(-1, width),
-        mask.reshape(-1),
-        read_clip,
-        act,
-    )
+    weights, width = {n: p[n] + delta[n] for n in p}, x.shape[-1]
+    tokens = zip(x.reshape(-1, width), signal.reshape(-1, width), strict=True)
+    each = [level_gradient(weights, key, factor * taught, read_clip, act) for key, taught in tokens]
+    grads = {n: np.asarray(sum(g[n] for g in each)) for n in p}
     stats: dict[str, Any] = {}
     directions = grads
     if level.optimizer == "nl_l2_precond":
