@@ -187,14 +187,16 @@ def test_arms_are_paired_by_item_and_a_leak_is_marked(run: Run) -> None:
 
 def test_figures_show_every_task(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     without_model(monkeypatch)
-    drawn = zeroshot.evaluate.figures(zeroshot.evaluate(run))
+    found = zeroshot.evaluate(run)
+    drawn = zeroshot.evaluate.figures(found)
     assert set(drawn) == {"zeroshot_acc", "zeroshot_acc_norm"}
-    for name, tasks in (("zeroshot_acc", 10), ("zeroshot_acc_norm", 5)):
-        (axes,) = drawn[name].axes
+    for name, tasks in (("acc", 10), ("acc_norm", 5)):
+        (axes,) = drawn[f"zeroshot_{name}"].axes
         assert len(axes.get_yticklabels()) == tasks
-        # A value and an interval of the model, of length alone (and of the most frequent answer); chance
-        majorities = 2 if name == "zeroshot_acc" else 0
-        assert len(axes.lines) == 5 * tasks + 2 * majorities
+        shown = {key: metric for key, metric in found["metrics"].items() if key.split("/")[1] == name}
+        assert {key.split("/")[2] for key in shown} >= {"baseline", "length_only"}
+        chances = {key.split("/")[0] for key, metric in shown.items() if metric["chance"] is not None}
+        assert len(axes.lines) == 2 * len(shown) + len(chances), "a value and an interval each, and chance"
     assert not zeroshot.evaluate.figures({"metrics": {}})
 
 
