@@ -17,7 +17,8 @@ HEAD = """# Equations, functions, oracles, tests
 Made by `python docs/make_equations.py`; do not edit. `tests/docs/test_equations_docs.py` checks that
 everything named here exists, and that every equation that the code cites is listed.
 
-*NL* is Nested Learning (arXiv 2512.24695), *Titans* arXiv 2501.00663; *published* rules are those of the
+*NL* is Nested Learning (arXiv 2512.24695), *Titans* arXiv 2501.00663, *GDN* Gated DeltaNet
+(arXiv 2412.06464); *published* rules are those of the
 PyTorch code behind the golden files (docs/golden.md), *own* ones are described where they stand. The
 oracles of `tests/oracle` are naive, token by token, and import nothing of the package;
 `parity_tests/torch_reference` says the same in torch; golden files hold the published code's numbers.
@@ -178,6 +179,17 @@ EQUATIONS = (
             TESTS + "optim/test_outer.py::test_m3_is_algorithm_1",
             "parity_tests/test_other_files.py::test_m3_of_a_tensor_with_decay",
             GOLDEN,
+        ),
+    ),
+    Equation(
+        "GDN",
+        "gated delta rule",
+        "S <- alpha S (I - beta k k^T) + beta v k^T, o = S q, in chunks by the WY form",
+        ("kernels/gated_deltanet/chunked.py::gated_delta", MEMORY + "gated_deltanet.py::GatedDeltaNet.read"),
+        (ORACLE + "gated_deltanet.py::step", ORACLE + "gated_deltanet.py::read"),
+        (
+            "kernels/gated_deltanet/test_gated_deltanet.py::test_matches_the_recurrence_with_gradients",
+            TESTS + "memory/test_gated_deltanet.py::test_outputs_states_and_gradients_match_the_loop",
         ),
     ),
     Equation(
