@@ -15,8 +15,9 @@ from hope_jax.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 NO_PATHS = {
-    "config_override", "contexts", "coordinator", "distributed", "hosts", "memorize_layers", "memorize_paths",
-    "only", "option", "prompt", "rates", "sha256", "step", "text_field", "topology",
+    "config_override", "contexts", "coordinator", "distributed", "hosts", "lengths", "memorize_layers",
+    "memorize_paths", "niah_tasks", "only", "option", "prompt", "rates", "sha256", "step", "text_field",
+    "topology", "zeroshot_tasks",
 }  # fmt: skip
 """Flags whose values are texts, and name no file or folder."""
 
