@@ -49,10 +49,12 @@ def test_several_checkpoints_have_a_folder_each_and_an_index(command: Command, t
         assert read(out / name / "texts.json")["subject"]["checkpoint"] == name.replace("-", "/checkpoints/")
         assert (out / name / "report.html").is_file()
     index = (out / "report.md").read_text()
-    assert "[one/2: report](one-2/report.html)" in index and "| metric | one/2 | other/2 | chance |" in index
+    assert "[one/2: report](one-2/report.html)" in index
+    assert "| metric | one/2 | other/2 | n | chance |" in index
     value = read(out / "other-2" / "texts.json")["metrics"]["texts/loss/baseline"]["value"]
     (line,) = [line for line in index.splitlines() if line.startswith("| texts/loss/baseline |")]
-    assert f"{value:.4g} [" in line.split("|")[3] and line.split("|")[4].strip() == "–"
+    cells = [cell.strip() for cell in line.split("|")]
+    assert f"{value:.4g} [" in cells[3] and cells[4:6] == ["2", "–"]
 
 
 def test_the_index_tells_runs_of_one_name_apart_and_links_their_baseline(
@@ -63,7 +65,7 @@ def test_the_index_tells_runs_of_one_name_apart_and_links_their_baseline(
     done = command(line)
     assert done.code == 0, done.err
     index = (tmp_path / "out" / "report.md").read_text()
-    assert "| metric | one-2 | one-2-2 | chance |" in index
+    assert "| metric | one-2 | one-2-2 | n | chance |" in index
     assert "over checkpoints, with 95 % intervals (n = 2)](plots/texts-checkpoints.png)" in index
     targets = re.findall(r"\]\(([^)#]*)(?:#[\w-]+)?\)", index)
     assert len(targets) == 6 and "baseline/report.html" in targets
