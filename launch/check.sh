@@ -2,8 +2,8 @@
 # Usage: ./launch/check.sh [--all] [PYTEST ARGUMENTS]
 #
 # Sets up .venv with everything the tests need (pinned CPU torch included), then lint, formatting, types,
-# and the test suite; --all runs the cases marked nightly too, and programs are compiled as for users. The last
-# line is pytest's closing line.
+# and the test suite; --all runs the cases marked nightly too, on programs compiled as users
+# compile them. The last line is pytest's closing line.
 #
 # PYTHON: the interpreter to use (python3). VENV: the environment's folder (.venv). JOBS: test processes (2).
 
