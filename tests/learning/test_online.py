@@ -104,7 +104,6 @@ QUICK = (
     "own_output_ragged",
     "flush_clip_schedule_bounds_relu_without_norm",
     "global_loss_gate_batch_scope",
-    "reference_entropy_gate",
 )
 NIGHTLY = pytest.mark.nightly
 COMPILE = {"xla_backend_optimization_level": 0}

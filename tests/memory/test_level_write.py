@@ -25,7 +25,7 @@ class OneByOne(LevelWriter):
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 0.0), (0.03, 0.05)])
-@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("biases", [True, pytest.param(False, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("period", [pytest.param(1, marks=pytest.mark.nightly), 3])
 @pytest.mark.parametrize("variant", LINEAR)
 def test_periods_at_once_are_periods_one_by_one(

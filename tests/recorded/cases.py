@@ -262,12 +262,9 @@ CASES = {each.name: each for each in (*_grid(), *_contexts(), *_levels(), *_rule
 
 QUICK = (
     "transformer_pp/online/window",
-    "hope_attention/online/reset",
-    "hope_attention/cut/nested-batch",
     "hope_attention/writes/gate-l2",
     "hope_hybrid/online/tight",
     "hope_hybrid/two_pass/persistent",
-    "hope_selfmod/cut",
     "titan/writes/titans",
 )
 """Compared on every run."""
