@@ -20,7 +20,7 @@ CHUNK, TOKENS = 8, 27
 CAPACITY = 256
 """Of every stream here unless its growth is tested: another capacity compiles everything again."""
 
-_EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "hope_hybrid", "gated_deltanet")
+_EVERY_PUSH = ("transformer", "hope_attention", "hope_selfmod", "gated_deltanet")
 
 
 def variants(*every_push: str) -> list[Any]:

@@ -121,7 +121,9 @@ def test_without_the_plugin_the_command_ends_with_code_2(name: str, module: str)
     assert "not installed" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("variant", ["hope_attention", "hope_hybrid"])
+@pytest.mark.parametrize(
+    "variant", ["hope_attention", pytest.param("hope_hybrid", marks=pytest.mark.nightly)]
+)
 def test_a_window_makes_the_cost_of_a_stream_flat(variant: str, tmp_path: Path) -> None:
     """The command of docs/plan.md: all but the documents' numbers, 4 bytes a token, is as large."""
     small = [f"--config.{key}={value}" for key, value in {**TINY, "model.block_variant": variant}.items()]

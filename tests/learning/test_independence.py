@@ -23,15 +23,15 @@ QUICK = {"xla_backend_optimization_level": 0}
 DOUBLE = jnp.dtype("float64")
 TOKENS, VOCAB = 32, 11
 MODES = {"online": 8, "through_writes": 8, "two_pass": TOKENS}
-DAILY = {("hope_hybrid", "online")}
-"""Of the variants that compile for long; the others are nightly."""
+DAILY = {("hope_hybrid", "online"), ("hope_attention", "two_pass")}
+"""Of the variants with memories; the others are nightly."""
 
 CASES = [
     pytest.param(
         variant,
         mode,
         marks=()
-        if variant in ("transformer", "transformer_pp", "hope_attention") or (variant, mode) in DAILY
+        if variant in ("transformer", "transformer_pp") or (variant, mode) in DAILY
         else pytest.mark.nightly,
     )
     for variant in BLOCKS
@@ -89,6 +89,7 @@ def both_floats(a: PyTree, b: PyTree) -> list[tuple[jax.Array, jax.Array]]:
     return [(x, y) for x, y in pairs if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
+@pytest.mark.nightly
 def test_two_pass_differentiates_through_self_modifying_writes() -> None:
     model = model_of("hope_selfmod", TOKENS)
     params, batch = model.init_params(jax.random.key(0)), rows(1)

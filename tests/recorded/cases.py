@@ -262,7 +262,6 @@ CASES = {each.name: each for each in (*_grid(), *_contexts(), *_levels(), *_rule
 
 QUICK = (
     "transformer_pp/online/window",
-    "hope_attention/writes/gate-l2",
     "hope_hybrid/online/tight",
     "hope_hybrid/two_pass/persistent",
     "titan/writes/titans",

@@ -51,6 +51,7 @@ def test_texts_of_a_batch_write_what_each_writes_alone(variant):
             )
 
 
+@pytest.mark.nightly
 def test_what_was_memorized_is_known_better():
     model = subject()
     own, other = text(60, 1), text(60, 2)

@@ -112,6 +112,7 @@ def test_one_memory_of_a_batch_is_kept_apart_by_reading_one_at_a_time():
         np.testing.assert_allclose(score.log_prob, score_pairs(model, [pair])[0].log_prob, rtol=1e-6)
 
 
+@pytest.mark.nightly
 def test_batches_of_three_start_from_their_own_memories():
     model = subject()
     texts = [text(20, n) for n in range(3)]

@@ -98,6 +98,7 @@ def pieces() -> list[Any]:
     return load_pieces(TOKENIZER, None, 96)[0][:3]
 
 
+@pytest.mark.nightly
 def test_whole_pieces_cost_what_their_tokens_do_in_segments_of_any_size(
     found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
