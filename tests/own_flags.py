@@ -13,6 +13,8 @@ def own_flags(module: ModuleType, *names: str) -> Iterator[None]:
     """Within the block the flags `names` are those of `module`, not another command's of the same name."""
     before = {name: flags.FLAGS[name] for name in names}
     importlib.reload(module)
+    for name in names:
+        flags.FLAGS[name].unparse()  # absl keeps the flag of an earlier block, and what was given there
     try:
         yield
     finally:
