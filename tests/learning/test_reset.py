@@ -34,7 +34,6 @@ CUTS = {"online_n": CHUNK, "online_k": 4 * CHUNK, "through_writes": CHUNK}
 """K by mode. That of online_k is shorter than some documents, of which most begin off its multiples."""
 
 DAILY = (
-    ("hope_selfmod", "online_n"),
     ("gated_deltanet", "online_n"),
     ("transformer", "online_k"),
     ("hope_attention", "through_writes"),

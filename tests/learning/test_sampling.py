@@ -22,7 +22,7 @@ def prompted(variant: str, **options: Any) -> tuple:
 
 
 @pytest.mark.parametrize("targets", [False, True])
-@pytest.mark.parametrize("variant", variants("transformer", "hope_selfmod"))
+@pytest.mark.parametrize("variant", variants("transformer"))
 def test_decoding_equals_the_parallel_read_under_the_same_mask(variant: str, targets: bool) -> None:
     streamer, params, data, state = prompted(variant)
     count = 12

@@ -150,6 +150,7 @@ def test_a_shared_state_is_the_mean() -> None:
         assert_close((y, got), (jnp.stack([out for out, _ in each]), want), "shared")
 
 
+@pytest.mark.nightly
 def test_what_a_context_of_one_token_does_not_learn_from() -> None:
     params = make_params()
     for count in (1, 2):

@@ -89,6 +89,7 @@ def test_generation_stops_where_it_is_told_to():
     assert [len(tokens) for tokens in drawn] == [2, 2]
 
 
+@pytest.mark.nightly
 def test_memories_are_those_of_the_row():
     """Rows of one batch start from memories of their own, or all from one."""
     model = subject()

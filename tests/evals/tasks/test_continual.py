@@ -202,6 +202,7 @@ def test_class_incremental(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert written["control"]["cms/fast"]["chunk_tokens"] == written["carried"]["cms/fast"]["chunk_tokens"]
 
 
+@pytest.mark.nightly
 def test_the_rule_of_memorization_holds_for_what_is_read(tmp_path: Path) -> None:
     """Behind a closed gate what is read is not learned."""
     write_clinc(tmp_path)

@@ -167,6 +167,7 @@ def test_a_continuation_is_what_the_tokenizer_makes_of_the_whole() -> None:
     np.testing.assert_array_equal(whole, tokenizer.encode(f"{before} 1234567"))
 
 
+@pytest.mark.nightly
 def test_passkeys_of_all_arms_by_a_real_model(tmp_path: Path) -> None:
     """The context that memories have read changes what is known without it; all else is as asked."""
     options = {"passkey_lengths": [128], "passkey_answer_tokens": 3}

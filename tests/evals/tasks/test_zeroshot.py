@@ -166,6 +166,7 @@ def test_memories_hold_the_context_and_with_a_leak_the_answer(run: Run) -> None:
     assert read["wikitext", True].startswith(" = Rain =\n\nThe rain fell,and")
 
 
+@pytest.mark.nightly
 def test_arms_are_paired_by_item_and_a_leak_is_marked(run: Run) -> None:
     """With a model whose memories write."""
     run = only(run, "boolq", limit=2, batch_size=2, arms=ARMS, memorize=Rule(use_correct_answer=True))
