@@ -211,7 +211,10 @@ def _run_config_file(path: Path, given: Mapping[str, str]) -> Config:
 
 def _typed(path: Path, get_config: Callable[..., Any], given: Mapping[str, str]) -> dict[str, Any]:
     """The values for `get_config`, of its parameters' types. Raises: ConfigError."""
-    known = inspect.signature(get_config, eval_str=True).parameters
+    parameters = inspect.signature(get_config, eval_str=True).parameters
+    known = {
+        name: one for name, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
     for name in given:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"

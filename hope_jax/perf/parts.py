@@ -52,9 +52,8 @@ class Op(NamedTuple):
 def operations(text: str, wanted: Collection[str]) -> dict[str, Op]:
     """Those of `compiled.as_text()` with these names, without loops, conditionals and calls."""
     computations, sources = hlo.parse(text).computations, _sources(text)
-    around: dict[
-        str, tuple[str, ...]
-    ] = {}  # computation -> paths of the loops that it is in, the nearest first
+    # Of each computation the paths of the loops that it is in, the nearest first.
+    around: dict[str, tuple[str, ...]] = {}
     for name, inside in reversed(computations.items()):  # callers stand behind what they call
         for it in inside.values():
             for called in it.called(*_CALLS):

@@ -250,6 +250,8 @@ def test_a_config_file_takes_values(tmp_path: Path) -> None:
     path.write_text(FILE)
     config = cli.read_config(Path(f"{path}:scale=0.5,steps=7,note=x"), ["teach.clip=2"])
     assert (config.teach.scale, config.train.steps, config.teach.clip) == (0.5, 7, 2.0)
+    path.with_name("any.py").write_text(FILE.replace('note="none"', "note=None, **more"))
+    assert cli.read_config(Path(f"{path.with_name('any.py')}:steps=7")).train.steps == 7
     thresholds = {"gate=False": 7.0, "gate=true": 0.5, "threshold=None": None, "threshold=2": 2.0}
     for given, wanted in thresholds.items():
         assert cli.read_config(Path(f"{path}:steps=7,{given}")).memory.surprise_threshold == wanted
