@@ -95,7 +95,8 @@ def coefficients(
 
 def _outer(a_pb: jax.Array, gram_bb: jax.Array) -> jax.Array:
     exact = jax.lax.Precision.HIGHEST
-    return jnp.matmul(jnp.matmul(a_pb, gram_bb, precision=exact), a_pb.T, precision=exact)
+    left_pb = jax.lax.optimization_barrier(jnp.matmul(a_pb, gram_bb, precision=exact))
+    return jnp.matmul(left_pb, a_pb.T, precision=exact)
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:

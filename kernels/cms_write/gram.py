@@ -107,10 +107,9 @@ def inner_products(one: Map, periods: int) -> Inner:
         if y is not None:
             each = y.astype(dtype) * wide_g
         elif x.shape[1] <= g.shape[1]:
-            # Over the narrower side first: fewer results.
-            each = wide_x * times_transposed(wide_g, m.matrix, dtype)
-        else:
             each = (wide_x @ m.matrix) * wide_g
+        else:
+            each = wide_x * times_transposed(wide_g, m.matrix, dtype)
         total = each.sum(1)
         if b is not None and m.bias is not None:
             total = total + b.astype(dtype) @ m.bias

@@ -33,7 +33,6 @@ def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
 
 
-@jax.custom_vjp
 def kept(
     square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array, bound: jax.Array
 ) -> Kept:
@@ -43,7 +42,12 @@ def kept(
     square: |D_0|^2. along_p: <D_0, w_p>. gram_pp: <w_p, w_q>. applied_p: bool; others change nothing. bound:
     [].
     """
-    return _kept(square, along_p, gram_pp, applied_p, bound)
+    # On CPUs the loop's own derivative: XLA's compiler there fails on a rule that runs the loop again (in a
+    # batched product whose layout it has transposed).
+    found: Kept = jax.lax.platform_dependent(
+        square, along_p, gram_pp, applied_p, bound, cuda=_kept, default=plain
+    )
+    return found
 
 
 def plain(
@@ -211,12 +215,16 @@ def _backward(
     of_square[0], of_along[...], of_bound[0] = found
 
 
-_kept = with_kernel(kernel, plain)
 _gradient = with_kernel(kernel_gradient, plain_gradient)
 
 
+@jax.custom_vjp
+def _kept(*primals: jax.Array) -> Kept:
+    return _traced(*primals)
+
+
 def _kept_and_primals(*primals: jax.Array) -> tuple[Kept, tuple[jax.Array, ...]]:
-    return _kept(*primals), primals
+    return _traced(*primals), primals
 
 
 def _pull(primals: tuple[jax.Array, ...], of_results: Kept) -> tuple[Any, ...]:
@@ -224,4 +232,5 @@ def _pull(primals: tuple[jax.Array, ...], of_results: Kept) -> tuple[Any, ...]:
     return of_square, of_along, of_gram, None, of_bound
 
 
-kept.defvjp(_kept_and_primals, _pull)
+_traced = jax.jit(kernel)
+_kept.defvjp(_kept_and_primals, _pull)

@@ -1,5 +1,5 @@
 """The Pallas kernels in the interpreter against the plain forms that their derivatives come from: values and
-gradients, float32 and bfloat16 rows, ragged lengths, periods that are not written; twice differentiated."""
+gradients, float32 and bfloat16 rows, ragged lengths, periods that are not written."""
 
 from functools import partial
 from typing import Any
@@ -84,19 +84,3 @@ def test_kept(periods: int, bound: float) -> None:
         for form in (partial(kept.kernel_gradient, interpret=True), kept.plain_gradient)
     ]
     close(*gradients, 2e-6)
-
-
-def test_what_kept_differentiates_to_can_be_differentiated() -> None:
-    square, along, gram, applied, bound = (t[1] for t in recursion(8, 3.0))
-
-    def twice(form: Any) -> Any:
-        def value(*given: jax.Array) -> jax.Array:
-            factors, _, sizes = form(*given, applied, bound)
-            return jnp.sin(factors).sum() + jnp.sin(sizes).sum()
-
-        def slopes(*given: jax.Array) -> jax.Array:
-            return sum(jnp.sin(t).sum() for t in jax.grad(value, (0, 1, 2))(*given))
-
-        return jax.grad(slopes, (0, 1, 2))(square, along, gram)
-
-    close(twice(kept.kept), twice(kept.plain), 1e-5)
