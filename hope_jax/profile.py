@@ -20,7 +20,7 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.core.output import say
 
 _STEP = flags.DEFINE_string("step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan.")
-_TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0)
+_TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0, allow_override=True)
 _JSON = cli.define_path("json", "File for the figures as JSON.")
 cli.define_config()
 
@@ -68,8 +68,8 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
 
     from hope_jax.config import assemble
     from hope_jax.perf.op_times import traced
-    from hope_jax.perf.parts import operations
     from hope_jax.perf.steps import StepRun
+    from hope_jax.planning.parts import operations
 
     run = StepRun(config)
     for _ in range(2):
