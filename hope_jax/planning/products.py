@@ -24,6 +24,8 @@ def product_flops(inside: Computation, it: Instruction) -> dict[str, float]:
         return {inside[it.operands[0]].shapes[0].dtype: _convolution_flops(inside, it)}
     elif it.opcode == "custom-call" and '"dot_dimension_numbers"' in it.attributes:
         contracted = _dims(it.attributes, r'"lhs_contracting_dimensions":\[([\d,"]*)\]')
+    elif it.opcode == "custom-call" and '"intermediate_tensor_shape"' in it.attributes:
+        return {inside[it.operands[0]].shapes[0].dtype: _attention_flops(inside, it)}
     else:
         return {}
     left = inside[it.operands[0]].shapes[0]
@@ -34,6 +36,15 @@ def product_flops(inside: Computation, it: Instruction) -> dict[str, float]:
 def _dims(attributes: str, pattern: str) -> list[int]:
     found = re.search(pattern, attributes)
     return [int(d) for d in re.findall(r"\d+", found[1])] if found else []
+
+
+def _attention_flops(inside: Computation, it: Instruction) -> float:
+    """cuDNN's attention: two products with scores forward, five backward, which makes the scores again; under
+    a causal mask half of each."""
+    scores = _dims(it.attributes, r'"intermediate_tensor_shape".*?"dimensions": ?\[([\d," ]*)\]')
+    products = 5 if 'Backward"' in it.attributes else 2
+    share = 0.5 if 'CAUSAL"' in it.attributes else 1.0
+    return share * products * 2.0 * math.prod(scores) * inside[it.operands[0]].shapes[0].dims[-1]
 
 
 def _convolution_flops(inside: Computation, it: Instruction) -> float:

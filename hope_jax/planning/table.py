@@ -75,6 +75,9 @@ def _train_lines(train: dict[str, Any], rows: int) -> Iterator[str]:
     yield _row("FLOPs of matrix products", f"{_tera(sum(flops.values()))} ({by_type})")
     share = f", {train['useful_share']:.0%}" if train["useful_share"] else ""
     yield _row("  useful (models/flops.py)", f"{_tera(train['useful_flops'])}{share}")
+    if "Pallas kernels" in train["by_cause"]:
+        runs = train["by_cause"]["Pallas kernels"]["launches"]
+        yield _row("  not counted", f"those of {runs:,.0f} launches of Pallas kernels")
     yield _row("bytes accessed", _gib(train["bytes_accessed"]))
     for key, title in (("by_cause", "cause"), ("by_part", "part of the model")):
         yield f"    {'by ' + title:<26} {'GiB':>10} {'share':>7} {'launches':>10}"
