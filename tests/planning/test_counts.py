@@ -105,9 +105,10 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told() -> None:
         ),
         # cuDNN's attention under a causal mask.
         (
-            '(f32[2,32,16]{2,1,0}, u8[0]{0}) custom-call(%a, %b, %b), custom_call_target="__cudnn$fmhaSoftmax", '
-            'backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", '
-            '"dimensions": ["2", "1", "32", "32"], "tuple_shapes": []}, "mask_type": "CAUSAL"}}',
+            "(f32[2,32,16]{2,1,0}, u8[0]{0}) custom-call(%a, %b, %b), "
+            'custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": '
+            '{"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "1", "32", "32"], '
+            '"tuple_shapes": []}, "mask_type": "CAUSAL"}}',
             2 * 2 * 32 * 32 * 16 * 2 / 2,
         ),
     ],
