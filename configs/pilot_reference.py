@@ -10,16 +10,8 @@ Expect:   Cross-entropy near 8 at step 230 000 if the published numbers hold.
 """
 
 from hope_jax.config.experiment import OrderedConfig
-from hope_jax.config.presets import PUBLISHED_THRESHOLD, pilot_config
+from hope_jax.config.presets import pilot_reference_config
 
 
 def get_config() -> OrderedConfig:
-    config = pilot_config()
-    config.model.style = "reference"
-    config.memory.surprise_threshold = PUBLISHED_THRESHOLD
-    config.titan.self_modifier.clip = 0.0
-    config.teach.normalize = "batch_mean"
-    config.cms.delta_at = "block_output"
-    config.memory.update({"scope": "batch", "lifetime": "persistent"})
-    config.train.update({"algorithm_mode": "two_pass", "online_chunk_size": 0})
-    return config
+    return pilot_reference_config()

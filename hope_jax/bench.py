@@ -1,12 +1,14 @@
 """Benchmarks: kernels, whole steps, compile time, loader; each beside what it is compared with.
 
 python -m hope_jax.bench [NAME ...] [--json=FILE] [--rounds=5] [--list]
+python -m hope_jax.bench --config=FILE [--config.KEY=VALUE ...] [--json=FILE] [--rounds=5]
 
-NAME is an operation (`self_mod`) or the beginning of a comparison's name (`self_mod/forward`); none: all of
-them. Prints one line a case: median time of a call, spread (interquartile range over median), ratio over the
-comparison's first case, share of the float32 matmul peak measured in the same run, tokens/s and what they
-would be at that peak, memory of temporaries and compile time, share of the time that was spent waiting for
-data. Figures are this machine's: ratios and shares carry over between runs, times do not.
+With --config the train step of a configuration alone, on the first device. NAME is an operation
+(`self_mod`) or the beginning of a comparison's name (`self_mod/forward`); none: all of them. Prints one line
+a case: median time of a call, spread (interquartile range over median), ratio over the comparison's first
+case, share of the float32 matmul peak measured in the same run, tokens/s and what they would be at that peak,
+memory of temporaries and compile time, share of the time that was spent waiting for data. Figures are this
+machine's: ratios and shares carry over between runs, times do not.
 """
 
 import os
@@ -25,6 +27,7 @@ from hope_jax.perf.timing import Comparison, Timing, measure
 FLAGS = flags.FLAGS
 _JSON = cli.define_path("json", "File that receives all figures.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound=1)
+cli.define_config()
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
 MODULES = (kernel_benchmarks, loader, steps)
@@ -44,6 +47,14 @@ def comparisons(names: list[str]) -> Iterator[Comparison]:
             known = instead(name, [one.name for one in there] or sorted(operations))
             raise ConfigError(f"bench {name}: unknown; {known}")
         yield from chosen
+
+
+def _configured(names: list[str]) -> Comparison:
+    """The step of `--config`. Raises: ConfigError."""
+    if names:
+        raise ConfigError(f"bench {names[0]}: leave out the name, or --config, whose step alone is timed")
+    config, name = cli.load_config(), f"step/{cli.config_path().stem}"
+    return Comparison(name, lambda: (steps.step_case(config.model.block_variant, config),))
 
 
 COLUMNS: tuple[tuple[str, str, str, int, float], ...] = (
@@ -73,7 +84,7 @@ def line(timing: Timing) -> str:
 
 def main(argv: list[str]) -> None:
     """Prints the table and writes the JSON."""
-    chosen = list(comparisons(argv))
+    chosen = [_configured(argv)] if cli.has_config() else list(comparisons(argv))
     if _LIST.value:
         say("\n".join(one.name for one in chosen))
         return

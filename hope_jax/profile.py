@@ -1,9 +1,9 @@
 """Where a train step's time goes, by part of the model (CPU).
 
-python -m hope_jax.profile --step=MODE/VARIANT [--top=25] [--json=FILE]
+python -m hope_jax.profile --step=NAME [--top=25] [--json=FILE]
 python -m hope_jax.profile --config=FILE [--config.KEY=VALUE ...] [--top=25] [--json=FILE]
 
---step is the step that `python -m hope_jax.bench step/MODE/VARIANT` times. Compiles the step, runs it twice,
+--step is the step that `python -m hope_jax.bench step/NAME` times. Compiles the step, runs it twice,
 traces a third run and joins the trace's times with the names in the compiled program. For each part: its
 share of the time of all operations (which may overlap); of its own time, what is spent in the backward pass,
 in forward work done again there, and in operations that contain a matrix product, with the rate of those.
@@ -19,8 +19,8 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.output import say
 
-_STEP = flags.DEFINE_string("step", None, "MODE/VARIANT of the benchmark `step`, for example online/titan.")
-_TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0)
+_STEP = flags.DEFINE_string("step", None, "NAME of a benchmark `step/NAME`, for example online-512.")
+_TOP = flags.DEFINE_integer("top", 25, "Operations listed.", lower_bound=0, allow_override=True)
 _JSON = cli.define_path("json", "File for the figures as JSON.")
 cli.define_config()
 
@@ -42,14 +42,10 @@ def _config() -> ExperimentConfig:
         return cli.load_config()
     if cli.has_config():
         raise ConfigError("--step names a step whose configuration is given; leave out --config")
-    mode, _, variant = str(_STEP.value).rpartition("/")
-    variants = (steps.BASE, *steps.VARIANTS)
-    if mode not in steps.MODES or variant not in variants:
-        raise ConfigError(
-            f"--step={_STEP.value}: want MODE/VARIANT, MODE one of {', '.join(steps.MODES)}, VARIANT one of "
-            f"{', '.join(variants)}"
-        )
-    return steps.pilot_step(variant, mode)
+    names = (steps.BASE, *steps.STEPS)
+    if _STEP.value not in names:
+        raise ConfigError(f"--step={_STEP.value}: want one of {', '.join(names)}")
+    return steps.pilot_step(str(_STEP.value))
 
 
 SUMS = ("seconds", "backward", "recomputed", "products", "gflops")
@@ -68,8 +64,8 @@ def profile(config: ExperimentConfig, top: int) -> dict[str, Any]:
 
     from hope_jax.config import assemble
     from hope_jax.perf.op_times import traced
-    from hope_jax.perf.parts import operations
     from hope_jax.perf.steps import StepRun
+    from hope_jax.planning.parts import operations
 
     run = StepRun(config)
     for _ in range(2):

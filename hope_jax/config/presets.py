@@ -55,6 +55,20 @@ def pilot_config() -> OrderedConfig:
     return config
 
 
+def pilot_reference_config() -> OrderedConfig:
+    """The pilot as near to the published run as the options go: its style, signals and persistent batch
+    memory."""
+    config = pilot_config()
+    config.model.style = "reference"
+    config.memory.surprise_threshold = PUBLISHED_THRESHOLD
+    config.titan.self_modifier.clip = 0.0
+    config.teach.normalize = "batch_mean"
+    config.cms.delta_at = "block_output"
+    config.memory.update({"scope": "batch", "lifetime": "persistent"})
+    config.train.update({"algorithm_mode": "two_pass", "online_chunk_size": 0})
+    return config
+
+
 def pilot_smoke_config() -> OrderedConfig:
     """The pilot's mechanisms at a size that trains in minutes on two CPU cores."""
     config = pilot_config()

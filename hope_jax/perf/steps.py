@@ -1,10 +1,10 @@
 """The train step of a configuration as training runs it, and benchmarks of whole steps and of compiling them.
 
-`step/MODE/VARIANT` compares `transformer` with a variant in one mode: state donated, memories, teach signals,
-writes, outer gradient and outer step as training runs them. Width 512, 8 heads, vocabulary 32000, the pilot's
-CMS levels, TITAN memory, inner optimizer and online chunk of 32 tokens; 2 layers, one row of 256 tokens,
-float32, AdamW. `step/MODE-TOKENS/VARIANT` is the same in longer rows: the pilot's own of 2,048, and of 512
-through the writes.
+`step/NAME` compares a train step with the `transformer`'s on the same rows: state donated, memories, teach
+signals, writes, outer gradient and outer step as training runs them. Rows, width and levels are the pilot's
+(2,048 tokens, width 512, 8 heads, vocabulary 32000), with 4 layers, one row, float32 and AdamW. `STEPS` has
+the names: the pilot (`hope_hybrid`) in its modes and chunks, other variants, and the published run's
+semantics; through the writes it is 512 tokens. The transformer reads its row at once.
 
 `compile/pilot` traces, lowers and compiles the step of `configs/pilot.py`: `cold`, and `cached`, where XLA's
 part is read from JAX's persistent cache. A sample is one compilation, from scratch."""
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,20 +23,37 @@ from hope_jax.cluster.sharding import make_mesh, shard_batch
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.experiment import ExperimentConfig
-from hope_jax.config.presets import pilot_config
+from hope_jax.config.presets import pilot_config, pilot_reference_config, set_schedule
 from hope_jax.config.values import resolve
 from hope_jax.core.program import TrainState
 from hope_jax.core.types import Batch, PyTree
-from hope_jax.models.blocks import BLOCKS
 from hope_jax.perf.timing import Case, Comparison
 from hope_jax.planning.compile import lower_step
 from hope_jax.training.step import Step, state_shardings
 
 BASE = "transformer"
-VARIANTS = tuple(variant for variant in BLOCKS if variant != BASE)
-MODES = ("online", "two_pass", "through_writes")
-LONGER = (("online", 2048), ("through_writes", 512))
-TEACH_DRIVEN = ("hope_attention", "hope_hybrid")
+
+
+class Kind(NamedTuple):
+    """A step to be timed. chunk: N of online chunks, 0 for other modes."""
+
+    variant: str
+    mode: str
+    chunk: int = 0
+    tokens: int = 2048
+
+
+STEPS = {
+    "two_pass": Kind("hope_hybrid", "two_pass"),
+    "online-512": Kind("hope_hybrid", "online", 512),
+    "online-128": Kind("hope_hybrid", "online", 128),
+    "online-32": Kind("hope_hybrid", "online", 32),
+    "hope_selfmod": Kind("hope_selfmod", "online", 512),
+    "pilot_reference": Kind("hope_hybrid", "two_pass"),
+    "gated_deltanet": Kind("gated_deltanet", "two_pass"),
+    "through_writes": Kind("hope_hybrid", "through_writes", 32, tokens=512),
+}
+"""By the name of the benchmark; `pilot_reference` with the published run's semantics."""
 
 
 def random_batch(config: ExperimentConfig) -> Batch:
@@ -98,21 +115,24 @@ def changed(config: Any, **values: Any) -> ExperimentConfig:
     return resolve(config.to_dict())
 
 
-def pilot_step(variant: str, mode: str, tokens: int = 256) -> ExperimentConfig:
-    """The pilot with another block, in a mode: 2 layers, one row of tokens, float32, with AdamW. Teaching
-    starts at full strength, so that writes are not blocked, and the outer rate is small, so that the same
-    batch keeps teaching."""
-    pilot = pilot_config()
-    pilot.teach.schedule.update({"warmup_steps": 0, "decay_start": 0, "decay_duration": 0})
+def pilot_step(name: str, tokens: int = 0) -> ExperimentConfig:
+    """The step of a name in `STEPS`, or `transformer`: 4 layers, one row of tokens (0: the name's own),
+    float32, with AdamW. Teaching starts at full strength, so that writes are not blocked, and the outer rate
+    is small, so that the same batch keeps teaching."""
+    kind = STEPS.get(name, Kind(BASE, "two_pass"))
+    pilot = pilot_reference_config() if name == "pilot_reference" else pilot_config()
+    set_schedule(pilot, 0, 0, 0)
     pilot.optim.update({"name": "adamw", "lr": 1e-6})
-    pilot.model.update({"block_variant": variant, "num_layers": 2})
-    pilot.data.update({"seq_len": tokens, "batch_size": 1, "mixture": {}})
-    pilot.train.update({"algorithm_mode": mode, "compute_dtype": "float32"})
+    pilot.model.update({"block_variant": kind.variant, "num_layers": 4})
+    pilot.data.update({"seq_len": tokens or kind.tokens, "batch_size": 1, "mixture": {}})
+    chunk = {"algorithm_mode": kind.mode, "online_chunk_size": kind.chunk}
+    pilot.train.update({**chunk, "compute_dtype": "float32"})
     return changed(pilot)
 
 
-def _against_base(variant: str, mode: str, tokens: int = 256) -> tuple[Case, ...]:
-    return tuple(step_case(each, pilot_step(each, mode, tokens)) for each in (BASE, variant))
+def _against_base(name: str) -> tuple[Case, ...]:
+    tokens = STEPS[name].tokens
+    return tuple(step_case(each, pilot_step(each, tokens)) for each in (BASE, name))
 
 
 def _compile(config: ExperimentConfig, folder: str | None = None) -> tuple[float, float]:
@@ -141,13 +161,8 @@ def cached_and_cold(config: ExperimentConfig) -> tuple[Case, ...]:
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Every mode and variant, longer rows, and compiling."""
-    for mode in MODES:
-        for variant in VARIANTS:
-            yield Comparison(f"step/{mode}/{variant}", partial(_against_base, variant, mode))
-    for mode, tokens in LONGER:
-        for variant in TEACH_DRIVEN:
-            name = f"step/{mode}-{tokens}/{variant}"
-            yield Comparison(name, partial(_against_base, variant, mode, tokens))
+    """Every step, and compiling."""
+    for name in STEPS:
+        yield Comparison(f"step/{name}", partial(_against_base, name))
     pilot = changed(pilot_config(), data__mixture={})  # its sources are not at hand
     yield Comparison("compile/pilot", partial(cached_and_cold, pilot))

@@ -16,6 +16,7 @@ from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core.types import Batch, PyTree
 from hope_jax.planning.counts import Counts, count
 from hope_jax.planning.devices import GIB, Topology
+from hope_jax.planning.parts import Op, operations
 from hope_jax.training.step import Step, jit_train, state_shardings
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,11 +31,13 @@ class Compiled(NamedTuple):
     memory: bytes on each device, by the compiler: arguments, outputs, aliased (of the outputs, in the place
     of arguments: the donated state), temporaries, code, and peak, which has to fit: on TPUs the compiler's
     peak and the code, as temporaries are not all there at once; elsewhere arguments + outputs - aliased +
-    temporaries + code, as temporaries are one allocation. xla_flops, xla_bytes: the compiler's own analysis,
+    temporaries + code, as temporaries are one allocation. ops: part and place in the source of each kernel.
+    xla_flops, xla_bytes: the compiler's own analysis,
     which counts each loop's body once; None where it gives none. seconds: of tracing and compiling."""
 
     memory: dict[str, float]
     counts: Counts
+    ops: dict[str, Op]
     xla_flops: float | None
     xla_bytes: float | None
     seconds: float
@@ -99,7 +102,9 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
         needed = float(used[1]) * {"M": GIB / 1024, "G": GIB}[used[2]] if used else None
         raise DoesNotFit(needed) from error
     seconds = time.perf_counter() - started
-    counts = count(compiled.as_text(), topology.devices, topology.accelerator.on_chip)
+    text = compiled.as_text() or ""
+    counts = count(text, topology.devices, topology.accelerator.on_chip)
+    ops = operations(text, {kernel.it.name for kernel in counts.kernels})
     m, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
     memory: dict[str, float] = {
         "arguments": m.argument_size_in_bytes,
@@ -112,4 +117,4 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
         memory["peak"] = m.peak_memory_in_bytes + memory["code"]
     else:
         memory["peak"] = sum(memory.values()) - 2 * memory["aliased"]
-    return Compiled(memory, counts, own.get("flops"), own.get("bytes accessed"), seconds)
+    return Compiled(memory, counts, ops, own.get("flops"), own.get("bytes accessed"), seconds)

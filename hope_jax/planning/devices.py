@@ -21,13 +21,21 @@ TERA = 1e12
 class Peaks(NamedTuple):
     """What one device can do at most. bf16, float32: FLOP/s of matrix products (float32 at JAX's default
     precision: TF32 tensor cores, one bfloat16 pass on TPUs). bandwidth: bytes/s of main memory. link: bytes/s
-    that one device sends to the others. memory: bytes that a program may use."""
+    that one device sends to the others. memory: bytes that a program may use. launch: seconds between the
+    starts of two kernels. sustained: realistic share of the FLOP/s."""
 
     bf16: float
     float32: float
     bandwidth: float
     link: float
     memory: float
+    launch: float = 0.0
+    sustained: float = 1.0
+
+    @property
+    def realistic(self) -> "Peaks":
+        """With the FLOP/s that large products sustain."""
+        return self._replace(bf16=self.sustained * self.bf16, float32=self.sustained * self.float32)
 
 
 class Accelerator(NamedTuple):
@@ -54,6 +62,10 @@ class Topology(NamedTuple):
 _GPU_SHARE = 0.95
 """Share of a GPU's memory that a program may fill: the driver's context and NCCL take some. An assumption."""
 
+_LAUNCH = 2.5e-6
+"""Seconds from kernel to kernel on a GPU, where each is tiny. An assumption, between the 2 and 3 microseconds
+that are commonly given; a CUDA graph takes less, a host that waits for a condition more."""
+
 
 def _gpu(title: str, peaks: Peaks, own: str) -> Accelerator:
     """own: of XLA's GpuTargetConfig what is this GPU's. The other limits are those of all GPUs of capability
@@ -68,6 +80,10 @@ def _gpu(title: str, peaks: Peaks, own: str) -> Accelerator:
     return Accelerator(title, "cuda", peaks, target)
 
 
+# Realistic shares of the peak of products are assumptions, to be measured by launch/gpu_check.sh: half on the
+# 300 W card, which does not hold its highest clock under full load (180 TFLOPS of bfloat16), two thirds on
+# the SXM boards. Nothing is taken off their bandwidths.
+#
 # 142 multiprocessors (18,176 cores), 48 GB on 384 bits, 960 GB/s, 91.1 TFLOPS outside the tensor cores:
 # NVIDIA's figures as grafikkarten.com/de/news/nvidia-rtx-6000-grafikkarte-der-ada-generation repeats them;
 # 2,505 MHz, 96 MB of L2, PCIe 4.0 x16: cputronic.com/de/gpu/nvidia-rtx-6000-ada-generation. Dense bfloat16
@@ -76,22 +92,45 @@ def _gpu(title: str, peaks: Peaks, own: str) -> Accelerator:
 # 16 lanes x 128/130, 31.5 GB/s each way; no NVLink.
 _RTX6000ADA = _gpu(
     "NVIDIA RTX 6000 Ada Generation",
-    Peaks(364.2 * TERA, 182.1 * TERA, bandwidth=960e9, link=31.5e9, memory=_GPU_SHARE * 48 * GIB),
+    Peaks(
+        *(364.2 * TERA, 182.1 * TERA),
+        bandwidth=960e9,
+        link=31.5e9,
+        memory=_GPU_SHARE * 48 * GIB,
+        launch=_LAUNCH,
+        sustained=180 / 364.2,
+    ),
     f"""cuda_compute_capability {{ major: 8 minor: 9 }} core_count: 142 clock_rate_ghz: 2.505
         device_memory_size: {48 * GIB} memory_bandwidth: {960 * 10**9} l2_cache_size: {96 * 2**20}
         shared_memory_per_block_optin: {99 * 1024} shared_memory_per_core: {100 * 1024}
         threads_per_core_limit: 1536""",
 )
+
+
+def _hopper(title: str, memory: int, bandwidth: int) -> Accelerator:
+    """SXM5 boards of 132 multiprocessors. memory: bytes on the board."""
+    return _gpu(
+        title,
+        Peaks(
+            *(989.4 * TERA, 494.7 * TERA),
+            bandwidth=bandwidth,
+            link=450e9,
+            memory=_GPU_SHARE * memory,
+            launch=_LAUNCH,
+            sustained=2 / 3,
+        ),
+        f"""cuda_compute_capability {{ major: 9 minor: 0 }} core_count: 132 clock_rate_ghz: 1.98
+            device_memory_size: {memory} memory_bandwidth: {bandwidth} l2_cache_size: {50 * 2**20}
+            shared_memory_per_block_optin: {227 * 1024} shared_memory_per_core: {228 * 1024}
+            threads_per_core_limit: 2048""",
+    )
+
+
 # NVIDIA H100 datasheet and Hopper architecture whitepaper, SXM5: 132 multiprocessors, 80 GB of HBM3 at
 # 3.35 TB/s, 989.4 TFLOPS of dense bfloat16, 494.7 of TF32, NVLink 900 GB/s (450 each way), 50 MB of L2.
-_H100 = _gpu(
-    "NVIDIA H100 80GB HBM3",
-    Peaks(989.4 * TERA, 494.7 * TERA, bandwidth=3350e9, link=450e9, memory=_GPU_SHARE * 80 * GIB),
-    f"""cuda_compute_capability {{ major: 9 minor: 0 }} core_count: 132 clock_rate_ghz: 1.98
-        device_memory_size: {80 * GIB} memory_bandwidth: {3350 * 10**9} l2_cache_size: {50 * 2**20}
-        shared_memory_per_block_optin: {227 * 1024} shared_memory_per_core: {228 * 1024}
-        threads_per_core_limit: 2048""",
-)
+_H100 = _hopper("NVIDIA H100 80GB HBM3", 80 * GIB, 3350 * 10**9)
+# NVIDIA H200 datasheet: the same with 141 GB of HBM3e at 4.8 TB/s (GB are powers of ten: 131.3 GiB).
+_H200 = _hopper("NVIDIA H200", 141 * 10**9, 4800 * 10**9)
 # cloud.google.com/tpu/docs/v5e: 197 TFLOPS of bfloat16, 16 GB of HBM at 819 GB/s, interconnect 400 GB/s both
 # ways. libtpu leaves 15.75 GiB to a program: it is what its out-of-memory error names as the capacity.
 _V5E = Accelerator(
@@ -102,9 +141,9 @@ _V5E = Accelerator(
 )
 _CPU = Accelerator(title="this machine's CPU as several devices", platform="cpu", peaks=None)
 
-ACCELERATORS = {"rtx6000ada": _RTX6000ADA, "h100": _H100, "v5e": _V5E, "cpu": _CPU}
+ACCELERATORS = {"rtx6000ada": _RTX6000ADA, "h100": _H100, "h200": _H200, "v5e": _V5E, "cpu": _CPU}
 
-EXAMPLES = "rtx6000ada:2, h100:8, v5e:2x2, v5e:4x4, cpu:2"
+EXAMPLES = "rtx6000ada:2, h100:8, h200:1, v5e:2x2, v5e:4x4, cpu:2"
 
 _PIP = {"tpu": "tpu", "cuda": "cuda12"}
 """The extra of JAX that brings what compiles for a platform: about 0.7 GB and 5 GB."""

@@ -6,6 +6,7 @@ all; the text has what is missing.
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 BRANCHES = ("branch_computations", "true_computation", "false_computation")
@@ -54,11 +55,20 @@ class Instruction(NamedTuple):
                 found += _NAME.findall(group)
         return tuple(found)
 
+    @property
+    def op_name(self) -> str:
+        """The path of names under which it was traced; empty if it has none."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+
+Computation = dict[str, Instruction]
+
 
 class Program(NamedTuple):
     """computations: name -> instruction name -> instruction, in order. entry: the computation that runs."""
 
-    computations: dict[str, dict[str, Instruction]]
+    computations: dict[str, Computation]
     entry: str
 
 
@@ -68,8 +78,8 @@ def parse(text: str) -> Program:
     Raises:
       ValueError: no entry computation was found.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
-    current: dict[str, Instruction] | None = None
+    computations: dict[str, Computation] = {}
+    current: Computation | None = None
     entry = ""
     for line in text.splitlines():
         if current is None:
@@ -86,9 +96,19 @@ def parse(text: str) -> Program:
     return Program(computations, entry)
 
 
-def root(computation: dict[str, Instruction]) -> Instruction:
+def root(computation: Computation) -> Instruction:
     """The result of a computation."""
     return next(instruction for instruction in computation.values() if instruction.root)
+
+
+def fused(
+    program: Program, inside: Computation, it: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+    """An instruction and all that is fused into it, each with the computation that it stands in."""
+    yield inside, it
+    for name in it.called("calls") if it.opcode == "fusion" else ():
+        for each in program.computations[name].values():
+            yield from fused(program, program.computations[name], each)
 
 
 def trip_count(program: Program, loop: Instruction) -> int | None:

@@ -16,6 +16,8 @@ from hope_jax.core.errors import ConfigError
 from hope_jax.perf import timing
 from hope_jax.perf.timing import Case, Comparison, compiled, measure
 
+ROOT = Path(__file__).parents[2]
+
 
 def two_products() -> tuple[Case, ...]:
     """The second does an eighth of the work of the first."""
@@ -102,8 +104,26 @@ def test_every_operation_lists_its_comparisons() -> None:
         ]
 
 
-def test_command_refuses_an_unknown_name() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "hope_jax.bench", "self_modd"], capture_output=True, text=True, check=False
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hope_jax.bench", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert run.returncode == 2 and "self_modd" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["self_modd"], ["--config=configs/pilot_smoke.py", "self_mod"]])
+def test_command_refuses_an_unknown_name_and_one_beside_a_configuration(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2 and arguments[-1] in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.nightly
+def test_the_step_of_a_configuration() -> None:
+    small = {"model.dim": 16, "model.heads": 2, "data.seq_len": 32, "model.num_layers": 1}
+    overrides = [f"--config.{key}={value}" for key, value in small.items()]
+    done = run("--config=configs/pilot_smoke.py", *overrides, "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert "step/pilot_smoke (peak" in done.stdout and "hope_hybrid" in done.stdout

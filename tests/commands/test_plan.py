@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hope_jax.core.errors import ConfigError
-from hope_jax.planning import devices
+from hope_jax.planning import devices, table
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -36,7 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     target = tmp_path_factory.mktemp("plan") / "plan.json"
     small = [f"--config.{key}={value}" for key, value in TINY.items()]
-    done = run("--topology=cpu:2", f"--json={target}", "--streaming", "--contexts=64,256", *small)
+    done = run("--topology=cpu:2", f"--json={target}", "--streaming", "--contexts=64,256", "--top=3", *small)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(target.read_text())
 
@@ -47,6 +47,9 @@ def test_the_table_says_what_it_is(planned: tuple[str, dict]) -> None:
         "memory, peak",
         "FLOPs of matrix products",
         "bytes accessed",
+        "by part of the model",
+        "CMS write",
+        "kernel launches",
         "all-reduce",
         "never forecasts",
     ):
@@ -72,6 +75,26 @@ def test_json_has_the_step_of_the_two_devices(planned: tuple[str, dict]) -> None
     assert train["bound"] is None and plan["largest_batch"] is None
 
 
+def test_bytes_and_launches_add_up_over_causes_and_parts(planned: tuple[str, dict]) -> None:
+    train = planned[1]["train"]
+    for key in ("by_cause", "by_part"):
+        sums = train[key].values()
+        assert sum(each["bytes"] for each in sums) == pytest.approx(train["bytes_accessed"])
+        assert sum(each["launches"] for each in sums) == pytest.approx(train["launches"])
+    assert {"products", "other"} <= set(train["by_cause"]) and "CMS write" in train["by_part"]
+    moved = [kernel["bytes"] * kernel["runs"] for kernel in train["largest"]]
+    assert len(moved) == 3 and moved == sorted(moved, reverse=True)
+
+
+def test_a_plan_of_before_stands_beside_it(planned: tuple[str, dict]) -> None:
+    plan = planned[1]
+    train = {**plan["train"], "bytes_accessed": 2 * plan["train"]["bytes_accessed"]}
+    del train["launches"]
+    rows = {line[:28].strip(): line.split() for line in table.comparison(plan, {**plan, "train": train})}
+    assert rows["bytes accessed"][-1] == "0.50" and rows["memory, peak"][-1] == "1.00"
+    assert rows["kernel launches"][2] == rows["kernel launches"][-1] == "-"
+
+
 def test_the_cost_of_a_stream_grows_with_its_cache(planned: tuple[str, dict]) -> None:
     short, long = planned[1]["streaming"]
     assert (short["context"], long["context"]) == (64, 256)
@@ -86,6 +109,7 @@ def test_the_cost_of_a_stream_grows_with_its_cache(planned: tuple[str, dict]) ->
         (["--topology=cpu:2", "--config.data.batch_size=9"], "not divisible by the 2 devices"),
         (["--topology=cpu:2", "--contexts=2k"], "want whole numbers"),
         (["--topology=cpu:2", "--contexts=64,-5"], "want whole numbers, at least 1, got 64,-5"),
+        (["--topology=cpu:2", "--compare=nowhere.json"], "nowhere.json"),
         (["--topology=cpu:2", "--notrain"], "nothing is left to compile"),
         (
             ["--topology=cpu:2", "--json=nowhere/plan.json"],
@@ -141,13 +165,13 @@ def test_a_window_makes_the_cost_of_a_stream_flat(variant: str, tmp_path: Path) 
 
 def test_topologies_are_counted() -> None:
     counts = {name: devices.parse_topology(name).devices for name in devices.EXAMPLES.split(", ")}
-    assert counts == {"rtx6000ada:2": 2, "h100:8": 8, "v5e:2x2": 4, "v5e:4x4": 16, "cpu:2": 2}
+    assert counts == {"rtx6000ada:2": 2, "h100:8": 8, "h200:1": 1, "v5e:2x2": 4, "v5e:4x4": 16, "cpu:2": 2}
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gtx:2", "'gtx'; known accelerators: rtx6000ada, h100, v5e, cpu"),
+        ("gtx:2", "'gtx'; known accelerators: rtx6000ada, h100, h200, v5e, cpu"),
         ("v5e:4", "want v5e:AxB"),
         ("cpu:0", "want cpu:COUNT"),
         ("h100", "want h100:COUNT"),

@@ -4,7 +4,7 @@ import pytest
 
 from hope_jax import profile
 from hope_jax.perf.op_times import times
-from hope_jax.perf.parts import PARTS, operations, part_of
+from hope_jax.planning.parts import PARTS, operations, part_of
 from tests.perf import tiny
 
 

@@ -9,6 +9,7 @@ import pytest
 from hope_jax.config import assemble
 from hope_jax.config.check import validate
 from hope_jax.config.chunks import online_chunk, truncate
+from hope_jax.config.presets import pilot_config
 from hope_jax.perf import loader, steps
 from hope_jax.perf.steps import StepRun, step_case
 from hope_jax.planning.counts import count
@@ -25,14 +26,17 @@ def test_a_step_goes_on_from_the_state_that_the_last_one_left() -> None:
     assert case.tokens == 64 and case.flops == 64 * assemble.flops_per_token(config)
 
 
-@pytest.mark.parametrize("mode", steps.MODES)
-@pytest.mark.parametrize("variant", [steps.BASE, *steps.VARIANTS])
-def test_every_step_is_a_valid_configuration(variant: str, mode: str) -> None:
-    config = steps.pilot_step(variant, mode)
+@pytest.mark.parametrize("name", [steps.BASE, *steps.STEPS])
+def test_every_step_is_a_valid_configuration(name: str) -> None:
+    config = steps.pilot_step(name)
     validate(config)
-    assert online_chunk(config) == (256 if mode == "two_pass" else 32)
-    assert truncate(config) == (256 if variant == "hope_selfmod" else online_chunk(config))
+    tokens = 512 if name == "through_writes" else 2048
+    assert (config.data.seq_len, config.model.dim, config.model.num_layers) == (tokens, 512, 4)
+    named = name.partition("-")[2]
+    assert online_chunk(config) == {"hope_selfmod": 512, "through_writes": 32}.get(name, int(named or tokens))
+    assert truncate(config) == online_chunk(config)
     assert config.titan.level.optimizer == "nl_l2_precond"
+    assert config.model.style == ("reference" if name == "pilot_reference" else pilot_config().model.style)
 
 
 def test_products_of_a_compiled_transformer_step_are_the_useful_ones() -> None:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from hope_jax.planning import hlo
-from hope_jax.planning.counts import count, group_size
+from hope_jax.planning.counts import Counts, count, group_size
+from hope_jax.planning.traffic import CAUSES
 
 
 def compiled(function, *shapes):
@@ -30,6 +31,8 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     assert counts.unknown_loops == 0
     # A loop reads its weights each time around.
     assert counts.bytes >= 15 * 64 * 64 * 4
+    assert {kernel.runs for kernel in counts.kernels if kernel.flops} == {15}
+    assert counts.launches >= 15 * 2
 
 
 def test_without_loops_the_count_is_the_compilers() -> None:
@@ -100,6 +103,14 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told() -> None:
             'backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"]}}}',
             2 * 2 * 32 * 16 * 64,
         ),
+        # cuDNN's attention under a causal mask.
+        (
+            "(f32[2,32,16]{2,1,0}, u8[0]{0}) custom-call(%a, %b, %b), "
+            'custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": '
+            '{"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "1", "32", "32"], '
+            '"tuple_shapes": []}, "mask_type": "CAUSAL"}}',
+            2 * 2 * 32 * 32 * 16 * 2 / 2,
+        ),
     ],
 )
 def test_products_of_other_backends(line: str, flops: float) -> None:
@@ -139,3 +150,77 @@ def test_group_sizes(text: str, size: int | None) -> None:
 def test_text_without_a_program_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("nothing")
+
+
+def test_causes_are_what_a_kernel_does_besides_indices() -> None:
+    text = """HloModule m
+
+%moved (p: f32[4,8], q: f32[8], i: s32[]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %i = s32[] parameter(2)
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %row = f32[1,8]{1,0} bitcast(%q)
+  ROOT %put = f32[4,8]{1,0} dynamic-update-slice(%p, %row, %next, %one)
+}
+
+%narrowed (p.1: f32[4,8]) -> bf16[4,8] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %c = f32[4,8]{1,0} copy(%p.1)
+  ROOT %n = bf16[4,8]{1,0} convert(%c)
+}
+
+%added (p.2: f32[4,8]) -> bf16[4,8] {
+  %p.2 = f32[4,8]{1,0} parameter(0)
+  %a = f32[4,8]{1,0} add(%p.2, %p.2)
+  ROOT %n.1 = bf16[4,8]{1,0} convert(%a)
+}
+
+ENTRY %main (a: f32[4,8], b: f32[8], i: s32[]) -> f32[8,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %copied = f32[4,8]{0,1} copy(%a)
+  %put.1 = f32[4,8]{1,0} fusion(%copied, %b, %i.1), kind=kLoop, calls=%moved
+  %cast = bf16[4,8]{1,0} fusion(%put.1), kind=kLoop, calls=%narrowed
+  %sum = bf16[4,8]{1,0} fusion(%put.1), kind=kLoop, calls=%added
+  %kernel = (f32[4,8]{1,0}, f32[4,8]{1,0}) custom-call(%put.1, %sum), custom_call_target="__gpu$xla.gpu.triton", output_to_operand_aliasing={{0}: (0, {})}
+  %attention = (bf16[4,8]{1,0}, u8[999]{0}) custom-call(%sum, %cast), custom_call_target="__cudnn$fmhaSoftmax"
+  %left = f32[4,8]{1,0} get-tuple-element(%kernel), index=0
+  ROOT %joined = f32[8,8]{1,0} concatenate(%left, %copied), dimensions={0}
+}
+"""  # noqa: E501
+    counts, array = count(text), 4 * 8 * 4
+    found = {kernel.it.name: (kernel.cause, kernel.bytes) for kernel in counts.kernels}
+    assert found == {
+        "copied": ("copies", 2 * array),
+        "put.1": ("slices", 4 * 8 + 4 * 8 + 4),
+        "cast": ("casts", 1.5 * array),
+        "sum": ("other", 1.5 * array),
+        "kernel": ("Pallas kernels", 3.5 * array),
+        "attention": ("attention kernels", 1.5 * array),
+        "joined": ("concatenations", 4 * array),
+    }
+    assert counts.launches == 7 and set(CAUSES) >= {cause for cause, _ in found.values()}
+
+
+def test_a_conditional_counts_its_costlier_branch_and_on_logged_steps_its_cheaper() -> None:
+    def step(x: jax.Array, due: jax.Array) -> jax.Array:
+        return jax.lax.cond(due, lambda x: x @ x, lambda x: x, x)
+
+    def loop(scope: str) -> Counts:
+        def body(x: jax.Array, due: jax.Array) -> tuple[jax.Array, None]:
+            with jax.named_scope(scope):
+                return step(x, due), None
+
+        def run(x: jax.Array) -> jax.Array:
+            return jax.lax.scan(body, x, x[:5, 0] > 0)[0]
+
+        return count(compiled(run, (16, 16)).as_text())
+
+    always, logged = loop("write"), loop("logged")
+    assert (always.total_flops, logged.total_flops) == (5 * 2 * 16**3, 0)
+    assert (always.conditionals, always.logged) == (5, 0)
+    assert (logged.conditionals, logged.logged) == (5, 5)
+    assert logged.launches < always.launches

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from hope_jax.planning.counts import Collective, Counts
+from hope_jax.planning.counts import Collective, Counts, Kernel
 from hope_jax.planning.devices import Peaks
-from hope_jax.planning.estimate import bound
+from hope_jax.planning.estimate import _bounds, bound
+from hope_jax.planning.hlo import Instruction
 from hope_jax.planning.search import largest_batch
 
 
@@ -51,3 +52,14 @@ def test_the_bound_of_each_part_is_its_work_over_its_peak() -> None:
     counts = Counts({"bf16": 10.0, "f32": 6.0}, 40.0, {"all-reduce": Collective(1, 5.0, 9.0)})
     peaks = Peaks(bf16=10.0, float32=2.0, bandwidth=20.0, link=1.0, memory=1.0)
     assert bound(counts, peaks) == {"compute": 4.0, "memory": 2.0, "links": 9.0}
+
+
+def test_launches_and_realistic_peaks_are_told_beside_the_bound() -> None:
+    it = Instruction("k", "copy", (), (), "", "", False)
+    counts = Counts({"bf16": 10.0}, 40.0, {}, kernels=(Kernel(it, "main", 30.0, {}, 0.0, "copies"),))
+    peaks = Peaks(10.0, 2.0, bandwidth=20.0, link=1.0, memory=1.0, launch=0.1, sustained=0.2)
+    found = _bounds(counts, peaks, tokens=60)
+    assert found["seconds"] == {"compute": 1.0, "memory": 2.0, "links": 0.0}
+    assert found["tokens_per_second"] == 30
+    assert found["tokens_per_second_with_launches"] == pytest.approx(20)
+    assert found["tokens_per_second_realistic"] == pytest.approx(12)

@@ -7,12 +7,12 @@ the loop that they are in.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from hope_jax.planning import hlo
-from hope_jax.planning.counts import Computation, product_flops
-from hope_jax.planning.hlo import Instruction
+from hope_jax.planning.hlo import Computation, Instruction, Program
+from hope_jax.planning.products import product_flops
 
 PARTS = {
     "outer_step": "outer optimizer",
@@ -40,68 +40,50 @@ _CALLS = ("calls", "body", "condition", "to_apply", *hlo.BRANCHES)
 
 class Op(NamedTuple):
     """backward, recomputed: in a backward pass; forward work done again there. product_flops: of the matrix
-    products in it. source: file:line that traced it."""
+    products in it. op_name: the path that names the part. source: file:line that traced it."""
 
     part: str
     backward: bool
     recomputed: bool
     product_flops: float
+    op_name: str
     source: str
 
 
 def operations(text: str, wanted: Collection[str]) -> dict[str, Op]:
     """Those of `compiled.as_text()` with these names, without loops, conditionals and calls."""
-    computations, sources = hlo.parse(text).computations, _sources(text)
+    program, sources = hlo.parse(text), _sources(text)
     # Of each computation the paths of the loops that it is in, the nearest first.
     around: dict[str, tuple[str, ...]] = {}
-    for name, inside in reversed(computations.items()):  # callers stand behind what they call
+    for name, inside in reversed(program.computations.items()):  # callers stand behind what they call
         for it in inside.values():
             for called in it.called(*_CALLS):
-                around.setdefault(called, (_op_name(it), *around.get(name, ())))
+                around.setdefault(called, (it.op_name, *around.get(name, ())))
     found = {}
-    for name, inside in computations.items():
+    for name, inside in program.computations.items():
         for it in inside.values():
             if it.name in wanted and it.opcode not in _CONTROL:
-                found[it.name] = _op(computations, inside, it, around.get(name, ()), sources)
+                found[it.name] = _op(program, inside, it, around.get(name, ()), sources)
     return found
 
 
 def _op(
-    computations: dict[str, Computation],
-    inside: Computation,
-    it: Instruction,
-    around: tuple[str, ...],
-    sources: dict[str, str],
+    program: Program, inside: Computation, it: Instruction, around: tuple[str, ...], sources: dict[str, str]
 ) -> Op:
-    fused = [(inside, it), *_fused(computations, it)]
+    fused = list(hlo.fused(program, inside, it))
     flops = {each.name: sum(product_flops(home, each).values()) for home, each in fused}
-    products = [each for _, each in fused if flops[each.name]]
-    paths = [*map(_op_name, (*products, *(each for _, each in fused))), *around]
-    path = next((path for path in paths if part_of(path) != OTHER), _op_name(it))
+    products = [each.op_name for _, each in fused if flops[each.name]]
+    paths = [*products, *(each.op_name for _, each in fused), *around]
+    path = next((path for path in paths if part_of(path) != OTHER), it.op_name)
     frame = re.search(r"stack_frame_id=(\d+)", it.attributes)
     source = sources.get(frame[1], "") if frame else ""
-    return Op(part_of(path), "transpose(" in path, "rematted" in path, sum(flops.values()), source)
-
-
-def _fused(
-    computations: dict[str, Computation], it: Instruction
-) -> Iterator[tuple[Computation, Instruction]]:
-    """What is fused into an operation, each with the computation that it stands in."""
-    for name in it.called("calls") if it.opcode == "fusion" else ():
-        for each in computations[name].values():
-            yield computations[name], each
-            yield from _fused(computations, each)
+    return Op(part_of(path), "transpose(" in path, "rematted" in path, sum(flops.values()), path, source)
 
 
 def part_of(op_name: str) -> str:
     """The part that a path of names belongs to."""
     words = set(re.findall(r"\w+", op_name))
     return next((part for name, part in PARTS.items() if name in words), OTHER)
-
-
-def _op_name(instruction: Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
 
 
 def _sources(text: str) -> dict[str, str]:
