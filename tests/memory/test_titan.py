@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import levels, titans_rule
-from hope_jax.memory.state import Taps, WriteSignal, own
+from hope_jax.memory.state import Reduce, Taps, WriteSignal, own
 from hope_jax.memory.titan import SelfModifierOptions, Titan, shorten
 from tests.close import assert_close
 from tests.oracle import bridge
@@ -201,9 +201,7 @@ def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
 
     both = jax.tree.map(lambda *t: jnp.stack(t), *pair)
     each = jax.jit(jax.vmap(lambda chunk: write(chunk, own)), compiler_options=QUICK)(both)
-    together = jax.vmap(
-        lambda chunk: write(chunk, lambda tree: jax.lax.psum(tree, "pair")), axis_name="pair", out_axes=None
-    )
+    together = jax.vmap(lambda chunk: write(chunk, Reduce(("pair",))), axis_name="pair", out_axes=None)
     shared = jax.jit(together, compiler_options=QUICK)(both)
     mean = jax.tree.map(lambda t: t.mean(0), each["titan"])
     assert_close(shared["titan"].delta, mean.delta, "delta")
