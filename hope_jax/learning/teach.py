@@ -89,7 +89,8 @@ def process(
 
     def taught(at: Taps) -> Taps:
         by = gain(at.output)
-        return Taps(by * at.output, None if at.hidden is None else by * at.hidden)
+        hidden = None if at.hidden is None else (by * at.hidden).astype(at.hidden.dtype)
+        return Taps(by * at.output, hidden)
 
     def signal(layer: PyTree) -> WriteSignal:
         levels = {name: taps for name, taps in layer.items() if name != "block"}

@@ -12,14 +12,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from hope_jax.kernels.cms_write import blocks
 from hope_jax.kernels.on_gpu import with_kernel
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 Matrices: TypeAlias = tuple[jax.Array, ...]
-
-BLOCK = 64
-"""Sides of the block of a matrix that a program of the kernel updates, and tokens that it adds at once."""
 
 
 def advance(
@@ -63,19 +61,15 @@ def kernel(
     in_place: bool = True,
     interpret: bool = False,
 ) -> Matrices:
-    """The Pallas form, for float32 matrices with sides of multiples of 16; others are left to `plain`.
+    """The Pallas form, for what `blocks.fit`; the rest is left to `plain`.
 
     in_place: the old matrices are not needed any more; else XLA would copy them first.
     """
-    inputs, outputs = matrices[0].shape
-    bi, bo = (_side(width) for width in (inputs, outputs))
-    if matrices[0].dtype != jnp.float32 or min(bi, bo) < 16:
+    if not blocks.fit(matrices):
         return plain(matrices, mix, x_ni, weights, g_no, written)
-    tokens = pl.cdiv(len(x_ni), 16) * 16 if len(x_ni) < BLOCK else pl.cdiv(len(x_ni), BLOCK) * BLOCK
-    rows = min(BLOCK, _side(tokens))
-    more = tokens - len(x_ni)
-    x_ni, g_no = (jnp.pad(t, ((0, more), (0, 0))) for t in (x_ni, g_no))
-    weights = jnp.pad(weights, ((0, 0), (0, more)))
+    (inputs, outputs), (bi, bo) = matrices[0].shape, blocks.sides(matrices[0])
+    (x_ni, g_no, weights), rows = blocks.whole_rows(x_ni, g_no, weights.T)
+    tokens, weights = len(x_ni), weights.T
     tile = pl.BlockSpec((bi, bo), lambda i, j: (i, j))
     whole = [pl.BlockSpec(t.shape, lambda i, j, n=t.ndim: (0,) * n) for t in (mix, weights, written[None])]
     k = len(matrices)
@@ -103,11 +97,6 @@ def _combined(mix: Any, matrices: Sequence[jax.Array], sums: Sequence[jax.Array]
     """The combination, as scalars times arrays."""
     k = len(matrices)
     return tuple(sum((mix[i, j] * matrices[j] for j in range(i, k)), sums[i]) for i in range(k))
-
-
-def _side(width: int) -> int:
-    """The largest power of two up to `BLOCK` that divides a width."""
-    return min(width & -width, BLOCK)
 
 
 def _body(k: int, rows: int, in_place: bool, *refs: Any) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.advance import advance
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
+from hope_jax.kernels.cms_write.products import products, times_transposed
 
 
 class Affine(NamedTuple):
@@ -81,12 +82,6 @@ def write_periods(
     return tuple(_combine(one, c, applied_p.any()) for one, c in zip(maps, each, strict=True))
 
 
-def times_transposed(x_ni: jax.Array, m_si: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x m^T [n, S] in `dtype`, as one product over the last axis of both, which XLA runs without a transposed
-    copy."""
-    return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-
-
 def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> jax.Array:
     """Inner products [n, m] between the gradients of single tokens."""
     products = times_transposed(rows.x_ni, other.x_ni, dtype) * times_transposed(rows.g_no, other.g_no, dtype)
@@ -102,28 +97,19 @@ def inner_products(one: Map, periods: int) -> Inner:
     zero = jnp.zeros((), dtype)
     each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
 
-    def along(m: Affine, y: jax.Array | None) -> jax.Array:
-        wide_x, wide_g = x.astype(dtype), g.astype(dtype)
-        if y is not None:
-            each = y.astype(dtype) * wide_g
-        elif x.shape[1] <= g.shape[1]:
-            each = (wide_x @ m.matrix) * wide_g
-        else:
-            each = wide_x * times_transposed(wide_g, m.matrix, dtype)
-        total = each.sum(1)
-        if b is not None and m.bias is not None:
-            total = total + b.astype(dtype) @ m.bias
-        return total.reshape(periods, -1).sum(1)
-
-    def inner(m: Affine, other: Affine) -> jax.Array:
-        size = jnp.sum(m.matrix * other.matrix)
-        return size if m.bias is None or other.bias is None else size + m.bias @ other.bias
-
     d, v = one.delta, one.velocity
-    gg_pp, dg_p = each_pcqc.sum((1, 3)), along(d, y)
+    state = (d,) if v is None else (d, v)
+    gram_kk, along_kn = products(tuple(m.matrix for m in state), x, g, known=y is not None)
+    if y is not None:
+        along_kn = jnp.concatenate([(y.astype(dtype) * g.astype(dtype)).sum(1)[None], along_kn])
+    if b is not None:
+        biases: Any = [m.bias for m in state]
+        old = jnp.stack(biases)
+        gram_kk, along_kn = gram_kk + old @ old.T, along_kn + old @ b.astype(dtype).T
+    gg_pp, along_kp = each_pcqc.sum((1, 3)), along_kn.reshape(len(state), periods, -1).sum(-1)
     if v is None:
-        return inner(d, d), zero, zero, dg_p, jnp.zeros(periods, dtype), gg_pp
-    return inner(d, d), inner(d, v), inner(v, v), dg_p, along(v, None), gg_pp
+        return gram_kk[0, 0], zero, zero, along_kp[0], jnp.zeros(periods, dtype), gg_pp
+    return gram_kk[0, 0], gram_kk[0, 1], gram_kk[1, 1], along_kp[0], along_kp[1], gg_pp
 
 
 def _combine(one: Map, c: Coefficients, written: jax.Array) -> Written:

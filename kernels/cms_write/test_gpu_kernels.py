@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.cms_write import advance, kept
+from hope_jax.kernels.cms_write import advance, kept, products
 
 BATCH = 2
 
@@ -53,6 +53,14 @@ def test_advance_leaves_what_it_does_not_take_to_the_plain_form() -> None:
     np.testing.assert_array_equal(
         *(jax.vmap(partial(form))(*odd)[0] for form in (advance.kernel, advance.plain))
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("tokens", "dtype"), [(7, "float32"), (48, "bfloat16"), (130, "bfloat16")])
+def test_products(tokens: int, dtype: str, known: bool) -> None:
+    matrices, _, x, _, g, _ = updates(tokens, 2, dtype)
+    got = jax.vmap(partial(products.kernel, known=known, interpret=True))(matrices, x, g)
+    close(got, jax.vmap(partial(products.plain, known=known))(matrices, x, g), 1e-6)
 
 
 def recursion(periods: int, bound: float) -> tuple[jax.Array, ...]:

@@ -38,6 +38,6 @@ def test_the_gradient_reaches_as_far_as_truncate_tokens() -> None:
     embedding, has the same part in every gradient."""
     of_chunk = embedding_gradient(0)
     for truncate_tokens in (2 * CHUNK, TOKENS):
-        reached = np.abs(embedding_gradient(truncate_tokens) - of_chunk).max(-1) > 1e-7
+        reached = np.abs(embedding_gradient(truncate_tokens) - of_chunk).max(-1) > 1e-5
         wanted = [TOKENS - truncate_tokens < row <= TOKENS - CHUNK for row in range(TOKENS + 1)]
         assert reached.tolist() == wanted
