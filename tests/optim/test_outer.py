@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
+from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, iterate, unit
 
 from hope_jax.optim import outer as optim
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
@@ -60,7 +60,7 @@ def run(
 
 
 def newton_schulz(x: jax.Array, steps: int, eps: float) -> jax.Array:
-    return orthogonalize(x, CUBIC, steps, eps)
+    return iterate(unit(x, eps), CUBIC, steps)
 
 
 def numpy_newton_schulz(x: np.ndarray, steps: int, eps: float) -> np.ndarray:
