@@ -282,8 +282,8 @@ def _accumulate_problems(config: ExperimentConfig) -> Iterator[str]:
     head = f"train.accumulate={config.train.accumulate}"
     if config.memory.scope == "batch":
         yield (
-            f"{head} needs memory.scope=example, not batch: rows that are read one after the other cannot write "
-            "one memory together; use train.accumulate=1, and train.remat=layers for want of memory"
+            f"{head} needs memory.scope=example, not batch: rows that are read one after the other cannot "
+            "write one memory together; use train.accumulate=1, and train.remat=layers for want of memory"
         )
     if config.teach.normalize == "batch_mean":
         yield (
@@ -305,12 +305,12 @@ def _mixture_problems(config: ExperimentConfig) -> Iterator[str]:
 
 def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:
     batch, dim, parts = config.data.batch_size, config.model.dim, config.train.accumulate
-    of_all = parts * (device_count or 1)
-    if batch % of_all and not batch % (device_count or 1):
-        rows = f"{batch // (device_count or 1)} rows on each of {device_count} devices"
+    devices = device_count or 1
+    if batch % devices == 0 and batch // devices % parts:
+        rows = f", {batch // devices} rows on each of {devices} devices" if device_count else ""
         yield (
-            f"train.accumulate={parts} does not divide data.batch_size={batch}"
-            f"{f', {rows}' if device_count else ''}; use a data.batch_size of {batch - batch % of_all or of_all}"
+            f"train.accumulate={parts} does not divide data.batch_size={batch}{rows}; use "
+            f"train.accumulate={math.gcd(parts, batch // devices)}, or another data.batch_size"
         )
     if device_count is None:
         return

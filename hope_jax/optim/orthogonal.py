@@ -1,8 +1,8 @@
-"""Newton-Schulz for all matrices of a model: in bfloat16 on accelerators, and each device its share of them."""
+"""Newton-Schulz for all matrices of a model: in bfloat16 on accelerators, each device its share of them."""
 
 from collections.abc import Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,9 @@ from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.newton_schulz import Coefficients, iterate
 
 
-class Spread(NamedTuple):
-    """Where a stack of matrices [M, rows, columns], wide, lies. shares: while it is iterated, split along M.
-    rest: before and afterwards."""
-
-    shares: NamedSharding
-    rest: NamedSharding
+Spread: TypeAlias = tuple[NamedSharding, NamedSharding]
+"""Where a stack of wide matrices [M, rows, columns] lies: while it is iterated, split along M; and before and
+afterwards."""
 
 
 def iterate_all(
@@ -51,12 +48,13 @@ def _iterate_stack(stack: Array, coefficients: Coefficients, steps: int, spread:
         x = stack.astype(dtype)
         if spread is None:
             return iterate(x, coefficients, steps).astype(stack.dtype)
+        shares, rest = spread
         # Zeros, which stay zeros, fill the last devices' shares.
-        x = jnp.pad(x, ((0, -len(x) % spread.shares.mesh.size), (0, 0), (0, 0)))
+        x = jnp.pad(x, ((0, -len(x) % shares.mesh.size), (0, 0), (0, 0)))
         # Named before and after, or the compiler would split along M what the stack is made from, too.
         put = jax.lax.with_sharding_constraint
-        x = iterate(put(put(x, spread.rest), spread.shares), coefficients, steps)
-        return put(x, spread.rest)[: len(stack)].astype(stack.dtype)
+        x = iterate(put(put(x, rest), shares), coefficients, steps)
+        return put(x, rest)[: len(stack)].astype(stack.dtype)
 
     own = partial(in_type, dtype=stack.dtype)
     if stack.dtype != jnp.float32:

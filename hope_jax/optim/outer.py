@@ -59,8 +59,8 @@ class OptimRule(Optim):
 
     @property
     def kept_as(self) -> jnp.dtype | None:
-        """The dtype of decaying means of gradients; None: the parameters'. Second moments, whose steps are a
-        thousandth (1 - b2) of themselves, and M3's sums, whose steps shrink, would stand still in bfloat16."""
+        """The dtype of decaying means of gradients; None: the parameters'. Second moments, which move by a
+        thousandth (1 - b2) a step, and M3's sums, which move less and less, would stand still in bfloat16."""
         return jnp.dtype("bfloat16") if self.momentum_dtype == "bfloat16" else None
 
 

@@ -26,7 +26,6 @@ from hope_jax.learning.modes import MODES
 from hope_jax.memory.state import WriteStats
 from hope_jax.models.lm import HopeModel
 from hope_jax.optim import outer as optim
-from hope_jax.optim.orthogonal import Spread
 
 Metrics = dict[str, PyTree]
 
@@ -68,7 +67,7 @@ class Step:
         self.streams = self.mode != "two_pass"
         self.untrained = self._without_gradient()
         fsdp = config.train.fsdp
-        spread = Spread(*sharding.stack_shardings(self.mesh, split_at_rest=fsdp)) if self.mesh else None
+        spread = sharding.stack_shardings(self.mesh, split_at_rest=fsdp) if self.mesh else None
         self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained, spread)
         shares = self.mesh.size if self.mesh and fsdp else 1
         # how each array of the state is split over the devices

@@ -67,7 +67,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 from hope_jax.cluster.sharding import make_mesh, stack_shardings
 from hope_jax.kernels.newton_schulz import QUINTIC
-from hope_jax.optim.orthogonal import Spread, iterate_all
+from hope_jax.optim.orthogonal import iterate_all
 from hope_jax.planning.counts import count
 
 rng = np.random.default_rng(0)
@@ -76,8 +76,8 @@ tree = {name: rng.normal(size=shape) / 40 for name, shape in shapes.items()}
 wanted = jax.jit(lambda t: iterate_all(t, QUINTIC, 5))(tree)
 mesh = make_mesh()
 for at_rest in (False, True):
-    spread = Spread(*stack_shardings(mesh, split_at_rest=at_rest))
-    put = jax.device_put(tree, spread.rest) if not at_rest else {
+    spread = stack_shardings(mesh, split_at_rest=at_rest)
+    put = jax.device_put(tree, spread[1]) if not at_rest else {
         n: jax.device_put(t, jax.NamedSharding(mesh, jax.P(*[None] * int(np.argmax(t.shape)), "data")))
         for n, t in tree.items()}
     compiled = jax.jit(lambda t: iterate_all(t, QUINTIC, 5, spread)).lower(put).compile()

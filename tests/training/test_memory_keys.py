@@ -1,11 +1,13 @@
 """Keys that make a step smaller change no number: the rows in parts, layers that are read again."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from hope_jax.cluster.sharding import make_mesh
 from hope_jax.config import experiment as c
 from hope_jax.core.types import Batch, FrozenMapping
 from hope_jax.memory.cms import CmsOptions
@@ -13,7 +15,7 @@ from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.self_mod import SelfModifyingTitans
 from hope_jax.models.spec import Architecture
 from hope_jax.optim.outer import Optim
-from hope_jax.training.step import Step
+from hope_jax.training.step import Step, jit_train
 
 LEVELS = {"fast": Level(update_period=4, lr=0.1), "slow": Level(update_period=16, lr=0.1)}
 ROWS, TOKENS, VOCAB, LAYERS = 4, 16, 32, 2
@@ -53,6 +55,19 @@ def run(config: c.ExperimentConfig, *, evaluate: bool = False) -> tuple[Any, Any
 
 def same(got: Any, wanted: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, wanted)
+
+
+def test_the_whole_state_is_updated_in_place() -> None:
+    """Parameters, optimizer and memories that persist: donated, and every array's place is used again."""
+    memory = MemoryOptions(scope="batch", lifetime="persistent")
+    config = dataclasses.replace(settings("two_pass", "titan"), memory=memory, optim=Optim(lr=0.01))
+    mesh = make_mesh(jax.devices()[:1])
+    step = Step(config, mesh)
+    state = jax.eval_shape(step.init)
+    analysis = jit_train(step, mesh).lower(state, batch()).compile().memory_analysis()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert analysis.alias_size_in_bytes >= size > 10_000
+    assert analysis.output_size_in_bytes - analysis.alias_size_in_bytes < 10_000, "the metrics"
 
 
 def others(mode: str, variant: str) -> Any:
