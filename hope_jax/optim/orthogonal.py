@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.newton_schulz import Coefficients, iterate
 
-
 Spread: TypeAlias = tuple[NamedSharding, NamedSharding]
 """Where a stack of wide matrices [M, rows, columns] lies: while it is iterated, split along M; and before and
 afterwards."""
