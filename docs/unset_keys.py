@@ -80,10 +80,6 @@ UNSET = {
         "memories added to trained weights, or weights around trained memories",
         "tests/optim/test_outer.py::test_what_the_policy_freezes_keeps_its_value_and_has_no_state",
     ),
-    "train.accumulate": (
-        "more rows a step than fit into a device's memory",
-        "tests/training/test_memory_keys.py::test_rows_in_parts_give_what_the_whole_batch_gives",
-    ),
     "train.remat": (
         "longer rows than fit into a device's memory",
         "tests/training/test_memory_keys.py::test_layers_that_are_read_again_give_what_they_gave",

@@ -88,6 +88,7 @@ GROUPS = {
     "examples": [case("hope_attention", "through_writes")],
     "shared": [
         case("transformer", "online", *FSDP),
+        case("hope_attention", "two_pass", "train.accumulate=2", *FSDP),
         case("transformer", "two_pass", "optim.name=muon_hybrid", *FSDP, sums=None),
         case(
             "transformer",
