@@ -120,18 +120,16 @@ class LevelWriter(PeriodWriter):
         def flat(t: Array) -> Array:
             return t.reshape(-1, t.shape[-1])
 
-        def rows(name: str, x: Array) -> Array:
-            return flat(self.rule.rows(self.spec, name, x, ended.seen))
+        def rows(x: Array, g: Array, y: Array | None, names: tuple[str, str]) -> Rows:
+            x, y = self.rule.rows(self.spec, names[0], x, ended.seen, y)
+            bias = None
+            if names[1] in self.weights:
+                bias, _ = self.rule.rows(self.spec, names[1], g, ended.seen, None)
+            return Rows(*(None if t is None else flat(t) for t in (x, g, bias, y)))
 
-        pairs = zip(
-            (factors.z.astype(self.dtype), factors.a),
-            (factors.g_h, factors.g_o),
-            mlp_memory.GROUPS,
-            strict=True,
-        )
-        return tuple(
-            Rows(rows(w, x), flat(g), rows(b, g) if b in self.weights else None) for x, g, (w, b) in pairs
-        )
+        on_delta = factors.on_delta or (None, None)
+        inputs, outputs = (factors.z.astype(self.dtype), factors.a), (factors.g_h, factors.g_o)
+        return tuple(map(rows, inputs, outputs, on_delta, mlp_memory.GROUPS))
 
     def _gradient_norms(self, factors: WriteFactors) -> list[Array]:
         """Frobenius norms [P] of each period's gradients sum_t x_t g_t^T, from its tokens' inner products,

@@ -46,8 +46,8 @@ def test_periods_at_once_are_periods_one_by_one(
         state = init_level(spec, params, N)
         delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
         state = state._replace(delta=delta)
-        factors = mlp_memory.write_factors(params, delta, x, jnp.where(mask[:, None], teach, 0))
         for _ in range(2):
+            factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
             one = writer(rules, spec, params, mlp_memory.group_norms(params), own)
             state, stats = one.write(state, LevelTokens(factors, mask, surprise, mask), jnp.int32(0), False)
         return state, stats
