@@ -80,6 +80,10 @@ UNSET = {
         "memories added to trained weights, or weights around trained memories",
         "tests/optim/test_outer.py::test_what_the_policy_freezes_keeps_its_value_and_has_no_state",
     ),
+    "train.remat": (
+        "longer rows than fit into a device's memory",
+        "tests/training/test_memory_keys.py::test_layers_that_are_read_again_give_what_they_gave",
+    ),
     "train.profile": (
         "to see where a step's time goes",
         "tests/training/test_loop.py::test_profile_leaves_a_trace_that_viewers_read",
@@ -89,6 +93,10 @@ UNSET = {
         "tests/optim/test_outer.py::test_muon_is_optax_muon",
     ),
     "optim.b1": ("the published value is the default", _ADAM),
+    "optim.momentum_dtype": (
+        "larger models on devices of little memory",
+        "tests/optim/test_outer.py::test_momentum_in_bfloat16_takes_half_the_bytes_and_nearly_the_same_steps",
+    ),
     "optim.eps": ("above the noise of small gradients, to compare runs on other devices", _ADAM),
     "optim.schedule": ("runs whose end is not known yet", _SCHEDULES),
     "optim.cooldown_steps": ("the end of such a run", _SCHEDULES),

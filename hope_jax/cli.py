@@ -29,7 +29,7 @@ from hope_jax.config.values import (
     set_override,
 )
 from hope_jax.core import output
-from hope_jax.core.errors import ClosedOutput, ConfigError, OutputError, UserError
+from hope_jax.core.errors import ClosedOutput, ConfigError, NoRoomError, OutputError, UserError, lack_of_room
 from hope_jax.core.paths import as_path
 
 FLAGS = flags.FLAGS
@@ -298,7 +298,10 @@ def run_command(
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        end(error, f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)", 1)
+        told = f"{type(error).__name__} at {where}: {error} (--debug shows the traceback)"
+        if lack := lack_of_room(error):
+            told = f"{lack}; give it fewer or shorter texts at once, or a smaller model"
+        end(error, told, NoRoomError.exit_code)
 
 
 def _log_to_stderr() -> None:

@@ -39,6 +39,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BY_EXAMPLE)
 
 
+def stack_shardings(mesh: Mesh, *, split_at_rest: bool) -> tuple[NamedSharding, NamedSharding]:
+    """Of a stack of wide matrices [M, rows, columns], each the work of one device, and of the same stack at
+    rest: on every device, or split as `shared` splits such matrices."""
+    rest = PartitionSpec(None, None, DATA_AXIS) if split_at_rest else WHOLE
+    return NamedSharding(mesh, BY_EXAMPLE), NamedSharding(mesh, rest)
+
+
 def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
     """This process's rows of a global batch as global arrays, split by example."""
     sharding = batch_sharding(mesh)

@@ -24,6 +24,7 @@ def model_spec(config: ExperimentConfig) -> ModelSpec:
         self_modifying_titans=config.self_modifying_titans,
         memory=config.memory,
         per_layer=config.teach.source == "per_layer",
+        remat=config.train.remat == "layers",
         dtype=jnp.dtype(config.train.compute_dtype),
     )
 

@@ -41,6 +41,7 @@ def validate(config: ExperimentConfig, *, device_count: int | None = None) -> No
         *_document_problems(config),
         *_connection_problems(config),
         *_train_problems(config),
+        *_accumulate_problems(config),
         *_mixture_problems(config),
         *_batch_problems(config, device_count),
     ]
@@ -274,6 +275,23 @@ def _train_problems(config: ExperimentConfig) -> Iterator[str]:
         yield "optim.cooldown_steps has no place in optim.schedule=cosine; set it to 0 or use constant"
 
 
+def _accumulate_problems(config: ExperimentConfig) -> Iterator[str]:
+    """Of what is one over the rows of a batch, and would be another over each part of them."""
+    if config.train.accumulate == 1:
+        return
+    head = f"train.accumulate={config.train.accumulate}"
+    if config.memory.scope == "batch":
+        yield (
+            f"{head} needs memory.scope=example, not batch: rows that are read one after the other cannot "
+            "write one memory together; use train.accumulate=1, and train.remat=layers for want of memory"
+        )
+    if config.teach.normalize == "batch_mean":
+        yield (
+            f"{head} needs teach.normalize=token, not batch_mean: the mean would be over a part of the rows; "
+            "use train.accumulate=1, and train.remat=layers for want of memory"
+        )
+
+
 def _mixture_problems(config: ExperimentConfig) -> Iterator[str]:
     weights = config.data.mixture
     total = math.fsum(weights.values())
@@ -286,7 +304,14 @@ def _mixture_problems(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _batch_problems(config: ExperimentConfig, device_count: int | None) -> Iterator[str]:
-    batch, dim = config.data.batch_size, config.model.dim
+    batch, dim, parts = config.data.batch_size, config.model.dim, config.train.accumulate
+    devices = device_count or 1
+    if batch % devices == 0 and batch // devices % parts:
+        rows = f", {batch // devices} rows on each of {devices} devices" if device_count else ""
+        yield (
+            f"train.accumulate={parts} does not divide data.batch_size={batch}{rows}; use "
+            f"train.accumulate={math.gcd(parts, batch // devices)}, or another data.batch_size"
+        )
     if device_count is None:
         return
     if batch % device_count:

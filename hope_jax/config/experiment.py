@@ -36,6 +36,8 @@ class TrainConfig:
     resume: Literal["auto", "never"] = "auto"  # continue a workdir's run | refuse a workdir that holds one
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of activations and matmuls
     param_policy: Policy = "all"  # which parameters train
+    accumulate: Count = 1  # parts of each device's rows that a step reads one after the other
+    remat: Literal["none", "layers"] = "none"  # layers: keep their inputs alone, and read each again backward
     fsdp: bool = False  # split parameters, optimizer and persistent fast state over the devices, at rest
     profile: bool = False  # write a trace of a few steps to <workdir>/profile
 

@@ -206,5 +206,6 @@ def paper_size_config(dim: int, heads: int, tokens: float) -> OrderedConfig:
     config.data.update({"seq_len": 4096, "batch_size": 128})
     steps = round(tokens / (4096 * 128))
     config.train.update({"steps": steps, "online_chunk_size": 512, "compute_dtype": "bfloat16"})
+    config.train.accumulate = 16  # on eight devices one row at a time
     config.optim.update({"name": "adamw", "lr": 4e-4, "weight_decay": 0.1, "warmup_steps": 1000})
     return config

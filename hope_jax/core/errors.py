@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend; the front turns each into one paragraph and an exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -22,6 +23,28 @@ class ConfigError(UserError):
     """Bad usage or configuration, found before any compute starts."""
 
     exit_code = 2
+
+
+class NoRoomError(UserError):
+    """A device has too little memory for a program."""
+
+
+def lack_of_room(error: Exception) -> str:
+    """What is wrong, if XLA says that a device's memory does not suffice, with the figure that it gives;
+    empty for any other error."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        return ""
+    asked = re.search(r"allocat\w* +([\d.]+) *([KMGT]?i?B|bytes)", text)
+    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", text)
+    figure = ""
+    if asked:
+        amount, unit = asked.groups()
+        figure = f"{float(amount) / 2**30:,.2f} GiB" if unit == "bytes" else f"{amount} {unit}"
+        figure = f": it asks for {figure} at once"
+    elif used:
+        figure = ": it needs {} {}iB of {} {}iB".format(*used.groups())
+    return f"the device has too little memory for this program{figure}"
 
 
 class DataError(UserError):

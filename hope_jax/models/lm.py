@@ -194,12 +194,13 @@ class HopeModel:
         states: Fast = fast if isinstance(fast, tuple) and fast else ({},) * spec.num_layers
         context = self._context(carry, segment_ids)
         module, x = Block(spec, training), params[EMBED][tokens].astype(spec.dtype)
+        block: Any = jax.checkpoint(module.apply) if spec.remat else module.apply
         reads = []
         for i, layer in enumerate(self._layers(params)):
             call = Call(
                 states[i], None if carry is None else carry.cache[i], taps[i] if taps else {}, context
             )
-            read: Any = module.apply({"params": layer}, x, call)
+            read = block({"params": layer}, x, call)
             x = read.x + taps[i]["block"].astype(read.x.dtype) if taps else read.x
             reads.append(read._replace(x=x))
         hidden = layers.normed(**params[FINAL_NORM], x=x)

@@ -55,7 +55,8 @@ class ModelSpec(Architecture):
 
     chunk_size: tokens of an online chunk (N). per_layer: False: all layers are taught by the head's signal.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
-    scope="batch". dtype: of activations and matmuls; parameters and fast state have at least float32.
+    scope="batch". remat: a backward pass reads each layer again, instead of keeping what the read left there.
+    dtype: of activations and matmuls; parameters and fast state have at least float32.
     """
 
     chunk_size: int = 16
@@ -65,6 +66,7 @@ class ModelSpec(Architecture):
     memory: MemoryOptions = MemoryOptions()
     per_layer: bool = True
     across: tuple[str, ...] = ()
+    remat: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @property

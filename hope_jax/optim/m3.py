@@ -21,7 +21,8 @@ import optax
 from hope_jax.core import trees
 from hope_jax.core.ranges import Count, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
+from hope_jax.kernels.newton_schulz import CUBIC, unit
+from hope_jax.optim.orthogonal import Spread, iterate_all
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,19 @@ class M3State(NamedTuple):
     slow_direction: PyTree
 
 
-def scale_by_m3(rule: M3Rule) -> optax.GradientTransformation:
+def scale_by_m3(rule: M3Rule, spread: Spread | None = None) -> optax.GradientTransformation:
     """Gradients to the descent direction (O1 + alpha O2) / (sqrt(V) + eps) of M3.
 
     Leaves of two and more axes are (stacks of) matrices. State in the parameters' dtypes: five times their
-    size. Newton-Schulz is the cubic iteration X <- X (3 I - X^T X) / 2 from X / (|X|_F + eps).
+    size. Newton-Schulz is the cubic iteration X <- X (3 I - X^T X) / 2 from X / (|X|_F + eps); spread: over
+    devices.
     """
 
     def orthogonal(tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda m: m if m.ndim < 2 else orthogonalize(m, CUBIC, rule.ns_steps, rule.eps), tree
-        )
+        leaves, structure = jax.tree.flatten(tree)
+        matrices = {i: unit(leaf, rule.eps) for i, leaf in enumerate(leaves) if leaf.ndim > 1}
+        done = iterate_all(matrices, CUBIC, rule.ns_steps, spread)
+        return jax.tree.unflatten(structure, [done.get(i, leaf) for i, leaf in enumerate(leaves)])
 
     def init(params: PyTree) -> M3State:
         return M3State(jnp.zeros((), jnp.int32), *[trees.zeros_like(params) for _ in range(5)])

@@ -11,9 +11,10 @@ import optax
 
 from hope_jax.core.ranges import Decay, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.newton_schulz import QUINTIC, iterate
+from hope_jax.kernels.newton_schulz import QUINTIC
 from hope_jax.models import blocks
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
+from hope_jax.optim.orthogonal import Spread, iterate_all
 
 Policy = Literal["all", "memories_frozen", "backbone_frozen"]
 """Which parameters train."""
@@ -40,6 +41,7 @@ class Optim:
     b1: Decay = 0.9  # AdamW
     b2: Decay = 0.999  # AdamW
     eps: Positive = 1e-8  # AdamW
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment, Muon's momentum
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up; both end at a tenth of lr
     warmup_steps: Whole = 0  # linear, from 0 to lr
     cooldown_steps: Whole = 0  # linear, at the end of `constant`
@@ -54,6 +56,12 @@ class OptimRule(Optim):
     total_steps: int = 1
     step_offset: int = 0
     param_policy: Policy = "all"
+
+    @property
+    def kept_as(self) -> jnp.dtype | None:
+        """The dtype of decaying means of gradients; None: the parameters'. Second moments, which move by a
+        thousandth (1 - b2) a step, and M3's sums, which move less and less, would stand still in bfloat16."""
+        return jnp.dtype("bfloat16") if self.momentum_dtype == "bfloat16" else None
 
 
 def lr_fraction(rule: OptimRule) -> Callable[[Array | int], Array]:
@@ -163,12 +171,14 @@ def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] 
     return line
 
 
-def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.GradientTransformation:
+def make_optimizer(
+    rule: OptimRule, untrained: Collection[str] = (), spread: Spread | None = None
+) -> optax.GradientTransformation:
     """The optimizer of a rule; weight decay falls on the matrices of the blocks alone.
 
     untrained: parameters that the training mode gives no gradient, by path ("blocks/titan/self_modifier")
     with all that lies below. They and what `param_policy` freezes have no part in it: no update, no decay,
-    no state, and no share in the norm that `grad_clip` bounds.
+    no state, and no share in the norm that `grad_clip` bounds. spread: Newton-Schulz over devices.
 
     Raises:
       ValueError: an `untrained` name that stands for no parameter, when the optimizer first sees these.
@@ -182,8 +192,8 @@ def make_optimizer(rule: OptimRule, untrained: Collection[str] = ()) -> optax.Gr
 
     other_lr = rule.lr if rule.name == "adamw" or rule.adam_lr is None else rule.adam_lr
     parts = {
-        MATRIX: _named_optimizer(rule),
-        OTHER: optax.adamw(_rate(rule, other_lr), rule.b1, rule.b2, rule.eps, weight_decay=0.0),
+        MATRIX: _named_optimizer(rule, spread),
+        OTHER: _adamw(rule, other_lr, 0.0),
         FROZEN: optax.set_to_zero(),
     }
     drop = optax.masked(optax.set_to_zero(), frozen)
@@ -196,21 +206,28 @@ def _rate(rule: OptimRule, peak: float) -> Callable[[Array], Array]:
     return lambda count: peak * fraction(count + rule.step_offset)
 
 
-def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
+def _adamw(rule: OptimRule, peak: float, decay: float) -> optax.GradientTransformation:
+    betas = rule.b1, rule.b2
+    return optax.adamw(_rate(rule, peak), *betas, rule.eps, mu_dtype=rule.kept_as, weight_decay=decay)
+
+
+def _named_optimizer(rule: OptimRule, spread: Spread | None) -> optax.GradientTransformation:
     """The optimizer that updates the group `MATRIX`."""
     rate = _rate(rule, rule.lr)
     if rule.name == "adamw":
-        return optax.adamw(rate, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay)
+        return _adamw(rule, rule.lr, rule.weight_decay)
     if rule.name == "m3":
         return optax.chain(
-            scale_by_m3(rule.m3),
+            scale_by_m3(rule.m3, spread),
             optax.add_decayed_weights(rule.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
     return optax.chain(
         # Momentum by optax, without its iteration.
-        optax.contrib.scale_by_muon(ns_steps=0, beta=rule.momentum, weight_dimension_numbers=muon_axes),
-        optax.stateless(lambda momentum, _: jax.tree.map(_orthogonal, momentum, muon_axes(momentum))),
+        optax.contrib.scale_by_muon(
+            ns_steps=0, beta=rule.momentum, mu_dtype=rule.kept_as, weight_dimension_numbers=muon_axes
+        ),
+        optax.stateless(lambda momentum, _: _muon_direction(momentum, spread)),
         optax.add_decayed_weights(
             rule.weight_decay, lambda params: jax.tree.map(lambda g: g == MATRIX, parameter_groups(params))
         ),
@@ -218,8 +235,12 @@ def _named_optimizer(rule: OptimRule) -> optax.GradientTransformation:
     )
 
 
-def _orthogonal(momentum: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
+def _muon_direction(momentum: PyTree, spread: Spread | None) -> PyTree:
     """Muon's direction from momentum of norm 1, [..., rows, columns]: singular values near
     sqrt(max(1, out / in))."""
-    fan_in, fan_out = (momentum.shape[axis] for axis in axes)
-    return max(1.0, fan_out / fan_in) ** 0.5 * iterate(momentum, QUINTIC, MUON_STEPS)
+
+    def scaled(matrix: Array, axes: optax.contrib.MuonDimensionNumbers) -> Array:
+        fan_in, fan_out = (matrix.shape[axis] for axis in axes)
+        return max(1.0, fan_out / fan_in) ** 0.5 * matrix
+
+    return jax.tree.map(scaled, iterate_all(momentum, QUINTIC, MUON_STEPS, spread), muon_axes(momentum))

@@ -7,6 +7,7 @@ from typing import Any
 from hope_jax.config import assemble
 from hope_jax.config.chunks import stream_chunk
 from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.room import remedies
 from hope_jax.planning import compile
 from hope_jax.planning.compile import Compiled
 from hope_jax.planning.counts import Counts, Kernel
@@ -38,6 +39,7 @@ def make_plan(
         },
         "batch_size": rows,
         "train": None,
+        "remedies": [],
         "largest_batch": None,
     }
 
@@ -57,6 +59,8 @@ def make_plan(
             plan["train"] = describe(step, topology, tokens, useful, top)
         except compile.DoesNotFit as error:
             plan["train"] = {"tokens": tokens, "refused": error.needed, "fits": False}
+        if plan["train"]["fits"] is False:
+            plan["remedies"] = remedies(config, topology.devices)
         if largest and peaks:
             fit = largest_batch(needed, peaks.memory, {rows // topology.devices: size})
             plan["largest_batch"] = {

@@ -18,6 +18,8 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
     yield f"{plan['config']} on {topology['devices']} x {topology['title']} ({topology['name']})"
     if plan["train"]:
         yield from _train_lines(plan["train"], plan["batch_size"])
+    for at, helps in enumerate(plan["remedies"]):
+        yield _row("" if at else "what helps", helps)
     if plan["largest_batch"]:
         yield from _fit_lines(plan["largest_batch"])
     if plan["streaming"]:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from hope_jax.cluster.lock import workdir_lock
 from hope_jax.cluster.peers import Peers
 from hope_jax.cluster.signals import stop_signals
 from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.config.room import remedies
 from hope_jax.core import files
-from hope_jax.core.errors import ConfigError
+from hope_jax.core.errors import ConfigError, NoRoomError, lack_of_room
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Batch
 from hope_jax.data.batches import TrainIterator, digest_of
 from hope_jax.data.inputs import open_inputs
 from hope_jax.data.tokenizer import Tokenizer, open_tokenizer
 from hope_jax.storage.checkpoint import Checkpointer, abstract
+from hope_jax.storage.stored import resume_point
 from hope_jax.training import telemetry
 from hope_jax.training.alarms import Guard, explain_divergence
 from hope_jax.training.hooks import EVALUATED, Run, after_step, evaluate
@@ -75,7 +77,7 @@ def train(
     checkpoints.
     Returns: what `hooks.evaluate` returns (None where nothing was evaluated), `loss`, `tokens`,
     `tokens_per_sec`, `train_seconds`, `compile_seconds`, `steps` (number of the last one), `interrupted`.
-    Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError, AlarmError.
+    Raises: ConfigError, CheckpointError, WorkdirError, DivergenceError, AlarmError, NoRoomError.
     """
     workdir = workdir.absolute()
     _claim_workdir(workdir, config.train.resume)
@@ -86,6 +88,7 @@ def train(
             f"train.step_offset={config.train.step_offset}, the number the run starts from"
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_explained(config, workdir))
         stack.enter_context(files.writing(workdir))
         if jax.process_index() == 0:
             stack.enter_context(workdir_lock(workdir))
@@ -110,6 +113,22 @@ def train(
         summary = _summary(this, step, state)
         _write_results(this, state, summary, tokenizer)
         return summary
+
+
+@contextlib.contextmanager
+def _explained(config: ExperimentConfig, workdir: Path) -> Iterator[None]:
+    """Says which keys help where a program does not fit into a device's memory. Raises: NoRoomError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        lack = lack_of_room(error)
+        if not lack:
+            raise
+        helps = "; ".join(remedies(config, jax.device_count()))
+        raise NoRoomError(
+            f"{lack}. The same command goes on from {resume_point(workdir)}. What helps, first what changes "
+            f"no number: {helps}"
+        ) from error
 
 
 def _claim_workdir(workdir: Path, resume: str) -> None:

@@ -16,6 +16,7 @@ from hope_jax.cluster.sharding import DATA_AXIS, WHOLE, make_mesh, whole
 from hope_jax.config import assemble
 from hope_jax.config.chunks import has_memories
 from hope_jax.config.experiment import ExperimentConfig
+from hope_jax.core import trees
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Array, Batch, PyTree
@@ -65,8 +66,10 @@ class Step:
         self.mode = config.train.algorithm_mode
         self.streams = self.mode != "two_pass"
         self.untrained = self._without_gradient()
-        self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained)
-        shares = self.mesh.size if self.mesh and config.train.fsdp else 1
+        fsdp = config.train.fsdp
+        spread = sharding.stack_shardings(self.mesh, split_at_rest=fsdp) if self.mesh else None
+        self.optimizer = optim.make_optimizer(self.optim_rule, self.untrained, spread)
+        shares = self.mesh.size if self.mesh and fsdp else 1
         # how each array of the state is split over the devices
         self.specs: TrainState = sharding.shared(jax.eval_shape(self.init), shares)
 
@@ -149,12 +152,29 @@ class Step:
         own: dict[str, Array] = {}
         if not self.streams:
             own = {"seen": seen * batch.tokens.shape[1]} if self.persistent else {"logged": logged}
-        fast = self._start(params, fast, batch)
-        gradient, result = MODES[self.mode](self.model, self.rule, params, fast, batch, schedule, **own)
-        learnt = Learnt(gradient, result.sums, jax.tree.map(lambda t: t.sum(1), result.stats), ())
+
+        def of_rows(batch: Batch) -> Learnt:
+            start = self._start(params, fast, batch)
+            gradient, result = MODES[self.mode](self.model, self.rule, params, start, batch, schedule, **own)
+            writes = jax.tree.map(lambda t: t.sum(1), result.stats)
+            return Learnt(gradient, result.sums, writes, result.fast if self.persistent else ())
+
+        learnt = self._by_parts(of_rows, batch)
+        persists, learnt = learnt.fast, learnt._replace(fast=())
         specs = whole(learnt)._replace(gradient=self.specs.params)
         # what persists is shared, and so alike on all devices
-        return self._summed(learnt, specs)._replace(fast=result.fast if self.persistent else ())
+        return self._summed(learnt, specs)._replace(fast=persists)
+
+    def _by_parts(self, function: Callable[[Batch], Any], batch: Batch) -> Any:
+        """The sum of what `function` gives of the `train.accumulate` parts of one device's rows, taken one
+        after the other."""
+        count = self.config.train.accumulate
+        if count == 1:
+            return function(batch)
+        parts = jax.tree.map(lambda t: t.reshape(count, -1, *t.shape[1:]), batch)
+        shapes = jax.eval_shape(function, jax.tree.map(lambda t: t[0], parts))
+        zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), shapes)
+        return jax.lax.scan(lambda sums, part: (trees.add(sums, function(part)), None), zero, parts)[0]
 
     @jax.named_scope("outer_step")
     def _outer_step(self, state: TrainState, gradient: PyTree, sums: Sums) -> tuple[TrainState, Array]:
@@ -189,6 +209,9 @@ class Step:
 
     def _evaluate(self, params: PyTree, fast: PyTree, batch: Batch) -> Metrics:
         """Of one device's rows; see `_everywhere`."""
+        return self._summed(self._by_parts(partial(self._evaluate_rows, params, fast), batch))
+
+    def _evaluate_rows(self, params: PyTree, fast: PyTree, batch: Batch) -> Metrics:
         fast = self._start(params, fast, batch)
         plain, _ = self._read_loss(params, {}, batch)
         tokens = (batch.targets >= 0).sum().astype(jnp.float32)
@@ -207,7 +230,7 @@ class Step:
                 for levels in stats.values()
                 for level, of_level in levels.items()
             }
-        return self._summed(sums)
+        return sums
 
     def _read_loss(self, params: PyTree, fast: PyTree, batch: Batch) -> tuple[Array, PyTree]:
         out = self.model.read(params, fast, None, batch.tokens, batch.segment_ids)

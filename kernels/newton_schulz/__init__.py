@@ -1,5 +1,5 @@
 """Newton-Schulz iterations towards the nearest semi-orthogonal matrix, for stacks of matrices."""
 
-from hope_jax.kernels.newton_schulz.batched import CUBIC, QUINTIC, Coefficients, iterate, orthogonalize
+from hope_jax.kernels.newton_schulz.batched import CUBIC, QUINTIC, Coefficients, iterate, unit
 
-__all__ = ["CUBIC", "QUINTIC", "Coefficients", "iterate", "orthogonalize"]
+__all__ = ["CUBIC", "QUINTIC", "Coefficients", "iterate", "unit"]

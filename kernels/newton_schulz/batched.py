@@ -17,9 +17,9 @@ QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 """Muon's: five steps bring singular values from 1e-2 up to between 0.7 and 1.2, and none converges."""
 
 
-def orthogonalize(x: jax.Array, coefficients: Coefficients, steps: int, eps: float) -> jax.Array:
-    """Runs `iterate` from x / (|x|_F + eps). The gradient at a matrix of zeros is that of x / eps."""
-    return iterate(x / (trees.safe_norm(x, axis=(-2, -1), keepdims=True) + eps), coefficients, steps)
+def unit(x: jax.Array, eps: float) -> jax.Array:
+    """Matrices [..., rows, columns] as `iterate` takes them: x / (|x|_F + eps), of gradient 1 / eps at 0."""
+    return x / (trees.safe_norm(x, axis=(-2, -1), keepdims=True) + eps)
 
 
 def iterate(x: jax.Array, coefficients: Coefficients, steps: int) -> jax.Array:

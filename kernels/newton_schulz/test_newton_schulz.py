@@ -12,7 +12,7 @@ from hope_jax.kernels.newton_schulz import (
     QUINTIC,
     Coefficients,
     iterate,
-    orthogonalize,
+    unit,
 )
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
@@ -24,6 +24,10 @@ RULES = [(QUINTIC, 5), (QUINTIC, 1), (CUBIC, 3), (CUBIC, 0), (CUBIC, 7)]
 
 def drawn(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
+
+
+def orthogonalize(x: jax.Array, coefficients: Coefficients, steps: int, eps: float) -> jax.Array:
+    return iterate(unit(x, eps), coefficients, steps)
 
 
 def naive(x_rc: jax.Array, coefficients: Coefficients, steps: int, eps: float) -> jax.Array:

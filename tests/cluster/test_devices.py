@@ -88,6 +88,16 @@ GROUPS = {
     "examples": [case("hope_attention", "through_writes")],
     "shared": [
         case("transformer", "online", *FSDP),
+        case("hope_attention", "two_pass", "train.accumulate=2", *FSDP),
+        case("transformer", "two_pass", "optim.name=muon_hybrid", *FSDP, sums=None),
+        case(
+            "transformer",
+            "two_pass",
+            "optim.name=m3",
+            "optim.m3.slow_chunk=2",
+            "optim.m3.eps=1e-3",
+            sums=None,
+        ),
         # The supervised tokens of 3 chunks.
         case("hope_hybrid", "online", *MEAN, *FSDP, sums=3),
     ],

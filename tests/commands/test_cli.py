@@ -125,6 +125,16 @@ def test_errors_become_one_paragraph(
     assert debug or len(err.splitlines()) == 1
 
 
+def test_a_device_without_room_is_told_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 35.21GiB.")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(main, ["x"])
+    told = "asks for 35.21 GiB at once; give it fewer or shorter texts at once, or a smaller model\n"
+    assert caught.value.code == 1 and capsys.readouterr().err.endswith(told)
+
+
 def test_unknown_flag_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.run_command(lambda argv: None, ["x", "--debugg"])

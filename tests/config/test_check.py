@@ -103,6 +103,18 @@ def periods(*periods: int) -> ExperimentConfig:
             make(memory=RESET, data={"seq_len": 100}),
             r"data.seq_len=100 is no multiple of the online chunk \(16 tokens\), .* use 96, or",
         ),
+        (
+            make(memory={"scope": "batch"}, train={"accumulate": 2}),
+            "train.accumulate=2 needs memory.scope=example, not batch: .* train.remat=layers",
+        ),
+        (
+            make(teach={"normalize": "batch_mean"}, train={"accumulate": 2}),
+            "train.accumulate=2 needs teach.normalize=token, not batch_mean",
+        ),
+        (
+            make(data={"batch_size": 8}, train={"accumulate": 6}),
+            "train.accumulate=6 does not divide data.batch_size=8; use train.accumulate=2",
+        ),
     ],
 )
 def test_refused_combinations(config: ExperimentConfig, message: str) -> None:
@@ -118,6 +130,14 @@ def test_every_problem_is_named_at_once() -> None:
     assert "titan.level.optimizer='adam': unknown; known: sgd" in text
     assert "data.batch_size=6 is not divisible by the 4 devices" in text
     assert len(text.splitlines()) == 3
+
+
+def test_the_rows_of_each_device_are_read_in_parts() -> None:
+    config = make(data={"batch_size": 8}, train={"accumulate": 4})
+    validate(config, device_count=2)
+    with pytest.raises(ConfigError, match="2 rows on each of 4 devices; use train.accumulate=2") as caught:
+        validate(config, device_count=4)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_optimizers_of_memories_that_the_variant_lacks_do_not_matter() -> None:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hope_jax.kernels.newton_schulz import CUBIC, orthogonalize
+from hope_jax.kernels.newton_schulz import CUBIC, iterate, unit
 
 from hope_jax.optim import outer as optim
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
 from hope_jax.optim.outer import FROZEN, MATRIX, OTHER, Optim, OptimRule
+from hope_jax.storage.arrays import named
 
 LAYERS, DIM, HIDDEN = 2, 4, 6
 
@@ -60,7 +61,7 @@ def run(
 
 
 def newton_schulz(x: jax.Array, steps: int, eps: float) -> jax.Array:
-    return orthogonalize(x, CUBIC, steps, eps)
+    return iterate(unit(x, eps), CUBIC, steps)
 
 
 def numpy_newton_schulz(x: np.ndarray, steps: int, eps: float) -> np.ndarray:
@@ -217,6 +218,32 @@ def test_adamw_has_its_constants_behind_the_clip() -> None:
     for path, leaf in wanted.items():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-12, err_msg=path)
         assert np.abs(leaf - by_path(params)[path]).max() > 1e-5, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_momentum_in_bfloat16_takes_half_the_bytes_and_nearly_the_same_steps(name: str) -> None:
+    """Second moments and M3's sums keep the parameters' type."""
+    params = draw(0)
+    (wanted, wide), (got, short) = (
+        run(optim.make_optimizer(rule(name, weight_decay=0.0, momentum_dtype=dtype, adam_lr=0.02)), params, 4)
+        for dtype in ("float32", "bfloat16")
+    )
+    moves = [optax.tree.sub(after, params) for after in (got, wanted)]
+    apart = optax.tree.norm(optax.tree.sub(*moves)) / optax.tree.norm(moves[1])
+    assert 1e-6 < float(apart) < 0.02
+    types = [{path: leaf.dtype.name for path, leaf in named(state).items()} for state in (wide, short)]
+    changed = {path: dtype for path, dtype in types[1].items() if dtype != types[0][path]}
+    assert changed and set(changed.values()) == {"bfloat16"} and all(".mu." in path for path in changed)
+    assert not [path for path, dtype in types[1].items() if ".mu." in path and dtype != "bfloat16"]
+
+
+def test_a_second_moment_in_bfloat16_would_stand_still() -> None:
+    """Why it has no key: after the gradient doubles it stays where it was."""
+    update = optax.tree.update_moment_per_elem_norm
+    second = {dtype: jnp.ones((), dtype) for dtype in ("float32", "bfloat16")}
+    for _ in range(500):
+        second = {d: update(jnp.full((), 1.4, d), v, 0.999, 2).astype(d) for d, v in second.items()}
+    assert float(second["float32"]) > 1.35 and float(second["bfloat16"]) == 1.0
 
 
 def test_schedules_end_at_a_tenth() -> None:

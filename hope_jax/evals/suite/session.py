@@ -19,7 +19,7 @@ import yaml
 
 from hope_jax.config import assemble
 from hope_jax.config.values import resolve
-from hope_jax.core.errors import ConfigError, OutputError, UserError
+from hope_jax.core.errors import ConfigError, OutputError, UserError, lack_of_room
 from hope_jax.core.files import to_json, write_atomic
 from hope_jax.core.paths import files_in
 from hope_jax.evals.reading.memorize import Rule, check_selection, fitting
@@ -285,6 +285,8 @@ def _told(error: Exception, before: str) -> str:
     if not isinstance(error, UserError):
         place = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
+    if lack := lack_of_room(error):
+        problem = f"{lack}; lower --batch_size, or shorten the contexts (--lengths, --zeroshot_max_length)"
     logger.error("error: %s%s", before, problem)
     logger.debug("%s", "".join(traceback.format_exception(error)))
     return problem

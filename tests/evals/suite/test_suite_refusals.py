@@ -18,9 +18,10 @@ def test_an_evaluation_that_fails_stops_no_other(
     modules = {
         "data": made_up.failing_module(made_up.bad_data()),
         "crash": made_up.failing_module(ZeroDivisionError("by zero")),
+        "full": made_up.failing_module(RuntimeError("RESOURCE_EXHAUSTED: allocating 1073741824 bytes")),
         "texts": made_up.texts_module(counter),
     }
-    modules["crash"].__name__ = "made_up_crash"
+    modules["crash"].__name__, modules["full"].__name__ = "made_up_crash", "made_up_full"
     made_up.register(monkeypatch, modules, {})
     line = "--checkpoint=RUNS/one --out=OUT --limit=2"
     for _ in range(2):
@@ -31,6 +32,7 @@ def test_an_evaluation_that_fails_stops_no_other(
             in done.err
         )
         assert "error: crash of one/2 failed: ZeroDivisionError at made_up.py:" in done.err
+        assert "asks for 1.00 GiB at once; lower --batch_size, or shorten the contexts" in done.err
         assert "Traceback" not in done.err
     done = command(f"{line} --option=its_own=1")
     assert done.code == 1 and "no evaluation has read" not in done.err, "the one that failed may read it"
