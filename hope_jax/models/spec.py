@@ -57,7 +57,8 @@ class ModelSpec(Architecture):
 
     chunk_size: tokens of an online chunk (N). per_layer: False: all layers are taught by the head's signal.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
-    scope="batch". dtype: of activations and matmuls; parameters and fast state have at least float32.
+    scope="batch". twice: reads are differentiated twice, which not every form of attention can be. dtype: of
+    activations and matmuls; parameters and fast state have at least float32.
     """
 
     chunk_size: int = 16
@@ -67,6 +68,7 @@ class ModelSpec(Architecture):
     memory: MemoryOptions = MemoryOptions()
     per_layer: bool = True
     across: tuple[str, ...] = ()
+    twice: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @property
