@@ -16,6 +16,7 @@ of the *sum* of cross-entropies: divide by `sums.tokens` for the mean.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -123,6 +124,7 @@ def _together(
     """The state after chunks that are differentiated together, and the gradient of their loss. cut: teach
     signals are constants, and so are writes, except for parameters that act through them alone. The backward
     pass reads every chunk again from the state before it."""
+    model = replace(model, spec=replace(model.spec, twice=True))
 
     def loss(params: PyTree) -> tuple[Array, State]:
         own_norms = norms if cut else model.norms(params)

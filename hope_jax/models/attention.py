@@ -3,8 +3,8 @@
 A batch of contexts: [B, n, D] -> [B, n, D]. Documents of a packed row do not see each other, neither in
 attention nor in the convolution before it. The cache is one preallocated buffer a layer: a call enters its
 own keys and values, and reads the buffer through a mask. With a sliding window the buffer is a ring: the
-token at position p lies in row p mod rows, and what leaves the window is overwritten, so a call reads the
-ring as it was beside its own keys and values.
+token at position p lies in row p mod rows, and there are a chunk's rows more than the window has, so what a
+chunk overwrites is out of sight of its first token. A longer call reads the ring as it was beside its own.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hope_jax.core.types import Array
+from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.models import layers
@@ -59,8 +60,8 @@ class ReadContext(NamedTuple):
 
 
 def cache_rows(spec: ModelSpec, capacity: int) -> int:
-    """How many rows a cache needs for `capacity` tokens: no more than the sliding window."""
-    return min(capacity, spec.sliding_window or capacity)
+    """How many rows a cache needs for `capacity` tokens: no more than the sliding window and a chunk."""
+    return min(capacity, spec.sliding_window + spec.chunk_size if spec.sliding_window else capacity)
 
 
 def init_cache(spec: ModelSpec, batch_size: int, capacity: int) -> Cache:
@@ -87,41 +88,18 @@ def enter(buffer: Array, new: Array, position: Array, *, ring: bool) -> Array:
     return buffer.at[:, rows_at].set(new[:, first:], unique_indices=True)
 
 
-def visible(spec: ModelSpec, context: ReadContext, key_at: Array) -> Array:
-    """bool [B, n, keys]: key is not later, in the same document, inside the window. key_at: int32 [keys]
-    positions of the keys, negative: none."""
-    query_at = context.position + jnp.arange(context.segments_bn.shape[1], dtype=jnp.int32)
+def sight(context: ReadContext, key_at: Array) -> Sight:
+    """What the tokens of the call see of keys at positions `key_at`, int32 [m]; negative: of none."""
+    own = context.segments_bn
+    query_at = context.position + jnp.arange(own.shape[1], dtype=jnp.int32)
     if context.seen_segments is None:
-        key_segments = context.segments_bn
-    else:
-        key_segments = jnp.take(context.seen_segments, key_at, axis=1, mode="clip")
-    mask = (key_at >= 0) & (key_at <= query_at[:, None])
-    if spec.sliding_window:
-        mask &= key_at > query_at[:, None] - spec.sliding_window
-    mask = mask & (key_segments[:, None, :] == context.segments_bn[:, :, None])
+        return Sight(query_at[None], key_at[None], own, own)
+    there = key_at[None] >= 0
     if context.clock is not None:
         # The document begins here, even if an earlier one had its number.
-        mask &= (key_at >= context.position - context.clock[:, None])[:, None]
-    return mask
-
-
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """softmax(q k^T / sqrt(K)) v over the visible keys.
-
-    query: [B, n, heads, K]; key, value: [B, keys, heads, K]; mask: bool [B, n, keys]. Returns [B, n, heads,
-    K].
-    """
-    key, value = key.astype(query.dtype), value.astype(query.dtype)
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
-    # The library takes the softmax in float32 whatever the inputs are; parity needs it in float64.
-    logits = jnp.einsum("bnhk,bmhk->bhnm", query, key) / jnp.sqrt(jnp.asarray(query.shape[-1], query.dtype))
-    weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf), axis=-1)
-    return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
-
-
-attend_cached = jax.checkpoint(attend)
-"""`attend` over a cache: computed again in the backward pass, as what it would keep grows with the cache."""
+        there &= key_at >= context.position - context.clock[:, None]
+    of = jnp.take(context.seen_segments, key_at, axis=1, mode="clip")
+    return Sight(query_at[None], key_at[None], own, jnp.where(there, of, NO_SEGMENT))
 
 
 class Attention(nn.Module):
@@ -142,7 +120,7 @@ class Attention(nn.Module):
             inputs, conv = jax.vmap(causal_conv, (0, None, 0, 0))(inputs, taps, conv, segments)
         query, key, value = self._heads(inputs, context)
         if cache is None:
-            out = attend(query, key, value, visible(spec, context, jnp.arange(key.shape[1], dtype=jnp.int32)))
+            out = self._attend(query, key, value, context, jnp.arange(key.shape[1], dtype=jnp.int32))
         else:
             assert conv is not None
             out, cache = self._through_cache(context, cache._replace(conv=conv), query, key, value)
@@ -154,21 +132,28 @@ class Attention(nn.Module):
         self, context: ReadContext, cache: Cache, query: Array, key: Array, value: Array
     ) -> tuple[Array, Cache]:
         """Attends to cached keys and to those of the call, and enters the latter into the cache."""
-        rows, position = cache.key.shape[1], context.position
-        ring = rows == self.spec.sliding_window
-        new_key, new_value = (
+        rows, tokens, position = cache.key.shape[1], key.shape[1], context.position
+        assert context.seen_segments is not None
+        ring = rows < context.seen_segments.shape[1]
+        keys, values = new_key, new_value = tuple(
             enter(buffer, new, position, ring=ring)
             for buffer, new in ((cache.key, key), (cache.value, value))
         )
-        at, keys, values = jnp.arange(rows, dtype=jnp.int32), new_key, new_value
-        if ring:
-            at = jnp.concatenate(
-                [cached_positions(position, rows), position + jnp.arange(key.shape[1], dtype=jnp.int32)]
-            )
+        at = cached_positions(position + tokens, rows)
+        if ring and tokens > rows - self.spec.sliding_window + 1:
+            own_at = position + jnp.arange(tokens, dtype=jnp.int32)
+            at = jnp.concatenate([cached_positions(position, rows), own_at])
             keys = jnp.concatenate([cache.key, key.astype(cache.key.dtype)], axis=1)
             values = jnp.concatenate([cache.value, value.astype(cache.value.dtype)], axis=1)
-        out = attend_cached(query, keys, values, visible(self.spec, context, at))
+        out = self._attend(query, keys, values, context, at)
         return out, Cache(new_key, new_value, cache.conv)
+
+    def _attend(self, query: Array, key: Array, value: Array, context: ReadContext, at: Array) -> Array:
+        """Attends to keys at positions `at`, int32 [m]."""
+        spec, own = self.spec, context.seen_segments is None
+        return attend(
+            query, key, value, sight(context, at), window=spec.sliding_window, aligned=own, twice=spec.twice
+        )
 
     def _project(self, name: str, x: Array, *, residual: bool = False) -> Array:
         spec = self.spec

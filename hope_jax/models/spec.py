@@ -57,6 +57,8 @@ class ModelSpec(Architecture):
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
     scope="batch". remat: a backward pass reads each layer again, instead of keeping what the read left there.
     dtype: of activations and matmuls; parameters and fast state have at least float32.
+    scope="batch". twice: reads are differentiated twice, which not every form of attention can be. dtype: of
+    activations and matmuls; parameters and fast state have at least float32.
     """
 
     chunk_size: int = 16
@@ -67,6 +69,7 @@ class ModelSpec(Architecture):
     per_layer: bool = True
     across: tuple[str, ...] = ()
     remat: bool = False
+    twice: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @property

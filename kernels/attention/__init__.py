@@ -1,0 +1,6 @@
+"""Softmax attention of queries to keys that are masked by position, window and document."""
+
+from hope_jax.kernels.attention.blocks import Sight
+from hope_jax.kernels.attention.chosen import attend
+
+__all__ = ["Sight", "attend"]
