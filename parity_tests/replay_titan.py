@@ -70,9 +70,9 @@ def _plain_write(memory: Titan, params: Any, x: Any, cotangent: Any) -> dict[str
 
     @quick_jit
     def write(fast: Any) -> Any:
-        return memory.write(params, memory.norms(params), fast, x, signal, position=jnp.int32(0), reduce=own)[
-            0
-        ]
+        trace = memory.read(params, fast, x, {})[1]
+        norms, start = memory.norms(params), jnp.int32(0)
+        return memory.write(params, norms, fast, trace, signal, position=start, reduce=own)[0]
 
     delta = write(memory.init(params))["titan"].delta
     return {name: params[name] + delta[name] for name in delta}

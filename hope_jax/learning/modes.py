@@ -77,10 +77,13 @@ def two_pass(
     schedule: Array,
     *,
     seen: Array | None = None,
+    logged: Array | None = None,
 ) -> tuple[PyTree, State]:
     """See the module; differentiated through the memories that write while they read.
 
     seen: int32 [] tokens that a persistent memory has read before; None: contexts begin and end here.
+    logged: bool [], of such contexts: True: only the statistics of their writes are wanted; False: not even
+    these. None: all of what is written.
     """
     params = model.unstacked(params)
     norms, streams = model.norms(params), model.stream_memories()
@@ -91,8 +94,12 @@ def two_pass(
     state = read.state._replace(fast=tuple({**f, **r} for f, r in zip(fast, read.state.fast, strict=True)))
     if seen is not None and state.unwritten is not None:
         state = state._replace(unwritten=state.unwritten._replace(position=seen))
-    result = finish(model, rule, params, norms, state, last=seen is None)
-    return model.stacked(read.gradient), result
+    done = partial(finish, model, rule, params, norms, last=seen is None)
+    if logged is None:
+        return model.stacked(read.gradient), done(state)
+    with jax.named_scope("logged"):
+        stats = jax.lax.cond(logged, lambda state: done(state).stats, lambda state: state.stats, state)
+    return model.stacked(read.gradient), read.state._replace(unwritten=None, stats=stats)
 
 
 MODES: Mapping[str, Callable[..., tuple[PyTree, State]]] = {

@@ -100,6 +100,8 @@ class NestedCms(Cms):
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         slower, rules = self.slower(level), self._rules()
+        # Its pieces are written one after the other, and into the init too: not at the delta of the read.
+        tokens = tokens._replace(factors=tokens.factors._replace(on_delta=None))
         weights = LevelWriter(rules, level, params, norms, reduce)
         if not slower:
             state, stats = weights.write(state, tokens, position, last)

@@ -19,6 +19,10 @@ from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodW
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
 from hope_jax.memory.state import Reduce, WriteStats, own
 
+TOKENS_AT_ONCE = 512
+"""Tokens of all examples that share a state whose inner products are taken at once: their number grows with
+its square, and the state is read and written once for them."""
+
 
 class Gathered(NamedTuple):
     """The sums over the tokens of a period and over all examples that share the fast state.
@@ -80,14 +84,29 @@ class LevelWriter(PeriodWriter):
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: all at once where the rule is linear and each example has its own
         state, else one after the other."""
-        if len(by_period.mask) > 1 and self.rule.linear and self.reduce is own:
+        periods, period = by_period.mask.shape
+        if periods <= 1 or not self.rule.linear:
+            return super().write_periods(state, by_period)
+        size = max(TOKENS_AT_ONCE // (period * self.reduce(1)), 1)
+        if periods <= size:
             return self._write_linear(state, by_period)
-        return super().write_periods(state, by_period)
+        # Later blocks are written at another delta than that of the read.
+        by_period = by_period._replace(factors=by_period.factors._replace(on_delta=None))
+        whole = periods // size * size
+        blocks = jax.tree.map(lambda t: t[:whole].reshape(-1, size, *t.shape[1:]), by_period)
+        state, stats = jax.lax.scan(self._write_linear, state, blocks)
+        stats = jax.tree.map(lambda t: t.reshape(whole), stats)
+        if whole == periods:
+            return state, stats
+        state, more = self._write_linear(state, jax.tree.map(lambda t: t[whole:], by_period))
+        return state, jax.tree.map(lambda *t: jnp.concatenate(t), stats, more)
 
     def _write_linear(self, state: LevelState, tokens: LevelTokens) -> tuple[LevelState, WriteStats]:
-        """All whole periods of a chunk at once (`hope_jax.kernels.cms_write`); leaves [P, C, ...]."""
+        """Some whole periods at once (`hope_jax.kernels.cms_write`); leaves [P, C, ...]. Examples that share
+        the state are one after the other in each period."""
         spec, bounds, before = self.spec, self.rules.options, velocity(state.opt)
-        ended = self.count(tokens)
+        ended = self.shared(self.reduce(self.count(tokens)), tokens.mask.shape[1])
+        tokens = self.reduce.gather(tokens, 1)
         _, applied = self.decided(ended)
         maps = [
             Map(
@@ -120,18 +139,16 @@ class LevelWriter(PeriodWriter):
         def flat(t: Array) -> Array:
             return t.reshape(-1, t.shape[-1])
 
-        def rows(name: str, x: Array) -> Array:
-            return flat(self.rule.rows(self.spec, name, x, ended.seen))
+        def rows(x: Array, g: Array, y: Array | None, names: tuple[str, str]) -> Rows:
+            x, y = self.rule.rows(self.spec, names[0], x, ended.seen, y)
+            bias = None
+            if names[1] in self.weights:
+                bias, _ = self.rule.rows(self.spec, names[1], g, ended.seen, None)
+            return Rows(*(None if t is None else flat(t) for t in (x, g, bias, y)))
 
-        pairs = zip(
-            (factors.z.astype(self.dtype), factors.a),
-            (factors.g_h, factors.g_o),
-            mlp_memory.GROUPS,
-            strict=True,
-        )
-        return tuple(
-            Rows(rows(w, x), flat(g), rows(b, g) if b in self.weights else None) for x, g, (w, b) in pairs
-        )
+        on_delta = factors.on_delta or (None, None)
+        inputs, outputs = (factors.z.astype(self.dtype), factors.a), (factors.g_h, factors.g_o)
+        return tuple(map(rows, inputs, outputs, on_delta, mlp_memory.GROUPS))
 
     def _gradient_norms(self, factors: WriteFactors) -> list[Array]:
         """Frobenius norms [P] of each period's gradients sum_t x_t g_t^T, from its tokens' inner products,

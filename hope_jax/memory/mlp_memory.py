@@ -26,23 +26,38 @@ LAYER_NORM_EPS = 1e-5
 Weights = dict[str, Array]
 
 
+OnDelta = tuple[Array, Array]
+"""What a read has multiplied with delta: z dW_up [n, H] and a dW_down [n, D]. A write needs them again."""
+
+
+class Forward(NamedTuple):
+    """The MLP's steps. h: [n, H] pre-activation; a: [n, H] activation; o: [n, D] output; on_delta: None where
+    there was no delta."""
+
+    h: Array
+    a: Array
+    o: Array
+    on_delta: OnDelta | None
+
+
 class Trace(NamedTuple):
     """What a read leaves for a write. z: [n, D] input of the first matrix.
 
-    a: [n, H] hidden activation, and clip: [n, 1] what the bound on the output left of it (None: no bound);
-    recorded where the read has a tap at the hidden layer, else None: the write computes them again.
+    a: [n, H] hidden activation, clip: [n, 1] what the bound on the output left of it (None: no bound), and
+    on_delta; recorded where the read has a tap at the hidden layer, else None: the write computes them again.
     """
 
     z: Array
     a: Array | None = None
     clip: Array | None = None
+    on_delta: OnDelta | None = None
 
 
 class WriteFactors(NamedTuple):
     """Per-token factors of a write's gradient: dW_up = z^T g_h and dW_down = a^T g_o, summed over tokens.
 
     z: [n, D] input; g_h: [n, H] cotangent of the hidden pre-activation; a: [n, H] hidden activation;
-    g_o: [n, D] cotangent of the MLP's output before any bound.
+    g_o: [n, D] cotangent of the MLP's output before any bound. on_delta: None where it was not recorded.
     h: [n, H] pre-activation and o: [n, D] output, where the cotangents stand; None where the factors are
     those of a read.
     """
@@ -51,6 +66,7 @@ class WriteFactors(NamedTuple):
     g_h: Array
     a: Array
     g_o: Array
+    on_delta: OnDelta | None = None
     h: Array | None = None
     o: Array | None = None
 
@@ -90,19 +106,20 @@ def normalise(params: Weights, x: Array) -> Array:
     return layer_norm(x, params["ln_scale"], params["ln_bias"])
 
 
-def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> Array:
-    """x (W + dW) + b + db in x's dtype.
+def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> tuple[Array, Array | None]:
+    """x (W + dW) + b + db in x's dtype, and x dW (None without a delta).
 
     Two products rather than one with the sum: a small delta survives in bfloat16, and the gradient of W
     needs no per-example copy of the matrix.
     """
-    y = x @ params[w].astype(x.dtype)
+    y, on_delta = x @ params[w].astype(x.dtype), None
     if delta is not None:
-        y = y + x @ delta[w].astype(x.dtype)
+        on_delta = x @ delta[w].astype(x.dtype)
+        y = y + on_delta
     if b in params:
         bias = params[b] if delta is None else params[b] + delta[b]
         y = y + bias.astype(x.dtype)
-    return y
+    return y, on_delta
 
 
 def clip_factor(o: Array, max_norm: float) -> Array:
@@ -113,14 +130,14 @@ def clip_factor(o: Array, max_norm: float) -> Array:
 
 def forward(
     weights: Weights, delta: Weights | None, z: Array, activation: str, tap: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """Pre-activation h [n, H], activation a [n, H] and output o = W_down a [n, D] of z [n, D] at weights +
-    delta. tap: [n, H], added to h."""
-    h = affine(z, weights, delta, "w_up", "b_up")
+) -> Forward:
+    """W_down act(W_up z) of z [n, D] at weights + delta. tap: [n, H], added to the pre-activation."""
+    h, up = affine(z, weights, delta, "w_up", "b_up")
     if tap is not None:
         h = h + tap.astype(h.dtype)
     a = ACTIVATIONS[activation](h)
-    return h, a, affine(a, weights, delta, "w_down", "b_down")
+    o, down = affine(a, weights, delta, "w_down", "b_down")
+    return Forward(h, a, o, None if up is None or down is None else (up, down))
 
 
 def read(
@@ -139,12 +156,12 @@ def read(
     """
     z = normalise(params, x)
     hidden = None if taps is None else taps.hidden
-    _, a, o = forward(params, delta, z, activation, hidden)
+    _, a, o, on_delta = forward(params, delta, z, activation, hidden)
     clip = None if output_clip is None else clip_factor(o, output_clip)
     y = x + (o if clip is None else o * clip)
     if taps is not None:
         y = y + taps.output.astype(y.dtype)
-    return y, Trace(z) if hidden is None else Trace(z, a, clip)
+    return y, Trace(z) if hidden is None else Trace(z, a, clip, on_delta)
 
 
 def factors_of_read(trace: Trace, own: Taps, mask: Array) -> WriteFactors:
@@ -152,7 +169,7 @@ def factors_of_read(trace: Trace, own: Taps, mask: Array) -> WriteFactors:
     assert trace.a is not None and own.hidden is not None
     g_o = own.output if trace.clip is None else own.output * trace.clip
     g_h, g_o = (jnp.where(mask[:, None], g, 0).astype(trace.z.dtype) for g in (own.hidden, g_o))
-    return WriteFactors(z=trace.z, g_h=g_h, a=trace.a, g_o=g_o)
+    return WriteFactors(trace.z, g_h, trace.a, g_o, trace.on_delta)
 
 
 def write_factors(
@@ -160,6 +177,7 @@ def write_factors(
     delta: Weights,
     z: Array,
     teach: Array,
+    read: Forward | None = None,
     *,
     output_clip: float | None = None,
     activation: str = "gelu",
@@ -168,15 +186,15 @@ def write_factors(
     derivative.
 
     z: [n, D] as the read has seen it; teach: [n, D], zero where a token is masked. The gradient is taken at
-    weights + delta, which must be the weights that read z.
+    weights + delta, which must be the weights that read z. read: what that read has computed, if it is known.
     """
-    h, a, o = forward(weights, delta, z, activation)
+    h, a, o, on_delta = read or forward(weights, delta, z, activation)
     g_o = teach.astype(z.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
     g_a = g_o @ weights["w_down"].astype(z.dtype).T + g_o @ delta["w_down"].astype(z.dtype).T
     (g_h,) = jax.vjp(ACTIVATIONS[activation], h)[1](g_a)
-    return WriteFactors(z=z, g_h=g_h, a=a, g_o=g_o, h=h, o=o)
+    return WriteFactors(z, g_h, a, g_o, on_delta, h, o)
 
 
 def write_gradient(factors: WriteFactors, like: Weights) -> Weights:

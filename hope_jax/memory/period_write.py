@@ -130,7 +130,7 @@ class PeriodWriter(ABC):
 
     def shared(self, ended: Ended, tokens: int) -> Ended:
         """Sums over the examples that share the state, with the number of tokens known: `tokens` for each."""
-        return ended._replace(seen=jnp.asarray(self.reduce(tokens), ended.seen.dtype))
+        return ended._replace(seen=jnp.full_like(ended.seen, self.reduce(tokens)))
 
     def write(
         self, state: LevelState, tokens: LevelTokens, position: Array, last: bool

@@ -31,7 +31,8 @@ class InnerRule(NamedTuple):
     transform: (level, context axes) -> what is done to the gradient before the average. averages: the average
     follows, if beta > 0. linear: the update is a fixed linear function of the gradients and of the period's
     context, so that many periods advance as coefficients; rows: what it then makes of the tokens' inputs,
-    (level, weight, rows [P, C, I], tokens seen [P]) -> [P, C, I].
+    (level, weight, rows [P, C, I], tokens seen [P], their products with delta [P, C, O] or None) -> the
+    same of the new rows.
     at_outputs: (factors, lr, mask [n], biases) -> factors whose plain gradient steps are the rule's: it asks
     for each token's inputs and outputs. gated: tokens have rates of their own (`titans_rule`).
     """
@@ -39,7 +40,9 @@ class InnerRule(NamedTuple):
     transform: Callable[[Level, Mapping[str, int]], list[optax.GradientTransformation]] = lambda *_: []
     averages: bool = True
     linear: bool = False
-    rows: Callable[[Level, str, Array, Array], Array] = lambda _spec, _name, rows, _seen: rows
+    rows: Callable[[Level, str, Array, Array, Array | None], tuple[Array, Array | None]] = (
+        lambda _spec, _name, rows, _seen, on_delta: (rows, on_delta)
+    )
     at_outputs: Callable[[WriteFactors, float, Array, bool], WriteFactors] | None = None
     gated: bool = False
 
@@ -144,15 +147,22 @@ def delta_gradient_descent(plain: WriteFactors, lr: float, mask: Array, biases: 
     )
 
 
-def project_tokens(spec: Level, name: str, z_pcd: Array, seen_p: Array) -> Array:
+def project_tokens(
+    spec: Level, name: str, z_pcd: Array, seen_p: Array, on_delta: Array | None
+) -> tuple[Array, Array | None]:
     """`project_out_context` on the factors of W_up's gradient: tokens [P, C, D] without their component along
-    the mean of the `seen` ones of their period."""
+    the mean of the `seen` ones of their period, and their products with delta [P, C, H], if given."""
     if name not in CONTEXT_AXES or spec.update_period == 1:
-        return z_pcd
-    context = z_pcd.sum(1, keepdims=True) / jnp.maximum(seen_p, 1)[:, None, None]
+        return z_pcd, on_delta
+    count = jnp.maximum(seen_p, 1)[:, None, None]
+    context = z_pcd.sum(1, keepdims=True) / count
     norm = root(jnp.square(context).sum(-1, keepdims=True))
-    unit = context / (norm + spec.eps)
-    return jnp.where(norm > 0, z_pcd - (z_pcd * unit).sum(-1, keepdims=True) * unit, z_pcd)
+    along = (z_pcd * (context / (norm + spec.eps))).sum(-1, keepdims=True)
+
+    def projected(t: Array) -> Array:
+        return jnp.where(norm > 0, t - along * (t.sum(1, keepdims=True) / count / (norm + spec.eps)), t)
+
+    return projected(z_pcd), None if on_delta is None else projected(on_delta.astype(z_pcd.dtype))
 
 
 _TANH = optax.stateless_with_tree_map(lambda g, _: jnp.tanh(g))
@@ -160,9 +170,11 @@ _MEAN = optax.stateless_with_tree_map(lambda g, _: g + L2_OBJECTIVE_WEIGHT * g.m
 """g + weight * mean of g over the input axis."""
 
 
-def _rows_with_mean(_spec: Level, _name: str, rows: Array, _seen: Array) -> Array:
+def _rows_with_mean(
+    _spec: Level, _name: str, rows: Array, _seen: Array, _on_delta: Array | None
+) -> tuple[Array, None]:
     """Applies `_MEAN` to each row's outer product, whose first axis is that of the row."""
-    return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True)
+    return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True), None
 
 
 def _second_moment(spec: Level, _: Mapping[str, int]) -> list[optax.GradientTransformation]:

@@ -5,7 +5,7 @@ trace`, and `write(params, norms, fast, trace, signal) -> fast, stats`. One that
 (`StreamMemory`) has no `write`: its `read` returns the new fast state.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,13 +15,27 @@ from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import Entries, Initial
 
-Reduce = Callable[[PyTree], PyTree]
-"""Sums a tree over the examples that share a fast state; the identity when each has its own."""
+
+@dataclass(frozen=True)
+class Reduce:
+    """Joins what the examples have that share a fast state. axes: the mapped axes that they are on; (): each
+    has its own."""
+
+    axes: tuple[str, ...] = ()
+
+    def __call__(self, tree: PyTree) -> PyTree:
+        """The sum over the examples."""
+        return jax.lax.psum(tree, self.axes) if self.axes else tree
+
+    def gather(self, tree: PyTree, axis: int) -> PyTree:
+        """The examples' arrays one after the other along an axis."""
+        for name in self.axes:
+            tree = jax.lax.all_gather(tree, name, axis=axis, tiled=True)
+        return tree
 
 
-def own(tree: PyTree) -> PyTree:
-    """`Reduce` of a fast state that belongs to one example."""
-    return tree
+own = Reduce()
+"""Of a fast state that belongs to one example."""
 
 
 class Taps(NamedTuple):

@@ -10,7 +10,7 @@ are tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter
 from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.mlp_memory import Forward
 from hope_jax.memory.period_write import LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
@@ -36,6 +37,13 @@ LEVEL = "titan"
 
 SELF_MODIFIER_SCALE = 1e-3
 """Factor on the SelfModifier's last matrix at the start: its correction is small beside delta."""
+
+
+class TitanTrace(NamedTuple):
+    """What a read leaves for a write. key: [n, D]. read: the MLP's steps at the weights that read it."""
+
+    key: Array
+    read: Forward
 
 
 @dataclass(frozen=True)
@@ -164,46 +172,45 @@ class Titan:
 
     def read(
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
-    ) -> tuple[Array, Array]:
-        """x [n, D] -> mem(x) [n, D], and x: the keys of the write; see `Memory.read`."""
+    ) -> tuple[Array, TitanTrace]:
+        """x [n, D] -> mem(x) [n, D]; see `Memory.read`."""
         delta = None if fast is None else fast[LEVEL].delta
-        o = self._branch(mlp_memory.fast_weights(params), delta, x)
-        y = mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]).astype(x.dtype)
+        read = mlp_memory.forward(mlp_memory.fast_weights(params), delta, x, self.activation)
+        y = self._normed(params, read.o).astype(x.dtype)
         if LEVEL in taps:
             y = y + taps[LEVEL].output.astype(y.dtype)
-        return y, x
+        return y, TitanTrace(x, read)
 
-    def _branch(self, weights: mlp_memory.Weights, delta: mlp_memory.Weights | None, x: Array) -> Array:
-        """The MLP's output [n, D], before its norm."""
-        _, _, o = mlp_memory.forward(weights, delta, x, self.activation)
-        return o if self.output_clip is None else o * mlp_memory.clip_factor(o, self.output_clip)
+    def _normed(self, params: PyTree, o: Array) -> Array:
+        """The memory's output [n, D] from that of its MLP."""
+        branch = o if self.output_clip is None else o * mlp_memory.clip_factor(o, self.output_clip)
+        return mlp_memory.layer_norm(branch, params["ln_scale"], params["ln_bias"])
 
     def write(
         self,
         params: PyTree,
         norms: PyTree,
         fast: dict[str, LevelState],
-        trace: Array,
+        trace: TitanTrace,
         signal: WriteSignal,
         *,
         position: Array,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
-        """Writes one chunk; see `Memory.write`. trace: the keys [n, D]."""
-        key = trace
+        """Writes one chunk; see `Memory.write`."""
+        key, read = trace
         state, weights = fast[LEVEL], mlp_memory.fast_weights(params)
         mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
         teach = signal.own[LEVEL].output if self.own_output else signal.block
-        o = self._branch(weights, state.delta, key)
-        value, pull = jax.vjp(lambda o: mlp_memory.layer_norm(o, params["ln_scale"], params["ln_bias"]), o)
+        value, pull = jax.vjp(lambda o: self._normed(params, o), read.o)
         cotangent = teach
         if self.self_modifier.enabled:
             correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach).astype(teach.dtype)
             cotangent = teach - shorten(correction, teach, self.self_modifier.clip)
-        (at_branch,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
+        (at_output,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
         factors = mlp_memory.write_factors(
-            weights, state.delta, key, at_branch, output_clip=self.output_clip, activation=self.activation
+            weights, state.delta, key, at_output, read, activation=self.activation
         )
         gates = titans_rule.token_gates(params[GATES], key, self.level.lr) if self.gated else ()
         tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n, gates)

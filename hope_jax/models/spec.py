@@ -1,10 +1,8 @@
 """The architecture as plain values: what the models floor knows of a configuration."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 
 from hope_jax.core.ranges import Count, Positive, Range, Whole
@@ -122,4 +120,4 @@ class ModelSpec(Architecture):
         """How writes are summed over the examples that share a fast state."""
         if self.memory.scope == "example":
             return own
-        return partial(jax.lax.psum, axis_name=(EXAMPLES, *self.across))
+        return Reduce((EXAMPLES, *self.across))

@@ -126,16 +126,29 @@ class Step:
         alike: Any = WHOLE
         learn = self._everywhere(self._learn, Learnt(self.specs.params, alike, alike, alike))
         seen = state.step - self.config.train.step_offset if self.persistent else jnp.zeros((), jnp.int32)
-        learnt: Learnt = learn(state.params, state.fast, batch, self.schedule(state.step), seen)
+        known = self.schedule(state.step), seen, self._has_row(state.step)
+        learnt: Learnt = learn(state.params, state.fast, batch, *known)
         new_state, grad_norm = self._outer_step(state, learnt.gradient, learnt.sums)
         if self.persistent:
             moved = self.model.move(state.params, new_state.params, learnt.fast)
             new_state = new_state._replace(fast=moved)
         return new_state, self._metrics(state, learnt, grad_norm, batch.tokens.shape[0])
 
-    def _learn(self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array) -> Learnt:
-        """Of one device's rows; see `_everywhere`. seen: sequences that a persistent memory has read."""
-        own = {} if self.streams else {"seen": seen * batch.tokens.shape[1] if self.persistent else None}
+    def _has_row(self, step: Array) -> Array:
+        """bool []: whether `hooks.after_step` writes a row for the step after `step`."""
+        config, number = self.config, step + 1
+        ends = [number == config.train.step_offset + 1, number == config.train.steps]
+        due = [number % every == 0 for every in (config.log.every, config.eval.every) if every]
+        return jnp.stack(ends + due).any()
+
+    def _learn(
+        self, params: PyTree, fast: PyTree, batch: Batch, schedule: Array, seen: Array, logged: Array
+    ) -> Learnt:
+        """Of one device's rows; see `_everywhere`. seen: sequences that a persistent memory has read. logged:
+        a row is written; else nobody sees what contexts of one step have written."""
+        own: dict[str, Array] = {}
+        if not self.streams:
+            own = {"seen": seen * batch.tokens.shape[1]} if self.persistent else {"logged": logged}
         fast = self._start(params, fast, batch)
         gradient, result = MODES[self.mode](self.model, self.rule, params, fast, batch, schedule, **own)
         learnt = Learnt(gradient, result.sums, jax.tree.map(lambda t: t.sum(1), result.stats), ())

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from hope_jax.kernels.cms_write.kept import kept, root, shrink
 
 Inner: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """Inner products of one map's D_0 (d), v_0 (v) and gradients G_1 .. G_P (g): dd, dv, vv, dg_p, vg_p, gg_pp;
@@ -34,19 +35,6 @@ class Coefficients(NamedTuple):
     delta_hits: jax.Array
     write_sizes: jax.Array
     delta_sizes: jax.Array
-
-
-def root(square: jax.Array) -> jax.Array:
-    """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
-def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """min(bound / size, 1), finite with its slopes at size 0 and bound 0; bool: whether it is below 1."""
-    # Below the root of the smallest number the slope bound / size^2 would overflow.
-    over = size > jnp.maximum(bound, jnp.sqrt(jnp.finfo(size.dtype).tiny))
-    return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
 
 
 def velocities(beta: float | jax.Array | None, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -87,7 +75,8 @@ def coefficients(
         writes_pb, write_sizes = writes_pb * factor[:, None], write_sizes * factor
         gram_pp = gram_pp * factor[:, None] * factor
     along_p = _times(writes_pb, jnp.concatenate([dv[None], dg_p]))
-    keep_p, delta_hits, delta_sizes = _kept(dd, along_p, gram_pp, applied_p, max_delta)
+    bound = jnp.asarray(jnp.finfo(dtype).max, dtype) if max_delta is None else max_delta
+    keep_p, delta_hits, delta_sizes = kept(dd, along_p, gram_pp, applied_p, bound)
     # What is left at the end of the write of period q: the product of the factors from q on.
     left_p = jnp.cumprod(keep_p[::-1])[::-1]
     change_b = _times(writes_pb.T, left_p)
@@ -106,39 +95,9 @@ def coefficients(
 
 def _outer(a_pb: jax.Array, gram_bb: jax.Array) -> jax.Array:
     exact = jax.lax.Precision.HIGHEST
-    return jnp.matmul(jnp.matmul(a_pb, gram_bb, precision=exact), a_pb.T, precision=exact)
+    left_pb = jax.lax.optimization_barrier(jnp.matmul(a_pb, gram_bb, precision=exact))
+    return jnp.matmul(left_pb, a_pb.T, precision=exact)
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _kept(
-    square: jax.Array,
-    along_p: jax.Array,
-    gram_pp: jax.Array,
-    applied_p: jax.Array,
-    max_delta: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the bound on delta leaves of it in each period [P], bool [P], whether it was active, and |D| after
-    each period [P].
-
-    square: |D_0|^2. along_p: <D_0, s_p w_p>. gram_pp: <s_p w_p, s_q w_q>.
-    """
-
-    def step(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-        (square, along_p), (p, gram_p, applied) = carry, xs
-        square = square + 2 * along_p[p] + gram_p[p]
-        size = root(square)
-        factor, hit = jnp.ones_like(size), jnp.zeros((), bool)
-        if max_delta is not None:
-            factor, hit = shrink(size, max_delta)
-            factor = jnp.where(applied, factor, 1)
-        after = square * factor**2, (along_p + gram_p) * factor
-        return after, (factor, hit & applied, size * factor)
-
-    each = (jnp.arange(applied_p.shape[0]), gram_pp, applied_p)
-    kept: tuple[jax.Array, jax.Array, jax.Array] = jax.lax.scan(step, (square, along_p), each)[1]
-    return kept

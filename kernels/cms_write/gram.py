@@ -10,11 +10,12 @@ The cost is O(n I O) in a few products instead of P passes over I x O matrices. 
 row of a matrix that meets a constant input 1.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
+from hope_jax.kernels.cms_write.advance import advance
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
 
 
@@ -26,11 +27,15 @@ class Affine(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Tokens of the gradient of an affine map: sum_t x_t g_t^T [I, O], and sum_t b_t [O] for a bias."""
+    """Tokens of the gradient of an affine map: sum_t x_t g_t^T [I, O], and sum_t b_t [O] for a bias.
+
+    y_no: the products x_t D_0 with the matrix that is written, where a read has made them; else None.
+    """
 
     x_ni: jax.Array
     g_no: jax.Array
     b_no: jax.Array | None
+    y_no: jax.Array | None = None
 
 
 class Map(NamedTuple):
@@ -62,7 +67,6 @@ def write_periods(
     """
     chex.assert_rank([one.delta.matrix for one in maps], 2)
     chex.assert_type(applied_p, bool)
-    maps = tuple(_in_dtype(one) for one in maps)
     first, periods = maps[0], applied_p.shape[0]
     rate = None if first.velocity is None else beta
     bounds = jax.tree.map(lambda *b: jnp.stack(b), *((one.max_write, one.max_delta) for one in maps))
@@ -73,65 +77,68 @@ def write_periods(
         return coefficients(inner, applied_p, rate, lr, max_write, max_delta, dtype)
 
     found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
-    return tuple(_combine(one, jax.tree.map(lambda c, i=i: c[i], found)) for i, one in enumerate(maps))
+    each = (jax.tree.map(lambda c, i=i: c[i], found) for i in range(len(maps)))
+    return tuple(_combine(one, c, applied_p.any()) for one, c in zip(maps, each, strict=True))
 
 
-def _in_dtype(one: Map) -> Map:
-    dtype = one.delta.matrix.dtype
-    return one._replace(rows=jax.tree.map(lambda t: t.astype(dtype), one.rows))
+def times_transposed(x_ni: jax.Array, m_si: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x m^T [n, S] in `dtype`, as one product over the last axis of both, which XLA runs without a transposed
+    copy."""
+    return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-def times_transposed(x_ni: jax.Array, m_si: jax.Array) -> jax.Array:
-    """x m^T [n, S] as one product over the last axis of both, which XLA runs without a transposed copy."""
-    return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())))
-
-
-def token_products(rows: Rows, other: Rows) -> jax.Array:
+def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> jax.Array:
     """Inner products [n, m] between the gradients of single tokens."""
-    products = times_transposed(rows.x_ni, other.x_ni) * times_transposed(rows.g_no, other.g_no)
+    products = times_transposed(rows.x_ni, other.x_ni, dtype) * times_transposed(rows.g_no, other.g_no, dtype)
     if rows.b_no is None or other.b_no is None:
         return products
-    return products + times_transposed(rows.b_no, other.b_no)
+    return products + times_transposed(rows.b_no, other.b_no, dtype)
 
 
 def inner_products(one: Map, periods: int) -> Inner:
     """Inner products between the map's delta, velocity and gradients."""
-    x, g, b = one.rows
-    zero = jnp.zeros((), g.dtype)
-    gg_pp = (
-        token_products(one.rows, one.rows).reshape(periods, -1, periods, x.shape[0] // periods).sum((1, 3))
-    )
+    x, g, b, y = one.rows
+    dtype = one.delta.matrix.dtype
+    zero = jnp.zeros((), dtype)
+    each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
 
-    def along(m: Affine) -> jax.Array:
-        # Over the narrower side first: the products that reading W_up and pulling back W_down have made.
-        narrow_in = x.shape[1] <= g.shape[1]
-        each = ((x @ m.matrix) * g if narrow_in else x * times_transposed(g, m.matrix)).sum(1)
+    def along(m: Affine, y: jax.Array | None) -> jax.Array:
+        wide_x, wide_g = x.astype(dtype), g.astype(dtype)
+        if y is not None:
+            each = y.astype(dtype) * wide_g
+        elif x.shape[1] <= g.shape[1]:
+            each = (wide_x @ m.matrix) * wide_g
+        else:
+            each = wide_x * times_transposed(wide_g, m.matrix, dtype)
+        total = each.sum(1)
         if b is not None and m.bias is not None:
-            each = each + b @ m.bias
-        return each.reshape(periods, -1).sum(1)
+            total = total + b.astype(dtype) @ m.bias
+        return total.reshape(periods, -1).sum(1)
 
     def inner(m: Affine, other: Affine) -> jax.Array:
         size = jnp.sum(m.matrix * other.matrix)
         return size if m.bias is None or other.bias is None else size + m.bias @ other.bias
 
     d, v = one.delta, one.velocity
+    gg_pp, dg_p = each_pcqc.sum((1, 3)), along(d, y)
     if v is None:
-        return inner(d, d), zero, zero, along(d), jnp.zeros(periods, g.dtype), gg_pp
-    return inner(d, d), inner(d, v), inner(v, v), along(d), along(v), gg_pp
+        return inner(d, d), zero, zero, dg_p, jnp.zeros(periods, dtype), gg_pp
+    return inner(d, d), inner(d, v), inner(v, v), dg_p, along(v, None), gg_pp
 
 
-def _combine(one: Map, c: Coefficients) -> Written:
-    x, g, b = one.rows
+def _combine(one: Map, c: Coefficients, written: jax.Array) -> Written:
+    x, g, b, _ = one.rows
     delta, velocity = one.delta, one.velocity
-    period = x.shape[0] // c.g_p.shape[0]
-    weights = [c.g_p] if velocity is None else [c.g_p, c.velocity_g_p]
-    by_token = [jnp.repeat(w, period) for w in weights]
-    weighted = jax.lax.optimization_barrier(jnp.concatenate([(x * w[:, None]).T for w in by_token]))
-    sums = jnp.split(weighted @ g, len(weights))
-    biases = [None if b is None else w @ b for w in by_token]
-    if velocity is None:
-        new = jax.tree.map(lambda d, s: c.d * d + s, delta, Affine(sums[0], biases[0]))
-        return new, None, c
-    new = jax.tree.map(lambda d, v, s: c.d * d + c.v * v + s, delta, velocity, Affine(sums[0], biases[0]))
-    ema = jax.tree.map(lambda v, s: c.velocity_v * v + s, velocity, Affine(sums[1], biases[1]))
-    return new, ema, c
+    period = len(x) // len(c.g_p)
+    state = (delta,) if velocity is None else (delta, velocity)
+    zero = jnp.zeros_like(c.d)
+    mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([zero, c.velocity_v])])[: len(state), : len(state)]
+    by_period = [c.g_p] if velocity is None else [c.g_p, c.velocity_g_p]
+    weights = jnp.repeat(jnp.stack(by_period), period, axis=1)
+    matrices = advance(tuple(m.matrix for m in state), mix, x, weights, g, written)
+    biases: list[jax.Array | None] = [None] * len(state)
+    if b is not None:
+        old: Any = [m.bias for m in state]
+        biases = list(mix @ jnp.stack(old) + weights @ b.astype(weights.dtype))
+    new = [Affine(*pair) for pair in zip(matrices, biases, strict=True)]
+    return new[0], None if velocity is None else new[1], c

@@ -70,7 +70,7 @@ def one_by_one(
 ) -> tuple[Affine, Affine | None, jnp.ndarray, jnp.ndarray]:
     """The delta and velocity of `write_periods` for one map, one period after the other. Also, by period [P],
     the norms of the bounded write and of delta after it."""
-    (x, g, b), delta, velocity = one.rows, one.delta, one.velocity
+    (x, g, b, _), delta, velocity = one[:3]
     period, write_sizes, delta_sizes = len(x) // len(applied), [], []
     for p, on in enumerate(applied):
         if not on:

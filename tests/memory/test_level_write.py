@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory import mlp_memory
+from hope_jax.memory import level_write, mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules
 from hope_jax.memory.rules import OPTIMIZERS, RULES
-from hope_jax.memory.state import own
+from hope_jax.memory.state import Reduce, own
 
 N, D, H = 12, 5, 8
 LINEAR = [v for v in OPTIMIZERS if RULES[v].linear]
@@ -46,8 +46,8 @@ def test_periods_at_once_are_periods_one_by_one(
         state = init_level(spec, params, N)
         delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
         state = state._replace(delta=delta)
-        factors = mlp_memory.write_factors(params, delta, x, jnp.where(mask[:, None], teach, 0))
         for _ in range(2):
+            factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
             one = writer(rules, spec, params, mlp_memory.group_norms(params), own)
             state, stats = one.write(state, LevelTokens(factors, mask, surprise, mask), jnp.int32(0), False)
         return state, stats
@@ -68,3 +68,40 @@ def test_periods_at_once_are_periods_one_by_one(
     assert float(stats[0].updates_applied) > 1
     if bounds[0]:
         assert float(stats[0].write_clip_hits + stats[0].delta_clip_hits) > 0
+
+
+@pytest.mark.parametrize("variant", LINEAR)
+@pytest.mark.parametrize(("tokens", "shared"), [(100, True), (8, False), (16, True)])
+def test_blocks_of_periods_and_shared_states(
+    variant: str, tokens: int, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two examples, that share a state or have their own, in blocks of 33, 2 (with a rest) and 2 periods."""
+    monkeypatch.setattr(level_write, "TOKENS_AT_ONCE", tokens)
+    rng = np.random.default_rng(1)
+    params = {
+        "w_up": rng.normal(size=(D, H)),
+        "w_down": rng.normal(size=(H, D)),
+        "b_down": rng.normal(size=D),
+    }
+    params = jax.tree.map(jnp.asarray, {"b_up": rng.normal(size=H), **params})
+    spec, rules = Level(4, 0.1, variant, beta=0.8), WriteRules(N, MemoryOptions("l2", 0.2, 0.03, 0.05))
+    x, teach = jnp.asarray(rng.normal(size=(2, 2, N, D)))
+    mask, surprise = jnp.asarray(rng.random((2, N)) < 0.7), jnp.asarray(rng.random((2, N)))
+    reduce = Reduce(("examples",)) if shared else own
+
+    def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array, mask: Any, surprise: Any) -> Any:
+        state = init_level(spec, params, N)
+        factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
+        one = writer(rules, spec, params, mlp_memory.group_norms(params), reduce)
+        return one.write(state, LevelTokens(factors, mask, surprise, mask), jnp.int32(0), False)
+
+    def over(writer: type[LevelWriter]) -> Any:
+        mapped = jax.vmap(partial(run, writer), axis_name="examples", out_axes=(None if shared else 0, 0))
+        return jax.jit(mapped, compiler_options={"xla_backend_optimization_level": 0})
+
+    (state, stats), (wanted, wanted_stats) = (
+        over(w)(x, teach, mask, surprise) for w in (LevelWriter, OneByOne)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), state, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stats, wanted_stats)
+    assert float(stats.updates_applied.min()) == 3

@@ -284,7 +284,7 @@ def read_together(params: Any, x_bnd: jax.Array, settings: Settings) -> Any:
 def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
     memory, settings = make(chunk_size_memory=8)
     params, x = make_params(memory), inputs(24).reshape(2, 12, DIM)
-    shared = partial(in_calls, memory, reduce=partial(jax.lax.psum, axis_name="examples"))
+    shared = partial(in_calls, memory, reduce=Reduce(("examples",)))
     mapped = jax.vmap(shared, in_axes=(None, 0), out_axes=(0, None, None), axis_name="examples")
     got = jax.jit(mapped, compiler_options=QUICK)(params, x)
     wanted = jax.tree.map(np.asarray, read_together(params, x, settings))

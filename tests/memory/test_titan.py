@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import levels, titans_rule
-from hope_jax.memory.state import Taps, WriteSignal, own
+from hope_jax.memory.state import Reduce, Taps, WriteSignal, own
 from hope_jax.memory.titan import SelfModifierOptions, Titan, shorten
 from tests.close import assert_close
 from tests.oracle import bridge
@@ -98,9 +98,9 @@ def test_stream_of_writes(name: str) -> None:
     fast, applied, blocked, written = titan.init(params), 0.0, 0.0, 0.0
 
     def step(fast: Any, chunk: Any, start: Any, last: bool) -> Any:
-        y, keys = titan.read(params, fast, chunk["key"], {})
+        y, trace = titan.read(params, fast, chunk["key"], {})
         return y, *titan.write(
-            params, titan.norms(params), fast, keys, signal_of(chunk), position=start, reduce=own, last=last
+            params, titan.norms(params), fast, trace, signal_of(chunk), position=start, reduce=own, last=last
         )
 
     step = jax.jit(step, static_argnums=3, compiler_options=QUICK)
@@ -143,7 +143,8 @@ def test_gradients_through_writes_are_finite_differences(name: str) -> None:
         for i, chunk in enumerate(data[:2]):
             signal = signal_of({**chunk, "teach": chunk["teach"] * teach[i]})
             position = jnp.int32(N * i)
-            fast, _ = titan.write(params, norms, fast, chunk["key"], signal, position=position, reduce=own)
+            trace = titan.read(params, fast, chunk["key"], {})[1]
+            fast, _ = titan.write(params, norms, fast, trace, signal, position=position, reduce=own)
         return jnp.sum(probe * titan.read(params, fast, data[2]["key"], {})[0])
 
     params, teach = jax.tree.map(jnp.asarray, start), jnp.ones((2, 4, DIM))
@@ -193,15 +194,14 @@ def test_a_shared_state_is_the_mean_of_what_each_example_makes_of_it() -> None:
 
     def write(chunk: Any, reduce: Any) -> Any:
         fast, signal = titan.init(params), signal_of(chunk)
+        trace = titan.read(params, fast, chunk["key"], {})[1]
         return titan.write(
-            params, titan.norms(params), fast, chunk["key"], signal, position=jnp.int32(0), reduce=reduce
+            params, titan.norms(params), fast, trace, signal, position=jnp.int32(0), reduce=reduce
         )[0]
 
     both = jax.tree.map(lambda *t: jnp.stack(t), *pair)
     each = jax.jit(jax.vmap(lambda chunk: write(chunk, own)), compiler_options=QUICK)(both)
-    together = jax.vmap(
-        lambda chunk: write(chunk, lambda tree: jax.lax.psum(tree, "pair")), axis_name="pair", out_axes=None
-    )
+    together = jax.vmap(lambda chunk: write(chunk, Reduce(("pair",))), axis_name="pair", out_axes=None)
     shared = jax.jit(together, compiler_options=QUICK)(both)
     mean = jax.tree.map(lambda t: t.mean(0), each["titan"])
     assert_close(shared["titan"].delta, mean.delta, "delta")

@@ -115,6 +115,16 @@ def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> Non
     assert float(jnp.abs(state.fast[0]["cms"]["slow"].delta["w_up"]).max()) > 0
 
 
+def test_writes_that_no_read_sees_are_computed_where_a_row_tells_of_them() -> None:
+    logged = dataclasses.replace(settings(steps=5, algorithm_mode="two_pass"), log=c.LogConfig(every=3))
+    program = build_program(logged, 32)
+    state, written = program.init(), []
+    for i in range(5):
+        state, metrics = program.train_step(state, rows(i))
+        written.append(float(metrics["writes"]["fast"]["periods"][0]) > 0)
+    assert written == [True, False, True, False, True]
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size=32 .* set --config.model.vocab_size=33"):
         build_program(settings(), 33)

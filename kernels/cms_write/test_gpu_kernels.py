@@ -1,0 +1,86 @@
+"""The Pallas kernels in the interpreter against the plain forms that their derivatives come from: values and
+gradients, float32 and bfloat16 rows, ragged lengths, periods that are not written."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hope_jax.kernels.cms_write import advance, kept
+
+BATCH = 2
+
+
+def close(got: Any, want: Any, tolerance: float) -> None:
+    """Largest error over the largest entry, of each leaf."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-6)
+
+
+def updates(tokens: int, matrices: int, dtype: str, sides: tuple[int, int] = (64, 32)) -> tuple[Any, ...]:
+    """Arguments of `advance` of examples of which the first writes nothing."""
+    rng, (inputs, outputs) = np.random.default_rng(tokens), sides
+
+    def draw(*shape: int, dtype: str = "float32") -> jax.Array:
+        return jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype)
+
+    written = jnp.arange(BATCH) > 0
+    on = written[:, None, None]
+    mix = jnp.where(on, draw(matrices, matrices), jnp.eye(matrices, dtype="float32"))
+    weights = jnp.where(on, draw(matrices, tokens), 0)
+    old = tuple(draw(inputs, outputs) for _ in range(matrices))
+    x, g = draw(tokens, inputs, dtype=dtype), draw(tokens, outputs, dtype=dtype)
+    return old, mix, x, weights, g, written
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("tokens", "dtype"), [(7, "float32"), (48, "bfloat16"), (130, "bfloat16")])
+def test_advance(tokens: int, dtype: str, in_place: bool) -> None:
+    given = updates(tokens, 2, dtype)
+    form = partial(advance.kernel, in_place=in_place, interpret=True)
+    got, want = jax.vmap(form)(*given), jax.vmap(advance.plain)(*given)
+    close(got, want, 1e-6)
+    # An example that writes nothing keeps its matrices to the last bit.
+    for new, old in zip(got, given[0], strict=True):
+        np.testing.assert_array_equal(new[0], old[0])
+
+
+def test_advance_leaves_what_it_does_not_take_to_the_plain_form() -> None:
+    odd = updates(8, 1, "float32", (7, 32))
+    np.testing.assert_array_equal(
+        *(jax.vmap(partial(form))(*odd)[0] for form in (advance.kernel, advance.plain))
+    )
+
+
+def recursion(periods: int, bound: float) -> tuple[jax.Array, ...]:
+    """Arguments of `kept` of vectors that a bound of 7 meets now and then."""
+    rng = np.random.default_rng(periods)
+    applied = rng.random((BATCH, periods)) > 0.2
+    writes = 0.3 * rng.normal(size=(BATCH, periods, 40)) * applied[..., None]
+    start = rng.normal(size=(BATCH, 40))
+    given = (
+        (start**2).sum(1),
+        np.einsum("bk,bpk->bp", start, writes),
+        np.einsum("bpk,bqk->bpq", writes, writes),
+        applied,
+        np.full(BATCH, bound),
+    )
+    return tuple(jnp.asarray(t, bool if t.dtype == bool else "float32") for t in given)
+
+
+@pytest.mark.parametrize(("periods", "bound"), [(64, 7.0), (40, 7.0), (1, 2.0), (8, 1e30)])
+def test_kept(periods: int, bound: float) -> None:
+    given = recursion(periods, bound)
+    got = jax.vmap(partial(kept.kernel, interpret=True))(*given)
+    want = jax.vmap(kept.plain)(*given)
+    close(got, want, 1e-6)
+    assert bool(got[1].any()) == (bound < 10)
+    cotangents = jnp.asarray(np.random.default_rng(1).normal(size=(2, BATCH, periods)), "float32")
+    gradients = [
+        jax.vmap(form)(given, *cotangents)
+        for form in (partial(kept.kernel_gradient, interpret=True), kept.plain_gradient)
+    ]
+    close(*gradients, 2e-6)
