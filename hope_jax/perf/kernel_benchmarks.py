@@ -21,7 +21,7 @@ from hope_jax.perf.timing import Case, Comparison, compiled
 Cases = tuple[Case, ...]
 
 
-def _with_gradients(function: Callable[..., Any], by: tuple[int, ...]) -> Callable[..., Any]:
+def with_gradients(function: Callable[..., Any], by: tuple[int, ...]) -> Callable[..., Any]:
     """Gradients of the summed squares of all that a function returns, by the arguments of these numbers."""
 
     def total(*arguments: Any) -> Any:
@@ -39,7 +39,7 @@ def _forms(
     by: tuple[int, ...] = (),
 ) -> Cases:
     """Ways of computing one thing, each a case, with gradients `by` these arguments if there are any."""
-    timed = {name: _with_gradients(form, by) if by else form for name, form in functions.items()}
+    timed = {name: with_gradients(form, by) if by else form for name, form in functions.items()}
     work: dict[str, Any] = {"flops": flops * (3 if by else 1), "tokens": tokens}
     return tuple(compiled(name, function, *arguments, **work) for name, function in timed.items())
 
@@ -103,7 +103,7 @@ class _Dense(LevelWriter):
         return PeriodWriter.write_periods(self, state, by_period)
 
 
-def _written(
+def written(
     writer: type[LevelWriter], spec: Level, params: Any, state: LevelState, *given: Any
 ) -> LevelState:
     """The state after one sequence. given: delta and average to begin with, x and teach signal [T, D]."""
@@ -120,16 +120,9 @@ def _written(
     return jax.lax.scan(step, state, [t.reshape(-1, 32, t.shape[-1]) for t in streams])[0]
 
 
-def _cms_write(kind: str, period: int) -> Cases:
-    """CMS writes of one level over a sequence of 256 tokens, from its inputs and teach signal to its new
-    state.
-
-    Width D 256, hidden H 1024, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both
-    bounds are on, statistics are not taken. `gram` is the closed form. `gradients`: by inputs, teach
-    signals and starting state, through the writes. Operations of a token: 4 products with a D x H matrix
-    (pre-activation, pull-back through W_down, an outer product a matrix). Not counted: the split of a read
-    into slow weights and delta, what the velocity and the bounds need."""
-    spec, dim, tokens = Level(period, 0.03), 256, 256
+def write_inputs(spec: Level, dim: int, tokens: int) -> tuple[Any, ...]:
+    """What `written` is given after its writer and level: parameters, state, delta, average, inputs and teach
+    signal."""
     keys = jax.random.split(jax.random.key(0), 4)
     params = {
         "w_up": jax.random.normal(keys[0], (dim, 4 * dim)) / dim**0.5,
@@ -140,10 +133,23 @@ def _cms_write(kind: str, period: int) -> Cases:
     state = init_level(spec, params, 32)
     x = jax.random.normal(keys[2], (tokens, dim))
     teach = 0.1 * jax.random.normal(keys[3], x.shape)
+    return params, state, state.delta, state.opt[-1].ema, x, teach
+
+
+def _cms_write(kind: str, period: int) -> Cases:
+    """CMS writes of one level over a sequence of 256 tokens, from its inputs and teach signal to its new
+    state.
+
+    Width D 256, hidden H 1024, chunks of 32 in a scan; the inner optimizer averages with beta 0.9, both
+    bounds are on, statistics are not taken. `gram` is the closed form. `gradients`: by inputs, teach
+    signals and starting state, through the writes. Operations of a token: 4 products with a D x H matrix
+    (pre-activation, pull-back through W_down, an outer product a matrix). Not counted: the split of a read
+    into slow weights and delta, what the velocity and the bounds need."""
+    spec, dim, tokens = Level(period, 0.03), 256, 256
     writers = {"dense": _Dense, "gram": LevelWriter}
     return _forms(
-        {name: partial(_written, writer, spec) for name, writer in writers.items()},
-        *(params, state, state.delta, state.opt[-1].ema, x, teach),
+        {name: partial(written, writer, spec) for name, writer in writers.items()},
+        *write_inputs(spec, dim, tokens),
         flops=2.0 * dim * 4 * dim * 4 * tokens,
         tokens=tokens,
         by=(2, 3, 4, 5) if kind == "gradients" else (),
@@ -172,7 +178,7 @@ def _self_mod(dim: int, tokens: int, batch: int) -> Cases:
     x_btd = jax.random.normal(jax.random.key(1), (batch, tokens, dim))
     arguments, tokens = (self_mod_params(dim), x_btd), tokens * batch
     flops = 72.0 * dim * dim * tokens
-    gradient = _with_gradients(self_mod_pass, (0, 1))
+    gradient = with_gradients(self_mod_pass, (0, 1))
     return (
         compiled("forward", self_mod_pass, *arguments, flops=flops, tokens=tokens),
         compiled("forward + backward", gradient, *arguments, flops=3 * flops, tokens=tokens),

@@ -11,7 +11,7 @@ part is read from JAX's persistent cache. A sample is one compilation, from scra
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,16 +64,16 @@ def random_batch(config: ExperimentConfig) -> Batch:
 
 
 class StepRun:
-    """The train step of a configuration, compiled for one device: calling it starts the next step, on one
-    batch if given none, from a state that the first call makes.
+    """The train step of a configuration, compiled for the first device, or those given: calling it starts the
+    next step, on one batch if given none, from a state that the first call makes.
 
     executable: (state, batch) -> (state, metrics), the state donated. lower_seconds: of tracing and lowering.
     compile_seconds: of XLA. Raises: ConfigError.
     """
 
-    def __init__(self, config: ExperimentConfig) -> None:
-        validate(config)
-        self.mesh = make_mesh(jax.devices()[:1])
+    def __init__(self, config: ExperimentConfig, devices: Sequence[jax.Device] = ()) -> None:
+        self.mesh = make_mesh(devices or jax.devices()[:1])
+        validate(config, device_count=self.mesh.size)
         self._step, self._batch = Step(config, self.mesh), random_batch(config)
         size = config.data.batch_size, config.data.seq_len
         started = time.perf_counter()

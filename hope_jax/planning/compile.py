@@ -19,11 +19,6 @@ from hope_jax.planning.devices import GIB, Topology
 from hope_jax.planning.parts import Op, operations
 from hope_jax.training.step import Step, jit_train, state_shardings
 
-_OPTIONS: dict[str, dict[str, Any]] = {
-    # Both would run candidates on the device. Products then go to cuBLAS, whose workspace is counted.
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-}
-
 
 class Compiled(NamedTuple):
     """A program as compiled.
@@ -91,9 +86,8 @@ def _placed(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def _compile(lower: Any, topology: Topology) -> Compiled:
     started = time.perf_counter()
-    platform = topology.accelerator.platform
     try:
-        compiled = lower().compile(compiler_options=_OPTIONS.get(platform))
+        compiled = lower().compile(compiler_options=topology.accelerator.options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -101,11 +95,16 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
         used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
         needed = float(used[1]) * {"M": GIB / 1024, "G": GIB}[used[2]] if used else None
         raise DoesNotFit(needed) from error
-    seconds = time.perf_counter() - started
+    return inspect(compiled, topology, time.perf_counter() - started)
+
+
+def inspect(compiled: jax.stages.Compiled, topology: Topology, seconds: float) -> Compiled:
+    """What a program that was compiled in `seconds` asks of each device of a topology."""
     text = compiled.as_text() or ""
     counts = count(text, topology.devices, topology.accelerator.on_chip)
     ops = operations(text, {kernel.it.name for kernel in counts.kernels})
-    m, own = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    m: Any = compiled.memory_analysis()
+    own: Any = compiled.cost_analysis() or {}
     memory: dict[str, float] = {
         "arguments": m.argument_size_in_bytes,
         "outputs": m.output_size_in_bytes,
@@ -113,7 +112,7 @@ def _compile(lower: Any, topology: Topology) -> Compiled:
         "temporaries": m.temp_size_in_bytes,
         "code": m.generated_code_size_in_bytes,
     }
-    if platform == "tpu":
+    if topology.accelerator.platform == "tpu":
         memory["peak"] = m.peak_memory_in_bytes + memory["code"]
     else:
         memory["peak"] = sum(memory.values()) - 2 * memory["aliased"]

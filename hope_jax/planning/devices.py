@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,13 @@ class Accelerator(NamedTuple):
     peaks: Peaks | None
     target: str = ""
     on_chip: frozenset[int] = frozenset()
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """XLA's, to compile without the device."""
+        # Both would run candidates on it. Products then go to cuBLAS, whose workspace is counted.
+        without = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+        return without if self.platform == "cuda" else None
 
 
 class Topology(NamedTuple):
@@ -165,6 +173,15 @@ def parse_topology(name: str) -> Topology:
         wanted = f"{kind}:AxB" if accelerator.platform == "tpu" else f"{kind}:COUNT"
         raise ConfigError(f"--topology={name}: want {wanted}; {known}")
     return Topology(name, accelerator, math.prod(int(n) for n in shape.split("x")), shape)
+
+
+def topology_here(devices: Sequence[jax.Device]) -> Topology:
+    """That of devices that are here, by their kind; without published figures where they are not known."""
+    kind, platform = devices[0].device_kind, devices[0].platform
+    title = {"TPU v5 lite": _V5E.title}.get(kind, kind)
+    found = next((each for each in ACCELERATORS.values() if each.title == title), None)
+    accelerator = found or Accelerator(kind, {"gpu": "cuda"}.get(platform, platform), None)
+    return Topology(kind, accelerator, len(devices), str(len(devices)))
 
 
 def find_devices(topology: Topology) -> list[Any]:

@@ -39,6 +39,11 @@ def target(it: Instruction) -> str:
     return found[1] if found and it.opcode == "custom-call" else ""
 
 
+def is_kernel(it: Instruction) -> bool:
+    """Whether it calls a library or a Pallas kernel, not what the compiler makes itself."""
+    return target(it).startswith((*_LIBRARIES, *_KERNELS))
+
+
 class Traffic:
     """Of the instructions of one program. on_chip: memory spaces that are not main memory."""
 

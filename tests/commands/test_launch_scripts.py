@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("two_gpus.sh", "cpu_dp_smoke.sh", "slurm.sbatch", "long_run.sh", "passkey_smoke.sh")
+SCRIPTS = (
+    "two_gpus.sh",
+    "cpu_dp_smoke.sh",
+    "slurm.sbatch",
+    "long_run.sh",
+    "passkey_smoke.sh",
+    "gpu_check.sh",
+    "compile_check.sh",
+)
 ALL = sorted(path.name for path in (ROOT / "launch").iterdir())
 
 STUB = """#!/bin/sh
@@ -138,6 +146,19 @@ def test_help_says_usage_and_that_no_gpu_has_run_it(script: str, flag: str) -> N
                 "--config.train.seed=5 --workdir=runs/passkey_smoke/seed_5",
                 "runs/passkey_smoke/seed_5 --out=runs/passkey_smoke/passkey_smoke.json --keys=3",
             ],
+        ),
+        (
+            "gpu_check.sh",
+            ["--again", "pilot/two_pass", "torch"],
+            [
+                f"timeout 600 python -m hope_jax.device_check --out=runs/gpu_check --again {part}"
+                for part in ("pilot/two_pass", "torch")
+            ],
+        ),
+        (
+            "compile_check.sh",
+            ["cms_write"],
+            [f"hope_jax.compile_check --topology={name} cms_write" for name in ("rtx6000ada:1", "v5e:2x2")],
         ),
         (
             "slurm.sbatch",
