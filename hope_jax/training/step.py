@@ -1,6 +1,7 @@
 """The compiled pieces of a run: initial state, train step, evaluation, sampling."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,18 +15,22 @@ from jax.sharding import Mesh, NamedSharding
 from hope_jax.cluster import sharding
 from hope_jax.cluster.sharding import DATA_AXIS, WHOLE, make_mesh, whole
 from hope_jax.config import assemble
-from hope_jax.config.chunks import has_memories
+from hope_jax.config.chunks import has_memories, has_part
 from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.core import trees
 from hope_jax.core.errors import ConfigError
 from hope_jax.core.program import TrainProgram, TrainState
 from hope_jax.core.types import Array, Batch, PyTree
+from hope_jax.kernels import attention
 from hope_jax.learning import sampling
 from hope_jax.learning.chunk import OnlineRule, Sums, read_loss, stream_loss
 from hope_jax.learning.modes import MODES
 from hope_jax.memory.state import WriteStats
+from hope_jax.models import blocks
 from hope_jax.models.lm import HopeModel
 from hope_jax.optim import outer as optim
+
+logger = logging.getLogger("hope_jax.training")
 
 Metrics = dict[str, PyTree]
 
@@ -288,10 +293,21 @@ def build_program(config: ExperimentConfig, vocab_size: int) -> TrainProgram:
             streamer, params, fast, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
 
+    untold = [has_part(config, blocks.ATTENTION)]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        placed = sharding.shard_batch(mesh, batch)
+        if untold.pop() if untold else False:
+            # the call below runs this very program: it is compiled once
+            program = train.lower(state, placed).compile()
+            logger.info("attention: %s", attention.form_in(program.as_text()))
+        out: tuple[TrainState, Metrics] = train(state, placed)
+        return out
+
     shapes = jax.eval_shape(step.init)
     return TrainProgram(
         init=init,
-        train_step=lambda state, batch: train(state, sharding.shard_batch(mesh, batch)),
+        train_step=train_step,
         eval_step=lambda state, batch: evaluate(state, sharding.shard_whole_batch(mesh, batch)),
         generate=generate,
         notes=(optim.describe_groups(step.optim_rule, shapes.params, step.untrained),),

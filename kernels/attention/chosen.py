@@ -33,6 +33,12 @@ def cudnn_takes(query: Array, key: Array) -> bool:
     return query.dtype.itemsize == 2 and even and width <= 128
 
 
+def form_in(program: str) -> str:
+    """Which form the text of a compiled program with attention has."""
+    calls = program.count('custom_call_target="__cudnn$fmha')
+    return f"cuDNN, {calls} calls in the program" if calls else "XLA"
+
+
 def attend_plain(query: Array, key: Array, value: Array, mask: Array) -> Array:
     """`attend` in one piece, as often differentiable as one likes. mask: bool [B, n, m]."""
     if query.dtype != jnp.float64:

@@ -128,3 +128,9 @@ def test_second_derivatives() -> None:
 def test_what_cudnn_takes(dtype: str, queries: int, width: int, taken: bool) -> None:
     query, key = (jax.ShapeDtypeStruct((2, n, 4, width), jnp.dtype(dtype)) for n in (queries, 2048))
     assert chosen.cudnn_takes(query, key) == taken
+
+
+def test_the_form_is_read_off_the_program() -> None:
+    call = 'custom-call(%q), custom_call_target="__cudnn$fmhaScaleBiasSoftmax"'
+    assert chosen.form_in(f"{call}\n{call}Backward") == "cuDNN, 2 calls in the program"
+    assert chosen.form_in('custom_call_target="__cublas$lt$matmul"') == "XLA"

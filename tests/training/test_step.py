@@ -115,6 +115,17 @@ def test_a_persistent_memory_lives_over_steps_and_writes_its_long_level() -> Non
     assert float(jnp.abs(state.fast[0]["cms"]["slow"].delta["w_up"]).max()) > 0
 
 
+def test_the_first_step_says_which_attention_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    program = build_program(settings(steps=9), 32)
+    state, batch = program.init(), Batch(*(np.ones((2, 32), np.int32),) * 3)
+    with caplog.at_level("INFO", "hope_jax.training"), jax.log_compiles():
+        for _ in range(2):
+            state, _ = program.train_step(state, batch)
+    assert [r.message for r in caplog.records if "attention" in r.message] == ["attention: XLA"]
+    compiled = [r for r in caplog.records if r.message.startswith("Finished XLA compilation of jit(train)")]
+    assert len(compiled) == 1
+
+
 def test_writes_that_no_read_sees_are_computed_where_a_row_tells_of_them() -> None:
     logged = dataclasses.replace(settings(steps=5, algorithm_mode="two_pass"), log=c.LogConfig(every=3))
     program = build_program(logged, 32)
