@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from hope_jax import cli
-from hope_jax.core.errors import ConfigError
+from hope_jax.core.errors import ConfigError, instead
 from hope_jax.core.output import say
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Device to compile for.", allow_override=True)
@@ -31,9 +31,13 @@ def main(argv: list[str]) -> int:
 
     topology = devices.parse_topology(str(_TOPOLOGY.value))
     found, failed = devices.find_devices(topology)[:1], 0
+    rows = dict(_rows(found))
+    for wanted in argv:
+        if not any(name.startswith(wanted) for name in rows):
+            raise ConfigError(f"compile_check {wanted}: no row's name begins so; {instead(wanted, rows)}")
     say(f"{topology.accelerator.title} ({topology.name}), compiled and not run")
-    for name, lower in _rows(found):
-        if argv and not any(name.startswith(wanted) for wanted in argv):
+    for name, lower in rows.items():
+        if argv and not name.startswith(tuple(argv)):
             continue
         started = time.perf_counter()
         try:

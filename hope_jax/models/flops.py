@@ -25,6 +25,9 @@ def train_flops_per_token(
     if mode == "through_writes":
         # Every product of read, signal and write has two cotangents. Without memories nothing has a signal.
         return 3 * (forward + write + (head + signal if write else 0.0))
+    if mode == "two_pass" and spec.memory.lifetime == "context":
+        # No read sees these writes, and their statistics are computed on logged steps alone.
+        write = 0.0
     backward = 2 * head + layers * sum(part.backward for part in parts)
     if mode == "online":
         backward += layers * sum(part.write_backward for part in parts)

@@ -20,7 +20,7 @@ from hope_jax.config.presets import paper_size_config, pilot_config, pilot_refer
 from hope_jax.core.types import PyTree
 from hope_jax.models.blocks import BLOCKS
 from hope_jax.perf import torch_step
-from hope_jax.perf.kernel_checks import checks
+from hope_jax.perf.kernel_checks import Check, checks
 from hope_jax.perf.op_times import traced
 from hope_jax.perf.steps import StepRun, changed
 from hope_jax.planning.compile import Compiled, inspect
@@ -44,11 +44,12 @@ SIZES = {"hope_340m": (1024, 16), "hope_760m": (1536, 24), "hope_1300m": (2048, 
 
 FEW = {
     "versions",
-    "kernels",
-    "step/hope_hybrid",
+    "kernel/cms_write-1",
+    "kernel/xent_teach",
+    "step/hope_hybrid/online",
     "pilot/transformer",
     "pilot/online-32",
-    "two_devices",
+    "two_devices/online",
     "torch",
 }
 MODES = ("online", "two_pass", "through_writes")
@@ -57,14 +58,18 @@ MODES = ("online", "two_pass", "through_writes")
 def parts(small: bool) -> dict[str, Callable[[], Found]]:
     """All, each of some minutes at most. small: `FEW` of them, at toy sizes, for a machine without the
     device."""
-    found: dict[str, Callable[[], Found]] = {"versions": versions, "kernels": partial(kernels, small)}
+    found: dict[str, Callable[[], Found]] = {"versions": versions}
+    for check in checks(32, 64) if small else checks():
+        found[f"kernel/{check.name}"] = partial(kernel, check, small)
     for variant in BLOCKS:
-        found[f"step/{variant}"] = partial(steps, variant, small)
+        for mode in MODES:
+            found[f"step/{variant}/{mode}"] = partial(steps, variant, mode, small)
     for name, config in _pilots():
         found[f"pilot/{name}"] = partial(speed, config, small)
     for name, (dim, heads) in SIZES.items():
         found[f"size/{name}"] = partial(speed, _sized(dim, heads), small)
-    found["two_devices"] = partial(two_devices, small)
+    for mode in ("online", "two_pass"):
+        found[f"two_devices/{mode}"] = partial(two_devices, mode, small)
     found["torch"] = partial(torch_step.speed, small)
     return {name: part for name, part in found.items() if not small or name in FEW}
 
@@ -111,18 +116,14 @@ def _all_ok(rows: list[Found]) -> Found:
     return {"rows": rows, "ok": all(row["ok"] for row in rows)}
 
 
-def kernels(small: bool) -> Found:
-    """Every kernel here and on the CPU, values and gradients."""
-    here, cpu, rows = jax.devices()[0], jax.devices("cpu")[0], []
-    few = [check._replace(by=()) for check in checks(32, 64) if check.name != "self_mod"]
-    for check in few if small else checks():
-        for dtype in TOLERANCES:
-            with jax.default_matmul_precision("float32"):
-                results = [
-                    jax.device_get(jax.jit(check.function())(*jax.device_put(check.arguments(dtype), where)))
-                    for where in (here, cpu)
-                ]
-            rows.append(_judged(check.name, dtype, *results))
+def kernel(check: Check, small: bool) -> Found:
+    """A kernel here and on the CPU, values and gradients; small: values alone."""
+    devices, rows = (jax.devices()[0], jax.devices("cpu")[0]), []
+    run = jax.jit((check._replace(by=()) if small else check).function())
+    for dtype in TOLERANCES:
+        with jax.default_matmul_precision("float32"):
+            here, cpu = (jax.device_get(run(*jax.device_put(check.arguments(dtype), at))) for at in devices)
+        rows.append(_judged(check.name, dtype, here, cpu))
     return _all_ok(rows)
 
 
@@ -157,28 +158,24 @@ def _metrics(config: ExperimentConfig, devices: list[jax.Device], count: int = 3
     return [jax.device_get(run()[1]) for _ in range(count)]
 
 
-def steps(variant: str, small: bool) -> Found:
-    """Metrics of three steps in each mode here and on the CPU: losses, norms, what was written."""
+def steps(variant: str, mode: str, small: bool) -> Found:
+    """Metrics of three steps here and on the CPU: losses, norms, what was written; small: in float32."""
     rows = []
-    for mode in MODES[:1] if small else MODES:
-        for dtype in list(TOLERANCES)[: 1 if small else None]:
-            config = _parity_config(variant, mode, dtype, small)
-            with jax.default_matmul_precision("float32"):
-                here, cpu = (_metrics(config, [each]) for each in (jax.devices()[0], jax.devices("cpu")[0]))
-            rows.append(_judged(mode, dtype, here, cpu))
+    for dtype in list(TOLERANCES)[: 1 if small else None]:
+        config = _parity_config(variant, mode, dtype, small)
+        with jax.default_matmul_precision("float32"):
+            here, cpu = (_metrics(config, [each]) for each in (jax.devices()[0], jax.devices("cpu")[0]))
+        rows.append(_judged(variant, dtype, here, cpu))
     return _all_ok(rows)
 
 
-def two_devices(small: bool) -> Found:
+def two_devices(mode: str, small: bool) -> Found:
     """Metrics of three steps on two devices and on one."""
     if len(jax.devices()) < 2:
         return {"absent": "there is one device"}
-    rows = []
-    for mode in MODES[:2]:
-        config = _parity_config("hope_hybrid", mode, "float32", small)
-        two, one = (_metrics(config, jax.devices()[:count]) for count in (2, 1))
-        rows.append(_judged(mode, "float32", two, one))
-    return _all_ok(rows)
+    config = _parity_config("hope_hybrid", mode, "float32", small)
+    two, one = (_metrics(config, jax.devices()[:count]) for count in (2, 1))
+    return _all_ok([_judged(mode, "float32", two, one)])
 
 
 def _pilots() -> Iterator[tuple[str, Any]]:

@@ -77,5 +77,5 @@ def _agreement(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for row in part.get("rows", ()):
             agrees = "yes" if row["ok"] else "NO"
             figures = [number(row["error"]), number(row["tolerance"]), agrees]
-            rows.append([f"{name}: {row['name']}", row["dtype"], *figures])
+            rows.append([name, row["dtype"], *figures])
     return head, rows

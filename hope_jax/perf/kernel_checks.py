@@ -52,7 +52,7 @@ def checks(width: int = 512, tokens: int = 256) -> Iterator[Check]:
     for period in (1, 32):
         level = Level(period, 0.03)
         run, inputs = partial(written, LevelWriter, level), partial(write_inputs, level, width, tokens)
-        yield Check(f"cms_write, period {period}", run, inputs, low=(4, 5), by=(2, 3, 4, 5))
+        yield Check(f"cms_write-{period}", run, inputs, low=(4, 5), by=(2, 3, 4, 5))
     delta = partial(delta_inputs, 1, tokens, 8, width // 8)
     yield Check("gated_deltanet", jax.vmap(gated_delta), delta, low=(0, 1, 2), by=(0, 1, 2, 3, 4, 5))
     yield Check("self_mod", self_mod_pass, partial(_self_mod, width, tokens), low=(1,), by=(0, 1))

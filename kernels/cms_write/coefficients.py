@@ -11,13 +11,14 @@ what runs from period to period is a few scalars: |D|^2, and <D, s_q w_q> of the
 
 from typing import NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.kept import kept, root, shrink
 
-Inner: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
-"""Inner products of one map's D_0 (d), v_0 (v) and gradients G_1 .. G_P (g): dd, dv, vv, dg_p, vg_p, gg_pp;
-without a velocity those with v are zero."""
+from hope_jax.core.types import Array
+
+Inner: TypeAlias = tuple[Array, Array, Array]
+"""Inner products [2, 2] of one map's D_0 and v_0, [2, P] of these and its gradients G_1 .. G_P, and [P, P] of
+these; without a velocity those with v_0 are zero."""
 
 
 class Coefficients(NamedTuple):
@@ -26,18 +27,18 @@ class Coefficients(NamedTuple):
     bound was active. write_sizes, delta_sizes: [P] Frobenius norms, after bounds, of each period's write (0
     where it was not applied) and of D after it."""
 
-    d: jax.Array
-    v: jax.Array
-    g_p: jax.Array
-    velocity_v: jax.Array
-    velocity_g_p: jax.Array
-    write_hits: jax.Array
-    delta_hits: jax.Array
-    write_sizes: jax.Array
-    delta_sizes: jax.Array
+    d: Array
+    v: Array
+    g_p: Array
+    velocity_v: Array
+    velocity_g_p: Array
+    write_hits: Array
+    delta_hits: Array
+    write_sizes: Array
+    delta_sizes: Array
 
 
-def velocities(beta: float | jax.Array | None, applied_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def velocities(beta: float | Array | None, applied_p: Array, dtype: jnp.dtype) -> Array:
     """Coefficients [P, 1 + P] of v_p after each period, over (v_0, G_1 .. G_P). beta None: there is no
     velocity, v_p = G_p."""
     periods = applied_p.shape[0]
@@ -54,15 +55,15 @@ def velocities(beta: float | jax.Array | None, applied_p: jax.Array, dtype: jnp.
 
 def coefficients(
     inner: Inner,
-    applied_p: jax.Array,
-    beta: float | jax.Array | None,
+    applied_p: Array,
+    beta: float | Array | None,
     lr: float,
-    max_write: jax.Array | None,
-    max_delta: jax.Array | None,
+    max_write: Array | None,
+    max_delta: Array | None,
     dtype: jnp.dtype,
 ) -> Coefficients:
     """The coefficients of one map. max_write, max_delta: [] bounds, or None: off."""
-    dd, dv, vv, dg_p, vg_p, gg_pp = inner
+    (of_d, (_, vv)), (dg_p, vg_p), gg_pp = inner
     v_pb = velocities(beta, applied_p, dtype)
     writes_pb = jnp.where(applied_p[:, None], -lr * v_pb, 0)
     write_hits = jnp.zeros(applied_p.shape, bool)
@@ -74,9 +75,9 @@ def coefficients(
         factor, write_hits = shrink(write_sizes, max_write)
         writes_pb, write_sizes = writes_pb * factor[:, None], write_sizes * factor
         gram_pp = gram_pp * factor[:, None] * factor
-    along_p = _times(writes_pb, jnp.concatenate([dv[None], dg_p]))
+    along_p = _times(writes_pb, jnp.concatenate([of_d[1:], dg_p]))
     bound = jnp.asarray(jnp.finfo(dtype).max, dtype) if max_delta is None else max_delta
-    keep_p, delta_hits, delta_sizes = kept(dd, along_p, gram_pp, applied_p, bound)
+    keep_p, delta_hits, delta_sizes = kept(of_d[0], along_p, gram_pp, applied_p, bound)
     # What is left at the end of the write of period q: the product of the factors from q on.
     left_p = jnp.cumprod(keep_p[::-1])[::-1]
     change_b = _times(writes_pb.T, left_p)
@@ -93,11 +94,10 @@ def coefficients(
     )
 
 
-def _outer(a_pb: jax.Array, gram_bb: jax.Array) -> jax.Array:
-    exact = jax.lax.Precision.HIGHEST
-    left_pb = jax.lax.optimization_barrier(jnp.matmul(a_pb, gram_bb, precision=exact))
-    return jnp.matmul(left_pb, a_pb.T, precision=exact)
+def _outer(a_pb: Array, gram_bb: Array) -> Array:
+    exact = "highest"
+    return jnp.matmul(jnp.matmul(a_pb, gram_bb, precision=exact), a_pb.T, precision=exact)
 
 
-def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+def _times(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")

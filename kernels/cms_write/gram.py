@@ -15,16 +15,17 @@ from typing import Any, NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.cms_write.advance import advance
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
-from hope_jax.kernels.cms_write.products import products, times_transposed
+from hope_jax.kernels.cms_write.states import advance, products, times_transposed
+
+from hope_jax.core.types import Array
 
 
 class Affine(NamedTuple):
     """A matrix [I, O] and its bias [O], or None."""
 
-    matrix: jax.Array
-    bias: jax.Array | None
+    matrix: Array
+    bias: Array | None
 
 
 class Rows(NamedTuple):
@@ -33,10 +34,10 @@ class Rows(NamedTuple):
     y_no: the products x_t D_0 with the matrix that is written, where a read has made them; else None.
     """
 
-    x_ni: jax.Array
-    g_no: jax.Array
-    b_no: jax.Array | None
-    y_no: jax.Array | None = None
+    x_ni: Array
+    g_no: Array
+    b_no: Array | None
+    y_no: Array | None = None
 
 
 class Map(NamedTuple):
@@ -49,8 +50,8 @@ class Map(NamedTuple):
     rows: Rows
     delta: Affine
     velocity: Affine | None
-    max_write: jax.Array | None
-    max_delta: jax.Array | None
+    max_write: Array | None
+    max_delta: Array | None
 
 
 Written: TypeAlias = tuple[Affine, Affine | None, Coefficients]
@@ -59,7 +60,7 @@ sizes."""
 
 
 def write_periods(
-    maps: tuple[Map, ...], applied_p: jax.Array, *, beta: float | jax.Array, lr: float
+    maps: tuple[Map, ...], applied_p: Array, *, beta: float | Array, lr: float
 ) -> tuple[Written, ...]:
     """Writes the P periods of a chunk in order.
 
@@ -74,7 +75,7 @@ def write_periods(
     inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
     dtype = first.delta.matrix.dtype
 
-    def of_map(inner: Inner, max_write: jax.Array | None, max_delta: jax.Array | None) -> Coefficients:
+    def of_map(inner: Inner, max_write: Array | None, max_delta: Array | None) -> Coefficients:
         return coefficients(inner, applied_p, rate, lr, max_write, max_delta, dtype)
 
     found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
@@ -82,7 +83,7 @@ def write_periods(
     return tuple(_combine(one, c, applied_p.any()) for one, c in zip(maps, each, strict=True))
 
 
-def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> jax.Array:
+def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> Array:
     """Inner products [n, m] between the gradients of single tokens."""
     products = times_transposed(rows.x_ni, other.x_ni, dtype) * times_transposed(rows.g_no, other.g_no, dtype)
     if rows.b_no is None or other.b_no is None:
@@ -90,41 +91,36 @@ def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> jax.Array:
     return products + times_transposed(rows.b_no, other.b_no, dtype)
 
 
+def _state(one: Map) -> tuple[tuple[Array, ...], Array | None]:
+    """Delta and velocity, if there is one: their matrices, and their biases [k, O] or None."""
+    state = [m for m in (one.delta, one.velocity) if m is not None]
+    biases = [m.bias for m in state if m.bias is not None]
+    return tuple(m.matrix for m in state), jnp.stack(biases) if biases else None
+
+
 def inner_products(one: Map, periods: int) -> Inner:
     """Inner products between the map's delta, velocity and gradients."""
-    x, g, b, y = one.rows
-    dtype = one.delta.matrix.dtype
-    zero = jnp.zeros((), dtype)
-    each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
-
-    d, v = one.delta, one.velocity
-    state = (d,) if v is None else (d, v)
-    gram_kk, along_kn = products(tuple(m.matrix for m in state), x, g, known=y is not None)
+    (x, g, b, y), (matrices, biases) = one.rows, _state(one)
+    dtype = matrices[0].dtype
+    gram_kk, along_kn = products(matrices, x, g, known=y is not None)
     if y is not None:
         along_kn = jnp.concatenate([(y.astype(dtype) * g.astype(dtype)).sum(1)[None], along_kn])
-    if b is not None:
-        biases: Any = [m.bias for m in state]
-        old = jnp.stack(biases)
-        gram_kk, along_kn = gram_kk + old @ old.T, along_kn + old @ b.astype(dtype).T
-    gg_pp, along_kp = each_pcqc.sum((1, 3)), along_kn.reshape(len(state), periods, -1).sum(-1)
-    if v is None:
-        return gram_kk[0, 0], zero, zero, along_kp[0], jnp.zeros(periods, dtype), gg_pp
-    return gram_kk[0, 0], gram_kk[0, 1], gram_kk[1, 1], along_kp[0], along_kp[1], gg_pp
+    if b is not None and biases is not None:
+        gram_kk, along_kn = gram_kk + biases @ biases.T, along_kn + biases @ b.astype(dtype).T
+    each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
+    along_kp = along_kn.reshape(len(matrices), periods, -1).sum(-1)
+    without = (0, 2 - len(matrices))
+    return jnp.pad(gram_kk, (without, without)), jnp.pad(along_kp, (without, (0, 0))), each_pcqc.sum((1, 3))
 
 
-def _combine(one: Map, c: Coefficients, written: jax.Array) -> Written:
-    x, g, b, _ = one.rows
-    delta, velocity = one.delta, one.velocity
-    period = len(x) // len(c.g_p)
-    state = (delta,) if velocity is None else (delta, velocity)
-    zero = jnp.zeros_like(c.d)
-    mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([zero, c.velocity_v])])[: len(state), : len(state)]
-    by_period = [c.g_p] if velocity is None else [c.g_p, c.velocity_g_p]
-    weights = jnp.repeat(jnp.stack(by_period), period, axis=1)
-    matrices = advance(tuple(m.matrix for m in state), mix, x, weights, g, written)
-    biases: list[jax.Array | None] = [None] * len(state)
-    if b is not None:
-        old: Any = [m.bias for m in state]
-        biases = list(mix @ jnp.stack(old) + weights @ b.astype(weights.dtype))
-    new = [Affine(*pair) for pair in zip(matrices, biases, strict=True)]
-    return new[0], None if velocity is None else new[1], c
+def _combine(one: Map, c: Coefficients, written: Array) -> Written:
+    (x, g, b, _), (matrices, biases) = one.rows, _state(one)
+    k, period = len(matrices), len(x) // len(c.g_p)
+    mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([jnp.zeros_like(c.d), c.velocity_v])])[:k, :k]
+    weights = jnp.repeat(jnp.stack([c.g_p, c.velocity_g_p][:k]), period, axis=1)
+    new = advance(matrices, x, g, (mix, weights, written))
+    new_biases: Any = [None] * k
+    if b is not None and biases is not None:
+        new_biases = mix @ biases + weights @ b.astype(weights.dtype)
+    maps = [Affine(*pair) for pair in zip(new, new_biases, strict=True)]
+    return maps[0], maps[1] if k > 1 else None, c

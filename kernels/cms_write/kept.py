@@ -13,51 +13,48 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from hope_jax.kernels.on_gpu import with_kernel
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-Kept: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+from hope_jax.core.types import Array
+
+Kept: TypeAlias = tuple[Array, Array, Array]
+Primals: TypeAlias = tuple[Array, ...]
 
 
-def root(square: jax.Array) -> jax.Array:
+def root(square: Array) -> Array:
     """Square root with slope zero at zero, where a norm has none; 0 for what rounding made negative."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def shrink(size: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+def shrink(size: Array, bound: Array) -> tuple[Array, Array]:
     """min(bound / size, 1), finite with its slopes at size 0 and bound 0; bool: whether it is below 1."""
     # Below the root of the smallest number the slope bound / size^2 would overflow.
     over = size > jnp.maximum(bound, jnp.sqrt(jnp.finfo(size.dtype).tiny))
     return jnp.where(over, bound / jnp.where(over, size, 1), 1), over
 
 
-def kept(
-    square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array, bound: jax.Array
-) -> Kept:
+def kept(square: Array, along_p: Array, gram_pp: Array, applied_p: Array, bound: Array) -> Kept:
     """What the bound leaves of delta in each period [P], bool [P], whether it was active, and |D| after each
     period [P].
 
     square: |D_0|^2. along_p: <D_0, w_p>. gram_pp: <w_p, w_q>. applied_p: bool; others change nothing. bound:
     [].
     """
-    # On CPUs the loop's own derivative: XLA's compiler there fails on a rule that runs the loop again (in a
-    # batched product whose layout it has transposed).
-    found: Kept = jax.lax.platform_dependent(
-        square, along_p, gram_pp, applied_p, bound, cuda=_kept, default=plain
-    )
+    primals = square, along_p, gram_pp, applied_p, bound
+    if square.dtype != jnp.float32:
+        return plain(*primals)
+    # Elsewhere the loop's own derivative: XLA:CPU fails on a rule that runs the loop again (in a batched
+    # product whose layout it has transposed).
+    found: Kept = jax.lax.platform_dependent(*primals, cuda=_kept, default=plain)
     return found
 
 
-def plain(
-    square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array, bound: jax.Array
-) -> Kept:
+def plain(square: Array, along_p: Array, gram_pp: Array, applied_p: Array, bound: Array) -> Kept:
     """`kept` as a loop."""
 
-    def step(
-        carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], Kept]:
+    def step(carry: tuple[Array, Array], xs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Kept]:
         (square, along_p), (p, gram_p, applied) = carry, xs
         square = square + 2 * along_p[p] + gram_p[p]
         size = root(square)
@@ -71,89 +68,49 @@ def plain(
     return found
 
 
-def plain_gradient(primals: tuple[jax.Array, ...], factors_p: jax.Array, sizes_p: jax.Array) -> Any:
-    """The cotangents of square, along_p, gram_pp and bound. factors_p, sizes_p: those of the results."""
-    square, along_p, gram_pp, applied_p, bound = primals
-
-    def floats(square: jax.Array, along_p: jax.Array, gram_pp: jax.Array, bound: jax.Array) -> Any:
-        factors, _, sizes = plain(square, along_p, gram_pp, applied_p, bound)
-        return factors, sizes
-
-    return jax.vjp(floats, square, along_p, gram_pp, bound)[1]((factors_p, sizes_p))
-
-
-def kernel(
-    square: jax.Array,
-    along_p: jax.Array,
-    gram_pp: jax.Array,
-    applied_p: jax.Array,
-    bound: jax.Array,
-    *,
-    interpret: bool = False,
-) -> Kept:
-    """The Pallas form, in float32; other dtypes are left to `plain`."""
-    if square.dtype != jnp.float32:
-        return plain(square, along_p, gram_pp, applied_p, bound)
-    periods, (along_p, gram_pp, applied_p) = len(along_p), _padded(along_p, gram_pp, applied_p)
-    row = jax.ShapeDtypeStruct(along_p.shape, along_p.dtype)
-    call = _call(_forward, [row] * 3, "memory_kept", interpret)
-    factors, hits, sizes = call(square[None], along_p, gram_pp, applied_p, bound[None])
+def kernel(*primals: Array, interpret: bool = False) -> Kept:
+    """The Pallas form, in float32."""
+    given, (row, _, _), periods = _as_blocks(primals)
+    factors, hits, sizes = _call(_forward, [row] * 3, "memory_kept", interpret)(*given)
     return factors[:periods], hits[:periods] > 0, sizes[:periods]
 
 
-def kernel_gradient(
-    primals: tuple[jax.Array, ...],
-    factors_p: jax.Array,
-    sizes_p: jax.Array,
-    *,
-    interpret: bool = False,
-) -> Any:
-    """The Pallas form of `plain_gradient`."""
+def kernel_gradient(primals: Primals, *cotangents: Array, interpret: bool = False) -> Primals:
+    """The cotangents of square, along_p, gram_pp and bound, from those of the factors and sizes [P]."""
+    given, (row, square, one), periods = _as_blocks(primals)
+    padded = (jnp.pad(t, (0, len(given[1]) - periods)) for t in cotangents)
+    shapes = [one, row, square, one]
+    found = _call(_backward, shapes, "memory_kept_gradient", interpret)(*given, *padded)
+    return found[0][0], found[1][:periods], found[2][:periods, :periods], found[3][0]
+
+
+def _as_blocks(primals: Primals) -> tuple[Primals, tuple[jax.ShapeDtypeStruct, ...], int]:
+    """The arguments with periods that change nothing up to a power of two, as the kernels' vectors have to
+    be; the shapes of a row, a square and a scalar; and the number of periods."""
     square, along_p, gram_pp, applied_p, bound = primals
-    if square.dtype != jnp.float32:
-        return plain_gradient(primals, factors_p, sizes_p)
-    periods, (along_p, gram_pp, applied_p) = len(along_p), _padded(along_p, gram_pp, applied_p)
-    more = (0, len(along_p) - periods)
-    one = jax.ShapeDtypeStruct((1,), square.dtype)
-    like = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in (along_p, gram_pp)]
-    call = _call(_backward, [one, *like, one], "memory_kept_gradient", interpret)
-    found = call(
-        square[None],
-        along_p,
-        gram_pp,
-        applied_p,
-        bound[None],
-        jnp.pad(factors_p, more),
-        jnp.pad(sizes_p, more),
-    )
-    of_square, of_along, of_gram, of_bound = found
-    return of_square[0], of_along[:periods], of_gram[:periods, :periods], of_bound[0]
-
-
-def _padded(along_p: jax.Array, gram_pp: jax.Array, applied_p: jax.Array) -> tuple[jax.Array, ...]:
-    """With periods that change nothing up to a power of two, which the kernels' vectors have to be."""
-    more = (0, pl.next_power_of_2(len(along_p)) - len(along_p))
-    return jnp.pad(along_p, more), jnp.pad(gram_pp, (more, more)), jnp.pad(applied_p.astype(jnp.int32), more)
+    periods = len(along_p)
+    size = pl.next_power_of_2(periods)
+    more = (0, size - periods)
+    on = jnp.pad(applied_p.astype(jnp.int32), more)
+    given = square[None], jnp.pad(along_p, more), jnp.pad(gram_pp, (more, more)), on, bound[None]
+    return given, tuple(jax.ShapeDtypeStruct(s, square.dtype) for s in ((size,), (size, size), (1,))), periods
 
 
 def _call(body: Callable[..., None], out_shape: Any, name: str, interpret: bool) -> Callable[..., Any]:
+    params = triton.CompilerParams(num_warps=4)
     called: Callable[..., Any] = pl.pallas_call(
-        body,
-        out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=4),
-        interpret=interpret,
-        name=name,
+        body, out_shape=out_shape, compiler_params=params, interpret=interpret, name=name
     )
     return called
 
 
-def _at(vector_p: jax.Array, here: jax.Array) -> jax.Array:
+def _at(vector_p: Array, here: Array) -> Array:
     return jnp.sum(jnp.where(here, vector_p, 0))
 
 
 def _step(
-    before: tuple[jax.Array, ...], gram_p: jax.Array, here: jax.Array, applied: jax.Array, bound: jax.Array
-) -> tuple[jax.Array, ...]:
+    before: tuple[Array, ...], gram_p: Array, here: Array, applied: Array, bound: Array
+) -> tuple[Array, ...]:
     """|D + w_p|^2, its root, the factor, whether the bound acts, and <D + w_p, w_q>. before: |D|^2 and <D,
     w_q>."""
     square, along_p = before
@@ -168,7 +125,7 @@ def _forward(square: Any, along: Any, gram: Any, applied: Any, bound: Any, *out:
     factors, hits, sizes = out
     at = jax.lax.broadcasted_iota(jnp.int32, along.shape, 0)
 
-    def step(p: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(p: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         s, size, factor, hit, after = _step(carry, gram[p, :], at == p, applied[p], bound[0])
         factors[p], hits[p], sizes[p] = factor, hit.astype(s.dtype), size * factor
         return s * factor**2, after * factor
@@ -179,8 +136,7 @@ def _forward(square: Any, along: Any, gram: Any, applied: Any, bound: Any, *out:
 def _backward(
     square: Any, along: Any, gram: Any, applied: Any, bound: Any, factors: Any, sizes: Any, *out: Any
 ) -> None:
-    """Forward again, then in reverse. The gradient of `gram` holds <D + w_p, w_q> until its row is due, the
-    first entry of the others' |D + w_p|^2."""
+    """Forward again, then in reverse. The gradient of `gram` holds <D + w_p, w_q> until its row is due."""
     of_square, of_along, of_gram, of_bound = out
     periods, limit = len(along), bound[0]
     at = jax.lax.broadcasted_iota(jnp.int32, along.shape, 0)
@@ -215,22 +171,18 @@ def _backward(
     of_square[0], of_along[...], of_bound[0] = found
 
 
-_gradient = with_kernel(kernel_gradient, plain_gradient)
+_once, _gradient = jax.jit(kernel), jax.jit(kernel_gradient)
+"""Traced once for each shape."""
 
 
 @jax.custom_vjp
-def _kept(*primals: jax.Array) -> Kept:
-    return _traced(*primals)
+def _kept(*primals: Array) -> Kept:
+    return _once(*primals)
 
 
-def _kept_and_primals(*primals: jax.Array) -> tuple[Kept, tuple[jax.Array, ...]]:
-    return _traced(*primals), primals
-
-
-def _pull(primals: tuple[jax.Array, ...], of_results: Kept) -> tuple[Any, ...]:
+def _pull(primals: Primals, of_results: Kept) -> tuple[Any, ...]:
     of_square, of_along, of_gram, of_bound = _gradient(primals, of_results[0], of_results[2])
     return of_square, of_along, of_gram, None, of_bound
 
 
-_traced = jax.jit(kernel)
-_kept.defvjp(_kept_and_primals, _pull)
+_kept.defvjp(lambda *primals: (_once(*primals), primals), _pull)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.cms_write import advance, kept, products
+from hope_jax.kernels.cms_write import kept, states
 
 BATCH = 2
 
@@ -33,15 +33,15 @@ def updates(tokens: int, matrices: int, dtype: str, sides: tuple[int, int] = (64
     weights = jnp.where(on, draw(matrices, tokens), 0)
     old = tuple(draw(inputs, outputs) for _ in range(matrices))
     x, g = draw(tokens, inputs, dtype=dtype), draw(tokens, outputs, dtype=dtype)
-    return old, mix, x, weights, g, written
+    return old, x, g, (mix, weights, written)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize(("tokens", "dtype"), [(7, "float32"), (48, "bfloat16"), (130, "bfloat16")])
 def test_advance(tokens: int, dtype: str, in_place: bool) -> None:
     given = updates(tokens, 2, dtype)
-    form = partial(advance.kernel, in_place=in_place, interpret=True)
-    got, want = jax.vmap(form)(*given), jax.vmap(advance.plain)(*given)
+    form = partial(states.advance_kernel, in_place=in_place, interpret=True)
+    got, want = jax.vmap(form)(*given), jax.vmap(states.plain_advance)(*given)
     close(got, want, 1e-6)
     # An example that writes nothing keeps its matrices to the last bit.
     for new, old in zip(got, given[0], strict=True):
@@ -51,16 +51,16 @@ def test_advance(tokens: int, dtype: str, in_place: bool) -> None:
 def test_advance_leaves_what_it_does_not_take_to_the_plain_form() -> None:
     odd = updates(8, 1, "float32", (7, 32))
     np.testing.assert_array_equal(
-        *(jax.vmap(partial(form))(*odd)[0] for form in (advance.kernel, advance.plain))
+        *(jax.vmap(partial(form))(*odd)[0] for form in (states.advance_kernel, states.plain_advance))
     )
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("tokens", "dtype"), [(7, "float32"), (48, "bfloat16"), (130, "bfloat16")])
 def test_products(tokens: int, dtype: str, known: bool) -> None:
-    matrices, _, x, _, g, _ = updates(tokens, 2, dtype)
-    got = jax.vmap(partial(products.kernel, known=known, interpret=True))(matrices, x, g)
-    close(got, jax.vmap(partial(products.plain, known=known))(matrices, x, g), 1e-6)
+    matrices, x, g, _ = updates(tokens, 2, dtype)
+    got = jax.vmap(partial(states.products_kernel, known=known, interpret=True))(matrices, x, g)
+    close(got, jax.vmap(partial(states.plain_products, known=known))(matrices, x, g), 1e-6)
 
 
 def recursion(periods: int, bound: float) -> tuple[jax.Array, ...]:
@@ -87,8 +87,15 @@ def test_kept(periods: int, bound: float) -> None:
     close(got, want, 1e-6)
     assert bool(got[1].any()) == (bound < 10)
     cotangents = jnp.asarray(np.random.default_rng(1).normal(size=(2, BATCH, periods)), "float32")
-    gradients = [
-        jax.vmap(form)(given, *cotangents)
-        for form in (partial(kept.kernel_gradient, interpret=True), kept.plain_gradient)
-    ]
-    close(*gradients, 2e-6)
+
+    def plain_gradient(given: Any, *cotangents: jax.Array) -> Any:
+        """Of all but `applied`."""
+
+        def floats(square: Any, along: Any, gram: Any, bound: Any) -> Any:
+            factors, _, sizes = kept.plain(square, along, gram, given[3], bound)
+            return factors, sizes
+
+        return jax.vjp(floats, *given[:3], given[4])[1](cotangents)
+
+    forms = partial(kept.kernel_gradient, interpret=True), plain_gradient
+    close(*(jax.vmap(form)(given, *cotangents) for form in forms), 2e-6)

@@ -4,7 +4,7 @@ import dataclasses
 
 from hope_jax.core.types import FrozenMapping
 from hope_jax.memory.cms import CmsOptions
-from hope_jax.memory.levels import Level
+from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.titan import SelfModifierOptions, TitanOptions
 from hope_jax.models.flops import train_flops_per_token
 from hope_jax.models.spec import ModelSpec
@@ -48,18 +48,24 @@ def test_keys_from_before_a_cut_have_no_cotangents() -> None:
 
 def test_a_level_is_an_mlp_and_its_write_an_outer_product_a_matrix() -> None:
     plain = spec("transformer", mlp_multiplier=2 * H // D)
-    for mode in ("two_pass", "online"):
-        base = train_flops_per_token(plain, T, mode, N)
-        assert train_flops_per_token(spec("hope_attention"), T, mode, N) == base + 2 * LEVEL
-        block = spec("hope_attention", cms=dataclasses.replace(CMS, delta_at="block_output"))
-        assert train_flops_per_token(block, T, mode, N) == base + 2 * LEVEL + 2 * LEVEL / 2
+    base = train_flops_per_token(plain, T, "online", N)
+    block = spec("hope_attention", cms=dataclasses.replace(CMS, delta_at="block_output"))
+    assert train_flops_per_token(spec("hope_attention"), T, "online", N) == base + 2 * LEVEL
+    assert train_flops_per_token(block, T, "online", N) == base + 2 * LEVEL + 2 * LEVEL / 2
+
+
+def test_writes_after_the_only_read_count_where_they_stay() -> None:
+    stays = MemoryOptions(scope="batch", lifetime="persistent")
+    plain = train_flops_per_token(spec("transformer", mlp_multiplier=2 * H // D), T, "two_pass", N)
+    assert train_flops_per_token(spec("hope_attention"), T, "two_pass", N) == plain
+    assert train_flops_per_token(spec("hope_attention", memory=stays), T, "two_pass", N) == plain + 2 * LEVEL
 
 
 def test_titan_reads_its_self_modifier_and_online_learns_it() -> None:
     first, rest = 2 * 3 * D * H, 2 * H * H + 2 * H * D
     read = 3 * (HEAD + PROJECTIONS + SEEN + LEVEL)
     write = LEVEL + LEVEL / 2 + first + rest
-    assert train_flops_per_token(spec("titan"), T, "two_pass", T) == read + write
+    assert train_flops_per_token(spec("titan"), T, "two_pass", T) == read
     learnt = LEVEL + LEVEL / 2 + first + 2 * rest
     assert train_flops_per_token(spec("titan"), T, "online", T) == read + write + learnt
     off = SelfModifierOptions(enabled=False)
@@ -83,8 +89,9 @@ def test_through_writes_differentiates_read_signal_and_write() -> None:
 def test_self_mod_signal_has_its_own_backward_pass_between_cuts() -> None:
     """Two layers: of the last one's levels the outer gradient is the signal."""
     own, two = 72 * D * D, spec("hope_selfmod", num_layers=2)
-    joint = 3 * (HEAD + 2 * (own + 2 * LEVEL)) + 2 * 2 * LEVEL
-    assert train_flops_per_token(two, T, "two_pass", T) == joint
+    read = 3 * (HEAD + 2 * (own + 2 * LEVEL))
+    assert train_flops_per_token(two, T, "two_pass", T) == read
+    joint = read + 2 * 2 * LEVEL
     extra = own + LEVEL + LEVEL / 2
     assert train_flops_per_token(two, T, "online", T) == joint + extra
     assert train_flops_per_token(two, T, "online", T, per_layer=False) == joint

@@ -1,0 +1,225 @@
+"""The two passes of a chunk's write over state matrices [I, O]: what is asked of them, and what they become.
+
+    products:  gram_ij = <M_i, M_j>,   along_it = x_t^T M_i g_t
+    advance:   M_i <- sum_(j >= i) mix_ij M_j + sum_t weights_it x_t g_t^T
+
+On a GPU each is one kernel that reads a matrix once; `advance` writes it in its own place, and where no
+period is written does not touch it. There they take float32 matrices with sides of multiples of 16.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from hope_jax.kernels.on_gpu import with_kernel
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from hope_jax.core.types import Array
+
+Matrices: TypeAlias = tuple[Array, ...]
+"""k of [I, O], of one dtype. Tokens x_ni, g_no have any float dtype."""
+
+Update: TypeAlias = tuple[Array, Array, Array]
+"""mix [k, k], whose upper triangle counts; weights [k, n]; written, bool []: False: mix is the identity and
+the weights are 0."""
+
+BLOCK, LEAST = 64, 16
+"""Largest and least side of a block of a matrix, and of the tokens that meet it at once: powers of two."""
+
+
+def times_transposed(x_ni: Array, m_si: Array, dtype: jnp.dtype) -> Array:
+    """x m^T [n, S] in `dtype`, as one product over the last axis of both, which XLA runs without a transposed
+    copy."""
+    return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tuple[Array, Array]:
+    """(gram [k, k], along [k, n]). known: the first matrix' row of `along` is not wanted, and left out."""
+    return _PRODUCTS[known](matrices, x_ni, g_no)
+
+
+def advance(matrices: Matrices, x_ni: Array, g_no: Array, update: Update) -> Matrices:
+    """The matrices after a chunk."""
+    return _ADVANCE(matrices, x_ni, g_no, update)
+
+
+def plain_products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tuple[Array, Array]:
+    """One by one."""
+    dtype = matrices[0].dtype
+    x_ni, g_no = x_ni.astype(dtype), g_no.astype(dtype)
+
+    def along(m: Array) -> Array:
+        # Over the narrower side first: the products that reading W_up and pulling back W_down have made.
+        if x_ni.shape[1] <= g_no.shape[1]:
+            return ((x_ni @ m) * g_no).sum(1)
+        return (x_ni * times_transposed(g_no, m, dtype)).sum(1)
+
+    gram = jnp.stack([jnp.stack([jnp.sum(a * b) for b in matrices]) for a in matrices])
+    rows = [along(m) for m in matrices[known:]]
+    return gram, jnp.stack(rows) if rows else jnp.zeros((0, len(x_ni)), dtype)
+
+
+def plain_advance(matrices: Matrices, x_ni: Array, g_no: Array, update: Update) -> Matrices:
+    """The outer products of one matrix after the other, then the combination."""
+    mix, weights, _ = update
+    x_ni, g_no = x_ni.astype(weights.dtype), g_no.astype(weights.dtype)
+    # The barrier keeps XLA:CPU from folding the transpose into the product, which it then runs slower.
+    sums = [jax.lax.optimization_barrier((x_ni * w[:, None]).T) @ g_no for w in weights]
+    return _combined(mix, matrices, sums)
+
+
+def products_kernel(
+    matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool, interpret: bool = False
+) -> tuple[Array, Array]:
+    """`products` as a kernel, whose blocks each give a part of every sum."""
+    k, n, at = len(matrices), len(x_ni), _grid(matrices[0])
+    if not _fit(matrices) or k == known:
+        return plain_products(matrices, x_ni, g_no, known=known)
+    (x_ni, g_no), rows = _whole_rows(x_ni, g_no)
+
+    def part(*shape: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
+        spec = pl.BlockSpec((None, None, *shape), lambda i, j: (i, j, *[0] * len(shape)))
+        return spec, jax.ShapeDtypeStruct((*at, *shape), matrices[0].dtype)
+
+    body, out = functools.partial(_products_body, k, known, rows), [part(k, k), part(k - known, len(x_ni))]
+    gram, along = _call(body, "memory_products", matrices, x_ni, g_no, (), out, {}, interpret)
+    return gram.sum((0, 1)), along.sum((0, 1))[:, :n]
+
+
+def advance_kernel(
+    matrices: Matrices,
+    x_ni: Array,
+    g_no: Array,
+    update: Update,
+    *,
+    in_place: bool = True,
+    interpret: bool = False,
+) -> Matrices:
+    """`advance` as a kernel. in_place: the old matrices are not needed any more; else XLA would copy them
+    first."""
+    if not _fit(matrices):
+        return plain_advance(matrices, x_ni, g_no, update)
+    k, (mix, weights, written) = len(matrices), update
+    (x_ni, g_no, weights), rows = _whole_rows(x_ni, g_no, weights.T)
+    body = functools.partial(_advance_body, k, rows, in_place)
+    out = [(_tile(matrices[0]), jax.ShapeDtypeStruct(m.shape, m.dtype)) for m in matrices]
+    scalars, aliases = (mix, weights.T, written[None].astype(jnp.int32)), {i: i for i in range(k)}
+    return tuple(
+        _call(
+            body, "memory_advance", matrices, x_ni, g_no, scalars, out, aliases if in_place else {}, interpret
+        )
+    )
+
+
+def _combined(mix: Any, matrices: Sequence[Array], sums: Sequence[Array]) -> Matrices:
+    """The combination, as scalars times arrays."""
+    k = len(matrices)
+    return tuple(sum((mix[i, j] * matrices[j] for j in range(i, k)), sums[i]) for i in range(k))
+
+
+def _sides(matrix: Array) -> tuple[int, ...]:
+    """Of a block: the largest powers of two up to `BLOCK` that divide the matrix."""
+    return tuple(min(width & -width, BLOCK) for width in matrix.shape)
+
+
+def _fit(matrices: Matrices) -> bool:
+    return matrices[0].dtype == jnp.float32 and min(_sides(matrices[0])) >= LEAST
+
+
+def _grid(matrix: Array) -> tuple[int, ...]:
+    return tuple(width // side for width, side in zip(matrix.shape, _sides(matrix), strict=True))
+
+
+def _tile(matrix: Array) -> pl.BlockSpec:
+    return pl.BlockSpec(_sides(matrix), lambda i, j: (i, j))
+
+
+def _whole_rows(*arrays: Array) -> tuple[tuple[Array, ...], int]:
+    """Tokens [n, ...] with zeros up to a whole number of blocks, and the tokens of one."""
+    tokens = len(arrays[0])
+    more = -tokens % (BLOCK if tokens >= BLOCK else LEAST)
+    padded = tuple(jnp.pad(t, ((0, more), *[(0, 0)] * (t.ndim - 1))) for t in arrays)
+    return padded, min((tokens + more) & -(tokens + more), BLOCK)
+
+
+def _call(
+    body: Callable[..., None],
+    name: str,
+    matrices: Matrices,
+    x_ni: Array,
+    g_no: Array,
+    scalars: tuple[Array, ...],
+    out: Sequence[tuple[pl.BlockSpec, jax.ShapeDtypeStruct]],
+    aliases: dict[int, int],
+    interpret: bool,
+) -> Sequence[Array]:
+    """The body over blocks of the matrices, each with its columns of the tokens and all of the scalars."""
+    bi, bo = _sides(matrices[0])
+    called: Sequence[Array] = pl.pallas_call(
+        body,
+        grid=_grid(matrices[0]),
+        in_specs=[
+            *[_tile(matrices[0])] * len(matrices),
+            pl.BlockSpec((len(x_ni), bi), lambda i, j: (0, i)),
+            pl.BlockSpec((len(x_ni), bo), lambda i, j: (0, j)),
+            *(pl.BlockSpec(t.shape, lambda i, j, n=t.ndim: (0,) * n) for t in scalars),
+        ],
+        out_specs=[spec for spec, _ in out],
+        out_shape=[shape for _, shape in out],
+        input_output_aliases=aliases,
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+        name=name,
+    )(*matrices, x_ni, g_no, *scalars)
+    return called
+
+
+def _over_rows(x: Any, g: Any, rows: int, add: Callable[..., Any], start: Any) -> Any:
+    """`start` after `add` of (it, where some tokens are, their x and g in float32), until all are added."""
+
+    def some(at: Any, carried: Any) -> Any:
+        here = pl.ds(at * rows, rows)
+        return add(carried, here, x[here, :].astype(jnp.float32), g[here, :].astype(jnp.float32))
+
+    return jax.lax.fori_loop(0, len(x) // rows, some, start)
+
+
+def _products_body(k: int, known: bool, rows: int, *refs: Any) -> None:
+    """The part of one block."""
+    matrices, (x, g, gram, along) = [m[...] for m in refs[:k]], refs[k:]
+    for i, a in enumerate(matrices):
+        for j, b in enumerate(matrices):
+            gram[i, j] = jnp.sum(a * b)
+
+    def add(_: None, here: Any, x_here: Array, g_here: Array) -> None:
+        for i, m in enumerate(matrices[known:]):
+            along[i, here] = jnp.sum(jnp.dot(x_here, m) * g_here, axis=1)
+
+    _over_rows(x, g, rows, add, None)
+
+
+def _advance_body(k: int, rows: int, in_place: bool, *refs: Any) -> None:
+    """One block of every matrix."""
+    matrices, (x, g, mix, weights, written), new = refs[:k], refs[k:-k], refs[-k:]
+
+    @pl.when((written[0] != 0) | (not in_place))
+    def _() -> None:
+        def add(sums: Matrices, here: Any, x_here: Array, g_here: Array) -> Matrices:
+            rows = ((x_here * weights[i, here][:, None]).T for i in range(k))
+            return tuple(total + jnp.dot(w, g_here) for total, w in zip(sums, rows, strict=True))
+
+        sums = _over_rows(x, g, rows, add, tuple(jnp.zeros(m.shape, m.dtype) for m in matrices))
+        for place, m in zip(new, _combined(mix, [m[...] for m in matrices], sums), strict=True):
+            place[...] = m
+
+
+_ADVANCE = with_kernel(advance_kernel, plain_advance, functools.partial(advance_kernel, in_place=False))
+_PRODUCTS = {
+    known: with_kernel(
+        functools.partial(products_kernel, known=known), functools.partial(plain_products, known=known)
+    )
+    for known in (False, True)
+}
