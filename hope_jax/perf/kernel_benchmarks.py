@@ -62,8 +62,8 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def _attention(kind: str, documents: int) -> Cases:
-    """Causal attention of 2,048 tokens in so many documents of one length, 8 heads of 64: scores in one piece,
-    and tile by tile. Operations of a token: 4 D for each of its earlier tokens, on average half of them."""
+    """Causal attention of 2,048 tokens in so many documents of one length, 8 heads of 64: in one piece, and
+    tile by tile. Operations of a token: 4 D for each of its earlier tokens, on average half of them."""
     tokens, keys = 2048, jax.random.split(jax.random.key(0), 3)
     given = [jax.random.normal(key, (1, tokens, 8, 64)) for key in keys]
     at = jnp.arange(tokens, dtype=jnp.int32)[None]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.config import assemble
+from hope_jax.config.experiment import ExperimentConfig
 from hope_jax.config.presets import pilot_smoke_config
 from hope_jax.core.output import say
 from hope_jax.core.types import Batch
@@ -28,11 +29,9 @@ WINDOW, NEAR, FAR, PARTS = 512, 2**12, 2**16, 16
 
 
 class StreamRun:
-    """A stream of random tokens with room for `capacity`; calling it reads those from `start` to `stop`, which
-    are whole calls, wherever it stood before."""
+    """A stream of random tokens with room for `capacity`, read in calls of `tokens`."""
 
-    def __init__(self, capacity: int) -> None:
-        config = changed(pilot_smoke_config(), model__sliding_window=WINDOW)
+    def __init__(self, config: ExperimentConfig, capacity: int) -> None:
         streamer = assemble.streamer(config)
         params = jax.jit(streamer.model.init_params)(jax.random.key(0))
         self._params, self._state = params, streamer.begin(params, 1, capacity)
@@ -44,11 +43,22 @@ class StreamRun:
         self._write = write.lower(streamer, params, self._state, self._batch).compile()
 
     def __call__(self, start: int, stop: int) -> Any:
+        """Reads from position `start` to `stop`, wherever the stream stood before; the last call's logits."""
         carry = self._state.carry._replace(position=jnp.asarray(start, jnp.int32))
         self._state = self._state._replace(carry=carry)
         for _ in range(start, stop, self.tokens):
             logits, self._state = self._write(self._params, self._state, self._batch)
         return jax.block_until_ready(logits)
+
+    @property
+    def position(self) -> int:
+        """Where it stands."""
+        return int(self._state.carry.position)
+
+
+def windowed() -> ExperimentConfig:
+    """What is streamed."""
+    return changed(pilot_smoke_config(), model__sliding_window=WINDOW)
 
 
 def _most_memory() -> float:
@@ -58,13 +68,14 @@ def _most_memory() -> float:
 
 def _positions() -> tuple[Case, ...]:
     """Each with a cache that its position needs."""
+    runs = {stop: StreamRun(windowed(), stop) for stop in (NEAR, FAR)}
     return tuple(
-        Case(f"to {stop:,}", partial(StreamRun(stop), stop - NEAR, stop), tokens=NEAR) for stop in (NEAR, FAR)
+        Case(f"to {stop:,}", partial(run, stop - NEAR, stop), tokens=NEAR) for stop, run in runs.items()
     )
 
 
 def _million() -> tuple[Case, ...]:
-    run = StreamRun(PARTS * FAR)
+    run = StreamRun(windowed(), PARTS * FAR)
 
     def part(stop: int) -> Any:
         out = run(stop - FAR, stop)
