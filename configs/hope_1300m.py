@@ -1,7 +1,8 @@
 """The paper's Hope at 1.3B parameters: 17 layers of width 2048, 100 billion tokens.
 
 Command:  python -m hope_jax.launch --config=configs/hope_1300m.py
-Hardware: not run by us; docs/plan.md has what its step asks of two RTX 6000 Ada, H100s and a TPU v5e slice
+Hardware: eight H100 (80 GB): 40.5 GiB of 76.0 on each, one row at a time, by the compiler alone (python -m
+          hope_jax.plan --config=configs/hope_1300m.py --topology=h100:8 --nolargest_batch); not run by us
 Time:     unrun here
 Expect:   Wiki perplexity 14.39, average accuracy 58.04 (arXiv 2512.24695), on other data than ours.
           Parameters: 1,278 million. Width and depth are ours: the paper's table names the size alone.
