@@ -21,7 +21,7 @@ from absl import flags
 from hope_jax import cli
 from hope_jax.core.errors import ConfigError, instead
 from hope_jax.core.output import say
-from hope_jax.perf import kernel_benchmarks, loader, steps
+from hope_jax.perf import kernel_benchmarks, loader, steps, streams
 from hope_jax.perf.timing import Comparison, Timing, measure
 
 FLAGS = flags.FLAGS
@@ -30,7 +30,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Samples of each case.", lower_bound
 cli.define_config()
 _LIST = flags.DEFINE_boolean("list", False, "Print the names of the comparisons and stop.")
 
-MODULES = (kernel_benchmarks, loader, steps)
+MODULES = (kernel_benchmarks, loader, steps, streams)
 """Each with `comparisons() -> Iterator[Comparison]`."""
 
 

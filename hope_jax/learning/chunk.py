@@ -19,6 +19,7 @@ from hope_jax.core.types import Array, Batch, PyTree
 from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
 from hope_jax.learning import teach
 from hope_jax.learning.teach import Teach
+from hope_jax.memory.period_write import settled
 from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
 from hope_jax.models.lm import EMBED, Carry, Fast, HopeModel, ReadOutput
 
@@ -99,7 +100,6 @@ def read_loss(params: PyTree, out: ReadOutput, targets: Array) -> CrossEntropy:
     return cross_entropy(out.hidden, params[EMBED], targets)
 
 
-@jax.named_scope("write")
 def write(
     model: HopeModel,
     rule: OnlineRule,
@@ -115,6 +115,15 @@ def write(
     params: unstacked, those that read the chunk. norms: `HopeModel.norms` of them. cut: the write is constant
     for the outer gradient, but for parameters that act through writes alone. last: the stream ends here.
     """
+    written = _written(model, rule, params, norms, state, cut=cut, last=last)
+    return written._replace(fast=settled(written.fast))
+
+
+@jax.named_scope("write")
+def _written(
+    model: HopeModel, rule: OnlineRule, params: PyTree, norms: PyTree, state: State, *, cut: bool, last: bool
+) -> State:
+    """See `write`; with what that leaves for a read that follows at once."""
     if state.unwritten is None:
         return state
     fast, unwritten = state.fast, state.unwritten
@@ -146,7 +155,7 @@ def step(
 
     def loss(params: PyTree, taps: PyTree) -> tuple[Array, tuple[State, ReadOutput, CrossEntropy]]:
         at = state._replace(fast=model.rebase(params, state.fast)) if learn else state
-        at = write(model, rule, params, norms, at, cut=cut)
+        at = _written(model, rule, params, norms, at, cut=cut, last=False)
         fast, carry = at.fast, at.carry
         if carry is not None:
             fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)

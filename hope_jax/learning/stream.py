@@ -20,7 +20,7 @@ from hope_jax.learning import chunk as chunks
 from hope_jax.learning.chunk import OnlineRule, State, Sums
 from hope_jax.models.lm import Carry, Fast, HopeModel
 
-_BLOCK = 16
+BLOCK = 16
 """Chunks that one call to the device reads and writes where a segment holds as many; else it takes one.
 Two shapes are compiled, whatever the segments' lengths."""
 
@@ -125,7 +125,7 @@ class Streamer:
         logits, at = [], 0
         write = self.write_chunks_in_place if in_place else self.write_chunks
         while at < written:
-            chunks = _BLOCK if written - at >= _BLOCK else 1
+            chunks = BLOCK if written - at >= BLOCK else 1
             part = slice(size * at, size * (at + chunks))
             batch = Batch(row.tokens[:, part], targets[:, part], row.segment_ids[:, part])
             read, state = write(params, state, batch)

@@ -144,7 +144,7 @@ class Cms:
     ) -> tuple[Array, Trace]:
         return mlp_memory.read(
             params[name],
-            None if fast is None else fast[name].delta,
+            None if fast is None else fast[name].read_with,
             x,
             taps.get(name),
             output_clip=self.output_clip,

@@ -29,7 +29,7 @@ from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
 from hope_jax.memory.levels import Level
-from hope_jax.memory.period_write import LevelState, LevelTokens
+from hope_jax.memory.period_write import LevelState, LevelTokens, settled
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
 
@@ -45,6 +45,11 @@ class NestedState(NamedTuple):
     opt: PyTree
     pending: Gathered | tuple[()]
     init: LevelState
+
+    @property
+    def read_with(self) -> PyTree:
+        """What a read adds to the slow weights."""
+        return self.delta
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class NestedCms(Cms):
 
     def _fresh(self, level: Level, params: PyTree) -> PyTree:
         state, slower = init_level(level, params, self.chunk_size), self.slower(level)
-        return NestedState(*state, init_level(slower[0], params, self.chunk_size)) if slower else state
+        return NestedState(*state[:3], init_level(slower[0], params, self.chunk_size)) if slower else state
 
     def _write_level(
         self,
@@ -148,14 +153,14 @@ def _until_restart(
     theta.
     """
     level = LevelState(state.delta, state.opt, state.pending)
-    level, stats = weights.write(level, tokens, position, last)
-    init, moved = moves.write(state.init, tokens, position, last)
+    level, stats = settled(weights.write(level, tokens, position, last))
+    init, moved = settled(moves.write(state.init, tokens, position, last))
     end = position + len(tokens.mask)
     if len(slower) > 1:
         cleared = end % slower[1].update_period == 0
         init = trees.select(cleared, fresh.init, init)
         moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
     start, due = LevelState(init.delta, fresh.opt, fresh.pending), end % slower[0].update_period == 0
-    delta, opt, pending = trees.select(due, start, level)
+    delta, opt, pending, _ = trees.select(due, start, level)
     stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
     return NestedState(delta, opt, pending, init), (stats, moved)

@@ -15,7 +15,14 @@ from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules
+from hope_jax.memory.period_write import (
+    Ended,
+    LevelState,
+    LevelTokens,
+    PeriodWriter,
+    WriteRules,
+    settled,
+)
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
 from hope_jax.memory.state import Reduce, WriteStats, own
 
@@ -82,10 +89,9 @@ class LevelWriter(PeriodWriter):
         return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
-        """Takes one step for each period: all at once where the rule is linear and each example has its own
-        state, else one after the other."""
+        """Takes one step for each period: many at once where the rule is linear, else one after the other."""
         periods, period = by_period.mask.shape
-        if periods <= 1 or not self.rule.linear:
+        if not periods or not self.rule.linear:
             return super().write_periods(state, by_period)
         size = max(TOKENS_AT_ONCE // (period * self.reduce(1)), 1)
         if periods <= size:
@@ -94,7 +100,7 @@ class LevelWriter(PeriodWriter):
         by_period = by_period._replace(factors=by_period.factors._replace(on_delta=None))
         whole = periods // size * size
         blocks = jax.tree.map(lambda t: t[:whole].reshape(-1, size, *t.shape[1:]), by_period)
-        state, stats = jax.lax.scan(self._write_linear, state, blocks)
+        state, stats = jax.lax.scan(lambda *carry: settled(self._write_linear(*carry)), state, blocks)
         stats = jax.tree.map(lambda t: t.reshape(whole), stats)
         if whole == periods:
             return state, stats
@@ -121,7 +127,7 @@ class LevelWriter(PeriodWriter):
             )
         ]
         written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
-        deltas, velocities, found = zip(*written, strict=True)
+        deltas, velocities, found, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
             self._gradient_norms(tokens.factors),
@@ -131,7 +137,9 @@ class LevelWriter(PeriodWriter):
         opt, delta = state.opt, _by_name(deltas)
         if before is not None:
             opt = with_velocity(opt, _by_name(velocities), applied.sum())
-        return state._replace(delta=delta, opt=opt), stats
+        names = (name for name, _ in mlp_memory.GROUPS)
+        narrow = {name: m for name, m in zip(names, rounded, strict=True) if m is not None}
+        return LevelState(delta, opt, state.pending, narrow or ()), stats
 
     def _rows(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
         """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...]."""

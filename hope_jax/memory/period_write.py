@@ -26,11 +26,18 @@ class LevelState(NamedTuple):
 
     delta: what the context has added to the fast weights. opt: inner-optimizer state.
     pending: the partial period of a level whose period spans several chunks (what its rule gathers), else ().
+    rounded: matrices of delta in the dtype of reads, which a write leaves for the read after it; then ().
     """
 
     delta: PyTree
     opt: PyTree
     pending: PyTree
+    rounded: PyTree = ()
+
+    @property
+    def read_with(self) -> PyTree:
+        """What a read adds to the slow weights."""
+        return {**self.delta, **self.rounded} if self.rounded else self.delta
 
 
 class WriteRules(NamedTuple):
@@ -243,3 +250,12 @@ class PeriodWriter(ABC):
 def flushed(stats: WriteStats) -> WriteStats:
     """The statistics of a partial period that a stream's end has written."""
     return stats._replace(tokens_flushed=stats.updates_applied * stats.chunk_tokens)
+
+
+def settled(tree: PyTree) -> PyTree:
+    """The states in a tree without what a write has left for the read after it."""
+
+    def is_level(part: PyTree) -> bool:
+        return isinstance(part, LevelState)
+
+    return jax.tree.map(lambda s: s._replace(rounded=()) if is_level(s) else s, tree, is_leaf=is_level)

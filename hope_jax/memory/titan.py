@@ -174,7 +174,7 @@ class Titan:
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, TitanTrace]:
         """x [n, D] -> mem(x) [n, D]; see `Memory.read`."""
-        delta = None if fast is None else fast[LEVEL].delta
+        delta = None if fast is None else fast[LEVEL].read_with
         read = mlp_memory.forward(mlp_memory.fast_weights(params), delta, x, self.activation)
         y = self._normed(params, read.o).astype(x.dtype)
         if LEVEL in taps:

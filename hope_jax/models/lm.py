@@ -22,6 +22,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.initial import Params
+from hope_jax.memory.period_write import settled
 from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, Taps, WriteSignal, WriteStats
 from hope_jax.models import blocks, documents, layers
 from hope_jax.models.attention import ReadContext
@@ -213,7 +214,7 @@ class HopeModel:
             tuple(read.x for read in reads),
             tuple(read.trace for read in reads),
             carry,
-            tuple({**before, **read.written} for before, read in zip(states, reads, strict=True)),
+            settled(tuple({**before, **read.written} for before, read in zip(states, reads, strict=True))),
             trees.stack([read.stats for read in reads]),
         )
 
@@ -257,7 +258,7 @@ class HopeModel:
         def layer(empty: dict[str, PyTree], state: dict[str, PyTree]) -> dict[str, PyTree]:
             return documents.select(begins_b, {name: empty[name] for name in state}, state)
 
-        fresh = tuple(map(layer, self.init_fast_state(params, len(segment_ids)), fast))
+        fresh = tuple(map(layer, self.init_fast_state(params, len(segment_ids)), settled(fast)))
         return fresh, carry._replace(cache=tuple(blocks.forget(begins_b, cache) for cache in carry.cache))
 
     def norms(self, params: PyTree) -> tuple[dict[str, PyTree], ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.initial import Initial, Params
@@ -46,6 +47,9 @@ def _forms(
 
 def comparisons() -> Iterator[Comparison]:
     """Of every kernel."""
+    for kind in ("forward", "gradients"):
+        for documents in (1, 6):
+            yield Comparison(f"attention/{kind}-documents{documents}", partial(_attention, kind, documents))
     for kind in ("forward", "gradient"):
         for tokens, batch in ((32, 1), (512, 1), (2048, 1), (512, 4)):
             name = f"gated_deltanet/{kind}-t{tokens}-b{batch}"
@@ -55,6 +59,27 @@ def comparisons() -> Iterator[Comparison]:
             yield Comparison(f"cms_write/{kind}-p{period}-b1", partial(_cms_write, kind, period))
     for dim, tokens, batch in ((512, 512, 1), (512, 512, 4), (256, 512, 1), (512, 2048, 1)):
         yield Comparison(f"self_mod/d{dim}-t{tokens}-b{batch}", partial(_self_mod, dim, tokens, batch))
+
+
+def _attention(kind: str, documents: int) -> Cases:
+    """Causal attention of 2,048 tokens in so many documents of one length, 8 heads of 64: in one piece, and
+    tile by tile. Operations of a token: 4 D for each of its earlier tokens, on average half of them."""
+    tokens, keys = 2048, jax.random.split(jax.random.key(0), 3)
+    given = [jax.random.normal(key, (1, tokens, 8, 64)) for key in keys]
+    at = jnp.arange(tokens, dtype=jnp.int32)[None]
+    sight = Sight(at, at, at * documents // tokens, at * documents // tokens)
+
+    def form(twice: bool, sight: Sight, *given: jax.Array) -> jax.Array:
+        return attend(*given, sight, window=0, aligned=True, twice=twice)
+
+    return _forms(
+        {"in one piece": partial(form, True), "tiles": partial(form, False)},
+        sight,
+        *given,
+        flops=4.0 * 512 * tokens / documents / 2 * tokens,
+        tokens=tokens,
+        by=(1, 2, 3) if kind == "gradients" else (),
+    )
 
 
 def delta_by_token(

@@ -54,9 +54,9 @@ class Map(NamedTuple):
     max_delta: Array | None
 
 
-Written: TypeAlias = tuple[Affine, Affine | None, Coefficients]
-"""delta, velocity after the chunk (None if there was none), and the coefficients, for their hits and
-sizes."""
+Written: TypeAlias = tuple[Affine, Affine | None, Coefficients, Array | None]
+"""delta, velocity after the chunk (None if there was none), the coefficients, for their hits and sizes, and
+delta's matrix in the dtype of the tokens, if it is another."""
 
 
 def write_periods(
@@ -118,9 +118,10 @@ def _combine(one: Map, c: Coefficients, written: Array) -> Written:
     k, period = len(matrices), len(x) // len(c.g_p)
     mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([jnp.zeros_like(c.d), c.velocity_v])])[:k, :k]
     weights = jnp.repeat(jnp.stack([c.g_p, c.velocity_g_p][:k]), period, axis=1)
-    new = advance(matrices, x, g, (mix, weights, written))
+    narrow = None if g.dtype == weights.dtype else g.dtype
+    new = advance(matrices, x, g, (mix, weights, written), narrow)
     new_biases: Any = [None] * k
     if b is not None and biases is not None:
         new_biases = mix @ biases + weights @ b.astype(weights.dtype)
-    maps = [Affine(*pair) for pair in zip(new, new_biases, strict=True)]
-    return maps[0], maps[1] if k > 1 else None, c
+    maps = [Affine(*pair) for pair in zip(new[:k], new_biases, strict=True)]
+    return maps[0], maps[1] if k > 1 else None, c, None if narrow is None else new[k]

@@ -41,9 +41,11 @@ def products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tu
     return _PRODUCTS[known](matrices, x_ni, g_no)
 
 
-def advance(matrices: Matrices, x_ni: Array, g_no: Array, update: Update) -> Matrices:
-    """The matrices after a chunk."""
-    return _ADVANCE(matrices, x_ni, g_no, update)
+def advance(
+    matrices: Matrices, x_ni: Array, g_no: Array, update: Update, narrow: jnp.dtype | None = None
+) -> Matrices:
+    """The matrices after a chunk, and the first of them in the dtype `narrow`, if there is one."""
+    return _advance(narrow)(matrices, x_ni, g_no, update)
 
 
 def plain_products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tuple[Array, Array]:
@@ -62,13 +64,16 @@ def plain_products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool)
     return gram, jnp.stack(rows) if rows else jnp.zeros((0, len(x_ni)), dtype)
 
 
-def plain_advance(matrices: Matrices, x_ni: Array, g_no: Array, update: Update) -> Matrices:
+def plain_advance(
+    matrices: Matrices, x_ni: Array, g_no: Array, update: Update, narrow: jnp.dtype | None = None
+) -> Matrices:
     """The outer products of one matrix after the other, then the combination."""
     mix, weights, _ = update
-    x_ni, g_no = x_ni.astype(weights.dtype), g_no.astype(weights.dtype)
+    g_no = g_no.astype(weights.dtype)
     # The barrier keeps XLA:CPU from folding the transpose into the product, which it then runs slower.
-    sums = [jax.lax.optimization_barrier((x_ni * w[:, None]).T) @ g_no for w in weights]
-    return _combined(mix, matrices, sums)
+    x_in = jax.lax.optimization_barrier(x_ni.astype(weights.dtype).T)
+    new = _combined(mix, matrices, [x_in @ (w[:, None] * g_no) for w in weights])
+    return new if narrow is None else (*new, new[0].astype(narrow))
 
 
 def products_kernel(
@@ -94,6 +99,7 @@ def advance_kernel(
     x_ni: Array,
     g_no: Array,
     update: Update,
+    narrow: jnp.dtype | None = None,
     *,
     in_place: bool = True,
     interpret: bool = False,
@@ -101,11 +107,12 @@ def advance_kernel(
     """`advance` as a kernel. in_place: the old matrices are not needed any more; else XLA would copy them
     first."""
     if not _fit(matrices):
-        return plain_advance(matrices, x_ni, g_no, update)
+        return plain_advance(matrices, x_ni, g_no, update, narrow)
     k, (mix, weights, written) = len(matrices), update
     (x_ni, g_no, weights), rows = _whole_rows(x_ni, g_no, weights.T)
     body = functools.partial(_advance_body, k, rows, in_place)
-    out = [(_tile(matrices[0]), jax.ShapeDtypeStruct(m.shape, m.dtype)) for m in matrices]
+    dtypes = [m.dtype for m in matrices] + [dtype for dtype in (narrow,) if dtype]
+    out = [(_tile(matrices[0]), jax.ShapeDtypeStruct(matrices[0].shape, dtype)) for dtype in dtypes]
     scalars, aliases = (mix, weights.T, written[None].astype(jnp.int32)), {i: i for i in range(k)}
     return tuple(
         _call(
@@ -203,20 +210,33 @@ def _products_body(k: int, known: bool, rows: int, *refs: Any) -> None:
 
 def _advance_body(k: int, rows: int, in_place: bool, *refs: Any) -> None:
     """One block of every matrix."""
-    matrices, (x, g, mix, weights, written), new = refs[:k], refs[k:-k], refs[-k:]
+    matrices, (x, g, mix, weights, written), out = refs[:k], refs[k : k + 5], refs[k + 5 :]
+    touched = (written[0] != 0) | (not in_place)
 
-    @pl.when((written[0] != 0) | (not in_place))
+    @pl.when(touched)
     def _() -> None:
         def add(sums: Matrices, here: Any, x_here: Array, g_here: Array) -> Matrices:
-            rows = ((x_here * weights[i, here][:, None]).T for i in range(k))
-            return tuple(total + jnp.dot(w, g_here) for total, w in zip(sums, rows, strict=True))
+            rows = (weights[i, here][:, None] * g_here for i in range(k))
+            return tuple(total + jnp.dot(x_here.T, w) for total, w in zip(sums, rows, strict=True))
 
         sums = _over_rows(x, g, rows, add, tuple(jnp.zeros(m.shape, m.dtype) for m in matrices))
-        for place, m in zip(new, _combined(mix, [m[...] for m in matrices], sums), strict=True):
-            place[...] = m
+        found = _combined(mix, [m[...] for m in matrices], sums)
+        for place, m in zip(out, [*found, found[0]], strict=False):
+            place[...] = m.astype(place.dtype)
+
+    for narrow in out[k:]:
+
+        @pl.when(~touched)
+        def _(narrow: Any = narrow) -> None:
+            narrow[...] = matrices[0][...].astype(narrow.dtype)
 
 
-_ADVANCE = with_kernel(advance_kernel, plain_advance, functools.partial(advance_kernel, in_place=False))
+@functools.cache
+def _advance(narrow: jnp.dtype | None) -> Callable[..., Matrices]:
+    forms = (functools.partial(form, narrow=narrow) for form in (advance_kernel, plain_advance))
+    return with_kernel(*forms, functools.partial(advance_kernel, narrow=narrow, in_place=False))
+
+
 _PRODUCTS = {
     known: with_kernel(
         functools.partial(products_kernel, known=known), functools.partial(plain_products, known=known)

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-BLOCK_LOGITS = 2**24
-"""Logits that a block holds at most (64 MiB in float32), if that is a token or more of each example."""
+BLOCK_LOGITS = 2**25
+"""Logits that a block holds at most (128 MiB in float32), if that is a token or more of each example."""
 
 
 class CrossEntropy(NamedTuple):

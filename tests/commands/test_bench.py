@@ -91,12 +91,14 @@ def test_every_operation_lists_its_comparisons() -> None:
     assert len(set(there)) == len(there)
     operations = {name.partition("/")[0] for name in there}
     assert operations >= {
+        "attention",
         "cms_write",
         "compile",
         "gated_deltanet",
         "loader",
         "self_mod",
         "step",
+        "stream",
     }
     for name in operations:
         assert [one.name for one in bench.comparisons([name])] == [

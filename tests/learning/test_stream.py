@@ -9,7 +9,7 @@ import pytest
 
 from hope_jax.core.types import NO_TARGET, Batch
 from hope_jax.learning.chunk import State, stream_loss
-from hope_jax.learning.stream import _BLOCK, Stream
+from hope_jax.learning.stream import BLOCK, Stream
 from tests.streams import (
     CAPACITY,
     CHUNK,
@@ -60,9 +60,9 @@ def test_any_split_in_bfloat16_with_one_memory_for_the_batch(variant: str) -> No
 
 @pytest.mark.parametrize("variant", variants("hope_attention"))
 def test_segments_of_many_chunks_and_a_carry_that_grows(variant: str) -> None:
-    """From `_BLOCK` chunks on a call of the device takes that many; shorter segments go chunk by chunk."""
+    """From `BLOCK` chunks on a call of the device takes that many; shorter segments go chunk by chunk."""
     streamer, params = setup(variant)
-    tokens = CHUNK * (_BLOCK + 2) + 3
+    tokens = CHUNK * (BLOCK + 2) + 3
     data = rows(3, tokens)
     wanted = run(streamer, params, data, (20,) * 7 + (7,))
     assert_same(run(streamer, params, data, (tokens,)), wanted)
