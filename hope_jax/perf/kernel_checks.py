@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.gated_deltanet import gated_delta
-from hope_jax.kernels.newton_schulz import QUINTIC, orthogonalize
+from hope_jax.kernels.newton_schulz import QUINTIC, iterate, unit
 from hope_jax.kernels.xent_teach import cross_entropy
 from hope_jax.memory.level_write import LevelWriter
 from hope_jax.memory.levels import Level
@@ -56,6 +57,8 @@ def checks(width: int = 512, tokens: int = 256) -> Iterator[Check]:
     delta = partial(delta_inputs, 1, tokens, 8, width // 8)
     yield Check("gated_deltanet", jax.vmap(gated_delta), delta, low=(0, 1, 2), by=(0, 1, 2, 3, 4, 5))
     yield Check("self_mod", self_mod_pass, partial(_self_mod, width, tokens), low=(1,), by=(0, 1))
+    heads = partial(_heads, width, 2 * tokens)
+    yield Check("attention", _attention, heads, low=(0, 1, 2), by=(0, 1, 2))
     yield Check("newton_schulz", _orthogonal, lambda: (_normal(2, width, 2 * width),), low=(0,))
     yield Check("xent_teach", _loss, partial(_hidden, width, tokens), low=(0,), by=(0, 1))
 
@@ -64,12 +67,24 @@ def _normal(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(sum(shape)), shape)
 
 
+def _heads(width: int, tokens: int) -> tuple[Any, ...]:
+    """Two rows of 8 heads; queries, keys and values are three streams of random numbers."""
+    return tuple(jnp.split(_normal(2, tokens, 24, width // 8), 3, axis=2))
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal, with a document that ends in the middle of a row."""
+    at = jnp.arange(query.shape[1], dtype=jnp.int32)[None]
+    document = jnp.broadcast_to(at // (at.shape[1] // 2), query.shape[:2])
+    return attend(query, key, value, Sight(at, at, document, document), window=0, aligned=True, twice=False)
+
+
 def _self_mod(width: int, tokens: int) -> tuple[Any, ...]:
     return self_mod_params(width), _normal(1, tokens, width)
 
 
 def _orthogonal(x: jax.Array) -> jax.Array:
-    return orthogonalize(x, QUINTIC, 5, 1e-7)
+    return iterate(unit(x, 1e-7), QUINTIC, 5)
 
 
 def _hidden(width: int, tokens: int) -> tuple[Any, ...]:
