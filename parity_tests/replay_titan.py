@@ -83,7 +83,7 @@ def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -
     norm = {name: params[name] + delta[name] for name in replay_cms.LAYER_NORM}
     fast, weights = mlp_memory.fast_weights(delta), mlp_memory.fast_weights(params)
     how: Any = {"output_clip": memory.output_clip, "activation": memory.activation}
-    _, _, branch = mlp_memory.forward(weights, fast, key, memory.activation)
+    branch = mlp_memory.forward(weights, fast, key, memory.activation).o
     if memory.output_clip is not None:
         branch = branch * mlp_memory.clip_factor(branch, memory.output_clip)
     pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]

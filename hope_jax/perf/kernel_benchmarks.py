@@ -14,7 +14,7 @@ from hope_jax.memory import mlp_memory
 from hope_jax.memory.initial import Initial, Params
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
-from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules
+from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules, settled
 from hope_jax.memory.self_mod import SelfMod
 from hope_jax.memory.state import own
 from hope_jax.perf.timing import Case, Comparison, compiled
@@ -140,7 +140,7 @@ def written(
         factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, xs[0]), xs[1])
         tokens = LevelTokens(factors, active, jnp.ones(32), active)
         one = writer(WriteRules(32), spec, params, norms, own)
-        return one.write(state, tokens, jnp.int32(0), False)[0], None
+        return settled(one.write(state, tokens, jnp.int32(0), False)[0]), None
 
     return jax.lax.scan(step, state, [t.reshape(-1, 32, t.shape[-1]) for t in streams])[0]
 
