@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.learning import modes
+from hope_jax.learning import chunk, modes
 from hope_jax.memory.period_write import LevelState
 from tests.close import assert_close, at
 from tests.oracle import bridge, cases
@@ -174,3 +176,29 @@ def test_cases_exercise_what_they_name() -> None:
     assert any(w.write_clip_hits for w in bounded)
     assert any(w.delta_clip_hits for w in bounded)
     assert any(w.tokens < 16 for w in bounded if w.level == "slow")
+
+
+def test_in_bfloat16_a_read_sees_what_a_write_right_before_it_has_left() -> None:
+    """The write inside a step leaves delta in the reads' dtype; one before the step leaves delta alone."""
+    learning = learn(levels=(Level("fast", 4, lr=0.2), Level("slow", 8, lr=0.1)))
+    exact = bridge.hope_model(MODERN, learning, 0, "example")
+    model = replace(exact, spec=replace(exact.spec, dtype=jnp.dtype("bfloat16")))
+    narrow = jax.tree.map(jnp.float32, cases.model_params(MODERN))
+    params, rule, one = model.unstacked(narrow), bridge.online_rule(learning), jnp.ones((), jnp.float32)
+    batch = bridge.batch_of(cases.examples(2, 16))
+    first, second = (jax.tree.map(lambda t, i=i: t[:, i : i + 8], batch) for i in (0, 8))
+    norms, fast = model.norms(params), model.init_fast_state(params, 2)
+    step = partial(chunk.step, model, rule, params, norms)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def both() -> Any:
+        read = step(chunk.begin(model, fast, 2, model.init_carry(2, 16)), first, one).state
+        return step(read, second, one), step(chunk.write(model, rule, params, norms, read), second, one), read
+
+    joined, apart, before = both()
+    chex.assert_trees_all_equal(joined, apart)
+    for state in (before, joined.state):
+        levels = [level for layer in state.fast for level in layer["cms"].values()]
+        assert all(isinstance(level, LevelState) and level.rounded == () for level in levels)
+    written = joined.state.fast[0]["cms"]["fast"].delta["w_up"]
+    assert written.dtype == jnp.float32 and float(jnp.abs(written).max()) > 1e-4

@@ -127,13 +127,15 @@ def test_the_first_step_says_which_attention_it_has(caplog: pytest.LogCaptureFix
 
 
 def test_writes_that_no_read_sees_are_computed_where_a_row_tells_of_them() -> None:
-    logged = dataclasses.replace(settings(steps=5, algorithm_mode="two_pass"), log=c.LogConfig(every=3))
-    program = build_program(logged, 32)
+    """The first step, the last, logged ones and those that are evaluated: see `hooks.after_step`."""
+    config = settings(steps=7, algorithm_mode="two_pass")
+    config = dataclasses.replace(config, log=c.LogConfig(every=3), eval=c.EvalConfig(every=4))
+    program = build_program(config, 32)
     state, written = program.init(), []
-    for i in range(5):
+    for i in range(7):
         state, metrics = program.train_step(state, rows(i))
         written.append(float(metrics["writes"]["fast"]["periods"][0]) > 0)
-    assert written == [True, False, True, False, True]
+    assert written == [True, False, True, True, False, True, True]
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
