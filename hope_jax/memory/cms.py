@@ -120,7 +120,7 @@ class Cms:
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
-        return {name: init_level(level, params[name], self.chunk_size) for name, level in self.levels.items()}
+        return {name: init_level(level, params[name], self._rules()) for name, level in self.levels.items()}
 
     def read(
         self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.cms import Cms
-from hope_jax.memory.level_write import Gathered, LevelWriter, init_level
+from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, settled
 from hope_jax.memory.rules import RULES
@@ -43,7 +43,7 @@ class NestedState(NamedTuple):
 
     delta: PyTree
     opt: PyTree
-    pending: Gathered | tuple[()]
+    pending: PyTree
     init: LevelState
 
     @property
@@ -88,8 +88,8 @@ class NestedCms(Cms):
         return any(RULES[other.optimizer].at_outputs for other in (level, *self.slower(level)[:1]))
 
     def _fresh(self, level: Level, params: PyTree) -> PyTree:
-        state, slower = init_level(level, params, self.chunk_size), self.slower(level)
-        return NestedState(*state[:3], init_level(slower[0], params, self.chunk_size)) if slower else state
+        state, slower = init_level(level, params, self._rules()), self.slower(level)
+        return NestedState(*state[:3], init_level(slower[0], params, self._rules())) if slower else state
 
     def _write_level(
         self,

@@ -4,6 +4,7 @@ A memory gives the factors of its gradient, token by token; here they are summed
 through the level's inner optimizer. One example and one layer; rows are tokens.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from hope_jax.memory.period_write import (
     PeriodWriter,
     WriteRules,
     settled,
+    waiting,
 )
 from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
 from hope_jax.memory.state import Reduce, WriteStats, own
@@ -39,6 +41,13 @@ class Gathered(NamedTuple):
 
     grad: PyTree
     context: Array
+    ended: Ended
+
+
+class Held(NamedTuple):
+    """The tokens of a partial period: rows [C, ...]; those after the first `ended.seen` are zero."""
+
+    factors: WriteFactors
     ended: Ended
 
 
@@ -65,11 +74,67 @@ class LevelWriter(PeriodWriter):
             tokens = tokens._replace(factors=factors)
         return super().write(state, tokens, position, last)
 
-    def nothing(self) -> Gathered:
+    def nothing(self) -> Gathered | Held:
         """See `PeriodWriter`."""
-        w_up = self.weights["w_up"]
-        context = jnp.zeros(w_up.shape[0], w_up.dtype)
-        return Gathered(trees.zeros_like(self.weights), context, self.no_tokens())
+        inputs, hidden = self.weights["w_up"].shape
+        if self._holds_tokens():
+            z, g_h, a, g_o = (
+                jnp.zeros((self.spec.update_period, width), self.dtype)
+                for width in (inputs, hidden, hidden, inputs)
+            )
+            return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
+        return Gathered(trees.zeros_like(self.weights), jnp.zeros(inputs, self.dtype), self.no_tokens())
+
+    def _holds_tokens(self) -> bool:
+        """Whether a period that spans chunks is held as its tokens, which are fewer numbers than its gradient
+        and are not touched until they are written."""
+        short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
+        return short and self._spans_chunks() and self.rules.options.scope == "example"
+
+    def hold(self, pending: Gathered | Held, tokens: LevelTokens) -> Gathered | Held:
+        """See `PeriodWriter`."""
+        if isinstance(pending, Gathered):
+            return self.join(pending, self.gather(tokens))
+        at = pending.ended.seen.astype(jnp.int32)
+
+        def enter(rows: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), at, 0)
+
+        new = tokens.factors._replace(on_delta=None, h=None, o=None)
+        ended = trees.add(pending.ended, self.count(tokens))
+        return Held(jax.tree.map(enter, pending.factors, new), ended)
+
+    def held(self, pending: Gathered | Held) -> Gathered:
+        """See `PeriodWriter`."""
+        return summed(*pending, self.weights) if isinstance(pending, Held) else pending
+
+    def written_if(self, due: Array, state: LevelState, read_in: jnp.dtype) -> tuple[LevelState, WriteStats]:
+        """See `PeriodWriter`. On GPUs a conditional would copy the state: there the kernel that writes it is
+        told whether to."""
+        conditional = partial(super().written_if, read_in=read_in)
+        if not isinstance(state.pending, Held):
+            return conditional(due, state)
+
+        def branch(due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
+            new, stats = conditional(due, state)
+            names = () if read_in == self.dtype else mlp_memory.GROUPS
+            return new._replace(rounded={n: new.delta[n].astype(read_in) for n, _ in names} or ()), stats
+
+        kernel, given = partial(self.written_by_mask, read_in=read_in), (due, state)
+        found: tuple[LevelState, WriteStats] = jax.lax.platform_dependent(*given, cuda=kernel, default=branch)
+        return found
+
+    def written_by_mask(
+        self, due: Array, state: LevelState, read_in: jnp.dtype
+    ) -> tuple[LevelState, WriteStats]:
+        """`written_if` of a period that is held as tokens, as one write that is applied or not."""
+        held: Held = jax.tree.map(lambda t: t[None], state.pending)
+        rows = jax.tree.map(lambda t: t.astype(read_in), held.factors)
+        ended = held.ended._replace(tokens=jnp.where(due, held.ended.tokens, 0))
+        new, stats = self._write_linear(state, rows, ended)
+        written = self.nothing(), jax.tree.map(lambda t: t[0], stats)
+        pending, stats = trees.select(due, written, (state.pending, waiting(state.pending)))
+        return new._replace(pending=pending), stats
 
     def join(self, first: Gathered, second: Gathered) -> Gathered:
         """Adds the sums of both."""
@@ -77,9 +142,7 @@ class LevelWriter(PeriodWriter):
 
     def gather(self, tokens: LevelTokens) -> Gathered:
         """The summed gradient and the counts of a period, or of a part of one."""
-        grad = mlp_memory.write_gradient(tokens.factors, self.weights)
-        context = tokens.factors.z.astype(self.dtype).sum(0)
-        total = self.reduce(Gathered(grad, context, self.count(tokens)))
+        total = self.reduce(summed(tokens.factors, self.count(tokens), self.weights))
         return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
 
     def proposed(self, state: LevelState, period: Gathered) -> tuple[PyTree, PyTree, PyTree]:
@@ -95,24 +158,29 @@ class LevelWriter(PeriodWriter):
             return super().write_periods(state, by_period)
         size = max(TOKENS_AT_ONCE // (period * self.reduce(1)), 1)
         if periods <= size:
-            return self._write_linear(state, by_period)
+            return self._write_whole(state, by_period)
         # Later blocks are written at another delta than that of the read.
         by_period = by_period._replace(factors=by_period.factors._replace(on_delta=None))
         whole = periods // size * size
         blocks = jax.tree.map(lambda t: t[:whole].reshape(-1, size, *t.shape[1:]), by_period)
-        state, stats = jax.lax.scan(lambda *carry: settled(self._write_linear(*carry)), state, blocks)
+        state, stats = jax.lax.scan(lambda *carry: settled(self._write_whole(*carry)), state, blocks)
         stats = jax.tree.map(lambda t: t.reshape(whole), stats)
         if whole == periods:
             return state, stats
-        state, more = self._write_linear(state, jax.tree.map(lambda t: t[whole:], by_period))
+        state, more = self._write_whole(state, jax.tree.map(lambda t: t[whole:], by_period))
         return state, jax.tree.map(lambda *t: jnp.concatenate(t), stats, more)
 
-    def _write_linear(self, state: LevelState, tokens: LevelTokens) -> tuple[LevelState, WriteStats]:
-        """Some whole periods at once (`hope_jax.kernels.cms_write`); leaves [P, C, ...]. Examples that share
-        the state are one after the other in each period."""
-        spec, bounds, before = self.spec, self.rules.options, velocity(state.opt)
+    def _write_whole(self, state: LevelState, tokens: LevelTokens) -> tuple[LevelState, WriteStats]:
+        """Whole periods at once; leaves [P, C, ...]. Examples that share the state are one after the other in
+        each period."""
         ended = self.shared(self.reduce(self.count(tokens)), tokens.mask.shape[1])
-        tokens = self.reduce.gather(tokens, 1)
+        return self._write_linear(state, self.reduce.gather(tokens.factors, 1), ended)
+
+    def _write_linear(
+        self, state: LevelState, factors: WriteFactors, ended: Ended
+    ) -> tuple[LevelState, WriteStats]:
+        """P periods of factors [P, C, ...] in closed form (`hope_jax.kernels.cms_write`)."""
+        spec, bounds, before = self.spec, self.rules.options, velocity(state.opt)
         _, applied = self.decided(ended)
         maps = [
             Map(
@@ -123,14 +191,14 @@ class LevelWriter(PeriodWriter):
                 bounds.delta_clip * norm if bounds.delta_clip else None,
             )
             for rows, group, norm in zip(
-                self._rows(tokens.factors, ended), mlp_memory.GROUPS, self.norms, strict=True
+                self._rows(factors, ended), mlp_memory.GROUPS, self.norms, strict=True
             )
         ]
         written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
         deltas, velocities, found, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
-            self._gradient_norms(tokens.factors),
+            self._gradient_norms(factors),
             [(c.write_sizes, c.write_hits) for c in found],
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
@@ -172,9 +240,15 @@ class LevelWriter(PeriodWriter):
         return norms
 
 
-def init_level(spec: Level, params: PyTree, chunk_size: int) -> LevelState:
+def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gathered:
+    """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
+    grad = mlp_memory.write_gradient(factors, like)
+    return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
+
+
+def init_level(spec: Level, params: PyTree, rules: WriteRules) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
-    return LevelWriter(WriteRules(chunk_size), spec, params, (), own).init()
+    return LevelWriter(rules, spec, params, (), own).init()
 
 
 def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:

@@ -168,25 +168,35 @@ class PeriodWriter(ABC):
         self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
     ) -> tuple[LevelState, WriteStats]:
         """Adds the chunk to the partial period, and writes it if it ends here; C > N."""
-        pending, empty = self.join(state.pending, self.gather(tokens)), self.nothing()
-
-        def apply() -> tuple[LevelState, WriteStats]:
-            new, stats = self.apply(state, pending)
-            return new._replace(pending=empty), stats
-
-        def wait() -> tuple[LevelState, WriteStats]:
-            waiting = zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
-            return state._replace(pending=pending), waiting
-
         due = (position + len(tokens.mask)) % self.spec.update_period == 0
-        new_state, stats = jax.lax.cond(due, apply, wait)
-        if not last:
-            return new_state, stats
-        if not self.rules.flush_partial_at_end:
-            dropped = stats._replace(pending_tokens=jnp.zeros((), float))
-            return new_state._replace(pending=empty), dropped
-        early, early_stats = apply()
-        return jax.lax.cond(due, lambda: (new_state, stats), lambda: (early, flushed(early_stats)))
+        state = state._replace(pending=self.hold(state.pending, tokens))
+        if last and self.rules.flush_partial_at_end:
+            new, stats = self.apply(state, self.held(state.pending))
+            stats = trees.select(due, stats, flushed(stats))
+        else:
+            new, stats = self.written_if(due, state, tokens.factors.z.dtype)
+        if last:
+            new = new._replace(pending=self.nothing())
+            stats = stats._replace(pending_tokens=jnp.zeros((), float))
+        return new, stats
+
+    def hold(self, pending: Any, tokens: LevelTokens) -> Any:
+        """The partial period with one more chunk."""
+        return self.join(pending, self.gather(tokens))
+
+    def held(self, pending: Any) -> Any:
+        """What `gather` would give of the tokens of a partial period."""
+        return pending
+
+    def written_if(self, due: Array, state: LevelState, read_in: jnp.dtype) -> tuple[LevelState, WriteStats]:
+        """Writes what is pending if it is due. read_in: dtype in which reads take the weights."""
+        del read_in
+
+        def write() -> tuple[LevelState, WriteStats]:
+            new, stats = self.apply(state, self.held(state.pending))
+            return new._replace(pending=self.nothing()), stats
+
+        return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
         """Whether the gate is open, and whether the period is written: it is if a token is left, too."""
@@ -245,6 +255,11 @@ class PeriodWriter(ABC):
         )
         # Statistics are reported, never optimized: no loss may reach a memory through them.
         return jax.lax.stop_gradient(stats)
+
+
+def waiting(pending: Any) -> WriteStats:
+    """The statistics of a partial period that goes on."""
+    return zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
 
 
 def flushed(stats: WriteStats) -> WriteStats:

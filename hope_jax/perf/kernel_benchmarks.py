@@ -155,7 +155,7 @@ def write_inputs(spec: Level, dim: int, tokens: int) -> tuple[Any, ...]:
         "ln_scale": jnp.ones(dim),
         "ln_bias": jnp.zeros(dim),
     }
-    state = init_level(spec, params, 32)
+    state = init_level(spec, params, WriteRules(32))
     x = jax.random.normal(keys[2], (tokens, dim))
     teach = 0.1 * jax.random.normal(keys[3], x.shape)
     return params, state, state.delta, state.opt[-1].ema, x, teach

@@ -11,7 +11,7 @@ import pytest
 from hope_jax.memory import level_write, mlp_memory
 from hope_jax.memory.level_write import LevelWriter, init_level
 from hope_jax.memory.levels import Level
-from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules
+from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules, settled
 from hope_jax.memory.rules import OPTIMIZERS, RULES
 from hope_jax.memory.state import Reduce, own
 
@@ -43,7 +43,7 @@ def test_periods_at_once_are_periods_one_by_one(
     x, teach = jnp.asarray(rng.normal(size=(2, N, D)))
 
     def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> Any:
-        state = init_level(spec, params, N)
+        state = init_level(spec, params, rules)
         delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
         state = state._replace(delta=delta)
         for _ in range(2):
@@ -90,7 +90,7 @@ def test_blocks_of_periods_and_shared_states(
     reduce = Reduce(("examples",)) if shared else own
 
     def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array, mask: Any, surprise: Any) -> Any:
-        state = init_level(spec, params, N)
+        state = init_level(spec, params, rules)
         factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
         one = writer(rules, spec, params, mlp_memory.group_norms(params), reduce)
         return one.write(state, LevelTokens(factors, mask, surprise, mask), jnp.int32(0), False)
@@ -105,3 +105,44 @@ def test_blocks_of_periods_and_shared_states(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), state, wanted)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stats, wanted_stats)
     assert float(stats.updates_applied.min()) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("variant", LINEAR)
+def test_a_period_that_spans_chunks_is_written_alike_by_branch_and_by_mask(variant: str, dtype: str) -> None:
+    """What CPUs do and what GPUs do, over two periods and a half of which the gate closes the second."""
+    rng, read_in = np.random.default_rng(2), jnp.dtype(dtype)
+    wide = jnp.float64 if dtype == "float64" else jnp.float32
+    params = {
+        "w_up": jnp.asarray(rng.normal(size=(D, H)), wide),
+        "w_down": jnp.asarray(rng.normal(size=(H, D)), wide),
+    }
+    spec, rules = Level(3 * N, 0.1, variant, beta=0.8), WriteRules(N, MemoryOptions("loss", 0.2, 0.03, 0.05))
+    writer = LevelWriter(rules, spec, params, mlp_memory.group_norms(params), own)
+    tolerance = 1e-12 if dtype == "float64" else 2e-2
+    branch = partial(PeriodWriter.written_if, writer)
+    ends = []
+
+    def compare(due: bool, state: Any) -> Any:
+        forms = [jax.jit(partial(form, read_in=read_in)) for form in (branch, writer.written_by_mask)]
+        (new, stats), (masked, masked_stats) = (form(jnp.asarray(due), state) for form in forms)
+        assert bool(masked.rounded) == (dtype == "bfloat16")
+        for name, rounded in dict(masked.rounded).items():
+            np.testing.assert_array_equal(rounded, masked.delta[name].astype(read_in))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=tolerance), settled(masked), new)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-2), masked_stats, stats)
+        ends.append(float(stats.updates_applied))
+        return new
+
+    state = writer.init()
+    for chunk in range(8):
+        x, teach = jnp.asarray(rng.normal(size=(2, N, D)), read_in)
+        mask = jnp.asarray(rng.random(N) < 0.7)
+        surprise = jnp.full(N, 0.1 if 3 <= chunk < 6 else 1.0)
+        factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
+        tokens = LevelTokens(factors, mask, surprise, mask)
+        state = state._replace(pending=writer.hold(state.pending, tokens))
+        state = compare(chunk % 3 == 2, state)
+    assert ends == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert float(state.pending.ended.seen) == 2 * N
+    assert not state.pending.factors.z[2 * N :].any()

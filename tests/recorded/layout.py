@@ -19,6 +19,7 @@ from hope_jax.core.types import Batch
 from hope_jax.learning.chunk import stream_loss
 from hope_jax.learning.modes import MODES
 from hope_jax.learning.stream import Streamer
+from hope_jax.memory.level_write import Held, summed
 from hope_jax.memory.self_mod import SelfModState
 from hope_jax.training import step as step_module
 from hope_jax.training.step import Step
@@ -151,7 +152,10 @@ def _of_level(state: Any) -> Named:
     yield from _under("delta", state.delta)
     yield from _of_moments(state.opt)
     renamed = {"ended/surprise": "ended/surprise/total", "ended/counted": "ended/surprise/tokens"}
-    for name, leaf in of_tree(state.pending):
+    pending = state.pending
+    if isinstance(pending, Held):
+        pending = jax.vmap(summed)(*pending, state.delta)
+    for name, leaf in of_tree(pending):
         yield f"pending/{renamed.get(name, name)}", leaf
     if hasattr(state, "init"):
         for name, leaf in _of_level(state.init):
