@@ -55,7 +55,7 @@ class Cms:
     residual branch while training (reference style). activation: of the levels' hidden layers, a name of
     `mlp_memory.ACTIVATIONS`. layer_norm: each level norms its input. mixed: the
     levels are independent: their outputs are averaged with learned weights. flush_partial_at_end: write
-    unfinished periods when a stream ends.
+    unfinished periods when a stream ends. read_in: dtype in which reads take the weights; None: their own.
     """
 
     levels: Mapping[str, Level]
@@ -69,6 +69,7 @@ class Cms:
     layer_norm: bool = True
     mixed: bool = False
     flush_partial_at_end: bool = False
+    read_in: jnp.dtype | None = None
 
     def entries(self, begin: Initial) -> Entries:
         """See `AnyMemory.entries`: by level."""
@@ -197,7 +198,7 @@ class Cms:
         )
 
     def _rules(self) -> WriteRules:
-        return WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end)
+        return WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end, self.read_in)
 
     def _write_level(
         self,

@@ -161,6 +161,6 @@ def _until_restart(
         init = trees.select(cleared, fresh.init, init)
         moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
     start, due = LevelState(init.delta, fresh.opt, fresh.pending), end % slower[0].update_period == 0
-    delta, opt, pending, _ = trees.select(due, start, level)
+    delta, opt, pending, *_ = trees.select(due, start, level)
     stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
     return NestedState(delta, opt, pending, init), (stats, moved)

@@ -4,7 +4,6 @@ A memory gives the factors of its gradient, token by token; here they are summed
 through the level's inner optimizer. One example and one layer; rows are tokens.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.cms_write import Affine, Map, Rows, root, write_periods
+from hope_jax.kernels.cms_write import Affine, Map, Rows, inner_of, root, write_periods
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
@@ -45,7 +44,7 @@ class Gathered(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The tokens of a partial period: rows [C, ...]; those after the first `ended.seen` are zero."""
+    """The tokens of a partial period: rows [C, ...]; those after the first `ended.seen` mean nothing."""
 
     factors: WriteFactors
     ended: Ended
@@ -74,12 +73,18 @@ class LevelWriter(PeriodWriter):
             tokens = tokens._replace(factors=factors)
         return super().write(state, tokens, position, last)
 
+    def init(self) -> LevelState:
+        """See `PeriodWriter`."""
+        state = super().init()
+        return state._replace(inner=self._inner(state)) if self.rule.linear else state
+
     def nothing(self) -> Gathered | Held:
         """See `PeriodWriter`."""
         inputs, hidden = self.weights["w_up"].shape
         if self._holds_tokens():
+            dtype = self.rules.read_in or self.dtype
             z, g_h, a, g_o = (
-                jnp.zeros((self.spec.update_period, width), self.dtype)
+                jnp.zeros((self.spec.update_period, width), dtype)
                 for width in (inputs, hidden, hidden, inputs)
             )
             return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
@@ -91,11 +96,11 @@ class LevelWriter(PeriodWriter):
         short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
         return short and self._spans_chunks() and self.rules.options.scope == "example"
 
-    def hold(self, pending: Gathered | Held, tokens: LevelTokens) -> Gathered | Held:
+    def hold(self, pending: Gathered | Held, tokens: LevelTokens, position: Array) -> Gathered | Held:
         """See `PeriodWriter`."""
         if isinstance(pending, Gathered):
-            return self.join(pending, self.gather(tokens))
-        at = pending.ended.seen.astype(jnp.int32)
+            return super().hold(pending, tokens, position)
+        at = position % self.spec.update_period
 
         def enter(rows: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), at, 0)
@@ -106,35 +111,53 @@ class LevelWriter(PeriodWriter):
 
     def held(self, pending: Gathered | Held) -> Gathered:
         """See `PeriodWriter`."""
-        return summed(*pending, self.weights) if isinstance(pending, Held) else pending
+        return gathered(pending, self.weights) if isinstance(pending, Held) else pending
 
-    def written_if(self, due: Array, state: LevelState, read_in: jnp.dtype) -> tuple[LevelState, WriteStats]:
+    def emptied(self, pending: Gathered | Held) -> Gathered | Held:
+        """See `PeriodWriter`."""
+        return pending._replace(ended=self.no_tokens()) if isinstance(pending, Held) else self.nothing()
+
+    def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`. On GPUs a conditional would copy the state: there the kernel that writes it is
         told whether to."""
-        conditional = partial(super().written_if, read_in=read_in)
+        conditional = super().written_if
         if not isinstance(state.pending, Held):
             return conditional(due, state)
 
         def branch(due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
             new, stats = conditional(due, state)
+            read_in = state.pending.factors.z.dtype
             names = () if read_in == self.dtype else mlp_memory.GROUPS
             return new._replace(rounded={n: new.delta[n].astype(read_in) for n, _ in names} or ()), stats
 
-        kernel, given = partial(self.written_by_mask, read_in=read_in), (due, state)
-        found: tuple[LevelState, WriteStats] = jax.lax.platform_dependent(*given, cuda=kernel, default=branch)
+        found: tuple[LevelState, WriteStats] = jax.lax.platform_dependent(
+            due, state, cuda=self.written_by_mask, default=branch
+        )
         return found
 
-    def written_by_mask(
-        self, due: Array, state: LevelState, read_in: jnp.dtype
-    ) -> tuple[LevelState, WriteStats]:
+    def written_by_mask(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """`written_if` of a period that is held as tokens, as one write that is applied or not."""
-        held: Held = jax.tree.map(lambda t: t[None], state.pending)
-        rows = jax.tree.map(lambda t: t.astype(read_in), held.factors)
-        ended = held.ended._replace(tokens=jnp.where(due, held.ended.tokens, 0))
-        new, stats = self._write_linear(state, rows, ended)
-        written = self.nothing(), jax.tree.map(lambda t: t[0], stats)
-        pending, stats = trees.select(due, written, (state.pending, waiting(state.pending)))
-        return new._replace(pending=pending), stats
+        pending = state.pending
+        factors, ended = jax.tree.map(lambda t: t[None], (pending.factors, pending.ended))
+        ended = ended._replace(tokens=jnp.where(due, ended.tokens, 0))
+        new, stats = self._write_linear(state, factors, ended)
+        stats = trees.select(due, jax.tree.map(lambda t: t[0], stats), waiting(pending))
+        ended = trees.select(due, self.no_tokens(), pending.ended)
+        return new._replace(pending=pending._replace(ended=ended)), stats
+
+    def apply(self, state: LevelState, period: Gathered) -> tuple[LevelState, WriteStats]:
+        """See `PeriodWriter`."""
+        new, stats = super().apply(state, period)
+        return new._replace(inner=self._inner(new) if state.inner else ()), stats
+
+    def _inner(self, state: LevelState) -> PyTree:
+        """`LevelState.inner`, taken anew."""
+        return {group[0]: inner_of(*self._states(state, group)) for group in mlp_memory.GROUPS}
+
+    def _states(self, state: LevelState, group: tuple[str, str]) -> tuple[Affine, Affine | None]:
+        """An affine map's delta and velocity."""
+        average = velocity(state.opt)
+        return _affine(state.delta, group), None if average is None else _affine(average, group)
 
     def join(self, first: Gathered, second: Gathered) -> Gathered:
         """Adds the sums of both."""
@@ -180,22 +203,22 @@ class LevelWriter(PeriodWriter):
         self, state: LevelState, factors: WriteFactors, ended: Ended
     ) -> tuple[LevelState, WriteStats]:
         """P periods of factors [P, C, ...] in closed form (`hope_jax.kernels.cms_write`)."""
-        spec, bounds, before = self.spec, self.rules.options, velocity(state.opt)
+        spec, bounds = self.spec, self.rules.options
         _, applied = self.decided(ended)
         maps = [
             Map(
                 rows,
-                _affine(state.delta, group),
-                None if before is None else _affine(before, group),
+                *self._states(state, group),
                 bounds.write_clip * norm if bounds.write_clip else None,
                 bounds.delta_clip * norm if bounds.delta_clip else None,
+                state.inner[group[0]] if state.inner else None,
             )
             for rows, group, norm in zip(
                 self._rows(factors, ended), mlp_memory.GROUPS, self.norms, strict=True
             )
         ]
         written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
-        deltas, velocities, found, rounded = zip(*written, strict=True)
+        deltas, velocities, found, inner, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
             self._gradient_norms(factors),
@@ -203,11 +226,12 @@ class LevelWriter(PeriodWriter):
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
         opt, delta = state.opt, _by_name(deltas)
-        if before is not None:
+        if velocity(opt) is not None:
             opt = with_velocity(opt, _by_name(velocities), applied.sum())
-        names = (name for name, _ in mlp_memory.GROUPS)
+        names = [name for name, _ in mlp_memory.GROUPS]
         narrow = {name: m for name, m in zip(names, rounded, strict=True) if m is not None}
-        return LevelState(delta, opt, state.pending, narrow or ()), stats
+        products = dict(zip(names, inner, strict=True)) if state.inner else ()
+        return LevelState(delta, opt, state.pending, narrow or (), products), stats
 
     def _rows(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
         """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...]."""
@@ -244,6 +268,13 @@ def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gat
     """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
     grad = mlp_memory.write_gradient(factors, like)
     return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
+
+
+def gathered(held: Held, like: mlp_memory.Weights) -> Gathered:
+    """What `LevelWriter.gather` would give of the tokens that are held."""
+    there = jnp.arange(len(held.factors.z)) < held.ended.seen
+    factors = jax.tree.map(lambda t: jnp.where(there[:, None], t, 0), held.factors)
+    return summed(factors, held.ended, like)
 
 
 def init_level(spec: Level, params: PyTree, rules: WriteRules) -> LevelState:

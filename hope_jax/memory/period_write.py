@@ -27,12 +27,15 @@ class LevelState(NamedTuple):
     delta: what the context has added to the fast weights. opt: inner-optimizer state.
     pending: the partial period of a level whose period spans several chunks (what its rule gathers), else ().
     rounded: matrices of delta in the dtype of reads, which a write leaves for the read after it; then ().
+    inner: of a rule in closed form, the inner products of each affine map's delta and velocity, which a write
+    leaves for the next one (`Map.inner`); () where they are taken anew.
     """
 
     delta: PyTree
     opt: PyTree
     pending: PyTree
     rounded: PyTree = ()
+    inner: PyTree = ()
 
     @property
     def read_with(self) -> PyTree:
@@ -44,11 +47,13 @@ class WriteRules(NamedTuple):
     """What the levels of a memory share.
 
     chunk_size: tokens of an online chunk (N). flush_partial_at_end: write partial periods when a stream ends.
+    read_in: dtype in which reads take the weights; None: the weights' own.
     """
 
     chunk_size: int
     options: MemoryOptions = MemoryOptions()
     flush_partial_at_end: bool = False
+    read_in: jnp.dtype | None = None
 
 
 class Ended(NamedTuple):
@@ -169,32 +174,37 @@ class PeriodWriter(ABC):
     ) -> tuple[LevelState, WriteStats]:
         """Adds the chunk to the partial period, and writes it if it ends here; C > N."""
         due = (position + len(tokens.mask)) % self.spec.update_period == 0
-        state = state._replace(pending=self.hold(state.pending, tokens))
+        state = state._replace(pending=self.hold(state.pending, tokens, position))
         if last and self.rules.flush_partial_at_end:
             new, stats = self.apply(state, self.held(state.pending))
             stats = trees.select(due, stats, flushed(stats))
         else:
-            new, stats = self.written_if(due, state, tokens.factors.z.dtype)
+            new, stats = self.written_if(due, state)
         if last:
             new = new._replace(pending=self.nothing())
             stats = stats._replace(pending_tokens=jnp.zeros((), float))
         return new, stats
 
-    def hold(self, pending: Any, tokens: LevelTokens) -> Any:
-        """The partial period with one more chunk."""
+    def hold(self, pending: Any, tokens: LevelTokens, position: Array) -> Any:
+        """The partial period with one more chunk, whose first token stands at `position`."""
+        del position
         return self.join(pending, self.gather(tokens))
+
+    def emptied(self, pending: Any) -> Any:
+        """The pending period without its tokens."""
+        del pending
+        return self.nothing()
 
     def held(self, pending: Any) -> Any:
         """What `gather` would give of the tokens of a partial period."""
         return pending
 
-    def written_if(self, due: Array, state: LevelState, read_in: jnp.dtype) -> tuple[LevelState, WriteStats]:
-        """Writes what is pending if it is due. read_in: dtype in which reads take the weights."""
-        del read_in
+    def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
+        """Writes what is pending if it is due."""
 
         def write() -> tuple[LevelState, WriteStats]:
             new, stats = self.apply(state, self.held(state.pending))
-            return new._replace(pending=self.nothing()), stats
+            return new._replace(pending=self.emptied(state.pending)), stats
 
         return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
 

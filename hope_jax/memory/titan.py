@@ -84,6 +84,7 @@ class Titan:
     output_clip: float | None = None
     activation: str = "gelu"
     flush_partial_at_end: bool = False
+    read_in: jnp.dtype | None = None
     self_modifier: SelfModifierOptions = SelfModifierOptions()
 
     def entries(self, begin: Initial) -> Entries:
@@ -166,7 +167,7 @@ class Titan:
         return {LEVEL: self._writer(params, (), own).init()}
 
     def _writer(self, params: PyTree, norms: tuple[Array, ...], reduce: Reduce) -> TitansWriter | LevelWriter:
-        rules = WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end)
+        rules = WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end, self.read_in)
         kind = TitansWriter if self.gated else LevelWriter
         return kind(rules, self.level, params, norms, reduce)
 

@@ -183,6 +183,7 @@ def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
         "output_clip": None if spec.modern or not training else READ_CLIP,
         "activation": spec.activation,
         "flush_partial_at_end": spec.cms.flush_partial_at_end,
+        "read_in": spec.dtype,
     }
 
 

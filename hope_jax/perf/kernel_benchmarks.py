@@ -134,7 +134,7 @@ def written(
     """The state after one sequence. given: delta and average to begin with, x and teach signal [T, D]."""
     norms, active = mlp_memory.group_norms(params), jnp.ones(32, bool)
     delta, ema, *streams = given
-    state = state._replace(delta=delta, opt=(*state.opt[:-1], state.opt[-1]._replace(ema=ema)))
+    state = state._replace(delta=delta, opt=(*state.opt[:-1], state.opt[-1]._replace(ema=ema)), inner=())
 
     def step(state: LevelState, xs: Any) -> tuple[LevelState, None]:
         factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, xs[0]), xs[1])

@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
-from hope_jax.kernels.cms_write.states import advance, products, times_transposed
+from hope_jax.kernels.cms_write.states import advance, inner, products, times_transposed
 
 from hope_jax.core.types import Array
 
@@ -44,7 +44,8 @@ class Map(NamedTuple):
     """One affine map of a level and what a chunk writes into it.
 
     rows: n tokens. delta: what the context has added. velocity: average of its gradients, or None: v = G_p.
-    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off.
+    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off. inner: `inner_of` delta and
+    velocity, which the write before this one has left; None: taken anew.
     """
 
     rows: Rows
@@ -52,11 +53,12 @@ class Map(NamedTuple):
     velocity: Affine | None
     max_write: Array | None
     max_delta: Array | None
+    inner: Array | None = None
 
 
-Written: TypeAlias = tuple[Affine, Affine | None, Coefficients, Array | None]
-"""delta, velocity after the chunk (None if there was none), the coefficients, for their hits and sizes, and
-delta's matrix in the dtype of the tokens, if it is another."""
+Written: TypeAlias = tuple[Affine, Affine | None, Coefficients, Array, Array | None]
+"""delta, velocity after the chunk (None if there was none), the coefficients, for their hits and sizes,
+`inner_of` the new delta and velocity, and delta's matrix in the dtype of the tokens, if it is another."""
 
 
 def write_periods(
@@ -72,15 +74,16 @@ def write_periods(
     first, periods = maps[0], applied_p.shape[0]
     rate = None if first.velocity is None else beta
     bounds = jax.tree.map(lambda *b: jnp.stack(b), *((one.max_write, one.max_delta) for one in maps))
-    inner = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
+    known = jax.tree.map(lambda *leaf: jnp.stack(leaf), *(inner_products(one, periods) for one in maps))
     dtype = first.delta.matrix.dtype
 
     def of_map(inner: Inner, max_write: Array | None, max_delta: Array | None) -> Coefficients:
         return coefficients(inner, applied_p, rate, lr, max_write, max_delta, dtype)
 
-    found = jax.vmap(of_map, axis_size=len(maps))(inner, *bounds)
+    found = jax.vmap(of_map, axis_size=len(maps))(known, *bounds)
     each = (jax.tree.map(lambda c, i=i: c[i], found) for i in range(len(maps)))
-    return tuple(_combine(one, c, applied_p.any()) for one, c in zip(maps, each, strict=True))
+    given = zip(maps, each, known[0], strict=True)
+    return tuple(_combine(one, c, before, applied_p.any()) for one, c, before in given)
 
 
 def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> Array:
@@ -91,37 +94,52 @@ def token_products(rows: Rows, other: Rows, dtype: jnp.dtype) -> Array:
     return products + times_transposed(rows.b_no, other.b_no, dtype)
 
 
-def _state(one: Map) -> tuple[tuple[Array, ...], Array | None]:
+def _state(delta: Affine, velocity: Affine | None) -> tuple[tuple[Array, ...], Array | None]:
     """Delta and velocity, if there is one: their matrices, and their biases [k, O] or None."""
-    state = [m for m in (one.delta, one.velocity) if m is not None]
+    state = [m for m in (delta, velocity) if m is not None]
     biases = [m.bias for m in state if m.bias is not None]
     return tuple(m.matrix for m in state), jnp.stack(biases) if biases else None
 
 
+def inner_of(delta: Affine, velocity: Affine | None) -> Array:
+    """Inner products [k, k] of an affine map's delta and velocity, or delta alone."""
+    matrices, biases = _state(delta, velocity)
+    return _with_biases(inner(matrices), biases)
+
+
+def _with_biases(inner_kk: Array, biases: Array | None) -> Array:
+    return inner_kk if biases is None else inner_kk + biases @ biases.T
+
+
 def inner_products(one: Map, periods: int) -> Inner:
     """Inner products between the map's delta, velocity and gradients."""
-    (x, g, b, y), (matrices, biases) = one.rows, _state(one)
+    (x, g, b, y), (matrices, biases) = one.rows, _state(one.delta, one.velocity)
     dtype = matrices[0].dtype
-    gram_kk, along_kn = products(matrices, x, g, known=y is not None)
-    if y is not None:
-        along_kn = jnp.concatenate([(y.astype(dtype) * g.astype(dtype)).sum(1)[None], along_kn])
+    inner_kk = inner_of(one.delta, one.velocity) if one.inner is None else one.inner
+    along = [] if y is None else [(y.astype(dtype) * g.astype(dtype)).sum(1)[None]]
+    if unread := matrices[len(along) :]:
+        along.append(products(unread, x, g))
+    along_kn = jnp.concatenate(along)
     if b is not None and biases is not None:
-        gram_kk, along_kn = gram_kk + biases @ biases.T, along_kn + biases @ b.astype(dtype).T
+        along_kn = along_kn + biases @ b.astype(dtype).T
     each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
     along_kp = along_kn.reshape(len(matrices), periods, -1).sum(-1)
     without = (0, 2 - len(matrices))
-    return jnp.pad(gram_kk, (without, without)), jnp.pad(along_kp, (without, (0, 0))), each_pcqc.sum((1, 3))
+    return jnp.pad(inner_kk, (without, without)), jnp.pad(along_kp, (without, (0, 0))), each_pcqc.sum((1, 3))
 
 
-def _combine(one: Map, c: Coefficients, written: Array) -> Written:
-    (x, g, b, _), (matrices, biases) = one.rows, _state(one)
+def _combine(one: Map, c: Coefficients, before: Array, written: Array) -> Written:
+    """before: [2, 2] inner products of delta and velocity as they are."""
+    (x, g, b, _), (matrices, biases) = one.rows, _state(one.delta, one.velocity)
     k, period = len(matrices), len(x) // len(c.g_p)
     mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([jnp.zeros_like(c.d), c.velocity_v])])[:k, :k]
     weights = jnp.repeat(jnp.stack([c.g_p, c.velocity_g_p][:k]), period, axis=1)
     narrow = None if g.dtype == weights.dtype else g.dtype
-    new = advance(matrices, x, g, (mix, weights, written), narrow)
+    new, inner_kk, rounded = advance(matrices, x, g, (mix, weights, written), narrow)
     new_biases: Any = [None] * k
     if b is not None and biases is not None:
         new_biases = mix @ biases + weights @ b.astype(weights.dtype)
-    maps = [Affine(*pair) for pair in zip(new[:k], new_biases, strict=True)]
-    return maps[0], maps[1] if k > 1 else None, c, None if narrow is None else new[k]
+        inner_kk = _with_biases(inner_kk, new_biases)
+    inner_kk = jnp.where(written, inner_kk, before[:k, :k])
+    maps = [Affine(*pair) for pair in zip(new, new_biases, strict=True)]
+    return maps[0], maps[1] if k > 1 else None, c, inner_kk, rounded

@@ -1,13 +1,14 @@
 """The two passes of a chunk's write over state matrices [I, O]: what is asked of them, and what they become.
 
-    products:  gram_ij = <M_i, M_j>,   along_it = x_t^T M_i g_t
-    advance:   M_i <- sum_(j >= i) mix_ij M_j + sum_t weights_it x_t g_t^T
+    products:  along_it = x_t^T M_i g_t
+    advance:   M_i <- sum_(j >= i) mix_ij M_j + sum_t weights_it x_t g_t^T,   inner_ij = <M_i, M_j> of the new
 
 On a GPU each is one kernel that reads a matrix once; `advance` writes it in its own place, and where no
 period is written does not touch it. There they take float32 matrices with sides of multiples of 16.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -36,62 +37,51 @@ def times_transposed(x_ni: Array, m_si: Array, dtype: jnp.dtype) -> Array:
     return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-def products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tuple[Array, Array]:
-    """(gram [k, k], along [k, n]). known: the first matrix' row of `along` is not wanted, and left out."""
-    return _PRODUCTS[known](matrices, x_ni, g_no)
+def inner(matrices: Matrices) -> Array:
+    """Inner products [k, k]."""
+    return jnp.stack([jnp.stack([jnp.sum(a * b) for b in matrices]) for a in matrices])
+
+
+def products(matrices: Matrices, x_ni: Array, g_no: Array) -> Array:
+    """along [k, n]."""
+    return _products(matrices, x_ni, g_no)
 
 
 def advance(
     matrices: Matrices, x_ni: Array, g_no: Array, update: Update, narrow: jnp.dtype | None = None
-) -> Matrices:
-    """The matrices after a chunk, and the first of them in the dtype `narrow`, if there is one."""
+) -> tuple[Matrices, Array, Array | None]:
+    """The matrices after a chunk, their inner products [k, k] (of no meaning where nothing is written), and
+    the first of them in the dtype `narrow`, if there is one."""
     return _advance(narrow)(matrices, x_ni, g_no, update)
 
 
-def plain_products(matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool) -> tuple[Array, Array]:
+def plain_products(matrices: Matrices, x_ni: Array, g_no: Array) -> Array:
     """One by one."""
-    dtype = matrices[0].dtype
-    x_ni, g_no = x_ni.astype(dtype), g_no.astype(dtype)
-
-    def along(m: Array) -> Array:
-        # Over the narrower side first: the products that reading W_up and pulling back W_down have made.
-        if x_ni.shape[1] <= g_no.shape[1]:
-            return ((x_ni @ m) * g_no).sum(1)
-        return (x_ni * times_transposed(g_no, m, dtype)).sum(1)
-
-    gram = jnp.stack([jnp.stack([jnp.sum(a * b) for b in matrices]) for a in matrices])
-    rows = [along(m) for m in matrices[known:]]
-    return gram, jnp.stack(rows) if rows else jnp.zeros((0, len(x_ni)), dtype)
+    x_ni, g_no = x_ni.astype(matrices[0].dtype), g_no.astype(matrices[0].dtype)
+    # In this order the derivative by g needs no matrix, which by then is written over.
+    return jnp.stack([((x_ni @ m) * g_no).sum(1) for m in matrices])
 
 
 def plain_advance(
     matrices: Matrices, x_ni: Array, g_no: Array, update: Update, narrow: jnp.dtype | None = None
-) -> Matrices:
+) -> tuple[Matrices, Array, Array | None]:
     """The outer products of one matrix after the other, then the combination."""
     mix, weights, _ = update
     g_no = g_no.astype(weights.dtype)
     # The barrier keeps XLA:CPU from folding the transpose into the product, which it then runs slower.
     x_in = jax.lax.optimization_barrier(x_ni.astype(weights.dtype).T)
     new = _combined(mix, matrices, [x_in @ (w[:, None] * g_no) for w in weights])
-    return new if narrow is None else (*new, new[0].astype(narrow))
+    return new, inner(new), None if narrow is None else new[0].astype(narrow)
 
 
-def products_kernel(
-    matrices: Matrices, x_ni: Array, g_no: Array, *, known: bool, interpret: bool = False
-) -> tuple[Array, Array]:
+def products_kernel(matrices: Matrices, x_ni: Array, g_no: Array, *, interpret: bool = False) -> Array:
     """`products` as a kernel, whose blocks each give a part of every sum."""
-    k, n, at = len(matrices), len(x_ni), _grid(matrices[0])
-    if not _fit(matrices) or k == known:
-        return plain_products(matrices, x_ni, g_no, known=known)
-    (x_ni, g_no), rows = _whole_rows(x_ni, g_no)
-
-    def part(*shape: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
-        spec = pl.BlockSpec((None, None, *shape), lambda i, j: (i, j, *[0] * len(shape)))
-        return spec, jax.ShapeDtypeStruct((*at, *shape), matrices[0].dtype)
-
-    body, out = functools.partial(_products_body, k, known, rows), [part(k, k), part(k - known, len(x_ni))]
-    gram, along = _call(body, "memory_products", matrices, x_ni, g_no, (), out, {}, interpret)
-    return gram.sum((0, 1)), along.sum((0, 1))[:, :n]
+    if not _fit(matrices):
+        return plain_products(matrices, x_ni, g_no)
+    n, ((x_ni, g_no), rows) = len(x_ni), _whole_rows(x_ni, g_no)
+    body, out = functools.partial(_products_body, len(matrices), rows), [_part(matrices, len(x_ni))]
+    (along,) = _call(body, "memory_products", matrices, x_ni, g_no, (), out, {}, interpret)
+    return along.sum((0, 1))[:, :n]
 
 
 def advance_kernel(
@@ -101,24 +91,33 @@ def advance_kernel(
     update: Update,
     narrow: jnp.dtype | None = None,
     *,
-    in_place: bool = True,
+    keep: bool = False,
     interpret: bool = False,
-) -> Matrices:
-    """`advance` as a kernel. in_place: the old matrices are not needed any more; else XLA would copy them
-    first."""
+) -> Any:
+    """`advance` as a kernel that writes over the matrices. keep: it returns its arguments, too, with a copy
+    of the matrices, for what it costs to write one."""
+    given = matrices, x_ni, g_no, update
     if not _fit(matrices):
-        return plain_advance(matrices, x_ni, g_no, update, narrow)
+        plain = plain_advance(*given, narrow)
+        return (plain, given) if keep else plain
     k, (mix, weights, written) = len(matrices), update
     (x_ni, g_no, weights), rows = _whole_rows(x_ni, g_no, weights.T)
-    body = functools.partial(_advance_body, k, rows, in_place)
-    dtypes = [m.dtype for m in matrices] + [dtype for dtype in (narrow,) if dtype]
-    out = [(_tile(matrices[0]), jax.ShapeDtypeStruct(matrices[0].shape, dtype)) for dtype in dtypes]
-    scalars, aliases = (mix, weights.T, written[None].astype(jnp.int32)), {i: i for i in range(k)}
-    return tuple(
-        _call(
-            body, "memory_advance", matrices, x_ni, g_no, scalars, out, aliases if in_place else {}, interpret
-        )
+    shapes = [jax.ShapeDtypeStruct(m.shape, m.dtype) for m in matrices * (1 + keep)]
+    if narrow:
+        shapes.append(jax.ShapeDtypeStruct(matrices[0].shape, narrow))
+    parts, *new = _call(
+        functools.partial(_advance_body, k, rows, keep),
+        "memory_advance",
+        matrices,
+        x_ni,
+        g_no,
+        (mix, weights.T, written[None].astype(jnp.int32)),
+        [_part(matrices, k), *((_tile(matrices[0]), shape) for shape in shapes)],
+        {i: i + 1 for i in range(k)},
+        interpret,
     )
+    found = tuple(new[:k]), parts.sum((0, 1)), new[-1] if narrow else None
+    return (found, (tuple(new[k : 2 * k]), *given[1:])) if keep else found
 
 
 def _combined(mix: Any, matrices: Sequence[Array], sums: Sequence[Array]) -> Matrices:
@@ -142,6 +141,13 @@ def _grid(matrix: Array) -> tuple[int, ...]:
 
 def _tile(matrix: Array) -> pl.BlockSpec:
     return pl.BlockSpec(_sides(matrix), lambda i, j: (i, j))
+
+
+def _part(matrices: Matrices, columns: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
+    """What each block gives of sums [k, columns] over all blocks."""
+    shape = len(matrices), columns
+    spec = pl.BlockSpec((None, None, *shape), lambda i, j: (i, j, 0, 0))
+    return spec, jax.ShapeDtypeStruct((*_grid(matrices[0]), *shape), matrices[0].dtype)
 
 
 def _whole_rows(*arrays: Array) -> tuple[tuple[Array, ...], int]:
@@ -194,26 +200,25 @@ def _over_rows(x: Any, g: Any, rows: int, add: Callable[..., Any], start: Any) -
     return jax.lax.fori_loop(0, len(x) // rows, some, start)
 
 
-def _products_body(k: int, known: bool, rows: int, *refs: Any) -> None:
+def _products_body(k: int, rows: int, *refs: Any) -> None:
     """The part of one block."""
-    matrices, (x, g, gram, along) = [m[...] for m in refs[:k]], refs[k:]
-    for i, a in enumerate(matrices):
-        for j, b in enumerate(matrices):
-            gram[i, j] = jnp.sum(a * b)
+    matrices, (x, g, along) = [m[...] for m in refs[:k]], refs[k:]
 
     def add(_: None, here: Any, x_here: Array, g_here: Array) -> None:
-        for i, m in enumerate(matrices[known:]):
+        for i, m in enumerate(matrices):
             along[i, here] = jnp.sum(jnp.dot(x_here, m) * g_here, axis=1)
 
     _over_rows(x, g, rows, add, None)
 
 
-def _advance_body(k: int, rows: int, in_place: bool, *refs: Any) -> None:
+def _advance_body(k: int, rows: int, keep: bool, *refs: Any) -> None:
     """One block of every matrix."""
-    matrices, (x, g, mix, weights, written), out = refs[:k], refs[k : k + 5], refs[k + 5 :]
-    touched = (written[0] != 0) | (not in_place)
+    matrices, (x, g, mix, weights, written, inner, *out) = refs[:k], refs[k:]
+    kept, rounded = out[k : k + k * keep], out[k + k * keep :]
+    for place, m in zip(kept, matrices, strict=False):
+        place[...] = m[...]
 
-    @pl.when(touched)
+    @pl.when(written[0] != 0)
     def _() -> None:
         def add(sums: Matrices, here: Any, x_here: Array, g_here: Array) -> Matrices:
             rows = (weights[i, here][:, None] * g_here for i in range(k))
@@ -221,25 +226,22 @@ def _advance_body(k: int, rows: int, in_place: bool, *refs: Any) -> None:
 
         sums = _over_rows(x, g, rows, add, tuple(jnp.zeros(m.shape, m.dtype) for m in matrices))
         found = _combined(mix, [m[...] for m in matrices], sums)
-        for place, m in zip(out, [*found, found[0]], strict=False):
+        for place, m in zip([*out[:k], *rounded], [*found, found[0]], strict=False):
             place[...] = m.astype(place.dtype)
+        for i, j in itertools.product(range(k), range(k)):
+            inner[i, j] = jnp.sum(found[i] * found[j])
 
-    for narrow in out[k:]:
+    for narrow in rounded:
 
-        @pl.when(~touched)
+        @pl.when(written[0] == 0)
         def _(narrow: Any = narrow) -> None:
             narrow[...] = matrices[0][...].astype(narrow.dtype)
 
 
 @functools.cache
-def _advance(narrow: jnp.dtype | None) -> Callable[..., Matrices]:
-    forms = (functools.partial(form, narrow=narrow) for form in (advance_kernel, plain_advance))
-    return with_kernel(*forms, functools.partial(advance_kernel, narrow=narrow, in_place=False))
+def _advance(narrow: jnp.dtype | None) -> Callable[..., tuple[Matrices, Array, Array | None]]:
+    kernel, plain = (functools.partial(form, narrow=narrow) for form in (advance_kernel, plain_advance))
+    return with_kernel(kernel, plain, functools.partial(kernel, keep=True))
 
 
-_PRODUCTS = {
-    known: with_kernel(
-        functools.partial(products_kernel, known=known), functools.partial(plain_products, known=known)
-    )
-    for known in (False, True)
-}
+_products = with_kernel(products_kernel, plain_products)

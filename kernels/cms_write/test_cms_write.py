@@ -110,7 +110,7 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
     def fast(maps: Any) -> Any:
         return [
             (delta, velocity, found.write_sizes, found.delta_sizes)
-            for delta, velocity, found, _ in write_periods(maps, jnp.asarray(applied), **RATES)
+            for delta, velocity, found, *_ in write_periods(maps, jnp.asarray(applied), **RATES)
         ]
 
     def slow(maps: Any) -> Any:
@@ -125,7 +125,7 @@ def test_matches_naive(periods: int, period: int, bounds: Any, velocity: bool, b
 def test_counts_the_bounds_that_act(bounds: Any) -> None:
     maps = maps_of(8, bounds, velocity=True, biases=True)
     applied = jnp.arange(8) % 3 != 1
-    for _, _, one, _ in write_periods(maps, applied, **RATES):
+    for _, _, one, *_ in write_periods(maps, applied, **RATES):
         assert bool(one.write_hits.any()) == (bounds[0] == 0.5)
         assert bool(one.delta_hits.any()) == (bounds[1] == 1.0)
         assert not (one.write_hits & ~applied).any()

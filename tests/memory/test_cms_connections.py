@@ -15,7 +15,7 @@ from hope_jax.learning.teach import Teach
 from hope_jax.memory import levels as floor
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms, NestedState
-from hope_jax.memory.level_write import Held, summed
+from hope_jax.memory.level_write import Held, gathered
 from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace
 from hope_jax.memory.state import Taps, WriteSignal, own
@@ -79,7 +79,7 @@ def assert_same_state(fast: Any, cms: naive.Cms, what: str) -> None:
                 assert float(got.pending.ended.seen) == len(memories[part].partial), f"{what} {part}"
                 pending = got.pending
                 if isinstance(pending, Held):
-                    pending = summed(*pending, got.delta)
+                    pending = gathered(pending, got.delta)
                 assert_close(dict(pending.grad), memories[part].gradient(), f"{what} {part} pending")
 
 

@@ -45,7 +45,7 @@ def test_periods_at_once_are_periods_one_by_one(
     def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> Any:
         state = init_level(spec, params, rules)
         delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
-        state = state._replace(delta=delta)
+        state = state._replace(delta=delta, inner=())
         for _ in range(2):
             factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
             one = writer(rules, spec, params, mlp_memory.group_norms(params), own)
@@ -117,14 +117,17 @@ def test_a_period_that_spans_chunks_is_written_alike_by_branch_and_by_mask(varia
         "w_up": jnp.asarray(rng.normal(size=(D, H)), wide),
         "w_down": jnp.asarray(rng.normal(size=(H, D)), wide),
     }
-    spec, rules = Level(3 * N, 0.1, variant, beta=0.8), WriteRules(N, MemoryOptions("loss", 0.2, 0.03, 0.05))
+    spec, rules = (
+        Level(3 * N, 0.1, variant, beta=0.8),
+        WriteRules(N, MemoryOptions("loss", 0.2, 0.03, 0.05), read_in=read_in),
+    )
     writer = LevelWriter(rules, spec, params, mlp_memory.group_norms(params), own)
     tolerance = 1e-12 if dtype == "float64" else 2e-2
     branch = partial(PeriodWriter.written_if, writer)
     ends = []
 
     def compare(due: bool, state: Any) -> Any:
-        forms = [jax.jit(partial(form, read_in=read_in)) for form in (branch, writer.written_by_mask)]
+        forms = [jax.jit(form) for form in (branch, writer.written_by_mask)]
         (new, stats), (masked, masked_stats) = (form(jnp.asarray(due), state) for form in forms)
         assert bool(masked.rounded) == (dtype == "bfloat16")
         for name, rounded in dict(masked.rounded).items():
@@ -141,8 +144,7 @@ def test_a_period_that_spans_chunks_is_written_alike_by_branch_and_by_mask(varia
         surprise = jnp.full(N, 0.1 if 3 <= chunk < 6 else 1.0)
         factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
         tokens = LevelTokens(factors, mask, surprise, mask)
-        state = state._replace(pending=writer.hold(state.pending, tokens))
+        state = state._replace(pending=writer.hold(state.pending, tokens, jnp.int32(chunk * N)))
         state = compare(chunk % 3 == 2, state)
     assert ends == [0, 0, 1, 0, 0, 0, 0, 0]
     assert float(state.pending.ended.seen) == 2 * N
-    assert not state.pending.factors.z[2 * N :].any()

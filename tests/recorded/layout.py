@@ -19,7 +19,7 @@ from hope_jax.core.types import Batch
 from hope_jax.learning.chunk import stream_loss
 from hope_jax.learning.modes import MODES
 from hope_jax.learning.stream import Streamer
-from hope_jax.memory.level_write import Held, summed
+from hope_jax.memory.level_write import Held, gathered
 from hope_jax.memory.self_mod import SelfModState
 from hope_jax.training import step as step_module
 from hope_jax.training.step import Step
@@ -154,7 +154,7 @@ def _of_level(state: Any) -> Named:
     renamed = {"ended/surprise": "ended/surprise/total", "ended/counted": "ended/surprise/tokens"}
     pending = state.pending
     if isinstance(pending, Held):
-        pending = jax.vmap(summed)(*pending, state.delta)
+        pending = jax.vmap(gathered)(pending, state.delta)
     for name, leaf in of_tree(pending):
         yield f"pending/{renamed.get(name, name)}", leaf
     if hasattr(state, "init"):
