@@ -205,6 +205,7 @@ class LevelWriter(PeriodWriter):
         """P periods of factors [P, C, ...] in closed form (`hope_jax.kernels.cms_write`)."""
         spec, bounds = self.spec, self.rules.options
         _, applied = self.decided(ended)
+        all_rows = self._rows(factors, ended)
         maps = [
             Map(
                 rows,
@@ -213,15 +214,16 @@ class LevelWriter(PeriodWriter):
                 bounds.delta_clip * norm if bounds.delta_clip else None,
                 state.inner[group[0]] if state.inner else None,
             )
-            for rows, group, norm in zip(
-                self._rows(factors, ended), mlp_memory.GROUPS, self.norms, strict=True
-            )
+            for (rows, _), group, norm in zip(all_rows, mlp_memory.GROUPS, self.norms, strict=True)
         ]
         written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
         deltas, velocities, found, inner, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
-            self._gradient_norms(factors),
+            self._gradient_norms(
+                factors,
+                [c.gradient_sizes if raw else None for (_, raw), c in zip(all_rows, found, strict=True)],
+            ),
             [(c.write_sizes, c.write_hits) for c in found],
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
@@ -233,30 +235,35 @@ class LevelWriter(PeriodWriter):
         products = dict(zip(names, inner, strict=True)) if state.inner else ()
         return LevelState(delta, opt, state.pending, narrow or (), products), stats
 
-    def _rows(self, factors: WriteFactors, ended: Ended) -> tuple[Rows, ...]:
-        """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...]."""
+    def _rows(self, factors: WriteFactors, ended: Ended) -> list[tuple[Rows, bool]]:
+        """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...], and
+        whether they are those of a matrix's gradient."""
 
         def flat(t: Array) -> Array:
             return t.reshape(-1, t.shape[-1])
 
-        def rows(x: Array, g: Array, y: Array | None, names: tuple[str, str]) -> Rows:
-            x, y = self.rule.rows(self.spec, names[0], x, ended.seen, y)
+        def rows(x: Array, g: Array, y: Array | None, names: tuple[str, str]) -> tuple[Rows, bool]:
+            new, y = self.rule.rows(self.spec, names[0], x, ended.seen, y)
             bias = None
             if names[1] in self.weights:
                 bias, _ = self.rule.rows(self.spec, names[1], g, ended.seen, None)
-            return Rows(*(None if t is None else flat(t) for t in (x, g, bias, y)))
+            made = Rows(*(None if t is None else flat(t) for t in (new, g, bias, y)))
+            return made, new is x and bias is None
 
         on_delta = factors.on_delta or (None, None)
         inputs, outputs = (factors.z.astype(self.dtype), factors.a), (factors.g_h, factors.g_o)
-        return tuple(map(rows, inputs, outputs, on_delta, mlp_memory.GROUPS))
+        return list(map(rows, inputs, outputs, on_delta, mlp_memory.GROUPS))
 
-    def _gradient_norms(self, factors: WriteFactors) -> list[Array]:
+    def _gradient_norms(self, factors: WriteFactors, known: list[Array | None]) -> list[Array]:
         """Frobenius norms [P] of each period's gradients sum_t x_t g_t^T, from its tokens' inner products,
-        and of the biases', sum_t g_t."""
+        and of the biases', sum_t g_t. known: of an affine map, if it is."""
         norms = []
-        for x, g, (_, bias) in zip(
-            (factors.z, factors.a), (factors.g_h, factors.g_o), mlp_memory.GROUPS, strict=True
+        for x, g, (_, bias), size in zip(
+            (factors.z, factors.a), (factors.g_h, factors.g_o), mlp_memory.GROUPS, known, strict=True
         ):
+            if size is not None:
+                norms.append(size)
+                continue
             wide_x, wide_g = x.astype(self.dtype), g.astype(self.dtype)
             outputs = jnp.einsum("pco,pdo->pcd", wide_g, wide_g)
             squares = [jnp.einsum("pci,pdi->pcd", wide_x, wide_x) * outputs]

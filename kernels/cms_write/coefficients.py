@@ -25,7 +25,7 @@ class Coefficients(NamedTuple):
     """The map after a chunk: D = d D_0 + v v_0 + sum_p g_p G_p, and its velocity likewise (`velocity_v`,
     `velocity_g_p`; of no meaning without one). write_hits, delta_hits: bool [P], applied periods in which a
     bound was active. write_sizes, delta_sizes: [P] Frobenius norms, after bounds, of each period's write (0
-    where it was not applied) and of D after it."""
+    where it was not applied) and of D after it. gradient_sizes: [P] those of G_p."""
 
     d: Array
     v: Array
@@ -36,6 +36,7 @@ class Coefficients(NamedTuple):
     delta_hits: Array
     write_sizes: Array
     delta_sizes: Array
+    gradient_sizes: Array
 
 
 def velocities(beta: float | Array | None, applied_p: Array, dtype: jnp.dtype) -> Array:
@@ -91,6 +92,7 @@ def coefficients(
         delta_hits=delta_hits,
         write_sizes=write_sizes,
         delta_sizes=delta_sizes,
+        gradient_sizes=root(jnp.diagonal(gg_pp)),
     )
 
 
