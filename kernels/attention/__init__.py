@@ -2,5 +2,3 @@
 
 from hope_jax.kernels.attention.blocks import Sight
 from hope_jax.kernels.attention.chosen import attend, form_in
-
-__all__ = ["Sight", "attend", "form_in"]

@@ -1,5 +1,3 @@
 """Newton-Schulz iterations towards the nearest semi-orthogonal matrix, for stacks of matrices."""
 
 from hope_jax.kernels.newton_schulz.batched import CUBIC, QUINTIC, Coefficients, iterate, unit
-
-__all__ = ["CUBIC", "QUINTIC", "Coefficients", "iterate", "unit"]
