@@ -11,10 +11,9 @@ import optax
 
 from hope_jax.core.ranges import Decay, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.newton_schulz import QUINTIC
+from hope_jax.kernels.newton_schulz import QUINTIC, Spread, iterate_all
 from hope_jax.models import blocks
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
-from hope_jax.optim.orthogonal import Spread, iterate_all
 
 Policy = Literal["all", "memories_frozen", "backbone_frozen"]
 """Which parameters train."""
