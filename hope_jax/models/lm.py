@@ -306,20 +306,12 @@ class HopeModel:
 
     def rebase(self, params: PyTree, fast: Fast) -> Fast:
         """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas
-        are held (reads add them to the parameters), whole weights see `StreamMemory.rebase`."""
-
-        def layer(params: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
-            held = trees.stop_gradient(state)
-            for name, memory in self.stream_memories().items():
-                own = partial(memory.rebase, params[name])
-                held[name] = (own if self.spec.memory.scope == "batch" else jax.vmap(own))(state[name])
-            return held
-
-        return tuple(map(layer, self._layers(params), fast))
+        are held (reads add them to the parameters), whole weights move with those that they started from."""
+        return self.move(trees.stop_gradient(params), params, trees.stop_gradient(fast))
 
     def move(self, old: PyTree, new: PyTree, fast: Fast) -> Fast:
-        """The fast state after a step of the meta parameters, under scope "batch": what it has written is now
-        added to `new`. Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
+        """The fast state after a step of the meta parameters: what it has written is now added to `new`.
+        Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
 
         def layer(old: PyTree, new: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
             every = self.stream_memories().items()
