@@ -1,10 +1,12 @@
 """Replays the attention block (`attention_*`): whole, and in pieces with its cache."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.models.attention import Attention, ReadContext, init_cache
+from hope_jax.models.attention import ReadContext, init_cache, read
 from hope_jax.models.documents import NO_SEGMENT
 from parity_tests import convert
 from parity_tests.golden_file import Golden
@@ -21,18 +23,18 @@ def replay(g: Golden) -> None:
         qk_norm="l2" if g.config["qk_l2_norm"] else "none",
         local_conv_window=g.config["local_conv_window"] or 0,
     )
-    read, x = quick_jit(Attention(spec).apply), jnp.asarray(g.inputs["x"])
-    variables = {"params": jax.tree.map(jnp.asarray, convert.attention(g.weights))}
+    attend, x = quick_jit(partial(read, spec)), jnp.asarray(g.inputs["x"])
+    params = jax.tree.map(jnp.asarray, convert.attention(g.weights))
     tokens, cuts = x.shape[1], g.config["cache_cut_points"] or []
     everywhere = jnp.ones(x.shape[:2], jnp.int32)
-    g.compare("y", read(variables, x, ReadContext(jnp.int32(0), everywhere, None), None)[0])
+    g.compare("y", attend(params, x, ReadContext(jnp.int32(0), everywhere, None), None)[0])
     if not cuts:
         return
     cache = init_cache(spec, len(x), tokens)
     for i, (start, stop) in enumerate(zip([0, *cuts], [*cuts, tokens], strict=True)):
         seen = everywhere.at[:, stop:].set(NO_SEGMENT)
         context = ReadContext(jnp.int32(start), everywhere[:, start:stop], seen)
-        y, cache = read(variables, x[:, start:stop], context, cache)
+        y, cache = attend(params, x[:, start:stop], context, cache)
         g.compare(f"cached_pieces.{i}", y)
     for name in ("key", "value"):
         g.compare(f"final_cache.{name}", np.asarray(getattr(cache, name)).transpose(0, 2, 1, 3))

@@ -19,8 +19,9 @@ from hope_jax.core.types import FrozenMapping
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.state import WriteSignal, own
+from hope_jax.models import blocks
 from hope_jax.models.attention import ReadContext
-from hope_jax.models.blocks import Block, Call, memories
+from hope_jax.models.blocks import Call, memories
 from hope_jax.models.spec import READ_CLIP, ModelSpec
 from parity_tests import convert, replay_smt, replay_train_step
 from parity_tests.golden_file import Golden
@@ -98,7 +99,7 @@ class Calls:
         call = Call({}, None, {}, ReadContext(jnp.int32(0), jnp.ones(x.shape[:2], jnp.int32), None))
 
         def read(spec: ModelSpec) -> Any:
-            return Block(spec, self.training).apply({"params": params}, x, call).x
+            return blocks.read(spec, self.training, params, x, call).x
 
         return read(self.spec), read(replace(self.spec, cms=replace(self.spec.cms, levels=FrozenMapping())))
 

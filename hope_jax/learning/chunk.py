@@ -82,16 +82,12 @@ class Stepped(NamedTuple):
 def begin(model: HopeModel, fast: Fast, batch_size: int, carry: Carry | None) -> State:
     """The state before the first token of streams that start with memories `fast`."""
     zero = jnp.zeros((), jnp.promote_types(model.spec.dtype, jnp.float32))
-    return State(fast, carry, None, zero_write_stats(model, batch_size), Sums(zero, zero, zero, zero))
-
-
-def zero_write_stats(model: HopeModel, batch_size: int) -> PyTree:
-    """The statistics before any write, for every memory and level, with leaves [L, B]."""
     shape = (model.spec.num_layers, batch_size)
-    return {
+    stats = {
         name: {level: jax.tree.map(lambda t: jnp.broadcast_to(t, shape), zero_stats()) for level in levels}
         for name, levels in model.level_names().items()
     }
+    return State(fast, carry, None, stats, Sums(zero, zero, zero, zero))
 
 
 @jax.named_scope("head")
@@ -100,6 +96,7 @@ def read_loss(params: PyTree, out: ReadOutput, targets: Array) -> CrossEntropy:
     return cross_entropy(out.hidden, params[EMBED], targets)
 
 
+@jax.named_scope("write")
 def write(
     model: HopeModel,
     rule: OnlineRule,
@@ -109,21 +106,14 @@ def write(
     *,
     cut: bool = True,
     last: bool = False,
+    read_follows: bool = False,
 ) -> State:
     """The state with its unwritten chunk written.
 
     params: unstacked, those that read the chunk. norms: `HopeModel.norms` of them. cut: the write is constant
     for the outer gradient, but for parameters that act through writes alone. last: the stream ends here.
+    read_follows: at once, and takes what the write leaves for it.
     """
-    written = _written(model, rule, params, norms, state, cut=cut, last=last)
-    return written._replace(fast=settled(written.fast))
-
-
-@jax.named_scope("write")
-def _written(
-    model: HopeModel, rule: OnlineRule, params: PyTree, norms: PyTree, state: State, *, cut: bool, last: bool
-) -> State:
-    """See `write`; with what that leaves for a read that follows at once."""
     if state.unwritten is None:
         return state
     fast, unwritten = state.fast, state.unwritten
@@ -132,6 +122,7 @@ def _written(
         taught = model.memories()
         fast = tuple({**f, **trees.stop_gradient({name: f[name] for name in taught})} for f in fast)
     fast, stats = model.write(params, norms, fast, *unwritten, last=last, training=rule.training)
+    fast = fast if read_follows else settled(fast)
     return state._replace(fast=fast, unwritten=None, stats=_add_stats(state.stats, stats))
 
 
@@ -155,7 +146,7 @@ def step(
 
     def loss(params: PyTree, taps: PyTree) -> tuple[Array, tuple[State, ReadOutput, CrossEntropy]]:
         at = state._replace(fast=model.rebase(params, state.fast)) if learn else state
-        at = _written(model, rule, params, norms, at, cut=cut, last=False)
+        at = write(model, rule, params, norms, at, cut=cut, read_follows=True)
         fast, carry = at.fast, at.carry
         if carry is not None:
             fast, carry = model.restarted(params, fast, carry, chunk.segment_ids)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.core.types import Array, PyTree
+from hope_jax.core.types import Array, FrozenMapping, PyTree
 
 Init = Callable[..., Array]
 """(key, shape, dtype) -> array."""
 
 Entries: TypeAlias = Mapping[str, Any]
-"""Name -> (first value, shape), or names below it. The order decides what a seed draws."""
+"""Name -> (first value, shape), names below it, or (names below it, L) for stacks [L, ...]. The order decides
+what a seed draws."""
 
 ArrayKinds: TypeAlias = tuple[tuple[str, tuple[str, ...], str], ...]
 """What exported parameters are: dotted names below "blocks", axes after that of the layers, and a sentence.
@@ -67,7 +68,7 @@ def transposed(init: Init) -> Init:
 
 
 class Params(nn.Module):
-    """Owns the parameters of a nested dict of (first value, shape); called, it gives them."""
+    """Owns the parameters of `Entries`; called, it gives them."""
 
     entries: Entries
     dtype: jnp.dtype
@@ -75,9 +76,18 @@ class Params(nn.Module):
     @nn.compact
     def __call__(self) -> PyTree:
         """The parameters, a tree like `entries`."""
-        return {
-            name: Params(entry, self.dtype, name=name)()
-            if isinstance(entry, Mapping)
-            else self.param(name, *entry, self.dtype)
-            for name, entry in self.entries.items()
-        }
+        return {name: self._declared(name, entry) for name, entry in self.entries.items()}
+
+    def _declared(self, name: str, entry: Any) -> PyTree:
+        if isinstance(entry, Mapping):
+            return Params(entry, self.dtype, name=name)()
+        if isinstance(entry[0], Mapping):
+            below, size = entry
+
+            def declared(layer: Params, carry: None, _: None) -> tuple[None, PyTree]:
+                return carry, layer()
+
+            stacks = nn.scan(declared, variable_axes={"params": 0}, split_rngs={"params": True}, length=size)
+            # A dict's names would be sorted on the way into the scan.
+            return stacks(Params(FrozenMapping(below), self.dtype, name=name), None, None)[1]
+        return self.param(name, *entry, self.dtype)

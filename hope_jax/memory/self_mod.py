@@ -149,12 +149,7 @@ class SelfMod(SelfModifyingTitans):
     def rebase(self, params: PyTree, fast: SelfModState) -> SelfModState:
         """The same values, cut off from what wrote them: the gradient at the state goes to the initial
         weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum."""
-        weights = jax.tree.map(
-            lambda now, theta: jax.lax.stop_gradient(now) + (theta - jax.lax.stop_gradient(theta)),
-            fast.weights,
-            {name: params[name] for name in fast.weights},
-        )
-        return SelfModState(weights, trees.stop_gradient(fast.momentum))
+        return self.move(trees.stop_gradient(params), params, trees.stop_gradient(fast))
 
     def move(self, old: PyTree, new: PyTree, fast: SelfModState) -> SelfModState:
         """The state with its weights moved by new - old; momentum stays."""
@@ -192,7 +187,8 @@ class SelfMod(SelfModifyingTitans):
         state, dtype = self.init(params) if fast is None else fast, x_nd.dtype
         level = partial(self._level, params, state, fast is not None, position, reduce)
         bias = {name: params[name] for name in ("b_alpha",) if name in params}
-        active = () if active_n is None else active_n.astype(jnp.promote_types(dtype, jnp.float32))
+        active = jnp.ones(len(x_nd), bool) if active_n is None else active_n
+        active = active.astype(jnp.promote_types(dtype, jnp.float32))
         generate = partial(self._streams, dtype), bias, (x_nd, active), carry and carry.generators
         written, first, (q, tokens), g_stats = level(self.generator_names(), self.chunk_size, *generate)
         if not self.adaptive_q:
@@ -227,7 +223,8 @@ class SelfMod(SelfModifyingTitans):
         pending: of the carry. Returns the new state and `pending`, what `make` has made, and statistics."""
         slow = {name: params[name] for name in names}
         weights, buffers = ({name: part[name] for name in names} if part else None for part in state)
-        mean = None if reduce is own else partial(_mean, reduce)
+        # A shared state becomes the mean of what each example has made of it.
+        mean = None if reduce is own else lambda group: tuple(t / reduce(1) for t in reduce(group))
         constants = kernel.Pass(make, kernel.layout_of(slow), self, chunk, mean)
         call = constants, kernel.stack(weights, buffers), theta, inputs
         if not writes:
@@ -240,18 +237,17 @@ class SelfMod(SelfModifyingTitans):
         return SelfModState(new, buffers or ()), pending, outs, stats
 
     def _streams(
-        self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], active: Any
+        self, dtype: jnp.dtype, theta: PyTree, reads: dict[str, Array], active: Array
     ) -> tuple[tuple[Any, Streams], Streams]:
         """Queries (() where they are not the memories') and streams from what the generators read; active:
-        [n] of 0 and 1, or ()."""
+        [n] of 0 and 1."""
         rate = reads["eta"][:, 0]
         log_alpha = jnp.zeros_like(rate)
         if self.use_alpha:
             bias = theta.get("b_alpha", 0.0)
             log_alpha = jax.nn.log_sigmoid(reads["alpha"][:, 0] + bias).astype(rate.dtype)
         eta = self.eta_scale * jax.nn.softplus(rate)
-        if not isinstance(active, tuple):
-            eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
+        eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
         keys, values = self._unit(reads["k"]), reads["v"]
         if self.value_norm:
             values = self.value_norm * self._normed(values)
@@ -264,11 +260,6 @@ class SelfMod(SelfModifyingTitans):
     def _normed(self, x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
-
-
-def _mean(reduce: Reduce, group: kernel.Group) -> kernel.Group:
-    """A shared state becomes the mean of what each example has made of it."""
-    return tuple(total / reduce(1) for total in reduce(group))
 
 
 _Call: TypeAlias = tuple[kernel.Pass, kernel.Group, PyTree, PyTree]

@@ -76,23 +76,6 @@ def token_weights(gates: TokenGates, mask: Array) -> tuple[Array, Array, Array, 
     return a, b, e, w, v
 
 
-def then(first: Period, second: Period) -> Period:
-    """The map that applies `first` and then `second`."""
-
-    def mix(x: Array, y: PyTree, u: Array, v: PyTree, rest: PyTree) -> PyTree:
-        return jax.tree.map(lambda p, q, r: x * p + u * q + r, y, v, rest)
-
-    zero = jnp.zeros_like(second.b)
-    return Period(
-        a=second.a * first.a,
-        b=second.a * first.b + second.b * first.e,
-        e=second.e * first.e,
-        grad_m=mix(second.a, first.grad_m, second.b, first.grad_s, second.grad_m),
-        grad_s=mix(zero, first.grad_m, second.e, first.grad_s, second.grad_s),
-        ended=trees.add(first.ended, second.ended),
-    )
-
-
 class TitansWriter(PeriodWriter):
     """The writes of one memory by this rule.
 
@@ -110,8 +93,16 @@ class TitansWriter(PeriodWriter):
         return trees.zeros_like(self.weights)
 
     def join(self, first: Period, second: Period) -> Period:
-        """See `then`."""
-        return then(first, second)
+        """The map that applies `first` and then `second`."""
+        a, b, e, grad_m, grad_s, _ = second
+        return Period(
+            a=a * first.a,
+            b=a * first.b + b * first.e,
+            e=e * first.e,
+            grad_m=jax.tree.map(lambda m, s, g: a * m + b * s + g, first.grad_m, first.grad_s, grad_m),
+            grad_s=jax.tree.map(lambda s, g: e * s + g, first.grad_s, grad_s),
+            ended=trees.add(first.ended, second.ended),
+        )
 
     def gather(self, tokens: LevelTokens) -> Period:
         """The map of consecutive tokens."""

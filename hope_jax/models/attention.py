@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from jax.nn.initializers import ones
 
-from hope_jax.core.types import Array
+from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.memory.flops import Flops, matrices
+from hope_jax.memory.initial import Entries
 from hope_jax.models import layers
 from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
@@ -102,80 +103,83 @@ def sight(context: ReadContext, key_at: Array) -> Sight:
     return Sight(query_at[None], key_at[None], own, jnp.where(there, of, NO_SEGMENT))
 
 
-class Attention(nn.Module):
-    """modern: x + W_o attn(norm(x)); reference: norm(x + W_o attn(x)), no positions."""
+def entries(spec: ModelSpec) -> Entries:
+    """The parameters of `read`."""
+    norm, window, square = layers.norm_entries(spec), spec.local_conv_window, (spec.dim, spec.dim)
+    scales = dict.fromkeys(("q_scale", "k_scale"), (ones, (spec.head_dim,)))
+    return {
+        **(norm if spec.modern else {}),
+        **({"conv": (spec.initial.conv(window), (window, spec.dim))} if window else {}),
+        **dict.fromkeys(("w_q", "w_k", "w_v"), (spec.initial.matrix(), square)),
+        **(scales if spec.head_norm == "rms" else {}),
+        "w_out": (spec.initial.matrix(residual=True), square),
+        **({} if spec.modern else norm),
+    }
 
-    spec: ModelSpec
 
-    @nn.compact
-    def __call__(self, x_bnd: Array, context: ReadContext, cache: Cache | None) -> tuple[Array, Cache | None]:
-        """x [B, n, D] -> [B, n, D], and the cache with these tokens (None without one)."""
-        spec = self.spec
-        inputs = layers.norm(self, spec, x_bnd) if spec.modern else x_bnd
-        conv = None if cache is None else cache.conv
-        if spec.local_conv_window:
-            init = spec.initial.conv(spec.local_conv_window)
-            taps = self.param("conv", init, (spec.local_conv_window, spec.dim), spec.param_dtype)
-            segments = context.segments_with(spec.local_conv_window - 1)
-            inputs, conv = jax.vmap(causal_conv, (0, None, 0, 0))(inputs, taps, conv, segments)
-        query, key, value = self._heads(inputs, context)
-        if cache is None:
-            out = self._attend(query, key, value, context, jnp.arange(key.shape[1], dtype=jnp.int32))
-        else:
-            assert conv is not None
-            out, cache = self._through_cache(context, cache._replace(conv=conv), query, key, value)
-        out = self._project("w_out", out.reshape(x_bnd.shape), residual=True)
-        y_bnd = x_bnd + out
-        return (y_bnd if spec.modern else layers.norm(self, spec, y_bnd)), cache
+def read(
+    spec: ModelSpec, params: PyTree, x_bnd: Array, context: ReadContext, cache: Cache | None
+) -> tuple[Array, Cache | None]:
+    """x [B, n, D] -> [B, n, D], and the cache with these tokens (None without one).
 
-    def _through_cache(
-        self, context: ReadContext, cache: Cache, query: Array, key: Array, value: Array
-    ) -> tuple[Array, Cache]:
-        """Attends to cached keys and to those of the call, and enters the latter into the cache."""
-        rows, tokens, position = cache.key.shape[1], key.shape[1], context.position
-        assert context.seen_segments is not None
-        ring = rows < context.seen_segments.shape[1]
-        keys, values = new_key, new_value = tuple(
-            enter(buffer, new, position, ring=ring)
-            for buffer, new in ((cache.key, key), (cache.value, value))
-        )
-        at = cached_positions(position + tokens, rows)
-        if ring and tokens > rows - self.spec.sliding_window + 1:
-            own_at = position + jnp.arange(tokens, dtype=jnp.int32)
-            at = jnp.concatenate([cached_positions(position, rows), own_at])
-            keys = jnp.concatenate([cache.key, key.astype(cache.key.dtype)], axis=1)
-            values = jnp.concatenate([cache.value, value.astype(cache.value.dtype)], axis=1)
-        out = self._attend(query, keys, values, context, at)
-        return out, Cache(new_key, new_value, cache.conv)
+    modern: x + W_o attn(norm(x)); reference: norm(x + W_o attn(x)), no positions.
+    """
+    inputs = layers.norm(params, x_bnd) if spec.modern else x_bnd
+    conv = None if cache is None else cache.conv
+    if "conv" in params:
+        segments = context.segments_with(spec.local_conv_window - 1)
+        inputs, conv = jax.vmap(causal_conv, (0, None, 0, 0))(inputs, params["conv"], conv, segments)
+    query, key, value = _heads(spec, params, inputs, context)
+    at = jnp.arange(key.shape[1], dtype=jnp.int32)
+    if cache is not None:
+        assert conv is not None
+        key, value, at, cache = _beside(spec, cache._replace(conv=conv), key, value, context)
+    own, window = context.seen_segments is None, spec.sliding_window
+    out = attend(query, key, value, sight(context, at), window=window, aligned=own, twice=spec.twice)
+    y_bnd = x_bnd + _project(params, "w_out", out.reshape(x_bnd.shape))
+    return (y_bnd if spec.modern else layers.norm(params, y_bnd)), cache
 
-    def _attend(self, query: Array, key: Array, value: Array, context: ReadContext, at: Array) -> Array:
-        """Attends to keys at positions `at`, int32 [m]."""
-        spec, own = self.spec, context.seen_segments is None
-        return attend(
-            query, key, value, sight(context, at), window=spec.sliding_window, aligned=own, twice=spec.twice
-        )
 
-    def _project(self, name: str, x: Array, *, residual: bool = False) -> Array:
-        spec = self.spec
-        init = spec.initial.matrix(residual=residual)
-        return x @ self.param(name, init, (spec.dim, spec.dim), spec.param_dtype).astype(x.dtype)
+def _beside(
+    spec: ModelSpec, cache: Cache, key: Array, value: Array, context: ReadContext
+) -> tuple[Array, Array, Array, Cache]:
+    """Keys and values of the cache and of the call, their positions, and the cache with the latter."""
+    rows, tokens, position = cache.key.shape[1], key.shape[1], context.position
+    assert context.seen_segments is not None
+    ring = rows < context.seen_segments.shape[1]
+    new_key, new_value = (
+        enter(buffer, new, position, ring=ring) for buffer, new in ((cache.key, key), (cache.value, value))
+    )
+    entered = Cache(new_key, new_value, cache.conv)
+    if not ring or tokens <= rows - spec.sliding_window + 1:
+        return new_key, new_value, cached_positions(position + tokens, rows), entered
+    own_at = position + jnp.arange(tokens, dtype=jnp.int32)
+    at = jnp.concatenate([cached_positions(position, rows), own_at])
+    keys = jnp.concatenate([cache.key, key.astype(cache.key.dtype)], axis=1)
+    values = jnp.concatenate([cache.value, value.astype(cache.value.dtype)], axis=1)
+    return keys, values, at, entered
 
-    def _heads(self, inputs_bnd: Array, context: ReadContext) -> tuple[Array, Array, Array]:
-        """Query, key, value [B, n, heads, K], normalised and rotated as the style says."""
-        spec = self.spec
-        shape = (*inputs_bnd.shape[:2], spec.heads, spec.head_dim)
-        query, key, value = (self._project(name, inputs_bnd).reshape(shape) for name in ("w_q", "w_k", "w_v"))
-        if spec.head_norm == "l2":
-            query, key = layers.unit_norm(query), layers.unit_norm(key)
-        elif spec.head_norm == "rms":
-            ones = nn.initializers.ones
-            query = layers.rms_norm(query, self.param("q_scale", ones, (spec.head_dim,), spec.param_dtype))
-            key = layers.rms_norm(key, self.param("k_scale", ones, (spec.head_dim,), spec.param_dtype))
-        if spec.modern:
-            positions = context.position + jnp.arange(shape[1])
-            query = layers.rotate(query, positions, spec.rope_theta)
-            key = layers.rotate(key, positions, spec.rope_theta)
-        return query, key, value
+
+def _project(params: PyTree, name: str, x: Array) -> Array:
+    return x @ params[name].astype(x.dtype)
+
+
+def _heads(
+    spec: ModelSpec, params: PyTree, inputs_bnd: Array, context: ReadContext
+) -> tuple[Array, Array, Array]:
+    """Query, key, value [B, n, heads, K], normalised and rotated as the style says."""
+    shape = (*inputs_bnd.shape[:2], spec.heads, spec.head_dim)
+    query, key, value = (_project(params, name, inputs_bnd).reshape(shape) for name in ("w_q", "w_k", "w_v"))
+    if spec.head_norm == "l2":
+        query, key = layers.unit_norm(query), layers.unit_norm(key)
+    elif spec.head_norm == "rms":
+        query = layers.rms_norm(query, params["q_scale"])
+        key = layers.rms_norm(key, params["k_scale"])
+    if spec.modern:
+        positions = context.position + jnp.arange(shape[1])
+        query = layers.rotate(query, positions, spec.rope_theta)
+        key = layers.rotate(key, positions, spec.rope_theta)
+    return query, key, value
 
 
 def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:

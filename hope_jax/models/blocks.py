@@ -1,7 +1,7 @@
 """The block variants: tables of what a block is made of, in order. A batch of contexts; `lm` adds depth.
 
-A part of a block mixes tokens or reads a memory. It declares its parameters in the block's scope and is
-called with the batch; a memory's mathematics is written for one example, and mapped here.
+A part of a block mixes tokens or reads a memory, and is called with the batch; a memory's mathematics is
+written for one example, and mapped here.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
@@ -19,11 +18,11 @@ from hope_jax.memory.cms import Cms
 from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
-from hope_jax.memory.initial import ArrayKinds, Entries, Params
-from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, WriteStats
+from hope_jax.memory.initial import ArrayKinds, Entries
+from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
-from hope_jax.models.attention import Attention, Cache, ReadContext, init_cache
+from hope_jax.models.attention import Cache, ReadContext, init_cache
 from hope_jax.models.spec import EXAMPLES, READ_CLIP, ModelSpec
 
 ATTENTION, MLP, SWIGLU = "attn", "mlp", "swiglu"
@@ -61,36 +60,50 @@ class BlockRead(NamedTuple):
 
 
 class BlockPart(NamedTuple):
-    """A part of a block. read: (the block, x [B, n, D], call) -> what it leaves. memory, stream: the memory
-    that it reads, one that teach signals write or one that writes while it reads; None where the spec asks
-    for none. carry: of (spec, B, capacity), what it carries before the first token. flops: useful
-    operations; a memory knows its own. out_in: its matrices lie as [out, in]; all others as [in, out].
-    arrays: what a memory's parameters are exported as."""
+    """A part of a block: a layer, or a memory. entries: its parameters in the block's scope, beside a
+    memory's own, which are below the part's name. read: of a layer, of (spec, the block's parameters, x
+    [B, n, D], call), what it leaves. memory, stream: the memory that it is, one that teach signals write or
+    one that writes while it reads; None where the spec asks for none. residual: what a memory reads is added
+    to x. flops: useful operations; a memory knows its own. out_in: its matrices lie as [out, in]; all others
+    as [in, out]. arrays: what a memory's parameters are exported as."""
 
-    read: Callable[["Block", Array, Call], BlockRead]
+    entries: Callable[[ModelSpec], Entries] = lambda _: {}
+    read: Callable[[ModelSpec, PyTree, Array, Call], BlockRead] = lambda _spec, _params, x, _call: _only(x)
     memory: Callable[[ModelSpec, bool], Memory | None] | None = None
     stream: Callable[[ModelSpec], StreamMemory] | None = None
-    carry: Callable[[ModelSpec, int, int], PyTree] | None = None
+    residual: Callable[[ModelSpec], bool] = lambda _: True
     flops: Callable[[ModelSpec, int, int, int], list[Flops]] | None = None
     out_in: bool = False
     arrays: ArrayKinds = ()
 
 
-class Block(nn.Module):
-    """The parts of `BLOCKS[spec.block_variant]`, one after the other. training: as the style does while it
-    trains (the reference bounds its residuals)."""
+def entries(spec: ModelSpec) -> Entries:
+    """The parameters of a block."""
+    own, found = every_memory(spec), dict[str, Any]()
+    for name in BLOCKS[spec.block_variant]:
+        below = {name: own[name].entries(spec.initial)} if name in own else {}
+        found |= {**PARTS[name].entries(spec), **below}
+    return found
 
-    spec: ModelSpec
-    training: bool = False
 
-    @nn.compact
-    def __call__(self, x_bnd: Array, call: Call) -> BlockRead:
-        """Reads n tokens [B, n, D]."""
-        left = BlockRead(x_bnd, {}, {}, {}, {})
-        for name in BLOCKS[self.spec.block_variant]:
-            read = PARTS[name].read(self, left.x, call)
-            left = BlockRead(read.x, *({**a, **b} for a, b in zip(left[1:], read[1:], strict=True)))
-        return left
+def read(spec: ModelSpec, training: bool, params: PyTree, x_bnd: Array, call: Call) -> BlockRead:
+    """Reads n tokens [B, n, D] with the parts of a block, one after the other.
+
+    params: the block's. training: as the style does while it trains (the reference bounds its residuals).
+    """
+    left, own = _only(x_bnd), every_memory(spec, training=training)
+    for name in BLOCKS[spec.block_variant]:
+        part = PARTS[name]
+        with jax.named_scope(name):
+            if name in own:
+                one = _streamed if part.stream else _taught
+                z = layers.norm(params, left.x, f"{name}_")
+                found = one(name, own[name], params[name], spec, z, call)
+                found = found._replace(x=left.x + found.x) if part.residual(spec) else found
+            else:
+                found = part.read(spec, params, left.x, call)
+        left = BlockRead(found.x, *({**a, **b} for a, b in zip(left[1:], found[1:], strict=True)))
+    return left
 
 
 def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
@@ -106,16 +119,22 @@ def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
     return {name: make(spec) for name, make in parts.items() if make}
 
 
+def every_memory(spec: ModelSpec, *, training: bool = False) -> dict[str, Any]:
+    """The memories of both kinds."""
+    return {**memories(spec, training=training), **stream_memories(spec)}
+
+
 def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[str, PyTree]:
     """What one layer carries besides fast state, before the first of `capacity` tokens of each context."""
-    parts = {name: PARTS[name].carry for name in BLOCKS[spec.block_variant]}
-    return {name: make(spec, batch_size, capacity) for name, make in parts.items() if make}
+    one = {name: memory.init_carry(spec.dtype) for name, memory in stream_memories(spec).items()}
+    own = jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
+    attends = ATTENTION in BLOCKS[spec.block_variant]
+    return {**own, **({ATTENTION: init_cache(spec, batch_size, capacity)} if attends else {})}
 
 
 def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
     """Useful operations of a token in a block, of each stretch in order; lengths as of `attention.flops`."""
-    own: dict[str, Memory | StreamMemory] = {**memories(spec), **stream_memories(spec)}
-    found = []
+    own, found = every_memory(spec), list[Flops]()
     for name in BLOCKS[spec.block_variant]:
         count = PARTS[name].flops
         found += count(spec, tokens, cut, chunk) if count else own[name].flops(tokens) if name in own else []
@@ -137,33 +156,18 @@ def _only(x: Array) -> BlockRead:
     return BlockRead(x, {}, {}, {}, {})
 
 
-def _attention(block: Block, x: Array, call: Call) -> BlockRead:
+def _attention(spec: ModelSpec, params: PyTree, x: Array, call: Call) -> BlockRead:
     cache = None if call.cache is None else call.cache[ATTENTION]
-    y, cache = Attention(block.spec, name=ATTENTION)(x, call.context, cache)
+    y, cache = attention.read(spec, params[ATTENTION], x, call.context, cache)
     return _only(y)._replace(cache={} if cache is None else {ATTENTION: cache})
 
 
-def _plain(
-    entries: Callable[[ModelSpec], Entries], layer: Callable[[PyTree, ModelSpec, Array], Array]
-) -> Callable[[Block, Array, Call], BlockRead]:
-    """A part that has no memory."""
-
-    def read(block: Block, x: Array, call: Call) -> BlockRead:
-        del call
-        return _only(layer(Params(entries(block.spec), block.spec.param_dtype, name=MLP)(), block.spec, x))
-
-    return read
-
-
-def _titan_norm(block: Block, x: Array, call: Call) -> BlockRead:
-    """The reference style norms the sum of attention and TITAN memory where nothing comes after it."""
-    del call
-    return _only(x if block.spec.modern else layers.norm(block, block.spec, x))
-
-
-def _params(name: str, memory: AnyMemory, spec: ModelSpec) -> PyTree:
-    """A memory's parameters, declared in the scope of the block that calls."""
-    return Params(memory.entries(spec.initial), spec.param_dtype, name=name)()
+def _mlp(*, gated: bool) -> BlockPart:
+    return BlockPart(
+        lambda s: {MLP: layers.mlp_entries(s, gated)},
+        lambda s, params, x, _: _only(layers.mlp(params[MLP], s, x)),
+        flops=lambda s, *_: [matrices((6.0 if gated else 4.0) * s.dim * layers.mlp_hidden(s, gated))],
+    )
 
 
 def _taught(name: str, memory: Memory, params: PyTree, spec: ModelSpec, x: Array, call: Call) -> BlockRead:
@@ -199,15 +203,6 @@ def _make_cms(spec: ModelSpec, training: bool) -> Cms | None:
     )
 
 
-def _cms(block: Block, x: Array, call: Call) -> BlockRead:
-    spec, memory = block.spec, _make_cms(block.spec, block.training)
-    if memory is None:
-        return _only(x)
-    params = _params(CMS, memory, spec)
-    with jax.named_scope(CMS):
-        return _taught(CMS, memory, params, spec, x, call)
-
-
 def _make_titan(spec: ModelSpec, training: bool) -> Titan:
     return Titan(
         level=spec.titan.level,
@@ -215,26 +210,6 @@ def _make_titan(spec: ModelSpec, training: bool) -> Titan:
         self_modifier=spec.titan.self_modifier,
         **_taught_by(spec, training),
     )
-
-
-def _titan(block: Block, x: Array, call: Call) -> BlockRead:
-    """x with the memory's output added. The modern style reads the norm of x, the reference x itself."""
-    spec, memory = block.spec, _make_titan(block.spec, block.training)
-    key = layers.norm(block, spec, x, prefix="titan_") if spec.modern else x
-    params = _params(TITAN, memory, spec)
-    with jax.named_scope(TITAN):
-        read = _taught(TITAN, memory, params, spec, key, call)
-    return read._replace(x=x + read.x)
-
-
-def _carry_of(make: Callable[[ModelSpec], StreamMemory]) -> Callable[[ModelSpec, int, int], PyTree]:
-    """The carry of a memory that writes while it reads; the capacity has no effect on it."""
-
-    def carry(spec: ModelSpec, batch_size: int, _: int) -> PyTree:
-        one = make(spec).init_carry(spec.dtype)
-        return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
-
-    return carry
 
 
 def _streamed(
@@ -266,54 +241,40 @@ def _streamed(
     )
 
 
-def _self_mod(block: Block, x: Array, call: Call) -> BlockRead:
-    """Self-modifying Titans. The reference style has no residual around them: x reaches their output only
-    through q."""
-    spec, memory = block.spec, block.spec.self_mod
-    # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
-    # the writes diverge within a few hundred tokens.
-    z = layers.norm(block, spec, x, prefix="self_mod_", start=spec.dim**-0.5) if spec.modern else x
-    params = _params(SELF_MOD, memory, spec)
-    with jax.named_scope(SELF_MOD):
-        read = _streamed(SELF_MOD, memory, params, spec, z, call)
-    return read._replace(x=x + read.x if spec.modern else read.x)
-
-
 def _make_deltanet(spec: ModelSpec) -> GatedDeltaNet:
     return GatedDeltaNet(spec.dim, spec.heads)
 
 
-def _gated_deltanet(block: Block, x: Array, call: Call) -> BlockRead:
-    """Adds to x what Gated DeltaNet reads of its norm."""
-    spec, memory = block.spec, _make_deltanet(block.spec)
-    z = layers.norm(block, spec, x, prefix="gated_deltanet_")
-    params = _params(GATED_DELTANET, memory, spec)
-    with jax.named_scope(GATED_DELTANET):
-        read = _streamed(GATED_DELTANET, memory, params, spec, z, call)
-    return read._replace(x=x + read.x)
-
-
 PARTS: Mapping[str, BlockPart] = {
-    ATTENTION: BlockPart(_attention, carry=init_cache, flops=attention.flops),
-    MLP: BlockPart(
-        _plain(layers.mlp_entries, layers.mlp), flops=lambda s, *_: [matrices(4.0 * s.dim * s.mlp_hidden)]
+    ATTENTION: BlockPart(lambda s: {ATTENTION: attention.entries(s)}, _attention, flops=attention.flops),
+    MLP: _mlp(gated=False),
+    SWIGLU: _mlp(gated=True),
+    CMS: BlockPart(memory=_make_cms, residual=lambda _: False, arrays=cms.ARRAYS),
+    TITAN: BlockPart(
+        # The reference style reads x itself.
+        lambda s: layers.norm_entries(s, "titan_") if s.modern else {},
+        memory=_make_titan,
+        arrays=titan.ARRAYS,
     ),
-    SWIGLU: BlockPart(
-        _plain(layers.swiglu_entries, layers.swiglu),
-        flops=lambda s, *_: [matrices(6.0 * s.dim * layers.swiglu_hidden(s))],
+    TITAN_NORM: BlockPart(
+        # The reference style norms the sum of attention and TITAN memory where nothing comes after it.
+        lambda s: {} if s.modern else layers.norm_entries(s),
+        lambda _, params, x, __: _only(layers.norm(params, x)),
     ),
-    CMS: BlockPart(_cms, memory=_make_cms, arrays=cms.ARRAYS),
-    TITAN: BlockPart(_titan, memory=_make_titan, arrays=titan.ARRAYS),
-    TITAN_NORM: BlockPart(_titan_norm),
     SELF_MOD: BlockPart(
-        _self_mod,
-        stream=lambda spec: spec.self_mod,
-        carry=_carry_of(lambda spec: spec.self_mod),
+        # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
+        # the writes diverge within a few hundred tokens.
+        lambda s: layers.norm_entries(s, "self_mod_", start=s.dim**-0.5) if s.modern else {},
+        stream=lambda s: s.self_mod,
+        # The reference style has no residual around them: x reaches their output only through q.
+        residual=lambda s: s.modern,
         out_in=True,
         arrays=self_mod.ARRAYS,
     ),
     GATED_DELTANET: BlockPart(
-        _gated_deltanet, stream=_make_deltanet, carry=_carry_of(_make_deltanet), arrays=gated_deltanet.ARRAYS
+        lambda s: layers.norm_entries(s, "gated_deltanet_"),
+        stream=_make_deltanet,
+        arrays=gated_deltanet.ARRAYS,
     ),
 }
 

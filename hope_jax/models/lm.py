@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.initial import Params
 from hope_jax.memory.period_write import settled
-from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, Taps, WriteSignal, WriteStats
+from hope_jax.memory.state import Memory, StreamMemory, Taps, WriteSignal, WriteStats
 from hope_jax.models import blocks, documents, layers
 from hope_jax.models.attention import ReadContext
-from hope_jax.models.blocks import Block, Call
+from hope_jax.models.blocks import Call
 from hope_jax.models.spec import EXAMPLES, ModelSpec
 
 EMBED, FINAL_NORM = "embed", "final_norm"
@@ -62,27 +61,6 @@ class ReadOutput(NamedTuple):
     stats: dict[str, dict[str, WriteStats]]
 
 
-class Lm(nn.Module):
-    """Owns the parameters: the embedding, the blocks' as stacks [L, ...], the final norm's."""
-
-    spec: ModelSpec
-
-    @nn.compact
-    def __call__(self, tokens_bn: Array) -> Array:
-        """Output of the final norm [B, n, D] of contexts that are read with the slow weights alone."""
-        spec, context = self.spec, ReadContext(jnp.zeros((), jnp.int32), jnp.ones_like(tokens_bn), None)
-        embed = self.param(EMBED, layers.embed_init(spec), (spec.vocab_size, spec.dim), spec.param_dtype)
-
-        def read(block: Block, x: Array, _: None) -> tuple[Array, None]:
-            return block(x, Call({}, None, {}, context)).x, None
-
-        over_layers = nn.scan(
-            read, variable_axes={"params": 0}, split_rngs={"params": True}, length=spec.num_layers
-        )
-        x, _ = over_layers(Block(spec, name="blocks"), embed[tokens_bn].astype(spec.dtype), None)
-        return layers.normed(**Params(layers.norm_entries(spec), spec.param_dtype, name=FINAL_NORM)(), x=x)
-
-
 @dataclass(frozen=True)
 class HopeModel:
     """Reads and writes of one architecture over a batch; pure functions of parameters and states.
@@ -111,17 +89,20 @@ class HopeModel:
     def level_names(self) -> dict[str, tuple[str, ...]]:
         """The levels whose writes are counted, by memory."""
         taught = {name: memory.level_names() for name, memory in self.memories().items()}
-        return {
-            **taught,
-            **{name: tuple(memory.periods()) for name, memory in self.stream_memories().items()},
-        }
-
-    def _all_memories(self) -> dict[str, AnyMemory]:
-        return {**self.memories(), **self.stream_memories()}
+        streams = self.stream_memories().items()
+        return {**taught, **{name: tuple(memory.periods()) for name, memory in streams}}
 
     def init_params(self, key: Array) -> PyTree:
         """Fresh meta parameters: {"embed", "blocks" (leaves [L, ...]), "final_norm"}."""
-        return Lm(self.spec).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        spec = self.spec
+        # The tied embedding begins unit normal in the reference.
+        embedding = jax.nn.initializers.normal(0.02 if spec.modern else 1.0)
+        entries = {
+            EMBED: (embedding, (spec.vocab_size, spec.dim)),
+            "blocks": (blocks.entries(spec), spec.num_layers),
+            FINAL_NORM: layers.norm_entries(spec, ""),
+        }
+        return Params(entries, spec.param_dtype).init(key)["params"]
 
     def unstacked(self, params: PyTree) -> PyTree:
         """The parameters with a tuple over layers below "blocks"."""
@@ -138,7 +119,7 @@ class HopeModel:
         """Fast state of contexts that have written nothing."""
 
         def layer(params: PyTree) -> dict[str, PyTree]:
-            state = {name: m.init(params[name]) for name, m in self._all_memories().items()}
+            state = {name: m.init(params[name]) for name, m in blocks.every_memory(self.spec).items()}
             if self.spec.memory.scope == "batch":
                 return state
             return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), state)
@@ -194,17 +175,17 @@ class HopeModel:
         spec = self.spec
         states: Fast = fast if isinstance(fast, tuple) and fast else ({},) * spec.num_layers
         context = self._context(carry, segment_ids)
-        module, x = Block(spec, training), params[EMBED][tokens].astype(spec.dtype)
-        block: Any = jax.checkpoint(module.apply) if spec.remat else module.apply
-        reads = []
+        block: Any = partial(blocks.read, spec, training)
+        block = jax.checkpoint(block) if spec.remat else block
+        x, reads = params[EMBED][tokens].astype(spec.dtype), []
         for i, layer in enumerate(self._layers(params)):
             call = Call(
                 states[i], None if carry is None else carry.cache[i], taps[i] if taps else {}, context
             )
-            read = block({"params": layer}, x, call)
+            read = block(layer, x, call)
             x = read.x + taps[i]["block"].astype(read.x.dtype) if taps else read.x
             reads.append(read._replace(x=x))
-        hidden = layers.normed(**params[FINAL_NORM], x=x)
+        hidden = layers.norm(params[FINAL_NORM], x, "")
         if carry is not None:
             assert context.seen_segments is not None
             cache = tuple(read.cache for read in reads)
@@ -325,20 +306,12 @@ class HopeModel:
 
     def rebase(self, params: PyTree, fast: Fast) -> Fast:
         """The fast state cut off from what wrote it, with the meta parameters trainable through it: deltas
-        are held (reads add them to the parameters), whole weights see `StreamMemory.rebase`."""
-
-        def layer(params: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
-            held = trees.stop_gradient(state)
-            for name, memory in self.stream_memories().items():
-                own = partial(memory.rebase, params[name])
-                held[name] = (own if self.spec.memory.scope == "batch" else jax.vmap(own))(state[name])
-            return held
-
-        return tuple(map(layer, self._layers(params), fast))
+        are held (reads add them to the parameters), whole weights move with those that they started from."""
+        return self.move(trees.stop_gradient(params), params, trees.stop_gradient(fast))
 
     def move(self, old: PyTree, new: PyTree, fast: Fast) -> Fast:
-        """The fast state after a step of the meta parameters, under scope "batch": what it has written is now
-        added to `new`. Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
+        """The fast state after a step of the meta parameters: what it has written is now added to `new`.
+        Deltas stay as they are; memories held as whole weights see `StreamMemory.move`."""
 
         def layer(old: PyTree, new: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
             every = self.stream_memories().items()

@@ -56,9 +56,8 @@ class ModelSpec(Architecture):
     chunk_size: tokens of an online chunk (N). per_layer: False: all layers are taught by the head's signal.
     across: mapped axes of devices, beside that of the batch, whose examples share a fast state under
     scope="batch". remat: a backward pass reads each layer again, instead of keeping what the read left there.
-    dtype: of activations and matmuls; parameters and fast state have at least float32.
-    scope="batch". twice: reads are differentiated twice, which not every form of attention can be. dtype: of
-    activations and matmuls; parameters and fast state have at least float32.
+    twice: reads are differentiated twice, which not every form of attention can be. dtype: of activations and
+    matmuls; parameters and fast state have at least float32.
     """
 
     chunk_size: int = 16
@@ -92,11 +91,6 @@ class ModelSpec(Architecture):
     def head_norm(self) -> str:
         """The norm of queries and keys: none, l2 or rms."""
         return {"style": "rms" if self.modern else "none"}.get(self.qk_norm, self.qk_norm)
-
-    @property
-    def mlp_hidden(self) -> int:
-        """Hidden width of the transformer's MLP."""
-        return self.mlp_multiplier * self.dim
 
     @property
     def self_mod(self) -> SelfMod:

@@ -21,8 +21,7 @@ import optax
 from hope_jax.core import trees
 from hope_jax.core.ranges import Count, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.newton_schulz import CUBIC, unit
-from hope_jax.optim.orthogonal import Spread, iterate_all
+from hope_jax.kernels.newton_schulz import CUBIC, Spread, iterate_all, unit
 
 
 @dataclass(frozen=True)

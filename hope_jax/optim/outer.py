@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from hope_jax.core.ranges import Decay, NonNegative, Positive, Whole
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.newton_schulz import QUINTIC
+from hope_jax.kernels.newton_schulz import QUINTIC, Spread, iterate_all
 from hope_jax.models import blocks
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
-from hope_jax.optim.orthogonal import Spread, iterate_all
 
 Policy = Literal["all", "memories_frozen", "backbone_frozen"]
 """Which parameters train."""
@@ -116,15 +115,7 @@ def _is_under(path: str, names: Collection[str]) -> bool:
     return any(path == name or path.startswith(f"{name}/") for name in names)
 
 
-def _path(path: tuple[jax.tree_util.DictKey, ...]) -> str:
-    return "/".join(str(part.key) for part in path)
-
-
-def _is_frozen(policy: str, path: str) -> bool:
-    if policy == "all":
-        return False
-    is_memory = _is_under(path, [f"blocks/{name}" for name in blocks.MEMORIES])
-    return is_memory == (policy == "memories_frozen")
+_path = partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 def update_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> PyTree:
@@ -135,29 +126,26 @@ def update_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = 
     Raises:
       ValueError: a name of `untrained` stands for no parameter.
     """
-    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    policy, paths = rule.param_policy, [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     for name in untrained:
         if not any(_is_under(path, [name]) for path in paths):
             raise ValueError(f"untrained: no parameter is called {name!r} or lies below it")
 
     def group(path: tuple[jax.tree_util.DictKey, ...], kind: str) -> str:
-        if _is_frozen(rule.param_policy, _path(path)) or _is_under(_path(path), untrained):
-            return FROZEN
-        return kind
+        is_memory = _is_under(_path(path), [f"blocks/{name}" for name in blocks.MEMORIES])
+        kept = policy != "all" and is_memory == (policy == "memories_frozen")
+        return FROZEN if kept or _is_under(_path(path), untrained) else kind
 
     return jax.tree_util.tree_map_with_path(group, parameter_groups(params, tables=rule.name == "muon"))
 
 
 def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] = ()) -> str:
     """One line with the number of elements that each optimizer updates, and what is left out and why."""
-    counts = dict.fromkeys((MATRIX, OTHER, FROZEN), 0)
-    without_gradient = dict.fromkeys(untrained, 0)
+    sizes = dict.fromkeys((MATRIX, OTHER, FROZEN, *untrained), 0)
     groups = jax.tree.leaves(update_groups(rule, params, untrained))
     for (path, leaf), group in zip(jax.tree.leaves_with_path(params), groups, strict=True):
-        name = next((name for name in untrained if _is_under(_path(path), [name])), None)
-        into = counts if name is None else without_gradient
-        into[name or group] += int(np.prod(leaf.shape))
-    matrices, others = counts[MATRIX], counts[OTHER]
+        sizes[next((name for name in untrained if _is_under(_path(path), [name])), group)] += leaf.size
+    matrices, others = sizes[MATRIX], sizes[OTHER]
     tables, rest = (" and the embedding", "") if rule.name == "muon" else ("", "embedding, ")
     line = f"optimizer: adamw updates {matrices + others:,} parameters"
     if rule.name != "adamw":
@@ -165,9 +153,9 @@ def describe_groups(rule: OptimRule, params: PyTree, untrained: Collection[str] 
         line = f"optimizer: {named} updates {matrices:,} parameters (matrices of the blocks{tables}), adamw "
         line += f"{others:,} ({rest}norms, biases, filters)"
     if rule.param_policy != "all":
-        line += f"; train.param_policy={rule.param_policy} leaves {counts[FROZEN]:,} as they are"
-    for name, size in without_gradient.items():
-        line += f"; {name} ({size:,}) receives no gradient in this mode and is left out"
+        line += f"; train.param_policy={rule.param_policy} leaves {sizes[FROZEN]:,} as they are"
+    for name in untrained:
+        line += f"; {name} ({sizes[name]:,}) receives no gradient in this mode and is left out"
     return line
 
 
@@ -184,19 +172,14 @@ def make_optimizer(
       ValueError: an `untrained` name that stands for no parameter, when the optimizer first sees these.
     """
 
-    def groups(params: PyTree) -> PyTree:
-        return update_groups(rule, params, untrained)
-
-    def frozen(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda group: group == FROZEN, groups(params))
-
+    groups = partial(update_groups, rule, untrained=untrained)
     other_lr = rule.lr if rule.name == "adamw" or rule.adam_lr is None else rule.adam_lr
     parts = {
         MATRIX: _named_optimizer(rule, spread),
         OTHER: _adamw(rule, other_lr, 0.0),
         FROZEN: optax.set_to_zero(),
     }
-    drop = optax.masked(optax.set_to_zero(), frozen)
+    drop = optax.masked(optax.set_to_zero(), lambda p: jax.tree.map(lambda group: group == FROZEN, groups(p)))
     clip = optax.clip_by_global_norm(rule.grad_clip) if rule.grad_clip else optax.identity()
     return optax.chain(drop, clip, optax.partition(parts, groups))
 

@@ -1,6 +1,6 @@
 """Which part of the model an operation of the compiled step belongs to, and what it does.
 
-Every operation keeps the path of names (`op_name`) under which it was traced: flax modules and
+Every operation keeps the path of names (`op_name`) under which it was traced, by
 `jax.named_scope`. The first name of `PARTS` in the path has the operation. A fusion belongs to the
 matrix product in it. Operations without a name of their own take it from what is fused into them, or from
 the loop that they are in.
@@ -25,6 +25,7 @@ PARTS = {
     "gated_deltanet": "Gated DeltaNet",
     "attn": "attention",
     "mlp": "MLP",
+    "swiglu": "MLP",
     "cms": "CMS read",
     "titan": "TITAN read",
     "head": "head and loss",

@@ -1,6 +1,3 @@
 """Softmax attention of queries to keys that are masked by position, window and document."""
 
-from hope_jax.kernels.attention.blocks import Sight
-from hope_jax.kernels.attention.chosen import attend, form_in
-
-__all__ = ["Sight", "attend", "form_in"]
+from hope_jax.kernels.attention.forms import Sight, attend, form_in

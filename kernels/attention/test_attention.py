@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.attention import Sight, attend, blocks, chosen
-from hope_jax.kernels.attention.chosen import attend_plain
+from hope_jax.kernels.attention import Sight, attend, forms
+from hope_jax.kernels.attention.forms import attend_plain
 
 HEADS, WIDTH = 2, 6
 CASES = [(37, 37, 0, 0), (37, 37, 0, 5), (21, 53, 32, 0), (21, 53, 7, 12)]
@@ -62,10 +62,10 @@ def test_tiles_are_attention_in_one_piece(
     queries: int, keys: int, position: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks that divide no length; some tiles in which nothing is seen."""
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(forms, "BLOCK", 8)
     arrays, sight = case(queries, keys, position)
     aligned = queries == keys
-    got = output_and_gradients(lambda *a: blocks.attend_in_blocks(*a, sight, window, aligned), arrays)
+    got = output_and_gradients(lambda *a: forms.attend_in_blocks(*a, sight, window, aligned), arrays)
     want = output_and_gradients(lambda *a: attend_plain(*a, sight.mask(window)), arrays)
     assert_alike(got, want, 1e-12)
     np.testing.assert_allclose(want[0], naive(*arrays[:3], sight, window), rtol=0, atol=1e-12)
@@ -73,17 +73,17 @@ def test_tiles_are_attention_in_one_piece(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
 def test_tiles_in_other_precisions(dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(forms, "BLOCK", 16)
     arrays, sight = case(37, 37, 0, dtype)
-    got = output_and_gradients(lambda *a: blocks.attend_in_blocks(*a, sight, 0, True), arrays)
+    got = output_and_gradients(lambda *a: forms.attend_in_blocks(*a, sight, 0, True), arrays)
     wide = [t.astype(float) for t in arrays]
     assert_alike(got, output_and_gradients(lambda *a: attend_plain(*a, sight.mask(0)), wide), tolerance)
 
 
 def test_only_tiles_that_may_be_seen_are_walked() -> None:
-    size = 4 * blocks.BLOCK
-    options = (0, False), (0, True), (1, True), (2, True), (blocks.BLOCK + 1, True)
-    assert [len(blocks.tiles_of(size, size, *each)) for each in options] == [16, 10, 4, 7, 7]
+    size = 4 * forms.BLOCK
+    options = (0, False), (0, True), (1, True), (2, True), (forms.BLOCK + 1, True)
+    assert [len(forms.tiles_of(size, size, *each)) for each in options] == [16, 10, 4, 7, 7]
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -127,10 +127,10 @@ def test_second_derivatives() -> None:
 )
 def test_what_cudnn_takes(dtype: str, queries: int, width: int, taken: bool) -> None:
     query, key = (jax.ShapeDtypeStruct((2, n, 4, width), jnp.dtype(dtype)) for n in (queries, 2048))
-    assert chosen.cudnn_takes(query, key) == taken
+    assert forms.cudnn_takes(query, key) == taken
 
 
 def test_the_form_is_read_off_the_program() -> None:
     call = 'custom-call(%q), custom_call_target="__cudnn$fmhaScaleBiasSoftmax"'
-    assert chosen.form_in(f"{call}\n{call}Backward") == "cuDNN, 2 calls in the program"
-    assert chosen.form_in('custom_call_target="__cublas$lt$matmul"') == "XLA"
+    assert forms.form_in(f"{call}\n{call}Backward") == "cuDNN, 2 calls in the program"
+    assert forms.form_in('custom_call_target="__cublas$lt$matmul"') == "XLA"

@@ -1,5 +1,11 @@
 """Newton-Schulz iterations towards the nearest semi-orthogonal matrix, for stacks of matrices."""
 
-from hope_jax.kernels.newton_schulz.batched import CUBIC, QUINTIC, Coefficients, iterate, unit
-
-__all__ = ["CUBIC", "QUINTIC", "Coefficients", "iterate", "unit"]
+from hope_jax.kernels.newton_schulz.batched import (
+    CUBIC,
+    QUINTIC,
+    Coefficients,
+    Spread,
+    iterate,
+    iterate_all,
+    unit,
+)

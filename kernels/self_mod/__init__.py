@@ -3,6 +3,3 @@
 from hope_jax.kernels.self_mod.chunk_pass import Make, Mean, Pass, read_chunk, sweep
 from hope_jax.kernels.self_mod.chunked import Rule, Tokens, write_chunk
 from hope_jax.kernels.self_mod.group import Group, change, layout_of, stack, unstack
-
-__all__ = ["Group", "Make", "Mean", "Pass", "Rule", "Tokens", "change", "layout_of"]
-__all__ += ["read_chunk", "stack", "sweep", "unstack", "write_chunk"]

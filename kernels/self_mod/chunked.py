@@ -69,14 +69,12 @@ def read(products: Products, layout: Layout, x: jax.Array) -> dict[str, jax.Arra
     return {part.name: out for part, out in zip(layout, outs, strict=True)}
 
 
-def write_chunk(
-    group: Group, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
-) -> Group:
+def write_chunk(group: Group, layout: Layout, tokens: Tokens, rule: Rule) -> Group:
     """The group after one chunk's writes, in its own dtype; see `factors_of_chunk`.
 
     It has buffers if `rule.momentum` is not 0.
     """
-    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule, live))
+    return advance(group, factors_of_chunk(Products(group), layout, tokens, rule))
 
 
 def advance(group: Group, factors: Factors) -> Group:
@@ -96,19 +94,15 @@ def advance(group: Group, factors: Factors) -> Group:
     return (*weights, *(keep.astype(m.dtype) * m + outer(a, b, m.dtype) for m, a, b in three))
 
 
-def factors_of_chunk(
-    products: Products, layout: Layout, tokens: Tokens, rule: Rule, live: jax.Array | None = None
-) -> Factors:
+def factors_of_chunk(products: Products, layout: Layout, tokens: Tokens, rule: Rule) -> Factors:
     """The write of one chunk, as factors.
 
     products: with the group at the chunk's start. tokens: any number C >= 1; the large products run in k's
-    dtype, decays and the C x C algebra in at least float32. live: bool [C]; a token that is not live is an
-    exact identity, whatever it holds, and gets no gradient. None: all are live, but with momentum those with
-    eta = 0 and log_alpha = 0, which without it write nothing anyway.
+    dtype, decays and the C x C algebra in at least float32. With momentum a token with eta = 0 and
+    log_alpha = 0 is left out, which without it writes nothing anyway.
     """
     size = tokens.k.shape[0]
-    if live is None:
-        live = (tokens.eta != 0) | (tokens.log_alpha != 0) if rule.momentum else jnp.ones(size, bool)
+    live = (tokens.eta != 0) | (tokens.log_alpha != 0) if rule.momentum else jnp.ones(size, bool)
     both = jnp.concatenate([jnp.where(live[:, None], t, 0) for t in (tokens.k, tokens.v)])
     eta, log_alpha = (jnp.where(live, wide(t), 0) for t in (tokens.eta, tokens.log_alpha))
     pre, slopes, hidden, outs = _forward(products, layout, both)

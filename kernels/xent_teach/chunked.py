@@ -68,20 +68,16 @@ def cross_entropy(
     return CrossEntropy(*found, targets_bt >= 0)
 
 
-class _Block(NamedTuple):
-    """total: [] summed loss. by_head: d total / d head [V, D], or None. loss, entropy: [B, C]. signal:
-    d total / d hidden [B, C, D], or None."""
+_Sums = tuple[jax.Array, jax.Array | None]
+"""[] summed loss; its derivative by the head [V, D], or None."""
 
-    total: jax.Array
-    by_head: jax.Array | None
-    loss: jax.Array
-    entropy: jax.Array
-    signal: jax.Array | None
+_Each = tuple[jax.Array, jax.Array, jax.Array | None]
+"""Of each token: loss and entropy [B, C]; the derivative of the summed loss by hidden [B, C, D], or None."""
 
 
 def _block(
     signal: bool, by_head: bool, hidden_bcd: jax.Array, head_vd: jax.Array, targets_bc: jax.Array
-) -> _Block:
+) -> tuple[_Sums, _Each]:
     """One block from its logits, with the cotangents that are asked for, in float32 at least."""
     rows, targets_r = hidden_bcd.reshape(-1, hidden_bcd.shape[-1]), targets_bc.reshape(-1)
     supervised_r = targets_r >= 0
@@ -95,18 +91,19 @@ def _block(
     error_rv = (jnp.exp(logits_rv - bound_r[:, None]) - hit_rv).astype(rows.dtype)
     log_p_rv = logits_rv - normaliser_r[:, None]
     entropy_r = -(jnp.exp(log_p_rv) * log_p_rv).sum(-1)
-    return _Block(
-        total=loss_r.sum(),
-        by_head=_product("rv,rd->vd", error_rv, rows) if by_head else None,
-        loss=jax.lax.stop_gradient(loss_r).reshape(targets_bc.shape),
-        entropy=jax.lax.stop_gradient(entropy_r).reshape(targets_bc.shape),
-        signal=_product("rv,vd->rd", error_rv, head_vd).reshape(hidden_bcd.shape) if signal else None,
-    )
+    loss, entropy = (jax.lax.stop_gradient(t).reshape(targets_bc.shape) for t in (loss_r, entropy_r))
+    to_head = _product("rv,rd->vd", error_rv, rows) if by_head else None
+    to_hidden = _product("rv,vd->rd", error_rv, head_vd).reshape(hidden_bcd.shape) if signal else None
+    return (loss_r.sum(), to_head), (loss, entropy, to_hidden)
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return jnp.einsum(spec, a, b, preferred_element_type=wide)
+
+
+_Found = tuple[jax.Array, jax.Array, jax.Array]
+"""(total, loss_bt, entropy_bt)."""
 
 
 def _pass(
@@ -117,21 +114,24 @@ def _pass(
     *,
     signal: bool = False,
     by_head: bool = False,
-) -> _Block:
-    """Runs all blocks in order; by_head and signal have the dtypes of head and hidden."""
+) -> tuple[_Found, tuple[jax.Array | None, jax.Array | None]]:
+    """Runs all blocks in order. Returns, beside what is found, the derivatives of the total by hidden and
+    head, in their dtypes, where they are asked for."""
     weights = head_vd.astype(hidden_btd.dtype)
     block = jax.checkpoint(partial(_block, signal, by_head))
     over = block if size == targets_bt.shape[1] else partial(_over_blocks, block, size)
-    found = over(hidden_btd, weights, targets_bt)
-    return found._replace(
-        by_head=None if found.by_head is None else found.by_head.astype(head_vd.dtype),
-        signal=None if found.signal is None else found.signal.astype(hidden_btd.dtype),
-    )
+    (total, to_head), (loss, entropy, to_hidden) = over(hidden_btd, weights, targets_bt)
+    to_hidden = None if to_hidden is None else to_hidden.astype(hidden_btd.dtype)
+    return (total, loss, entropy), (to_hidden, None if to_head is None else to_head.astype(head_vd.dtype))
 
 
 def _over_blocks(
-    block: Callable[..., _Block], size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array
-) -> _Block:
+    block: Callable[..., tuple[_Sums, _Each]],
+    size: int,
+    hidden_btd: jax.Array,
+    head_vd: jax.Array,
+    targets_bt: jax.Array,
+) -> tuple[_Sums, _Each]:
     """Blocks of `size` tokens of each example; the last is filled up with tokens without target."""
     batch, tokens = targets_bt.shape
     blocks = -(-tokens // size)
@@ -144,33 +144,27 @@ def _over_blocks(
     def join(t: jax.Array) -> jax.Array:
         return jnp.moveaxis(t, 0, 1).reshape(batch, blocks * size, *t.shape[3:])[:, :tokens]
 
-    def body(sums: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-        found = block(part[0], head_vd, part[1])
-        sums = jax.tree.map(jnp.add, sums, (found.total, found.by_head))
-        return sums, (found.loss, found.entropy, found.signal)
+    def body(sums: _Sums, part: tuple[jax.Array, jax.Array]) -> tuple[_Sums, _Each]:
+        more, each = block(part[0], head_vd, part[1])
+        return jax.tree.map(jnp.add, sums, more), each
 
     hidden, targets = cut(hidden_btd, 0), cut(targets_bt, -1)
-    like = jax.eval_shape(block, hidden[0], head_vd, targets[0])
-    zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), (like.total, like.by_head))
-    (total, by_head), each = jax.lax.scan(body, zero, (hidden, targets))
-    return _Block(total, by_head, *jax.tree.map(join, each))
-
-
-_Found = tuple[jax.Array, jax.Array, jax.Array]
+    like, _ = jax.eval_shape(block, hidden[0], head_vd, targets[0])
+    zero = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), like)
+    sums, each = jax.lax.scan(body, zero, (hidden, targets))
+    return sums, jax.tree.map(join, each)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(size: int, hidden_btd: jax.Array, head_vd: jax.Array, targets_bt: jax.Array) -> _Found:
-    """(total, loss_bt, entropy_bt), in blocks of `size` tokens of every example."""
-    found = _pass(size, hidden_btd, head_vd, targets_bt)
-    return found.total, found.loss, found.entropy
+    """The pass in blocks of `size` tokens of every example."""
+    return _pass(size, hidden_btd, head_vd, targets_bt)[0]
 
 
 def _forward(size: int, hidden: Any, head: Any, targets: Any) -> tuple[_Found, Any]:
     """Runs the pass with the cotangents that are asked for, which each argument's `perturbed` says."""
     wanted = {"signal": hidden.perturbed, "by_head": head.perturbed}
-    found = _pass(size, hidden.value, head.value, targets.value, **wanted)
-    return (found.total, found.loss, found.entropy), (found.signal, found.by_head)
+    return _pass(size, hidden.value, head.value, targets.value, **wanted)
 
 
 def _backward(_: int, kept: Any, cotangents: Any) -> tuple[Any, Any, None]:

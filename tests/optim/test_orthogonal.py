@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.newton_schulz import QUINTIC, iterate
+from hope_jax.kernels.newton_schulz import QUINTIC, iterate, iterate_all
 
 from hope_jax.optim.m3 import M3Rule, scale_by_m3
-from hope_jax.optim.orthogonal import iterate_all
 from hope_jax.optim.outer import OptimRule, make_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +65,7 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
 from hope_jax.cluster.sharding import make_mesh, stack_shardings
-from hope_jax.kernels.newton_schulz import QUINTIC
-from hope_jax.optim.orthogonal import iterate_all
+from hope_jax.kernels.newton_schulz import QUINTIC, iterate_all
 from hope_jax.planning.counts import count
 
 rng = np.random.default_rng(0)
