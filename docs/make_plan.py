@@ -78,8 +78,10 @@ def rows() -> Iterator[Row]:
             yield Row(config, "as its file", topology, ("--nolargest_batch", *flags))
     yield Row("mid_stage2", "as its file", "rtx6000ada:2", ("--nolargest_batch",))
     for variant, window in (("hope_hybrid", 2048), *((each, 0) for each in _STREAMED)):
-        streamed = _set(model__block_variant=variant, model__sliding_window=window)
-        mode = f"stream, {variant}, {f'window {window:,}' if window else 'no window'}"
+        streamed = _set(
+            model__block_variant=variant, model__sliding_window=window, train__online_chunk_size=32
+        )
+        mode = f"stream, {variant}, N 32, {f'window {window:,}' if window else 'no window'}"
         yield Row("pilot", mode, "rtx6000ada:1", ("--notrain", "--streaming", _CONTEXTS, *streamed))
 
 

@@ -1,6 +1,7 @@
 """The config files: each resolves, from any folder, with the published values."""
 
 import ast
+import dataclasses
 import linecache
 import re
 import runpy
@@ -110,6 +111,25 @@ def test_pilot_has_the_published_values() -> None:
     tokens = config.train.steps * config.data.batch_size * config.data.seq_len
     assert tokens == pytest.approx(3.03e9, rel=1e-3)
     assert sum(config.data.mixture.values()) == pytest.approx(1.0)
+
+
+def test_online_chunks_of_the_pilot_and_of_what_derives_from_it() -> None:
+    chunks = {
+        "pilot": 512,
+        "sweeps/pilot_relaunch": 512,
+        "ablations/cms_sparse": 512,
+        "ablations/cms_nochunk": 1,
+        "pilot_n32": 32,
+        "pilot_paper_faithful": 32,
+        "pilot_selfmod_paper_faithful": 32,
+        "pilot_smoke": 16,
+        "pilot_reference": 0,
+    }
+    configs = {name: read_config(CONFIGS / f"{name}.py") for name in chunks}
+    assert {name: config.train.online_chunk_size for name, config in configs.items()} == chunks
+    pilot, smaller = configs["pilot"], configs["pilot_n32"]
+    train = dataclasses.replace(pilot.train, online_chunk_size=32)
+    assert smaller == dataclasses.replace(pilot, train=train)
 
 
 def test_mid_runs_have_the_published_values() -> None:
