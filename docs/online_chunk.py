@@ -52,7 +52,8 @@ def run(arm: Arm, seed: int, workdirs: Path) -> dict[str, Any]:
     own = {"train.online_chunk_size": arm.chunk, "train.truncate_tokens": arm.cut, "train.seed": seed}
     flags = [f"--config.{key}={value}" for key, value in (SETTINGS | own).items()]
     found: dict[str, Any] = {**arm._asdict(), "seed": seed}
-    if not (workdir / "summary.json").exists():
+    summary = workdir / "summary.json"
+    if not summary.exists() or json.loads(summary.read_text())["interrupted"]:
         config = ROOT / "configs" / "pilot_smoke.py"
         _python("hope_jax.launch", f"--config={config}", f"--workdir={workdir}", *flags, check=False)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
