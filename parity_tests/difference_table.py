@@ -322,7 +322,7 @@ RULES = (
         "batch_surprise",
         "one surprise value decides for the whole call",
         "The mean over all tokens of the batch, or a value from outside, opens or closes the gate of a call.",
-        "Per example, layer and period: the mean over its tokens with a signal (`memory/gate.py`).",
+        "Per example, layer and period: the mean over its tokens with a signal (`memory/period_write.py`).",
         "A gate per call depends on where calls are cut and on the other examples.",
         "attnblock_gated, hybrid_threshold, memorize_* with a threshold",
     ),

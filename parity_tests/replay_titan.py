@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.rules import make_inner_optimizer
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.memory.titan import SelfModifierOptions, Titan, self_modifier_read
@@ -38,8 +39,7 @@ def replay_memory(g: Golden) -> None:
     memory = Titan(
         Level(len(rows), g.config["update_lr"], "sgd"),
         *params["w_up"].shape,
-        chunk_size=len(rows),
-        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
+        WriteRules(len(rows), MemoryOptions(write_clip=0.0, delta_clip=0.0)),
         own_output=False,
         activation=activation_of(g.config),
         self_modifier=SelfModifierOptions(enabled=False),

@@ -55,11 +55,11 @@ class GatedDeltaNet:
         }
 
     def periods(self) -> dict[str, int]:
-        """See `StreamMemory.periods`: every token is a write."""
+        """See `AnyMemory.periods`: every token is a write."""
         return {LEVEL: 1}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `StreamMemory.flops`: five projections, two logits a head, three products with the state."""
+        """See `AnyMemory.flops`: five projections, two logits a head, three products with the state."""
         del tokens
         projections = 10.0 * self.dim * self.dim + 4.0 * self.dim * self.heads
         return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
@@ -76,10 +76,6 @@ class GatedDeltaNet:
     def init_carry(self, dtype: jnp.dtype) -> Array:
         """The carry before the first token; dtype: that of the inputs."""
         return jnp.zeros((self.conv_window - 1, 3 * self.dim), dtype)
-
-    def rebase(self, params: PyTree, fast: Array) -> Array:
-        """The same values, cut off from what wrote them; a state does not start from any parameter."""
-        return jax.lax.stop_gradient(fast)
 
     def move(self, old: PyTree, new: PyTree, fast: Array) -> Array:
         """The same state, as it is not kept relative to any parameters."""

@@ -31,9 +31,10 @@ OnDelta = tuple[Array, Array]
 
 
 class Forward(NamedTuple):
-    """The MLP's steps. h: [n, H] pre-activation; a: [n, H] activation; o: [n, D] output; on_delta: None where
-    there was no delta."""
+    """The MLP's steps. z: [n, D] input; h: [n, H] pre-activation; a: [n, H] activation; o: [n, D] output;
+    on_delta: None where there was no delta."""
 
+    z: Array
     h: Array
     a: Array
     o: Array
@@ -137,7 +138,7 @@ def forward(
         h = h + tap.astype(h.dtype)
     a = ACTIVATIONS[activation](h)
     o, down = affine(a, weights, delta, "w_down", "b_down")
-    return Forward(h, a, o, None if up is None or down is None else (up, down))
+    return Forward(z, h, a, o, None if up is None or down is None else (up, down))
 
 
 def read(
@@ -156,7 +157,7 @@ def read(
     """
     z = normalise(params, x)
     hidden = None if taps is None else taps.hidden
-    _, a, o, on_delta = forward(params, delta, z, activation, hidden)
+    _, _, a, o, on_delta = forward(params, delta, z, activation, hidden)
     clip = None if output_clip is None else clip_factor(o, output_clip)
     y = x + (o if clip is None else o * clip)
     if taps is not None:
@@ -188,7 +189,7 @@ def write_factors(
     z: [n, D] as the read has seen it; teach: [n, D], zero where a token is masked. The gradient is taken at
     weights + delta, which must be the weights that read z. read: what that read has computed, if it is known.
     """
-    h, a, o, on_delta = read or forward(weights, delta, z, activation)
+    z, h, a, o, on_delta = read or forward(weights, delta, z, activation)
     g_o = teach.astype(z.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)

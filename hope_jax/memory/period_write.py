@@ -15,10 +15,18 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root, shrink
-from hope_jax.memory import gate, mlp_memory
+from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
+from hope_jax.memory.state import (
+    Reduce,
+    WriteSignal,
+    WriteStats,
+    add_stats,
+    relative,
+    total_stats,
+    zero_stats,
+)
 
 
 class LevelState(NamedTuple):
@@ -29,6 +37,8 @@ class LevelState(NamedTuple):
     rounded: matrices of delta in the dtype of reads, which a write leaves for the read after it; then ().
     inner: of a rule in closed form, the inner products of each affine map's delta and velocity, which a write
     leaves for the next one (`Map.inner`); () where they are taken anew.
+    init: of a nested level that starts from an init, the state of that, else (): its delta is init - theta,
+    its opt that of the next slower level, its pending the unfinished move.
     """
 
     delta: PyTree
@@ -36,6 +46,7 @@ class LevelState(NamedTuple):
     pending: PyTree
     rounded: PyTree = ()
     inner: PyTree = ()
+    init: PyTree = ()
 
     @property
     def read_with(self) -> PyTree:
@@ -44,7 +55,7 @@ class LevelState(NamedTuple):
 
 
 class WriteRules(NamedTuple):
-    """What the levels of a memory share.
+    """What the levels of a memory share: when they are written, and how their writes are gated and bounded.
 
     chunk_size: tokens of an online chunk (N). flush_partial_at_end: write partial periods when a stream ends.
     read_in: dtype in which reads take the weights; None: the weights' own.
@@ -54,6 +65,13 @@ class WriteRules(NamedTuple):
     options: MemoryOptions = MemoryOptions()
     flush_partial_at_end: bool = False
     read_in: jnp.dtype | None = None
+
+    def mask(self, signal: WriteSignal) -> Array:
+        """Which tokens take part in a write, bool [n]. Under `l2` unsurprising tokens are masked too."""
+        threshold = self.options.surprise_threshold
+        if threshold is None or self.options.surprise_metric != "l2":
+            return signal.active_n
+        return signal.active_n & (signal.surprise_n >= threshold)
 
 
 class Ended(NamedTuple):
@@ -209,10 +227,12 @@ class PeriodWriter(ABC):
         return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
-        """Whether the gate is open, and whether the period is written: it is if a token is left, too."""
-        is_open = jnp.broadcast_to(
-            gate.is_open(self.rules.options, ended.mean_surprise()), ended.tokens.shape
-        )
+        """Whether the gate is open to the mean surprise, and whether the period is written: it is if a token
+        is left, too."""
+        threshold = self.rules.options.surprise_threshold
+        is_open = jnp.ones(ended.tokens.shape, bool)
+        if threshold is not None:
+            is_open = ended.mean_surprise() >= threshold
         return is_open, is_open & (ended.tokens > 0)
 
     def apply(self, state: LevelState, period: Any) -> tuple[LevelState, WriteStats]:

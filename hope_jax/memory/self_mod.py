@@ -108,11 +108,11 @@ class SelfMod(SelfModifyingTitans):
         return entries
 
     def periods(self) -> dict[str, int]:
-        """See `StreamMemory.periods`."""
+        """See `AnyMemory.periods`."""
         return {GENERATORS: self.chunk_size, MEMORY: self.chunk_size_memory}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `StreamMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
+        """See `AnyMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
         del tokens
         return [flops.matrices(72.0 * self.dim * self.dim)]
 
@@ -145,11 +145,6 @@ class SelfMod(SelfModifyingTitans):
 
         conv = jnp.zeros((max(self.conv_window - 1, 0), self.dim), dtype)
         return SelfModCarry(conv, streams(self.chunk_size), streams(self.chunk_size_memory))
-
-    def rebase(self, params: PyTree, fast: SelfModState) -> SelfModState:
-        """The same values, cut off from what wrote them: the gradient at the state goes to the initial
-        weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum."""
-        return self.move(trees.stop_gradient(params), params, trees.stop_gradient(fast))
 
     def move(self, old: PyTree, new: PyTree, fast: SelfModState) -> SelfModState:
         """The state with its weights moved by new - old; momentum stays."""

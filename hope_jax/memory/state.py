@@ -126,8 +126,13 @@ class AnyMemory(Protocol):
         """The parameters of one layer, as `initial.Params` takes them."""
         ...
 
+    def periods(self) -> dict[str, int]:
+        """Tokens between writes, by the name under which these are counted; levels first, in their order."""
+        ...
+
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
+        """Names of the parameters that no read of a context of `tokens` tokens learns from; of one token,
+        those that act through writes alone."""
         ...
 
     def flops(self, tokens: int) -> list[Flops]:
@@ -141,15 +146,6 @@ class AnyMemory(Protocol):
 
 class Memory(AnyMemory, Protocol):
     """A memory that teach signals write."""
-
-    @property
-    def write_only(self) -> tuple[str, ...]:
-        """Names of the parameters that act through writes alone: no read uses them."""
-        ...
-
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted: its levels first, in the order in which they are read."""
-        ...
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Widths of the taps that this memory learns from, by level: of the output, and of the hidden layer
@@ -193,17 +189,8 @@ class StreamMemory(AnyMemory, Protocol):
         """Taps of its convolution; 0: none."""
         ...
 
-    def periods(self) -> dict[str, int]:
-        """Tokens between writes, by the name under which those are counted."""
-        ...
-
     def init_carry(self, dtype: jnp.dtype) -> PyTree:
         """What crosses calls beside the fast state, before the first token; dtype: that of the inputs."""
-        ...
-
-    def rebase(self, params: PyTree, fast: PyTree) -> PyTree:
-        """The same values, cut off from what wrote them; the gradient at the state goes to the meta
-        parameters: stopgrad(state) + (theta - stopgrad(theta))."""
         ...
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:

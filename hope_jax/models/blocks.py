@@ -19,6 +19,7 @@ from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
 from hope_jax.memory.initial import ArrayKinds, Entries
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.state import Memory, StreamMemory, WriteStats
 from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
@@ -181,13 +182,10 @@ def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
     """The options that all memories share which teach signals write."""
     return {
         "dim": spec.dim,
-        "chunk_size": spec.chunk_size,
-        "writes": spec.memory,
+        "rules": WriteRules(spec.chunk_size, spec.memory, spec.cms.flush_partial_at_end, spec.dtype),
         "own_output": spec.own_output,
         "output_clip": None if spec.modern or not training else READ_CLIP,
         "activation": spec.activation,
-        "flush_partial_at_end": spec.cms.flush_partial_at_end,
-        "read_in": spec.dtype,
     }
 
 

@@ -88,9 +88,7 @@ class HopeModel:
 
     def level_names(self) -> dict[str, tuple[str, ...]]:
         """The levels whose writes are counted, by memory."""
-        taught = {name: memory.level_names() for name, memory in self.memories().items()}
-        streams = self.stream_memories().items()
-        return {**taught, **{name: tuple(memory.periods()) for name, memory in streams}}
+        return {name: tuple(memory.periods()) for name, memory in blocks.every_memory(self.spec).items()}
 
     def init_params(self, key: Array) -> PyTree:
         """Fresh meta parameters: {"embed", "blocks" (leaves [L, ...]), "final_norm"}."""
@@ -299,7 +297,7 @@ class HopeModel:
         def layer(params: PyTree) -> PyTree:
             held = trees.stop_gradient(params)
             for name, memory in self.memories().items():
-                held[name] = {**held[name], **{key: params[name][key] for key in memory.write_only}}
+                held[name] = {**held[name], **{key: params[name][key] for key in memory.without_gradient(1)}}
             return held
 
         return {**trees.stop_gradient(params), "blocks": tuple(map(layer, self._layers(params)))}
