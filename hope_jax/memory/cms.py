@@ -50,10 +50,11 @@ class CmsOptions:
 class Cms:
     """The constants of a sequential or independent CMS: a memory of the protocol in `hope_jax.memory.state`.
 
-    levels: in chain order. dim, hidden: D and H of every level. own_output: levels take their own teach signal
-    rather than the block's. output_clip: bound on each level's residual branch while training (reference
-    style). activation: of the levels' hidden layers, a name of `mlp_memory.ACTIVATIONS`. layer_norm: each level
-    norms its input. mixed: the levels are independent: their outputs are averaged with learned weights.
+    levels: in chain order. dim, hidden: D and H of every level. own_output: levels take their own teach
+    signal rather than the block's. output_clip: bound on each level's residual branch while training
+    (reference style). activation: of the levels' hidden layers, a name of `mlp_memory.ACTIVATIONS`.
+    layer_norm: each level norms its input. mixed: the levels are independent: their outputs are averaged with
+    learned weights.
     """
 
     levels: Mapping[str, Level]
@@ -120,7 +121,14 @@ class Cms:
         before the average, so the level's own signal has its weight in it."""
         y, trace, outputs = x, {}, []
         for name in self.levels:
-            y, trace[name] = self._read_level(name, params, fast, x if self.mixed else y, taps)
+            y, trace[name] = mlp_memory.read(
+                params[name],
+                None if fast is None else fast[name].read_with,
+                x if self.mixed else y,
+                taps.get(name),
+                output_clip=self.output_clip,
+                activation=self.activation,
+            )
             outputs.append(y)
         if not self.mixed:
             return y, trace
@@ -129,18 +137,6 @@ class Cms:
         weights = jax.nn.softmax(params[MIX].astype(wide))
         parts = (w * y.astype(wide) for w, y in zip(weights, outputs, strict=True))
         return sum(parts, jnp.zeros((), wide)).astype(x.dtype), trace
-
-    def _read_level(
-        self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
-    ) -> tuple[Array, Trace]:
-        return mlp_memory.read(
-            params[name],
-            None if fast is None else fast[name].read_with,
-            x,
-            taps.get(name),
-            output_clip=self.output_clip,
-            activation=self.activation,
-        )
 
     def _needs_outputs(self, level: Level) -> bool:
         """Whether a level's tokens are written by a rule that asks for the level's outputs."""
@@ -153,8 +149,8 @@ class Cms:
         fast: dict[str, PyTree],
         trace: dict[str, Trace],
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:

@@ -87,23 +87,18 @@ class GatedDeltaNet:
         fast: Array | None,
         carry: Array | None,
         x_nd: Array,
-        *,
         position: Array | int,
-        reduce: Reduce = own,
         active_n: Array | None = None,
         segments: Array | None = None,
+        *,
+        reduce: Reduce = own,
     ) -> tuple[Array, Array | None, Array | None, dict[str, WriteStats]]:
-        """Reads n tokens, any number, each after its own write.
+        """Reads n tokens, any number, each after its own write; see `StreamMemory.read`.
 
-        x_nd: [n, D]; `position` of the first has no effect. fast None: start from zeros. carry None: x is a
-        whole sequence from position 0. reduce: sums over the examples that share `fast`; a shared state
-        becomes the mean of what each of them has made of it, at the end of the call.
-        active_n: bool [n], False: padding, which changes no state (beta 0, alpha 1); None: all True.
-        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
-        `causal_conv`; the state goes on through documents; None: all are of one.
-        Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics:
-        each active token is a period that was written. The sizes of writes are left at 0, as the kernel never
-        forms a write, and so is `delta_norm`: the state has no slow weights.
+        `position` has no effect. A shared state becomes a mean at the end of the call. Padding has beta 0 and
+        alpha 1. The state goes on through documents. Statistics: each active token is a period that was
+        written. The sizes of writes are left at 0, as the kernel never forms a write, and so is `delta_norm`:
+        the state has no slow weights.
         """
         active = jnp.ones(len(x_nd), bool) if active_n is None else active_n
         tokens, history = self._tokens(params, x_nd, carry, segments, active)

@@ -1,7 +1,7 @@
 """The writes of one level by an inner optimizer, for any memory that teach signals drive (Eqs. 70-71).
 
-A memory gives the factors of its gradient, token by token; here they are summed over a period and passed once
-through the level's inner optimizer. One example and one layer; rows are tokens.
+Under a linear rule many periods are written at once, and the tokens of a period that spans chunks are held
+until it ends. One example and one layer; rows are tokens.
 """
 
 from typing import NamedTuple
@@ -17,30 +17,21 @@ from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.period_write import (
     Ended,
+    Gathered,
     LevelState,
     LevelTokens,
     PeriodWriter,
     WriteRules,
     settled,
+    summed,
     waiting,
 )
-from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
-from hope_jax.memory.state import Reduce, WriteStats, own
+from hope_jax.memory.rules import velocity, with_velocity
+from hope_jax.memory.state import WriteStats, own
 
 TOKENS_AT_ONCE = 512
 """Tokens of all examples that share a state whose inner products are taken at once: their number grows with
 its square, and the state is read and written once for them."""
-
-
-class Gathered(NamedTuple):
-    """The sums over the tokens of a period and over all examples that share the fast state.
-
-    grad: summed gradient of the fast weights. context: [D] sum of LN(x).
-    """
-
-    grad: PyTree
-    context: Array
-    ended: Ended
 
 
 class Held(NamedTuple):
@@ -51,27 +42,7 @@ class Held(NamedTuple):
 
 
 class LevelWriter(PeriodWriter):
-    """The writes of one level with its inner optimizer: theta_l <- theta_l - eta_l u."""
-
-    def __init__(
-        self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
-    ) -> None:
-        super().__init__(rules, spec, params, norms, reduce)
-        self.optimizer, self.rule = make_inner_optimizer(spec), RULES[spec.optimizer]
-
-    def init_opt(self) -> PyTree:
-        """See `PeriodWriter`."""
-        return self.optimizer.init(self.weights)
-
-    def write(
-        self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
-    ) -> tuple[LevelState, WriteStats]:
-        """See `PeriodWriter`."""
-        if self.rule.at_outputs is not None:
-            biases = "b_up" in self.weights
-            factors = self.rule.at_outputs(tokens.factors, self.spec.lr, tokens.mask, biases)
-            tokens = tokens._replace(factors=factors)
-        return super().write(state, tokens, position, last)
+    """The writes of one level with its inner optimizer, in closed form where the rule is linear."""
 
     def init(self) -> LevelState:
         """See `PeriodWriter`."""
@@ -80,21 +51,14 @@ class LevelWriter(PeriodWriter):
 
     def nothing(self) -> Gathered | Held:
         """See `PeriodWriter`."""
-        inputs, hidden = self.weights["w_up"].shape
-        if self._holds_tokens():
-            dtype = self.rules.read_in or self.dtype
-            z, g_h, a, g_o = (
-                jnp.zeros((self.spec.update_period, width), dtype)
-                for width in (inputs, hidden, hidden, inputs)
-            )
-            return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
-        return Gathered(trees.zeros_like(self.weights), jnp.zeros(inputs, self.dtype), self.no_tokens())
-
-    def _holds_tokens(self) -> bool:
-        """Whether a period that spans chunks is held as its tokens, which are fewer numbers than its gradient
-        and are not touched until they are written."""
+        # Fewer numbers than the gradient, and not touched until they are written.
         short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
-        return short and self._spans_chunks() and self.rules.options.scope == "example"
+        if not short or not self._spans_chunks() or self.rules.options.scope != "example":
+            return super().nothing()
+        (inputs, hidden), dtype = self.weights["w_up"].shape, self.rules.read_in or self.dtype
+        widths = inputs, hidden, hidden, inputs
+        z, g_h, a, g_o = (jnp.zeros((self.spec.update_period, width), dtype) for width in widths)
+        return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
 
     def hold(self, pending: Gathered | Held, tokens: LevelTokens, position: Array) -> Gathered | Held:
         """See `PeriodWriter`."""
@@ -108,10 +72,6 @@ class LevelWriter(PeriodWriter):
         new = tokens.factors._replace(on_delta=None, h=None, o=None)
         ended = trees.add(pending.ended, self.count(tokens))
         return Held(jax.tree.map(enter, pending.factors, new), ended)
-
-    def held(self, pending: Gathered | Held) -> Gathered:
-        """See `PeriodWriter`."""
-        return gathered(pending, self.weights) if isinstance(pending, Held) else pending
 
     def emptied(self, pending: Gathered | Held) -> Gathered | Held:
         """See `PeriodWriter`."""
@@ -145,8 +105,9 @@ class LevelWriter(PeriodWriter):
         ended = trees.select(due, self.no_tokens(), pending.ended)
         return new._replace(pending=pending._replace(ended=ended)), stats
 
-    def apply(self, state: LevelState, period: Gathered) -> tuple[LevelState, WriteStats]:
+    def apply(self, state: LevelState, period: Gathered | Held) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`."""
+        period = gathered(period, self.weights) if isinstance(period, Held) else period
         new, stats = super().apply(state, period)
         return new._replace(inner=self._inner(new) if state.inner else ()), stats
 
@@ -158,21 +119,6 @@ class LevelWriter(PeriodWriter):
         """An affine map's delta and velocity."""
         average = velocity(state.opt)
         return _affine(state.delta, group), None if average is None else _affine(average, group)
-
-    def join(self, first: Gathered, second: Gathered) -> Gathered:
-        """Adds the sums of both."""
-        return trees.add(first, second)
-
-    def gather(self, tokens: LevelTokens) -> Gathered:
-        """The summed gradient and the counts of a period, or of a part of one."""
-        total = self.reduce(summed(tokens.factors, self.count(tokens), self.weights))
-        return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
-
-    def proposed(self, state: LevelState, period: Gathered) -> tuple[PyTree, PyTree, PyTree]:
-        """One step of the inner optimizer; see `PeriodWriter`."""
-        context = period.context / jnp.maximum(period.ended.seen, 1)
-        update, opt = self.optimizer.update(period.grad, state.opt, context=context)
-        return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: many at once where the rule is linear, else one after the other."""
@@ -269,12 +215,6 @@ class LevelWriter(PeriodWriter):
             squares = [jnp.einsum("pci,pdi->pcd", wide_x, wide_x) * outputs]
             norms += [root(s.sum((1, 2))) for s in (squares + [outputs] * (bias in self.weights))]
         return norms
-
-
-def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gathered:
-    """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
-    grad = mlp_memory.write_gradient(factors, like)
-    return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
 
 
 def gathered(held: Held, like: mlp_memory.Weights) -> Gathered:

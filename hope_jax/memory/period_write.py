@@ -1,12 +1,12 @@
 """When a level is written, and by how much at most: periods on the clock, gate, bounds, statistics.
 
-What a period gathers from its tokens, and what it then does to the fast weights, is a rule's own
-(`level_write.LevelWriter`, `titans_rule.TitansWriter`). One example and one layer; rows are tokens.
+A memory gives the factors of its gradient, token by token; here they are summed over a period and passed
+once through the level's inner optimizer. `level_write.LevelWriter` does so with many periods at once;
+`titans_rule.TitansWriter` has another rule. One example and one layer; rows are tokens.
 
 All of it can be differentiated: norms have slope zero at zero, and statistics are cut off.
 """
 
-from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from hope_jax.kernels.cms_write import root, shrink
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import WriteFactors
+from hope_jax.memory.rules import RULES, make_inner_optimizer
 from hope_jax.memory.state import (
     Reduce,
     WriteSignal,
@@ -102,40 +103,59 @@ class LevelTokens(NamedTuple):
     gates: PyTree = ()
 
 
+class Gathered(NamedTuple):
+    """The sums over the tokens of a period and over all examples that share the fast state.
+
+    grad: summed gradient of the fast weights. context: [D] sum of LN(x).
+    """
+
+    grad: PyTree
+    context: Array
+    ended: Ended
+
+
 Sizes = list[tuple[Array, Array]]
 """For each affine map the size of a write or delta after bounds, and whether its bound was active."""
 
 
-class PeriodWriter(ABC):
-    """The writes of one level at fixed slow weights. params: the level's, of one layer. norms: of
-    `mlp_memory.group_norms`. What a rule gathers over a period has a field `ended`."""
+class PeriodWriter:
+    """The writes of one level at fixed slow weights, a period at a time: theta_l <- theta_l - eta_l u.
+
+    params: the level's, of one layer. norms: of `mlp_memory.group_norms`. Another rule may gather something
+    else than `Gathered` over a period, with a field `ended` too.
+    """
 
     def __init__(
         self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
     ) -> None:
         self.rules, self.spec, self.norms, self.reduce = rules, spec, norms, reduce
+        self.rule = RULES[spec.optimizer]
         self.weights = mlp_memory.fast_weights(params)
         self.dtype = self.weights["w_up"].dtype
 
-    @abstractmethod
     def gather(self, tokens: LevelTokens) -> Any:
         """What consecutive tokens add to a period, over all examples that share the state."""
+        total = self.reduce(summed(tokens.factors, self.count(tokens), self.weights))
+        return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
 
-    @abstractmethod
     def join(self, first: Any, second: Any) -> Any:
         """What the tokens of `first` and then those of `second` have added together."""
+        return trees.add(first, second)
 
-    @abstractmethod
     def nothing(self) -> Any:
         """What a period holds before its first token."""
+        inputs = jnp.zeros(len(self.weights["w_up"]), self.dtype)
+        return Gathered(trees.zeros_like(self.weights), inputs, self.no_tokens())
 
-    @abstractmethod
     def init_opt(self) -> PyTree:
         """The state `opt` of a level that has written nothing."""
+        return make_inner_optimizer(self.spec).init(self.weights)
 
-    @abstractmethod
     def proposed(self, state: LevelState, period: Any) -> tuple[PyTree, PyTree, PyTree]:
         """The change of the fast weights before bounds, the state `opt` after it, and the gradient."""
+        context = period.context / jnp.maximum(period.ended.seen, 1)
+        update, opt = make_inner_optimizer(self.spec).update(period.grad, state.opt, context=context)
+        return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
     def init(self) -> LevelState:
         """The state of a level that has written nothing."""
@@ -170,6 +190,10 @@ class PeriodWriter(ABC):
         tokens: with the factors of the gradient at the weights that read the chunk, zero where `mask` is
         False. last: the stream ends here.
         """
+        if self.rule.at_outputs is not None:
+            biases = "b_up" in self.weights
+            factors = self.rule.at_outputs(tokens.factors, self.spec.lr, tokens.mask, biases)
+            tokens = tokens._replace(factors=factors)
         if self._spans_chunks():
             return self._part_of_a_period(state, tokens, position, last)
         period = self.spec.update_period
@@ -194,7 +218,7 @@ class PeriodWriter(ABC):
         due = (position + len(tokens.mask)) % self.spec.update_period == 0
         state = state._replace(pending=self.hold(state.pending, tokens, position))
         if last and self.rules.flush_partial_at_end:
-            new, stats = self.apply(state, self.held(state.pending))
+            new, stats = self.apply(state, state.pending)
             stats = trees.select(due, stats, flushed(stats))
         else:
             new, stats = self.written_if(due, state)
@@ -213,15 +237,11 @@ class PeriodWriter(ABC):
         del pending
         return self.nothing()
 
-    def held(self, pending: Any) -> Any:
-        """What `gather` would give of the tokens of a partial period."""
-        return pending
-
     def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """Writes what is pending if it is due."""
 
         def write() -> tuple[LevelState, WriteStats]:
-            new, stats = self.apply(state, self.held(state.pending))
+            new, stats = self.apply(state, state.pending)
             return new._replace(pending=self.emptied(state.pending)), stats
 
         return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
@@ -285,6 +305,12 @@ class PeriodWriter(ABC):
         )
         # Statistics are reported, never optimized: no loss may reach a memory through them.
         return jax.lax.stop_gradient(stats)
+
+
+def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gathered:
+    """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
+    grad = mlp_memory.write_gradient(factors, like)
+    return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
 
 
 def waiting(pending: Any) -> WriteStats:

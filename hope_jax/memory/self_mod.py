@@ -157,24 +157,18 @@ class SelfMod(SelfModifyingTitans):
         fast: SelfModState | None,
         carry: SelfModCarry | None,
         x_nd: Array,
-        *,
         position: Array | int,
-        reduce: Reduce = own,
         active_n: Array | None = None,
         segments: Array | None = None,
+        *,
+        reduce: Reduce = own,
     ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
-        """Reads n tokens and writes the chunks that end among them.
+        """Reads n tokens and writes the chunks that end among them; see `StreamMemory.read`.
 
-        x_nd: [n, D], the first at `position`, a multiple of `online_chunk`, with n <= `online_chunk` (fewer
-        only in a stream's last call); with carry None: a whole sequence from position 0 of any length,
-        whose unfinished chunks are not written. fast None: read the initial weights, write nothing.
-        reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
-        them would make of it, at the end of every chunk.
-        active_n: bool [n], False: padding, which changes nothing (eta 0, alpha 1); None: all True.
-        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
-        `causal_conv`; None: all are of one.
-        Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
-        statistics of each level.
+        `position` is a multiple of `online_chunk`, and n <= `online_chunk` (fewer only in a stream's last
+        call); with carry None a sequence of any length, whose unfinished chunks are not written. fast None:
+        read the initial weights, write nothing. A shared state becomes a mean at the end of every chunk.
+        Padding has eta 0 and alpha 1.
         """
         history = None if carry is None else carry.conv
         if "conv" in params:

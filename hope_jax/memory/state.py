@@ -169,14 +169,15 @@ class Memory(AnyMemory, Protocol):
         fast: PyTree,
         trace: PyTree,
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """Writes one chunk, whose first token stands at `position`: the new state, and statistics by level.
 
-        last: the stream ends with this chunk: partial periods are flushed or dropped.
+        reduce: over the examples that share `fast`. last: the stream ends with this chunk: partial periods are
+        flushed or dropped.
         """
         ...
 
@@ -203,17 +204,19 @@ class StreamMemory(AnyMemory, Protocol):
         fast: PyTree | None,
         carry: PyTree | None,
         x_nd: Array,
-        *,
         position: Array,
-        reduce: Reduce,
         active_n: Array,
         segments: Array | None,
+        *,
+        reduce: Reduce,
     ) -> tuple[Array, PyTree | None, PyTree | None, dict[str, WriteStats]]:
         """Reads n tokens [n, D], the first at `position`, and writes the chunks that end among them.
 
-        Returns y [n, D], the new state and carry (None where None was given), and statistics by level.
-
-        active_n: bool [n], False: padding, which changes nothing. segments: int [w - 1 + n] document of each
-        token of the convolution's history and of x; None: without a convolution.
+        fast None: as `init` gives it. carry None: x is a whole sequence from position 0. active_n: bool [n],
+        False: padding, which changes nothing; None: all True. segments: int [w - 1 + n] document of each
+        token of the convolution's history and of x, see `causal_conv`; None: all are of one. reduce: over the
+        examples that share `fast`; a shared state becomes the mean of what each of them has made of it.
+        Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics by
+        level.
         """
         ...

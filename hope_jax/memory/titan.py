@@ -178,8 +178,8 @@ class Titan:
         fast: dict[str, LevelState],
         trace: Forward,
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:

@@ -219,15 +219,11 @@ def _streamed(
     segments = context.segments_with(window - 1) if window else None
     position = context.position if context.clock is None else context.clock
 
-    def one(fast: Any, carry: Any, z: Array, position: Array, active: Array, segments: Any) -> Any:
-        return memory.read(
-            params, fast, carry, z, position=position, reduce=spec.reduce, active_n=active, segments=segments
-        )
-
     axis, at = spec.fast_axis, 0 if position.ndim else None
-    over = jax.vmap(one, (axis, 0, 0, at, 0, 0), (0, axis, 0, 0), axis_name=EXAMPLES)
+    one, axes = partial(memory.read, reduce=spec.reduce), (None, axis, 0, 0, at, 0, 0)
+    over = jax.vmap(one, axes, (0, axis, 0, 0), axis_name=EXAMPLES)
     y, written, carry, stats = over(
-        call.fast.get(name), carry, z, position, context.segments_bn > 0, segments
+        params, call.fast.get(name), carry, z, position, context.segments_bn > 0, segments
     )
     wrote = written is not None
     return BlockRead(

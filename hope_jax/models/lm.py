@@ -273,7 +273,7 @@ class HopeModel:
             for name, memory in self.memories(training=training).items():
                 own, own_norms, state, own_trace = (part[name] for part in layer[:4])
                 over = jax.vmap(
-                    partial(self._write_one, memory, last),
+                    partial(memory.write, reduce=self.spec.reduce, last=last),
                     in_axes=(None, None, axis, 0, 0, at),
                     out_axes=(axis, 0),
                     axis_name=EXAMPLES,
@@ -284,11 +284,6 @@ class HopeModel:
             written.append({**layer[2], **{name: state for name, (state, _) in made.items()}})
             stats.append({name: counts for name, (_, counts) in made.items()})
         return tuple(written), trees.stack(stats)
-
-    def _write_one(self, memory: Memory, last: bool, *arguments: Any) -> tuple[PyTree, dict[str, WriteStats]]:
-        """The write of one example."""
-        *states, position = arguments
-        return memory.write(*states, position=position, reduce=self.spec.reduce, last=last)
 
     def held_for_write(self, params: PyTree) -> PyTree:
         """The parameters, unstacked, as constants but for those that act through writes alone: writes are
