@@ -86,7 +86,7 @@ def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -
     branch = mlp_memory.forward(weights, fast, key, memory.activation).o
     if memory.output_clip is not None:
         branch = branch * mlp_memory.clip_factor(branch, memory.output_clip)
-    pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]
+    pull = jax.vjp(lambda o, n: mlp_memory.normalise(n, o), branch, norm)[1]
     at_branch, by_norm = pull(cotangent)
     factors = mlp_memory.write_factors(weights, fast, key, at_branch, **how)
     return {**mlp_memory.write_gradient(factors, weights), **by_norm}

@@ -28,7 +28,7 @@ from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import Trace, WriteFactors
 from hope_jax.memory.period_write import LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
+from hope_jax.memory.state import Memory, Reduce, Taps, WriteSignal, WriteStats
 
 MIX = "mix"
 """Name of the parameter w of the independent connection, among the names of the levels."""
@@ -47,8 +47,8 @@ class CmsOptions:
 
 
 @dataclass(frozen=True)
-class Cms:
-    """The constants of a sequential or independent CMS: a memory of the protocol in `hope_jax.memory.state`.
+class Cms(Memory):
+    """The constants of a sequential or independent CMS, whose reads use every parameter.
 
     levels: in chain order. dim, hidden: D and H of every level. own_output: levels take their own teach
     signal rather than the block's. output_clip: bound on each level's residual branch while training
@@ -84,11 +84,6 @@ class Cms:
     def periods(self) -> dict[str, int]:
         """See `AnyMemory.periods`."""
         return {name: level.update_period for name, level in self.levels.items()}
-
-    def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """None: reads use every parameter."""
-        del tokens
-        return ()
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Each level's output, and its hidden layer where the gradient of its write is, token by token, a

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones
 
-from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, bias
+from hope_jax.memory.norms import rms_norm, unit_norm
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
 
 LEVEL = "state"
@@ -125,18 +125,14 @@ class GatedDeltaNet:
         step = jax.nn.softplus(_times(x_nd, params["w_alpha"], wide) + params["dt_bias"].astype(wide))
         log_alpha = -jnp.exp(params["a_log"].astype(wide)) * step
         beta = jax.nn.sigmoid(_times(x_nd, params["w_beta"], wide))
+        units = (
+            unit_norm(t, self.eps, size).astype(t.dtype) for t, size in ((q, q.shape[-1] ** -0.5), (k, 1.0))
+        )
         gates = (jnp.where(active_n[:, None], gate, 0) for gate in (log_alpha, beta))
-        return (self._unit(q, q.shape[-1] ** -0.5), self._unit(k, 1.0), v, *gates), history
-
-    def _unit(self, x: Array, scale: float) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        norm = jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
-        return (scale * wide / norm).astype(x.dtype)
+        return (*units, v, *gates), history
 
     def _output(self, params: PyTree, x_nd: Array, o_nhv: Array) -> Array:
-        wide = o_nhv.astype(jnp.promote_types(x_nd.dtype, jnp.float32))
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        scaled = (normed * params["norm_scale"]).astype(x_nd.dtype).reshape(x_nd.shape)
+        scaled = rms_norm(o_nhv, params["norm_scale"], self.eps).reshape(x_nd.shape)
         return _times(scaled * jax.nn.silu(_times(x_nd, params["w_gate"])), params["w_out"])
 
 

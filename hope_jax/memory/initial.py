@@ -41,12 +41,7 @@ class Initial(NamedTuple):
         """The taps [window, D] of a convolution: torch's uniform in the reference, else the identity."""
         if not self.modern:
             return bias(window)
-
-        def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-            del key
-            return jnp.zeros(shape, dtype).at[-1].set(1.0)
-
-        return identity
+        return lambda _, shape, dtype: jnp.zeros(shape, dtype).at[-1].set(1.0)
 
 
 def bias(fan_in: int) -> Init:
@@ -60,11 +55,7 @@ def bias(fan_in: int) -> Init:
 
 def transposed(init: Init) -> Init:
     """The same distribution for a matrix (out, in)."""
-
-    def turned(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return init(key, shape[::-1], dtype).T
-
-    return turned
+    return lambda key, shape, dtype: init(key, shape[::-1], dtype).T
 
 
 class Params(nn.Module):

@@ -113,12 +113,14 @@ class LevelWriter(PeriodWriter):
 
     def _inner(self, state: LevelState) -> PyTree:
         """`LevelState.inner`, taken anew."""
-        return {group[0]: inner_of(*self._states(state, group)) for group in mlp_memory.GROUPS}
+        pairs = zip(mlp_memory.GROUPS, self._states(state), strict=True)
+        return {group[0]: inner_of(*maps) for group, maps in pairs}
 
-    def _states(self, state: LevelState, group: tuple[str, str]) -> tuple[Affine, Affine | None]:
-        """An affine map's delta and velocity."""
-        average = velocity(state.opt)
-        return _affine(state.delta, group), None if average is None else _affine(average, group)
+    def _states(self, state: LevelState) -> list[tuple[Affine, Affine | None]]:
+        """Each affine map's delta and velocity."""
+        deltas, average = mlp_memory.maps_of(state.delta), velocity(state.opt)
+        averages = [None] * len(deltas) if average is None else mlp_memory.maps_of(average)
+        return list(zip(deltas, averages, strict=True))
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: many at once where the rule is linear, else one after the other."""
@@ -152,17 +154,19 @@ class LevelWriter(PeriodWriter):
         spec, bounds = self.spec, self.rules.options
         _, applied = self.decided(ended)
         all_rows = self._rows(factors, ended)
-        maps = [
+        given = [
             Map(
                 rows,
-                *self._states(state, group),
+                *maps,
                 bounds.write_clip * norm if bounds.write_clip else None,
                 bounds.delta_clip * norm if bounds.delta_clip else None,
                 state.inner[group[0]] if state.inner else None,
             )
-            for (rows, _), group, norm in zip(all_rows, mlp_memory.GROUPS, self.norms, strict=True)
+            for (rows, _), maps, group, norm in zip(
+                all_rows, self._states(state), mlp_memory.GROUPS, self.norms, strict=True
+            )
         ]
-        written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
+        written = write_periods(tuple(given), applied, beta=spec.beta, lr=spec.lr)
         deltas, velocities, found, inner, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
@@ -173,9 +177,9 @@ class LevelWriter(PeriodWriter):
             [(c.write_sizes, c.write_hits) for c in found],
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
-        opt, delta = state.opt, _by_name(deltas)
+        opt, delta = state.opt, mlp_memory.by_name(deltas)
         if velocity(opt) is not None:
-            opt = with_velocity(opt, _by_name(velocities), applied.sum())
+            opt = with_velocity(opt, mlp_memory.by_name(velocities), applied.sum())
         names = [name for name, _ in mlp_memory.GROUPS]
         narrow = {name: m for name, m in zip(names, rounded, strict=True) if m is not None}
         products = dict(zip(names, inner, strict=True)) if state.inner else ()
@@ -227,12 +231,3 @@ def gathered(held: Held, like: mlp_memory.Weights) -> Gathered:
 def init_level(spec: Level, params: PyTree, rules: WriteRules) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
     return LevelWriter(rules, spec, params, (), own).init()
-
-
-def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:
-    return Affine(weights[group[0]], weights.get(group[1]))
-
-
-def _by_name(maps: tuple[Affine, ...]) -> mlp_memory.Weights:
-    pairs = zip(mlp_memory.GROUPS, maps, strict=True)
-    return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}

@@ -275,7 +275,8 @@ class PeriodWriter:
             return weights, [(size, jnp.zeros((), bool)) for size in sizes]
         shrunk = [shrink(size, bound * norm) for size, norm in zip(sizes, self.norms, strict=True)]
         kept = [(factor * size, hit) for (factor, hit), size in zip(shrunk, sizes, strict=True)]
-        return mlp_memory.scale_groups(weights, tuple(factor for factor, _ in shrunk)), kept
+        maps = zip(mlp_memory.maps_of(weights), shrunk, strict=True)
+        return mlp_memory.by_name(jax.tree.map(lambda w, f=f: w * f, one) for one, (f, _) in maps), kept
 
     def statistics(self, ended: Ended, grad_norms: list[Array], writes: Sizes, deltas: Sizes) -> WriteStats:
         """The statistics of ended periods, leaves [] or [P]; lists have an entry a weight or affine map."""

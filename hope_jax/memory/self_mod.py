@@ -24,6 +24,7 @@ from hope_jax.kernels.self_mod import Tokens as Streams
 from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, transposed
+from hope_jax.memory.norms import unit_norm
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 
 GENERATORS, MEMORY = "generators", "memory"
@@ -239,16 +240,12 @@ class SelfMod(SelfModifyingTitans):
         eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
         keys, values = self._unit(reads["k"]), reads["v"]
         if self.value_norm:
-            values = self.value_norm * self._normed(values)
+            values = self.value_norm * unit_norm(values, self.eps)
         tokens = Streams(keys.astype(dtype), values.astype(dtype), eta, log_alpha)
         return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:
-        return self._normed(x) if self.qk_norm else x
-
-    def _normed(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
+        return unit_norm(x, self.eps) if self.qk_norm else x
 
 
 _Call: TypeAlias = tuple[kernel.Pass, kernel.Group, PyTree, PyTree]

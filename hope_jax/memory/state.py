@@ -124,24 +124,20 @@ class AnyMemory(Protocol):
 
     def entries(self, begin: Initial) -> Entries:
         """The parameters of one layer, as `initial.Params` takes them."""
-        ...
 
     def periods(self) -> dict[str, int]:
         """Tokens between writes, by the name under which these are counted; levels first, in their order."""
-        ...
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
         """Names of the parameters that no read of a context of `tokens` tokens learns from; of one token,
         those that act through writes alone."""
-        ...
+        return ()
 
     def flops(self, tokens: int) -> list[Flops]:
         """Useful operations of a token in rows of `tokens`, of each of its stretches in order."""
-        ...
 
     def init(self, params: PyTree) -> PyTree:
         """The fast state of a context that has written nothing, for parameters of one layer."""
-        ...
 
 
 class Memory(AnyMemory, Protocol):
@@ -150,17 +146,14 @@ class Memory(AnyMemory, Protocol):
     def taps(self) -> dict[str, tuple[int, int]]:
         """Widths of the taps that this memory learns from, by level: of the output, and of the hidden layer
         (0: no tap there)."""
-        ...
 
     def norms(self, params: PyTree) -> PyTree:
         """Norms of one layer's slow weights, which every write needs, computed once for many writes."""
-        ...
 
     def read(
         self, params: PyTree, fast: PyTree | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, PyTree]:
         """x [n, D] -> y [n, D], and the trace that a write needs. fast None: the slow weights alone."""
-        ...
 
     def write(
         self,
@@ -176,10 +169,9 @@ class Memory(AnyMemory, Protocol):
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """Writes one chunk, whose first token stands at `position`: the new state, and statistics by level.
 
-        reduce: over the examples that share `fast`. last: the stream ends with this chunk: partial periods are
-        flushed or dropped.
+        reduce: over the examples that share `fast`. last: the stream ends with this chunk: partial periods
+        are flushed or dropped.
         """
-        ...
 
 
 class StreamMemory(AnyMemory, Protocol):
@@ -188,15 +180,12 @@ class StreamMemory(AnyMemory, Protocol):
     @property
     def conv_window(self) -> int:
         """Taps of its convolution; 0: none."""
-        ...
 
     def init_carry(self, dtype: jnp.dtype) -> PyTree:
         """What crosses calls beside the fast state, before the first token; dtype: that of the inputs."""
-        ...
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:
         """Moves the state, which was written on top of the parameters `old`, onto `new`."""
-        ...
 
     def read(
         self,
@@ -219,4 +208,3 @@ class StreamMemory(AnyMemory, Protocol):
         Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics by
         level.
         """
-        ...

@@ -169,7 +169,7 @@ class Titan:
     def _normed(self, params: PyTree, o: Array) -> Array:
         """The memory's output [n, D] from that of its MLP."""
         branch = o if self.output_clip is None else o * mlp_memory.clip_factor(o, self.output_clip)
-        return mlp_memory.layer_norm(branch, params["ln_scale"], params["ln_bias"])
+        return mlp_memory.normalise(params, branch)
 
     def write(
         self,
