@@ -265,7 +265,7 @@ EQUATIONS = (
         "a period is written if its mean surprise reaches the threshold",
         (
             MEMORY + "period_write.py::PeriodWriter.decided",
-            MEMORY + "period_write.py::WriteRules.mask",
+            MEMORY + "state.py::WriteSignal.mask",
             MEMORY + "period_write.py::PeriodWriter.count",
         ),
         (ORACLE + "stream.py::surprise", ORACLE + "writes.py::Memory.close"),

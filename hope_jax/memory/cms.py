@@ -101,7 +101,6 @@ class Cms(Memory):
 
     def flops(self, tokens: int) -> list[Flops]:
         """See `AnyMemory.flops`; every level is one stretch."""
-        del tokens
         level = flops.mlp_memory(4.0 * self.dim * self.hidden, pull=not self.own_output)
         return [level] * len(self.levels)
 
@@ -150,7 +149,7 @@ class Cms(Memory):
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
         """Writes every level with one chunk; see `Memory.write`."""
-        mask = self.rules.mask(signal)
+        mask = signal.mask(self.rules.options)
         new_fast: dict[str, PyTree] = {}
         stats: dict[str, WriteStats] = {}
         for name, level in self.levels.items():

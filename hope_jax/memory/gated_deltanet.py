@@ -60,7 +60,6 @@ class GatedDeltaNet:
 
     def flops(self, tokens: int) -> list[Flops]:
         """See `AnyMemory.flops`: five projections, two logits a head, three products with the state."""
-        del tokens
         projections = 10.0 * self.dim * self.dim + 4.0 * self.dim * self.heads
         return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
 

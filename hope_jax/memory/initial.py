@@ -46,11 +46,9 @@ class Initial(NamedTuple):
 
 def bias(fan_in: int) -> Init:
     """The reference's bias: uniform +-1/sqrt(fan_in) of the matrix that it belongs to."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(jnp.asarray(fan_in, dtype))
-
-    return init
+    return lambda key, shape, dtype: (
+        jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(jnp.asarray(fan_in, dtype))
+    )
 
 
 def transposed(init: Init) -> Init:

@@ -4,7 +4,7 @@ Under a linear rule many periods are written at once, and the tokens of a period
 until it ends. One example and one layer; rows are tokens.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,10 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import Affine, Map, Rows, inner_of, root, write_periods
-from hope_jax.memory import mlp_memory
+from hope_jax.memory import mlp_memory, period_write
 from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.period_write import (
-    Ended,
-    Gathered,
-    LevelState,
-    LevelTokens,
-    PeriodWriter,
-    WriteRules,
-    settled,
-    summed,
-    waiting,
-)
+from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules, settled
 from hope_jax.memory.rules import velocity, with_velocity
 from hope_jax.memory.state import WriteStats, own
 
@@ -49,9 +39,11 @@ class LevelWriter(PeriodWriter):
         state = super().init()
         return state._replace(inner=self._inner(state)) if self.rule.linear else state
 
-    def nothing(self) -> Gathered | Held:
-        """See `PeriodWriter`."""
-        # Fewer numbers than the gradient, and not touched until they are written.
+    def nothing(self, before: Any = ()) -> Any:
+        """See `PeriodWriter`. The rows of tokens that are held are left as they are."""
+        if isinstance(before, Held):
+            return before._replace(ended=self.no_tokens())
+        # A short period's tokens are fewer numbers than its gradient, and not touched until they are written.
         short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
         if not short or not self._spans_chunks() or self.rules.options.scope != "example":
             return super().nothing()
@@ -60,9 +52,9 @@ class LevelWriter(PeriodWriter):
         z, g_h, a, g_o = (jnp.zeros((self.spec.update_period, width), dtype) for width in widths)
         return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
 
-    def hold(self, pending: Gathered | Held, tokens: LevelTokens, position: Array) -> Gathered | Held:
+    def hold(self, pending: Any, tokens: LevelTokens, position: Array) -> Any:
         """See `PeriodWriter`."""
-        if isinstance(pending, Gathered):
+        if not isinstance(pending, Held):
             return super().hold(pending, tokens, position)
         at = position % self.spec.update_period
 
@@ -72,10 +64,6 @@ class LevelWriter(PeriodWriter):
         new = tokens.factors._replace(on_delta=None, h=None, o=None)
         ended = trees.add(pending.ended, self.count(tokens))
         return Held(jax.tree.map(enter, pending.factors, new), ended)
-
-    def emptied(self, pending: Gathered | Held) -> Gathered | Held:
-        """See `PeriodWriter`."""
-        return pending._replace(ended=self.no_tokens()) if isinstance(pending, Held) else self.nothing()
 
     def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`. On GPUs a conditional would copy the state: there the kernel that writes it is
@@ -101,11 +89,11 @@ class LevelWriter(PeriodWriter):
         factors, ended = jax.tree.map(lambda t: t[None], (pending.factors, pending.ended))
         ended = ended._replace(tokens=jnp.where(due, ended.tokens, 0))
         new, stats = self._write_linear(state, factors, ended)
-        stats = trees.select(due, jax.tree.map(lambda t: t[0], stats), waiting(pending))
+        stats = trees.select(due, jax.tree.map(lambda t: t[0], stats), self.waiting(pending))
         ended = trees.select(due, self.no_tokens(), pending.ended)
         return new._replace(pending=pending._replace(ended=ended)), stats
 
-    def apply(self, state: LevelState, period: Gathered | Held) -> tuple[LevelState, WriteStats]:
+    def apply(self, state: LevelState, period: Any) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`."""
         period = gathered(period, self.weights) if isinstance(period, Held) else period
         new, stats = super().apply(state, period)
@@ -221,11 +209,11 @@ class LevelWriter(PeriodWriter):
         return norms
 
 
-def gathered(held: Held, like: mlp_memory.Weights) -> Gathered:
+def gathered(held: Held, like: mlp_memory.Weights) -> Any:
     """What `LevelWriter.gather` would give of the tokens that are held."""
     there = jnp.arange(len(held.factors.z)) < held.ended.seen
     factors = jax.tree.map(lambda t: jnp.where(there[:, None], t, 0), held.factors)
-    return summed(factors, held.ended, like)
+    return period_write.summed(factors, held.ended, like)
 
 
 def init_level(spec: Level, params: PyTree, rules: WriteRules) -> LevelState:

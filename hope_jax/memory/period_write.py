@@ -19,15 +19,7 @@ from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import WriteFactors
 from hope_jax.memory.rules import RULES, make_inner_optimizer
-from hope_jax.memory.state import (
-    Reduce,
-    WriteSignal,
-    WriteStats,
-    add_stats,
-    relative,
-    total_stats,
-    zero_stats,
-)
+from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 
 
 class LevelState(NamedTuple):
@@ -66,13 +58,6 @@ class WriteRules(NamedTuple):
     options: MemoryOptions = MemoryOptions()
     flush_partial_at_end: bool = False
     read_in: jnp.dtype | None = None
-
-    def mask(self, signal: WriteSignal) -> Array:
-        """Which tokens take part in a write, bool [n]. Under `l2` unsurprising tokens are masked too."""
-        threshold = self.options.surprise_threshold
-        if threshold is None or self.options.surprise_metric != "l2":
-            return signal.active_n
-        return signal.active_n & (signal.surprise_n >= threshold)
 
 
 class Ended(NamedTuple):
@@ -142,8 +127,8 @@ class PeriodWriter:
         """What the tokens of `first` and then those of `second` have added together."""
         return trees.add(first, second)
 
-    def nothing(self) -> Any:
-        """What a period holds before its first token."""
+    def nothing(self, before: Any = ()) -> Any:
+        """What a period holds before its first token. before: what the period before it has held."""
         inputs = jnp.zeros(len(self.weights["w_up"]), self.dtype)
         return Gathered(trees.zeros_like(self.weights), inputs, self.no_tokens())
 
@@ -229,22 +214,20 @@ class PeriodWriter:
 
     def hold(self, pending: Any, tokens: LevelTokens, position: Array) -> Any:
         """The partial period with one more chunk, whose first token stands at `position`."""
-        del position
         return self.join(pending, self.gather(tokens))
-
-    def emptied(self, pending: Any) -> Any:
-        """The pending period without its tokens."""
-        del pending
-        return self.nothing()
 
     def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """Writes what is pending if it is due."""
 
         def write() -> tuple[LevelState, WriteStats]:
             new, stats = self.apply(state, state.pending)
-            return new._replace(pending=self.emptied(state.pending)), stats
+            return new._replace(pending=self.nothing(state.pending)), stats
 
-        return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
+        return jax.lax.cond(due, write, lambda: (state, self.waiting(state.pending)))
+
+    def waiting(self, pending: Any) -> WriteStats:
+        """The statistics of a partial period that goes on."""
+        return zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
         """Whether the gate is open to the mean surprise, and whether the period is written: it is if a token
@@ -312,11 +295,6 @@ def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gat
     """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
     grad = mlp_memory.write_gradient(factors, like)
     return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
-
-
-def waiting(pending: Any) -> WriteStats:
-    """The statistics of a partial period that goes on."""
-    return zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
 
 
 def flushed(stats: WriteStats) -> WriteStats:

@@ -114,7 +114,6 @@ class SelfMod(SelfModifyingTitans):
 
     def flops(self, tokens: int) -> list[Flops]:
         """See `AnyMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
-        del tokens
         return [flops.matrices(72.0 * self.dim * self.dim)]
 
     def generator_names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import Entries, Initial
+from hope_jax.memory.levels import MemoryOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class WriteSignal(NamedTuple):
     surprise_n: Array
     counted_n: Array
     active_n: Array
+
+    def mask(self, options: MemoryOptions) -> Array:
+        """Which tokens take part in a write, bool [n]. Under `l2` unsurprising tokens are masked too."""
+        if options.surprise_threshold is None or options.surprise_metric != "l2":
+            return self.active_n
+        return self.active_n & (self.surprise_n >= options.surprise_threshold)
 
 
 class WriteStats(NamedTuple):

@@ -27,7 +27,7 @@ from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import Forward
 from hope_jax.memory.period_write import LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
+from hope_jax.memory.state import Memory, Reduce, Taps, WriteSignal, WriteStats, own
 from hope_jax.memory.titans_rule import TitansWriter
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
@@ -57,7 +57,7 @@ class TitanOptions:
 
 
 @dataclass(frozen=True)
-class Titan:
+class Titan(Memory):
     """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
 
     dim, hidden: D and H. level: its period and inner optimizer; `titans` stands for the Titans paper's
@@ -143,8 +143,7 @@ class Titan:
             return [memory]
         inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
         learning = 1.5 * memory.forward + inputs + 2 * rest
-        read_again = not self.without_gradient(tokens)
-        backward = learning if read_again else 0.0
+        backward = 0.0 if self.without_gradient(tokens) else learning
         return [memory._replace(write=memory.write + inputs + rest, write_backward=backward)]
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
@@ -185,7 +184,7 @@ class Titan:
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
         """Writes one chunk; see `Memory.write`."""
         state, weights = fast[LEVEL], mlp_memory.fast_weights(params)
-        mask = self.rules.mask(signal)
+        mask = signal.mask(self.rules.options)
         teach = signal.own[LEVEL].output if self.own_output else signal.block
         value, pull = jax.vjp(lambda o: self._normed(params, o), trace.o)
         cotangent = teach
