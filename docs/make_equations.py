@@ -264,8 +264,8 @@ EQUATIONS = (
         "surprise gate",
         "a period is written if its mean surprise reaches the threshold",
         (
-            MEMORY + "gate.py::is_open",
-            MEMORY + "gate.py::token_mask",
+            MEMORY + "period_write.py::PeriodWriter.decided",
+            MEMORY + "state.py::WriteSignal.mask",
             MEMORY + "period_write.py::PeriodWriter.count",
         ),
         (ORACLE + "stream.py::surprise", ORACLE + "writes.py::Memory.close"),

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     batches = open_inputs(config, tokenizer).eval_batches()
     spec = assemble.model_spec(config)
     by_memory = HopeModel(spec).memories()
-    taught = {name for memory in by_memory.values() for name in memory.level_names()}
+    taught = {name for memory in by_memory.values() for name in memory.periods()}
     levels = {"titan": spec.titan.level, **spec.cms.levels}
     periods = {name: level.update_period for name, level in levels.items() if name in taught}
     without = measure(config, params, batches, {})

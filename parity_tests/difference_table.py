@@ -28,7 +28,7 @@ ODDITIES = (
         "levels after one that writes are handed the signal of older tokens",
         "When a level takes a full period out of its buffer, the popped signal and mask overwrite the "
         "current piece's; the levels after it store the piece's inputs with the signal of older tokens.",
-        "A level gathers the gradient of its own tokens (`Pending`, `memory/level_write.py`); the chunk's"
+        "A level gathers the gradient of its own tokens (`Gathered`, `memory/period_write.py`); the chunk's"
         " signal is one array that no level changes.",
         "Defect. Periods 2, 4, 8: at token 4 the second level pops tokens 1-4, and the third stores the "
         "inputs of tokens 3-4 beside the signal of tokens 1-2. The file holds a second result with this "
@@ -322,7 +322,7 @@ RULES = (
         "batch_surprise",
         "one surprise value decides for the whole call",
         "The mean over all tokens of the batch, or a value from outside, opens or closes the gate of a call.",
-        "Per example, layer and period: the mean over its tokens with a signal (`memory/gate.py`).",
+        "Per example, layer and period: the mean over its tokens with a signal (`memory/period_write.py`).",
         "A gate per call depends on where calls are cut and on the other examples.",
         "attnblock_gated, hybrid_threshold, memorize_* with a threshold",
     ),

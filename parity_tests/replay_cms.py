@@ -13,6 +13,7 @@ import numpy as np
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.rules import make_inner_optimizer, project_out_context
 from hope_jax.models.spec import READ_CLIP
 from parity_tests import convert
@@ -37,7 +38,7 @@ def replay_forward(g: Golden) -> None:
 
     def read(params: Any, x: Any, clip: float | None) -> list[Any]:
         """The outputs of no level, of the first, of the first two, and so on to y."""
-        sizes, how = (x.shape[-1], hidden), {"chunk_size": 4, "output_clip": clip, "activation": activation}
+        sizes, how = (x.shape[-1], hidden, WriteRules(4)), {"output_clip": clip, "activation": activation}
         chains = [
             Cms({name: levels[name] for name in names[:count]}, *sizes, **how)
             for count in range(len(levels) + 1)

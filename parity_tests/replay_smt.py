@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from hope_jax.kernels import self_mod as kernel
 
+from hope_jax.core import trees
 from hope_jax.memory.self_mod import SelfMod, SelfModCarry, SelfModState
 from parity_tests import convert
 from parity_tests.golden_file import Golden
@@ -170,7 +171,8 @@ def _compare_probe(g: Golden, memory: SelfMod, params: Any, state: SelfModState)
 
     def read(params: Any, state: Any, probe: Any) -> Any:
         def row(state: SelfModState, x: Any) -> Any:
-            held = {**params, **memory.rebase(params, state).weights}
+            old, fast = trees.stop_gradient((params, state))
+            held = {**params, **memory.move(old, params, fast).weights}
             return memory.read(held, None, None, x, position=0)[0]
 
         o = jax.vmap(row)(state, probe)

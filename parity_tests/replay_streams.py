@@ -18,6 +18,7 @@ import numpy as np
 from hope_jax.core.types import FrozenMapping
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.models import blocks
 from hope_jax.models.attention import ReadContext
@@ -165,12 +166,14 @@ def cms_gap(calls: Calls, inputs: list[Any]) -> float | None:
         {level["name"]: _inner(g, level) for level in block["cms_levels"]},
         calls.spec.dim,
         calls.spec.cms.hidden_multiplier * calls.spec.dim,
-        chunk_size=size,
-        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
+        WriteRules(
+            size,
+            MemoryOptions(write_clip=0.0, delta_clip=0.0),
+            block.get("cms_flush_partial_at_end", False),
+        ),
         own_output=False,
         output_clip=READ_CLIP if calls.training else None,
         activation=calls.spec.activation,
-        flush_partial_at_end=block.get("cms_flush_partial_at_end", False),
     )
     params = block_params(calls.spec, g.weights)["cms"]
     norms, everywhere = cms.norms(params), jnp.ones(size, bool)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.rules import make_inner_optimizer
 from hope_jax.memory.state import WriteSignal, own
 from hope_jax.memory.titan import SelfModifierOptions, Titan, self_modifier_read
@@ -38,8 +39,7 @@ def replay_memory(g: Golden) -> None:
     memory = Titan(
         Level(len(rows), g.config["update_lr"], "sgd"),
         *params["w_up"].shape,
-        chunk_size=len(rows),
-        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
+        WriteRules(len(rows), MemoryOptions(write_clip=0.0, delta_clip=0.0)),
         own_output=False,
         activation=activation_of(g.config),
         self_modifier=SelfModifierOptions(enabled=False),
@@ -86,7 +86,7 @@ def gradient(memory: Titan, params: Any, delta: Any, key: Any, cotangent: Any) -
     branch = mlp_memory.forward(weights, fast, key, memory.activation).o
     if memory.output_clip is not None:
         branch = branch * mlp_memory.clip_factor(branch, memory.output_clip)
-    pull = jax.vjp(lambda o, n: mlp_memory.layer_norm(o, n["ln_scale"], n["ln_bias"]), branch, norm)[1]
+    pull = jax.vjp(lambda o, n: mlp_memory.normalise(n, o), branch, norm)[1]
     at_branch, by_norm = pull(cotangent)
     factors = mlp_memory.write_factors(weights, fast, key, at_branch, **how)
     return {**mlp_memory.write_gradient(factors, weights), **by_norm}

@@ -11,7 +11,7 @@ import pytest
 
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level, MemoryOptions
-from hope_jax.memory.period_write import LevelState
+from hope_jax.memory.period_write import LevelState, WriteRules
 from hope_jax.memory.state import WriteSignal, own
 from parity_tests import convert, golden
 from parity_tests.difference_table import BY_NAME
@@ -170,8 +170,7 @@ def test_cms_write_of_the_fast_weights(variant: str) -> None:
     cms = Cms(
         {"level": spec},
         *params["w_up"].shape,
-        chunk_size=4,
-        writes=MemoryOptions(write_clip=0.0, delta_clip=0.0),
+        WriteRules(4, MemoryOptions(write_clip=0.0, delta_clip=0.0)),
         own_output=False,
     )
     fast = cms.init({"level": params})

@@ -20,7 +20,7 @@ from hope_jax.kernels.xent_teach import CrossEntropy, cross_entropy
 from hope_jax.learning import teach
 from hope_jax.learning.teach import Teach
 from hope_jax.memory.period_write import settled
-from hope_jax.memory.state import WriteSignal, add_stats, zero_stats
+from hope_jax.memory.state import WriteSignal, WriteStats, add_stats, zero_stats
 from hope_jax.models.lm import EMBED, Carry, Fast, HopeModel, ReadOutput
 
 
@@ -227,22 +227,13 @@ def stream_loss(model: HopeModel, rule: OnlineRule, params: PyTree, fast: Fast, 
 
 def _sums_of(losses: CrossEntropy, signal: tuple[WriteSignal, ...]) -> Sums:
     """The sums of one chunk, of which the loss alone is differentiated."""
-    dtype = losses.total.dtype
-    norms = [trees.safe_norm(layer.block, axis=-1).sum() for layer in signal]
-    active = [layer.active_n.sum() for layer in signal]
-    teach_norm, teach_tokens = trees.stop_gradient((sum(norms), sum(active)))
-    return Sums(
-        loss=losses.total,
-        tokens=losses.supervised_bt.sum().astype(dtype),
-        teach_norm=jnp.asarray(teach_norm).astype(dtype),
-        teach_tokens=jnp.asarray(teach_tokens).astype(dtype),
-    )
+    norm = sum(trees.safe_norm(layer.block, axis=-1).sum() for layer in signal)
+    counted = losses.supervised_bt.sum(), norm, sum(layer.active_n.sum() for layer in signal)
+    constants = (jax.lax.stop_gradient(jnp.asarray(t)).astype(losses.total.dtype) for t in counted)
+    return Sums(losses.total, *constants)
 
 
 def _add_stats(total: PyTree, new: PyTree) -> PyTree:
     """Adds the statistics of the memories in `new` to those in `total`."""
-    added = {
-        name: {level: add_stats(total[name][level], stats) for level, stats in levels.items()}
-        for name, levels in new.items()
-    }
-    return {**total, **added}
+    old = {name: total[name] for name in new}
+    return {**total, **jax.tree.map(add_stats, old, new, is_leaf=lambda tree: isinstance(tree, WriteStats))}

@@ -20,15 +20,15 @@ from jax.nn.initializers import ones, zeros
 
 from hope_jax.core.ranges import Count
 from hope_jax.core.types import Array, FrozenMapping, PyTree
-from hope_jax.memory import flops, gate, initial, mlp_memory
+from hope_jax.memory import flops, initial, mlp_memory
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter, init_level
-from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import Trace, WriteFactors
 from hope_jax.memory.period_write import LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats
+from hope_jax.memory.state import Memory, Reduce, Taps, WriteSignal, WriteStats
 
 MIX = "mix"
 """Name of the parameter w of the independent connection, among the names of the levels."""
@@ -47,29 +47,25 @@ class CmsOptions:
 
 
 @dataclass(frozen=True)
-class Cms:
-    """The constants of a sequential or independent CMS: a memory of the protocol in `hope_jax.memory.state`.
+class Cms(Memory):
+    """The constants of a sequential or independent CMS, whose reads use every parameter.
 
-    levels: in chain order. dim, hidden: D and H of every level. chunk_size: tokens of an online chunk (N).
-    own_output: levels take their own teach signal rather than the block's. output_clip: bound on each level's
-    residual branch while training (reference style). activation: of the levels' hidden layers, a name of
-    `mlp_memory.ACTIVATIONS`. layer_norm: each level norms its input. mixed: the
-    levels are independent: their outputs are averaged with learned weights. flush_partial_at_end: write
-    unfinished periods when a stream ends. read_in: dtype in which reads take the weights; None: their own.
+    levels: in chain order. dim, hidden: D and H of every level. own_output: levels take their own teach
+    signal rather than the block's. output_clip: bound on each level's residual branch while training
+    (reference style). activation: of the levels' hidden layers, a name of `mlp_memory.ACTIVATIONS`.
+    layer_norm: each level norms its input. mixed: the levels are independent: their outputs are averaged with
+    learned weights.
     """
 
     levels: Mapping[str, Level]
     dim: int
     hidden: int
-    chunk_size: int
-    writes: MemoryOptions = MemoryOptions()
+    rules: WriteRules
     own_output: bool = True
     output_clip: float | None = None
     activation: str = "gelu"
     layer_norm: bool = True
     mixed: bool = False
-    flush_partial_at_end: bool = False
-    read_in: jnp.dtype | None = None
 
     def entries(self, begin: Initial) -> Entries:
         """See `AnyMemory.entries`: by level."""
@@ -85,19 +81,9 @@ class Cms:
         mix = {MIX: (zeros, (len(self.levels),))} if self.mixed else {}
         return {**dict.fromkeys(self.levels, level), **mix}
 
-    @property
-    def write_only(self) -> tuple[str, ...]:
-        """No parameter acts through writes alone."""
-        return ()
-
-    def level_names(self) -> tuple[str, ...]:
-        """See `Memory.level_names`."""
-        return tuple(self.levels)
-
-    def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """None: reads use every parameter."""
-        del tokens
-        return ()
+    def periods(self) -> dict[str, int]:
+        """See `AnyMemory.periods`."""
+        return {name: level.update_period for name, level in self.levels.items()}
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Each level's output, and its hidden layer where the gradient of its write is, token by token, a
@@ -114,14 +100,13 @@ class Cms:
         return {name: mlp_memory.group_norms(params[name]) for name in self.levels}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `Memory.flops`; every level is one stretch."""
-        del tokens
+        """See `AnyMemory.flops`; every level is one stretch."""
         level = flops.mlp_memory(4.0 * self.dim * self.hidden, pull=not self.own_output)
         return [level] * len(self.levels)
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
-        return {name: init_level(level, params[name], self._rules()) for name, level in self.levels.items()}
+        return {name: init_level(level, params[name], self.rules) for name, level in self.levels.items()}
 
     def read(
         self, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
@@ -130,7 +115,14 @@ class Cms:
         before the average, so the level's own signal has its weight in it."""
         y, trace, outputs = x, {}, []
         for name in self.levels:
-            y, trace[name] = self._read_level(name, params, fast, x if self.mixed else y, taps)
+            y, trace[name] = mlp_memory.read(
+                params[name],
+                None if fast is None else fast[name].read_with,
+                x if self.mixed else y,
+                taps.get(name),
+                output_clip=self.output_clip,
+                activation=self.activation,
+            )
             outputs.append(y)
         if not self.mixed:
             return y, trace
@@ -139,18 +131,6 @@ class Cms:
         weights = jax.nn.softmax(params[MIX].astype(wide))
         parts = (w * y.astype(wide) for w, y in zip(weights, outputs, strict=True))
         return sum(parts, jnp.zeros((), wide)).astype(x.dtype), trace
-
-    def _read_level(
-        self, name: str, params: PyTree, fast: dict[str, PyTree] | None, x: Array, taps: dict[str, Taps]
-    ) -> tuple[Array, Trace]:
-        return mlp_memory.read(
-            params[name],
-            None if fast is None else fast[name].read_with,
-            x,
-            taps.get(name),
-            output_clip=self.output_clip,
-            activation=self.activation,
-        )
 
     def _needs_outputs(self, level: Level) -> bool:
         """Whether a level's tokens are written by a rule that asks for the level's outputs."""
@@ -163,13 +143,13 @@ class Cms:
         fast: dict[str, PyTree],
         trace: dict[str, Trace],
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, PyTree], dict[str, WriteStats]]:
         """Writes every level with one chunk; see `Memory.write`."""
-        mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
+        mask = signal.mask(self.rules.options)
         new_fast: dict[str, PyTree] = {}
         stats: dict[str, WriteStats] = {}
         for name, level in self.levels.items():
@@ -197,9 +177,6 @@ class Cms:
             activation=self.activation,
         )
 
-    def _rules(self) -> WriteRules:
-        return WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end, self.read_in)
-
     def _write_level(
         self,
         name: str,
@@ -213,8 +190,8 @@ class Cms:
         *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
-        """Writes one level: its new state, and statistics under the names of `level_names`."""
-        writer = LevelWriter(self._rules(), level, params, norms, reduce)
+        """Writes one level: its new state, and statistics under the names of `periods`."""
+        writer = LevelWriter(self.rules, level, params, norms, reduce)
         state, stats = writer.write(state, tokens, position, last)
         return state, {name: stats}
 

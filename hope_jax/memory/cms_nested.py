@@ -19,7 +19,6 @@ docs/memory.md says how what the equation leaves open is decided ("The nested co
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +31,6 @@ from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, settled
 from hope_jax.memory.rules import RULES
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, total_stats, zero_stats
-
-
-class NestedState(NamedTuple):
-    """Fast state of a level that starts from an init.
-
-    delta, opt, pending: of its weights, as in `LevelState`. init: of where it starts; its delta is
-    init - theta, its opt that of the next slower level, its pending the unfinished move.
-    """
-
-    delta: PyTree
-    opt: PyTree
-    pending: PyTree
-    init: LevelState
-
-    @property
-    def read_with(self) -> PyTree:
-        """What a read adds to the slow weights."""
-        return self.delta
 
 
 @dataclass(frozen=True)
@@ -74,10 +55,10 @@ class NestedCms(Cms):
         longer = [other for other in self.levels.values() if other.update_period > level.update_period]
         return tuple(sorted(longer, key=lambda other: other.update_period))
 
-    def level_names(self) -> tuple[str, ...]:
-        """Names of the levels, and NAME.init for the moves of each init."""
-        inits = tuple(f"{name}.init" for name, level in self.levels.items() if self.slower(level))
-        return (*super().level_names(), *inits)
+    def periods(self) -> dict[str, int]:
+        """Of the levels, and as NAME.init of the moves of each init."""
+        slower = {f"{name}.init": self.slower(level) for name, level in self.levels.items()}
+        return {**super().periods(), **{name: of[0].update_period for name, of in slower.items() if of}}
 
     def init(self, params: PyTree) -> dict[str, PyTree]:
         """The state of a context that has written nothing. `params`: one layer's, by level name."""
@@ -88,8 +69,8 @@ class NestedCms(Cms):
         return any(RULES[other.optimizer].at_outputs for other in (level, *self.slower(level)[:1]))
 
     def _fresh(self, level: Level, params: PyTree) -> PyTree:
-        state, slower = init_level(level, params, self._rules()), self.slower(level)
-        return NestedState(*state[:3], init_level(slower[0], params, self._rules())) if slower else state
+        state, slower = init_level(level, params, self.rules), self.slower(level)
+        return state._replace(inner=(), init=init_level(slower[0], params, self.rules)) if slower else state
 
     def _write_level(
         self,
@@ -104,7 +85,7 @@ class NestedCms(Cms):
         *,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
-        slower, rules = self.slower(level), self._rules()
+        slower, rules = self.slower(level), self.rules
         # Its pieces are written one after the other, and into the init too: not at the delta of the read.
         tokens = tokens._replace(factors=tokens.factors._replace(on_delta=None))
         weights = LevelWriter(rules, level, params, norms, reduce)
@@ -115,7 +96,7 @@ class NestedCms(Cms):
         until = partial(_until_restart, weights, moves, slower, self._fresh(level, params))
         # Pieces that hold no restart but, perhaps, at their end.
         period = slower[0].update_period
-        whole, rest = (0, 1) if period > self.chunk_size else divmod(len(tokens.mask), period)
+        whole, rest = (0, 1) if period > rules.chunk_size else divmod(len(tokens.mask), period)
         total: Stats = zero_stats(), zero_stats()
         if whole:
             pieces = jax.tree.map(lambda t: t[: whole * period].reshape(whole, period, *t.shape[1:]), tokens)
@@ -139,28 +120,27 @@ def _until_restart(
     weights: LevelWriter,
     moves: LevelWriter,
     slower: tuple[Level, ...],
-    fresh: NestedState,
-    state: NestedState,
+    fresh: LevelState,
+    state: LevelState,
     tokens: LevelTokens,
     position: Array,
     *,
     last: bool,
-) -> tuple[NestedState, Stats]:
+) -> tuple[LevelState, Stats]:
     """Writes tokens among which the level does not restart, or only at their end.
 
     weights: writes with the level's own optimizer. moves: with that of the next slower level, which sees the
     init as a level of its own period. slower: the slower levels, the next one first. fresh: the state at
     theta.
     """
-    level = LevelState(state.delta, state.opt, state.pending)
-    level, stats = settled(weights.write(level, tokens, position, last))
+    level, stats = settled(weights.write(state._replace(init=()), tokens, position, last))
     init, moved = settled(moves.write(state.init, tokens, position, last))
     end = position + len(tokens.mask)
     if len(slower) > 1:
         cleared = end % slower[1].update_period == 0
         init = trees.select(cleared, fresh.init, init)
         moved = moved._replace(delta_norm=jnp.where(cleared, 0, moved.delta_norm))
-    start, due = LevelState(init.delta, fresh.opt, fresh.pending), end % slower[0].update_period == 0
-    delta, opt, pending, *_ = trees.select(due, start, level)
+    due = end % slower[0].update_period == 0
+    level = trees.select(due, fresh._replace(delta=init.delta, init=()), level)
     stats = stats._replace(delta_norm=jnp.where(due, moved.delta_norm, stats.delta_norm))
-    return NestedState(delta, opt, pending, init), (stats, moved)
+    return level._replace(init=init), (stats, moved)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones
 
-from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, bias
+from hope_jax.memory.norms import rms_norm, unit_norm
 from hope_jax.memory.state import Reduce, WriteStats, own, zero_stats
 
 LEVEL = "state"
@@ -55,12 +55,11 @@ class GatedDeltaNet:
         }
 
     def periods(self) -> dict[str, int]:
-        """See `StreamMemory.periods`: every token is a write."""
+        """See `AnyMemory.periods`: every token is a write."""
         return {LEVEL: 1}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `StreamMemory.flops`: five projections, two logits a head, three products with the state."""
-        del tokens
+        """See `AnyMemory.flops`: five projections, two logits a head, three products with the state."""
         projections = 10.0 * self.dim * self.dim + 4.0 * self.dim * self.heads
         return [flops.matrices(projections + 6.0 * self.dim * (self.dim // self.heads))]
 
@@ -77,10 +76,6 @@ class GatedDeltaNet:
         """The carry before the first token; dtype: that of the inputs."""
         return jnp.zeros((self.conv_window - 1, 3 * self.dim), dtype)
 
-    def rebase(self, params: PyTree, fast: Array) -> Array:
-        """The same values, cut off from what wrote them; a state does not start from any parameter."""
-        return jax.lax.stop_gradient(fast)
-
     def move(self, old: PyTree, new: PyTree, fast: Array) -> Array:
         """The same state, as it is not kept relative to any parameters."""
         return fast
@@ -91,23 +86,18 @@ class GatedDeltaNet:
         fast: Array | None,
         carry: Array | None,
         x_nd: Array,
-        *,
         position: Array | int,
-        reduce: Reduce = own,
         active_n: Array | None = None,
         segments: Array | None = None,
+        *,
+        reduce: Reduce = own,
     ) -> tuple[Array, Array | None, Array | None, dict[str, WriteStats]]:
-        """Reads n tokens, any number, each after its own write.
+        """Reads n tokens, any number, each after its own write; see `StreamMemory.read`.
 
-        x_nd: [n, D]; `position` of the first has no effect. fast None: start from zeros. carry None: x is a
-        whole sequence from position 0. reduce: sums over the examples that share `fast`; a shared state
-        becomes the mean of what each of them has made of it, at the end of the call.
-        active_n: bool [n], False: padding, which changes no state (beta 0, alpha 1); None: all True.
-        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
-        `causal_conv`; the state goes on through documents; None: all are of one.
-        Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics:
-        each active token is a period that was written. The sizes of writes are left at 0, as the kernel never
-        forms a write, and so is `delta_norm`: the state has no slow weights.
+        `position` has no effect. A shared state becomes a mean at the end of the call. Padding has beta 0 and
+        alpha 1. The state goes on through documents. Statistics: each active token is a period that was
+        written. The sizes of writes are left at 0, as the kernel never forms a write, and so is `delta_norm`:
+        the state has no slow weights.
         """
         active = jnp.ones(len(x_nd), bool) if active_n is None else active_n
         tokens, history = self._tokens(params, x_nd, carry, segments, active)
@@ -134,18 +124,14 @@ class GatedDeltaNet:
         step = jax.nn.softplus(_times(x_nd, params["w_alpha"], wide) + params["dt_bias"].astype(wide))
         log_alpha = -jnp.exp(params["a_log"].astype(wide)) * step
         beta = jax.nn.sigmoid(_times(x_nd, params["w_beta"], wide))
+        units = (
+            unit_norm(t, self.eps, size).astype(t.dtype) for t, size in ((q, q.shape[-1] ** -0.5), (k, 1.0))
+        )
         gates = (jnp.where(active_n[:, None], gate, 0) for gate in (log_alpha, beta))
-        return (self._unit(q, q.shape[-1] ** -0.5), self._unit(k, 1.0), v, *gates), history
-
-    def _unit(self, x: Array, scale: float) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        norm = jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
-        return (scale * wide / norm).astype(x.dtype)
+        return (*units, v, *gates), history
 
     def _output(self, params: PyTree, x_nd: Array, o_nhv: Array) -> Array:
-        wide = o_nhv.astype(jnp.promote_types(x_nd.dtype, jnp.float32))
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        scaled = (normed * params["norm_scale"]).astype(x_nd.dtype).reshape(x_nd.shape)
+        scaled = rms_norm(o_nhv, params["norm_scale"], self.eps).reshape(x_nd.shape)
         return _times(scaled * jax.nn.silu(_times(x_nd, params["w_gate"])), params["w_out"])
 
 

@@ -41,30 +41,19 @@ class Initial(NamedTuple):
         """The taps [window, D] of a convolution: torch's uniform in the reference, else the identity."""
         if not self.modern:
             return bias(window)
-
-        def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-            del key
-            return jnp.zeros(shape, dtype).at[-1].set(1.0)
-
-        return identity
+        return lambda _, shape, dtype: jnp.zeros(shape, dtype).at[-1].set(1.0)
 
 
 def bias(fan_in: int) -> Init:
     """The reference's bias: uniform +-1/sqrt(fan_in) of the matrix that it belongs to."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(jnp.asarray(fan_in, dtype))
-
-    return init
+    return lambda key, shape, dtype: (
+        jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(jnp.asarray(fan_in, dtype))
+    )
 
 
 def transposed(init: Init) -> Init:
     """The same distribution for a matrix (out, in)."""
-
-    def turned(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return init(key, shape[::-1], dtype).T
-
-    return turned
+    return lambda key, shape, dtype: init(key, shape[::-1], dtype).T
 
 
 class Params(nn.Module):

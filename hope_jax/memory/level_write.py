@@ -1,10 +1,10 @@
 """The writes of one level by an inner optimizer, for any memory that teach signals drive (Eqs. 70-71).
 
-A memory gives the factors of its gradient, token by token; here they are summed over a period and passed once
-through the level's inner optimizer. One example and one layer; rows are tokens.
+Under a linear rule many periods are written at once, and the tokens of a period that spans chunks are held
+until it ends. One example and one layer; rows are tokens.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,35 +12,16 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import Affine, Map, Rows, inner_of, root, write_periods
-from hope_jax.memory import mlp_memory
+from hope_jax.memory import mlp_memory, period_write
 from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
-from hope_jax.memory.period_write import (
-    Ended,
-    LevelState,
-    LevelTokens,
-    PeriodWriter,
-    WriteRules,
-    settled,
-    waiting,
-)
-from hope_jax.memory.rules import RULES, make_inner_optimizer, velocity, with_velocity
-from hope_jax.memory.state import Reduce, WriteStats, own
+from hope_jax.memory.period_write import Ended, LevelState, LevelTokens, PeriodWriter, WriteRules, settled
+from hope_jax.memory.rules import velocity, with_velocity
+from hope_jax.memory.state import WriteStats, own
 
 TOKENS_AT_ONCE = 512
 """Tokens of all examples that share a state whose inner products are taken at once: their number grows with
 its square, and the state is read and written once for them."""
-
-
-class Gathered(NamedTuple):
-    """The sums over the tokens of a period and over all examples that share the fast state.
-
-    grad: summed gradient of the fast weights. context: [D] sum of LN(x).
-    """
-
-    grad: PyTree
-    context: Array
-    ended: Ended
 
 
 class Held(NamedTuple):
@@ -51,54 +32,29 @@ class Held(NamedTuple):
 
 
 class LevelWriter(PeriodWriter):
-    """The writes of one level with its inner optimizer: theta_l <- theta_l - eta_l u."""
-
-    def __init__(
-        self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
-    ) -> None:
-        super().__init__(rules, spec, params, norms, reduce)
-        self.optimizer, self.rule = make_inner_optimizer(spec), RULES[spec.optimizer]
-
-    def init_opt(self) -> PyTree:
-        """See `PeriodWriter`."""
-        return self.optimizer.init(self.weights)
-
-    def write(
-        self, state: LevelState, tokens: LevelTokens, position: Array, last: bool
-    ) -> tuple[LevelState, WriteStats]:
-        """See `PeriodWriter`."""
-        if self.rule.at_outputs is not None:
-            biases = "b_up" in self.weights
-            factors = self.rule.at_outputs(tokens.factors, self.spec.lr, tokens.mask, biases)
-            tokens = tokens._replace(factors=factors)
-        return super().write(state, tokens, position, last)
+    """The writes of one level with its inner optimizer, in closed form where the rule is linear."""
 
     def init(self) -> LevelState:
         """See `PeriodWriter`."""
         state = super().init()
         return state._replace(inner=self._inner(state)) if self.rule.linear else state
 
-    def nothing(self) -> Gathered | Held:
-        """See `PeriodWriter`."""
-        inputs, hidden = self.weights["w_up"].shape
-        if self._holds_tokens():
-            dtype = self.rules.read_in or self.dtype
-            z, g_h, a, g_o = (
-                jnp.zeros((self.spec.update_period, width), dtype)
-                for width in (inputs, hidden, hidden, inputs)
-            )
-            return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
-        return Gathered(trees.zeros_like(self.weights), jnp.zeros(inputs, self.dtype), self.no_tokens())
-
-    def _holds_tokens(self) -> bool:
-        """Whether a period that spans chunks is held as its tokens, which are fewer numbers than its gradient
-        and are not touched until they are written."""
+    def nothing(self, before: Any = ()) -> Any:
+        """See `PeriodWriter`. The rows of tokens that are held are left as they are."""
+        if isinstance(before, Held):
+            return before._replace(ended=self.no_tokens())
+        # A short period's tokens are fewer numbers than its gradient, and not touched until they are written.
         short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
-        return short and self._spans_chunks() and self.rules.options.scope == "example"
+        if not short or not self._spans_chunks() or self.rules.options.scope != "example":
+            return super().nothing()
+        (inputs, hidden), dtype = self.weights["w_up"].shape, self.rules.read_in or self.dtype
+        widths = inputs, hidden, hidden, inputs
+        z, g_h, a, g_o = (jnp.zeros((self.spec.update_period, width), dtype) for width in widths)
+        return Held(WriteFactors(z, g_h, a, g_o), self.no_tokens())
 
-    def hold(self, pending: Gathered | Held, tokens: LevelTokens, position: Array) -> Gathered | Held:
+    def hold(self, pending: Any, tokens: LevelTokens, position: Array) -> Any:
         """See `PeriodWriter`."""
-        if isinstance(pending, Gathered):
+        if not isinstance(pending, Held):
             return super().hold(pending, tokens, position)
         at = position % self.spec.update_period
 
@@ -108,14 +64,6 @@ class LevelWriter(PeriodWriter):
         new = tokens.factors._replace(on_delta=None, h=None, o=None)
         ended = trees.add(pending.ended, self.count(tokens))
         return Held(jax.tree.map(enter, pending.factors, new), ended)
-
-    def held(self, pending: Gathered | Held) -> Gathered:
-        """See `PeriodWriter`."""
-        return gathered(pending, self.weights) if isinstance(pending, Held) else pending
-
-    def emptied(self, pending: Gathered | Held) -> Gathered | Held:
-        """See `PeriodWriter`."""
-        return pending._replace(ended=self.no_tokens()) if isinstance(pending, Held) else self.nothing()
 
     def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`. On GPUs a conditional would copy the state: there the kernel that writes it is
@@ -141,38 +89,26 @@ class LevelWriter(PeriodWriter):
         factors, ended = jax.tree.map(lambda t: t[None], (pending.factors, pending.ended))
         ended = ended._replace(tokens=jnp.where(due, ended.tokens, 0))
         new, stats = self._write_linear(state, factors, ended)
-        stats = trees.select(due, jax.tree.map(lambda t: t[0], stats), waiting(pending))
+        stats = trees.select(due, jax.tree.map(lambda t: t[0], stats), self.waiting(pending))
         ended = trees.select(due, self.no_tokens(), pending.ended)
         return new._replace(pending=pending._replace(ended=ended)), stats
 
-    def apply(self, state: LevelState, period: Gathered) -> tuple[LevelState, WriteStats]:
+    def apply(self, state: LevelState, period: Any) -> tuple[LevelState, WriteStats]:
         """See `PeriodWriter`."""
+        period = gathered(period, self.weights) if isinstance(period, Held) else period
         new, stats = super().apply(state, period)
         return new._replace(inner=self._inner(new) if state.inner else ()), stats
 
     def _inner(self, state: LevelState) -> PyTree:
         """`LevelState.inner`, taken anew."""
-        return {group[0]: inner_of(*self._states(state, group)) for group in mlp_memory.GROUPS}
+        pairs = zip(mlp_memory.GROUPS, self._states(state), strict=True)
+        return {group[0]: inner_of(*maps) for group, maps in pairs}
 
-    def _states(self, state: LevelState, group: tuple[str, str]) -> tuple[Affine, Affine | None]:
-        """An affine map's delta and velocity."""
-        average = velocity(state.opt)
-        return _affine(state.delta, group), None if average is None else _affine(average, group)
-
-    def join(self, first: Gathered, second: Gathered) -> Gathered:
-        """Adds the sums of both."""
-        return trees.add(first, second)
-
-    def gather(self, tokens: LevelTokens) -> Gathered:
-        """The summed gradient and the counts of a period, or of a part of one."""
-        total = self.reduce(summed(tokens.factors, self.count(tokens), self.weights))
-        return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
-
-    def proposed(self, state: LevelState, period: Gathered) -> tuple[PyTree, PyTree, PyTree]:
-        """One step of the inner optimizer; see `PeriodWriter`."""
-        context = period.context / jnp.maximum(period.ended.seen, 1)
-        update, opt = self.optimizer.update(period.grad, state.opt, context=context)
-        return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
+    def _states(self, state: LevelState) -> list[tuple[Affine, Affine | None]]:
+        """Each affine map's delta and velocity."""
+        deltas, average = mlp_memory.maps_of(state.delta), velocity(state.opt)
+        averages = [None] * len(deltas) if average is None else mlp_memory.maps_of(average)
+        return list(zip(deltas, averages, strict=True))
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: many at once where the rule is linear, else one after the other."""
@@ -206,17 +142,19 @@ class LevelWriter(PeriodWriter):
         spec, bounds = self.spec, self.rules.options
         _, applied = self.decided(ended)
         all_rows = self._rows(factors, ended)
-        maps = [
+        given = [
             Map(
                 rows,
-                *self._states(state, group),
+                *maps,
                 bounds.write_clip * norm if bounds.write_clip else None,
                 bounds.delta_clip * norm if bounds.delta_clip else None,
                 state.inner[group[0]] if state.inner else None,
             )
-            for (rows, _), group, norm in zip(all_rows, mlp_memory.GROUPS, self.norms, strict=True)
+            for (rows, _), maps, group, norm in zip(
+                all_rows, self._states(state), mlp_memory.GROUPS, self.norms, strict=True
+            )
         ]
-        written = write_periods(tuple(maps), applied, beta=spec.beta, lr=spec.lr)
+        written = write_periods(tuple(given), applied, beta=spec.beta, lr=spec.lr)
         deltas, velocities, found, inner, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
@@ -227,9 +165,9 @@ class LevelWriter(PeriodWriter):
             [(c.write_sizes, c.write_hits) for c in found],
             [(c.delta_sizes, c.delta_hits) for c in found],
         )
-        opt, delta = state.opt, _by_name(deltas)
+        opt, delta = state.opt, mlp_memory.by_name(deltas)
         if velocity(opt) is not None:
-            opt = with_velocity(opt, _by_name(velocities), applied.sum())
+            opt = with_velocity(opt, mlp_memory.by_name(velocities), applied.sum())
         names = [name for name, _ in mlp_memory.GROUPS]
         narrow = {name: m for name, m in zip(names, rounded, strict=True) if m is not None}
         products = dict(zip(names, inner, strict=True)) if state.inner else ()
@@ -271,28 +209,13 @@ class LevelWriter(PeriodWriter):
         return norms
 
 
-def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gathered:
-    """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
-    grad = mlp_memory.write_gradient(factors, like)
-    return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
-
-
-def gathered(held: Held, like: mlp_memory.Weights) -> Gathered:
+def gathered(held: Held, like: mlp_memory.Weights) -> Any:
     """What `LevelWriter.gather` would give of the tokens that are held."""
     there = jnp.arange(len(held.factors.z)) < held.ended.seen
     factors = jax.tree.map(lambda t: jnp.where(there[:, None], t, 0), held.factors)
-    return summed(factors, held.ended, like)
+    return period_write.summed(factors, held.ended, like)
 
 
 def init_level(spec: Level, params: PyTree, rules: WriteRules) -> LevelState:
     """The state of a level that has written nothing. params: that level's, of one layer."""
     return LevelWriter(rules, spec, params, (), own).init()
-
-
-def _affine(weights: mlp_memory.Weights, group: tuple[str, str]) -> Affine:
-    return Affine(weights[group[0]], weights.get(group[1]))
-
-
-def _by_name(maps: tuple[Affine, ...]) -> mlp_memory.Weights:
-    pairs = zip(mlp_memory.GROUPS, maps, strict=True)
-    return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}

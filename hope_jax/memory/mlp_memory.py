@@ -5,23 +5,20 @@ A level's parameters are a dict: `w_up` [D, H], `w_down` [H, D] and, where there
 holds what a context has added to them. Everything here is for one example; rows are tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hope_jax.core.types import Array
-from hope_jax.kernels.cms_write import root
+from hope_jax.kernels.cms_write import Affine, root
+from hope_jax.memory.norms import norm
 from hope_jax.memory.state import Taps
 
-FAST_WEIGHTS = ("w_up", "b_up", "w_down", "b_down")
-"""Names of the weights that a write changes; LayerNorm's affine part is slow."""
-
 GROUPS = (("w_up", "b_up"), ("w_down", "b_down"))
-"""A matrix and its bias are one affine map, and are bounded as one."""
-
-LAYER_NORM_EPS = 1e-5
+"""Names of the weights that a write changes; LayerNorm's affine part is slow. A matrix and its bias are one
+affine map, and are bounded as one."""
 
 Weights = dict[str, Array]
 
@@ -31,9 +28,10 @@ OnDelta = tuple[Array, Array]
 
 
 class Forward(NamedTuple):
-    """The MLP's steps. h: [n, H] pre-activation; a: [n, H] activation; o: [n, D] output; on_delta: None where
-    there was no delta."""
+    """The MLP's steps. z: [n, D] input; h: [n, H] pre-activation; a: [n, H] activation; o: [n, D] output;
+    on_delta: None where there was no delta."""
 
+    z: Array
     h: Array
     a: Array
     o: Array
@@ -71,18 +69,20 @@ class WriteFactors(NamedTuple):
     o: Array | None = None
 
 
+def maps_of(weights: Weights) -> tuple[Affine, ...]:
+    """The affine map of each of `GROUPS`."""
+    return tuple(Affine(weights[matrix], weights.get(bias)) for matrix, bias in GROUPS)
+
+
+def by_name(maps: Iterable[Affine]) -> Weights:
+    """The inverse of `maps_of`."""
+    pairs = zip(GROUPS, maps, strict=True)
+    return {name: w for group, one in pairs for name, w in zip(group, one, strict=True) if w is not None}
+
+
 def fast_weights(params: Weights) -> Weights:
     """The part of a level's parameters that writes change."""
-    return {name: params[name] for name in FAST_WEIGHTS if name in params}
-
-
-def layer_norm(x: Array, scale: Array, bias: Array, eps: float = LAYER_NORM_EPS) -> Array:
-    """LayerNorm over the last axis with biased variance; statistics in at least float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = wide.mean(-1, keepdims=True)
-    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-    normed = (wide - mean) * jax.lax.rsqrt(variance + eps) * scale + bias
-    return normed.astype(x.dtype)
+    return by_name(maps_of(params))
 
 
 def gelu(x: Array) -> Array:
@@ -101,9 +101,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {"gelu": gelu, "relu": jax
 
 def normalise(params: Weights, x: Array) -> Array:
     """LN(x), or x for a level without LayerNorm."""
-    if "ln_scale" not in params:
-        return x
-    return layer_norm(x, params["ln_scale"], params["ln_bias"])
+    return norm(params, x, "ln_")
 
 
 def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> tuple[Array, Array | None]:
@@ -124,8 +122,8 @@ def affine(x: Array, params: Weights, delta: Weights | None, w: str, b: str) -> 
 
 def clip_factor(o: Array, max_norm: float) -> Array:
     """The factor [n, 1] that bounds each token's norm to max_norm; a constant for differentiation."""
-    norm = jnp.linalg.norm(o.astype(jnp.promote_types(o.dtype, jnp.float32)), axis=-1, keepdims=True)
-    return jax.lax.stop_gradient(1.0 / jnp.maximum(norm / max_norm, 1.0)).astype(o.dtype)
+    size = jnp.linalg.norm(o.astype(jnp.promote_types(o.dtype, jnp.float32)), axis=-1, keepdims=True)
+    return jax.lax.stop_gradient(1.0 / jnp.maximum(size / max_norm, 1.0)).astype(o.dtype)
 
 
 def forward(
@@ -137,7 +135,7 @@ def forward(
         h = h + tap.astype(h.dtype)
     a = ACTIVATIONS[activation](h)
     o, down = affine(a, weights, delta, "w_down", "b_down")
-    return Forward(h, a, o, None if up is None or down is None else (up, down))
+    return Forward(z, h, a, o, None if up is None or down is None else (up, down))
 
 
 def read(
@@ -156,7 +154,7 @@ def read(
     """
     z = normalise(params, x)
     hidden = None if taps is None else taps.hidden
-    _, a, o, on_delta = forward(params, delta, z, activation, hidden)
+    _, _, a, o, on_delta = forward(params, delta, z, activation, hidden)
     clip = None if output_clip is None else clip_factor(o, output_clip)
     y = x + (o if clip is None else o * clip)
     if taps is not None:
@@ -188,7 +186,7 @@ def write_factors(
     z: [n, D] as the read has seen it; teach: [n, D], zero where a token is masked. The gradient is taken at
     weights + delta, which must be the weights that read z. read: what that read has computed, if it is known.
     """
-    h, a, o, on_delta = read or forward(weights, delta, z, activation)
+    z, h, a, o, on_delta = read or forward(weights, delta, z, activation)
     g_o = teach.astype(z.dtype)
     if output_clip is not None:
         g_o = g_o * clip_factor(o, output_clip)
@@ -212,17 +210,5 @@ def write_gradient(factors: WriteFactors, like: Weights) -> Weights:
 
 def group_norms(weights: Weights) -> tuple[Array, ...]:
     """Frobenius norm of each of `GROUPS`, with slope zero at zero."""
-    return tuple(
-        root(jnp.stack([jnp.square(weights[name]).sum() for name in group if name in weights]).sum())
-        for group in GROUPS
-    )
-
-
-def scale_groups(weights: Weights, factors: tuple[Array, ...]) -> Weights:
-    """Multiplies each of `GROUPS` with its factor."""
-    return {
-        name: weights[name] * factor
-        for group, factor in zip(GROUPS, factors, strict=True)
-        for name in group
-        if name in weights
-    }
+    squares = ([jnp.square(w).sum() for w in one if w is not None] for one in maps_of(weights))
+    return tuple(root(jnp.stack(parts).sum()) for parts in squares)

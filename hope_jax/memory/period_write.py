@@ -1,12 +1,12 @@
 """When a level is written, and by how much at most: periods on the clock, gate, bounds, statistics.
 
-What a period gathers from its tokens, and what it then does to the fast weights, is a rule's own
-(`level_write.LevelWriter`, `titans_rule.TitansWriter`). One example and one layer; rows are tokens.
+A memory gives the factors of its gradient, token by token; here they are summed over a period and passed
+once through the level's inner optimizer. `level_write.LevelWriter` does so with many periods at once;
+`titans_rule.TitansWriter` has another rule. One example and one layer; rows are tokens.
 
 All of it can be differentiated: norms have slope zero at zero, and statistics are cut off.
 """
 
-from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.cms_write import root, shrink
-from hope_jax.memory import gate, mlp_memory
+from hope_jax.memory import mlp_memory
 from hope_jax.memory.levels import Level, MemoryOptions
 from hope_jax.memory.mlp_memory import WriteFactors
+from hope_jax.memory.rules import RULES, make_inner_optimizer
 from hope_jax.memory.state import Reduce, WriteStats, add_stats, relative, total_stats, zero_stats
 
 
@@ -29,6 +30,8 @@ class LevelState(NamedTuple):
     rounded: matrices of delta in the dtype of reads, which a write leaves for the read after it; then ().
     inner: of a rule in closed form, the inner products of each affine map's delta and velocity, which a write
     leaves for the next one (`Map.inner`); () where they are taken anew.
+    init: of a nested level that starts from an init, the state of that, else (): its delta is init - theta,
+    its opt that of the next slower level, its pending the unfinished move.
     """
 
     delta: PyTree
@@ -36,6 +39,7 @@ class LevelState(NamedTuple):
     pending: PyTree
     rounded: PyTree = ()
     inner: PyTree = ()
+    init: PyTree = ()
 
     @property
     def read_with(self) -> PyTree:
@@ -44,7 +48,7 @@ class LevelState(NamedTuple):
 
 
 class WriteRules(NamedTuple):
-    """What the levels of a memory share.
+    """What the levels of a memory share: when they are written, and how their writes are gated and bounded.
 
     chunk_size: tokens of an online chunk (N). flush_partial_at_end: write partial periods when a stream ends.
     read_in: dtype in which reads take the weights; None: the weights' own.
@@ -84,40 +88,59 @@ class LevelTokens(NamedTuple):
     gates: PyTree = ()
 
 
+class Gathered(NamedTuple):
+    """The sums over the tokens of a period and over all examples that share the fast state.
+
+    grad: summed gradient of the fast weights. context: [D] sum of LN(x).
+    """
+
+    grad: PyTree
+    context: Array
+    ended: Ended
+
+
 Sizes = list[tuple[Array, Array]]
 """For each affine map the size of a write or delta after bounds, and whether its bound was active."""
 
 
-class PeriodWriter(ABC):
-    """The writes of one level at fixed slow weights. params: the level's, of one layer. norms: of
-    `mlp_memory.group_norms`. What a rule gathers over a period has a field `ended`."""
+class PeriodWriter:
+    """The writes of one level at fixed slow weights, a period at a time: theta_l <- theta_l - eta_l u.
+
+    params: the level's, of one layer. norms: of `mlp_memory.group_norms`. Another rule may gather something
+    else than `Gathered` over a period, with a field `ended` too.
+    """
 
     def __init__(
         self, rules: WriteRules, spec: Level, params: PyTree, norms: tuple[Array, ...], reduce: Reduce
     ) -> None:
         self.rules, self.spec, self.norms, self.reduce = rules, spec, norms, reduce
+        self.rule = RULES[spec.optimizer]
         self.weights = mlp_memory.fast_weights(params)
         self.dtype = self.weights["w_up"].dtype
 
-    @abstractmethod
     def gather(self, tokens: LevelTokens) -> Any:
         """What consecutive tokens add to a period, over all examples that share the state."""
+        total = self.reduce(summed(tokens.factors, self.count(tokens), self.weights))
+        return total._replace(ended=self.shared(total.ended, len(tokens.mask)))
 
-    @abstractmethod
     def join(self, first: Any, second: Any) -> Any:
         """What the tokens of `first` and then those of `second` have added together."""
+        return trees.add(first, second)
 
-    @abstractmethod
-    def nothing(self) -> Any:
-        """What a period holds before its first token."""
+    def nothing(self, before: Any = ()) -> Any:
+        """What a period holds before its first token. before: what the period before it has held."""
+        inputs = jnp.zeros(len(self.weights["w_up"]), self.dtype)
+        return Gathered(trees.zeros_like(self.weights), inputs, self.no_tokens())
 
-    @abstractmethod
     def init_opt(self) -> PyTree:
         """The state `opt` of a level that has written nothing."""
+        return make_inner_optimizer(self.spec).init(self.weights)
 
-    @abstractmethod
     def proposed(self, state: LevelState, period: Any) -> tuple[PyTree, PyTree, PyTree]:
         """The change of the fast weights before bounds, the state `opt` after it, and the gradient."""
+        context = period.context / jnp.maximum(period.ended.seen, 1)
+        update, opt = make_inner_optimizer(self.spec).update(period.grad, state.opt, context=context)
+        return jax.tree.map(lambda u: -self.spec.lr * u, update), opt, period.grad
 
     def init(self) -> LevelState:
         """The state of a level that has written nothing."""
@@ -152,6 +175,10 @@ class PeriodWriter(ABC):
         tokens: with the factors of the gradient at the weights that read the chunk, zero where `mask` is
         False. last: the stream ends here.
         """
+        if self.rule.at_outputs is not None:
+            biases = "b_up" in self.weights
+            factors = self.rule.at_outputs(tokens.factors, self.spec.lr, tokens.mask, biases)
+            tokens = tokens._replace(factors=factors)
         if self._spans_chunks():
             return self._part_of_a_period(state, tokens, position, last)
         period = self.spec.update_period
@@ -176,7 +203,7 @@ class PeriodWriter(ABC):
         due = (position + len(tokens.mask)) % self.spec.update_period == 0
         state = state._replace(pending=self.hold(state.pending, tokens, position))
         if last and self.rules.flush_partial_at_end:
-            new, stats = self.apply(state, self.held(state.pending))
+            new, stats = self.apply(state, state.pending)
             stats = trees.select(due, stats, flushed(stats))
         else:
             new, stats = self.written_if(due, state)
@@ -187,32 +214,28 @@ class PeriodWriter(ABC):
 
     def hold(self, pending: Any, tokens: LevelTokens, position: Array) -> Any:
         """The partial period with one more chunk, whose first token stands at `position`."""
-        del position
         return self.join(pending, self.gather(tokens))
-
-    def emptied(self, pending: Any) -> Any:
-        """The pending period without its tokens."""
-        del pending
-        return self.nothing()
-
-    def held(self, pending: Any) -> Any:
-        """What `gather` would give of the tokens of a partial period."""
-        return pending
 
     def written_if(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
         """Writes what is pending if it is due."""
 
         def write() -> tuple[LevelState, WriteStats]:
-            new, stats = self.apply(state, self.held(state.pending))
-            return new._replace(pending=self.emptied(state.pending)), stats
+            new, stats = self.apply(state, state.pending)
+            return new._replace(pending=self.nothing(state.pending)), stats
 
-        return jax.lax.cond(due, write, lambda: (state, waiting(state.pending)))
+        return jax.lax.cond(due, write, lambda: (state, self.waiting(state.pending)))
+
+    def waiting(self, pending: Any) -> WriteStats:
+        """The statistics of a partial period that goes on."""
+        return zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
 
     def decided(self, ended: Ended) -> tuple[Array, Array]:
-        """Whether the gate is open, and whether the period is written: it is if a token is left, too."""
-        is_open = jnp.broadcast_to(
-            gate.is_open(self.rules.options, ended.mean_surprise()), ended.tokens.shape
-        )
+        """Whether the gate is open to the mean surprise, and whether the period is written: it is if a token
+        is left, too."""
+        threshold = self.rules.options.surprise_threshold
+        is_open = jnp.ones(ended.tokens.shape, bool)
+        if threshold is not None:
+            is_open = ended.mean_surprise() >= threshold
         return is_open, is_open & (ended.tokens > 0)
 
     def apply(self, state: LevelState, period: Any) -> tuple[LevelState, WriteStats]:
@@ -235,7 +258,8 @@ class PeriodWriter(ABC):
             return weights, [(size, jnp.zeros((), bool)) for size in sizes]
         shrunk = [shrink(size, bound * norm) for size, norm in zip(sizes, self.norms, strict=True)]
         kept = [(factor * size, hit) for (factor, hit), size in zip(shrunk, sizes, strict=True)]
-        return mlp_memory.scale_groups(weights, tuple(factor for factor, _ in shrunk)), kept
+        maps = zip(mlp_memory.maps_of(weights), shrunk, strict=True)
+        return mlp_memory.by_name(jax.tree.map(lambda w, f=f: w * f, one) for one, (f, _) in maps), kept
 
     def statistics(self, ended: Ended, grad_norms: list[Array], writes: Sizes, deltas: Sizes) -> WriteStats:
         """The statistics of ended periods, leaves [] or [P]; lists have an entry a weight or affine map."""
@@ -267,9 +291,10 @@ class PeriodWriter(ABC):
         return jax.lax.stop_gradient(stats)
 
 
-def waiting(pending: Any) -> WriteStats:
-    """The statistics of a partial period that goes on."""
-    return zero_stats()._replace(pending_tokens=pending.ended.seen.astype(float))
+def summed(factors: WriteFactors, ended: Ended, like: mlp_memory.Weights) -> Gathered:
+    """The sums over the factors' tokens, in the dtype of the fast weights `like`."""
+    grad = mlp_memory.write_gradient(factors, like)
+    return Gathered(grad, factors.z.astype(like["w_up"].dtype).sum(0), ended)
 
 
 def flushed(stats: WriteStats) -> WriteStats:

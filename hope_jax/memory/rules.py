@@ -47,7 +47,7 @@ class InnerRule(NamedTuple):
     gated: bool = False
 
 
-def scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_second_moment(level: Level) -> optax.GradientTransformation:
     """g / (sqrt(s) + eps) with s <- beta2 s + (1 - beta2) g^2, s from zero, no bias correction.
 
     `optax.scale_by_rms` with eps outside the root, but for its slope at s = 0: there g = 0, and the update
@@ -57,9 +57,8 @@ def scale_by_second_moment(beta2: float, eps: float) -> optax.GradientTransforma
     def update(
         updates: PyTree, state: optax.ScaleByRmsState, params: PyTree = None
     ) -> tuple[PyTree, optax.ScaleByRmsState]:
-        del params
-        nu = jax.tree.map(lambda g, s: beta2 * s + (1 - beta2) * jnp.square(g), updates, state.nu)
-        return jax.tree.map(lambda g, s: g / (root(s) + eps), updates, nu), optax.ScaleByRmsState(nu)
+        nu = jax.tree.map(lambda g, s: level.beta2 * s + (1 - level.beta2) * jnp.square(g), updates, state.nu)
+        return jax.tree.map(lambda g, s: g / (root(s) + level.eps), updates, nu), optax.ScaleByRmsState(nu)
 
     return optax.GradientTransformation(
         lambda params: optax.ScaleByRmsState(trees.zeros_like(params)), update
@@ -82,7 +81,6 @@ def project_out_context(
     def update(
         grads: PyTree, state: PyTree, params: PyTree = None, *, context: Array | None = None
     ) -> tuple[PyTree, PyTree]:
-        del params
         if context is None:
             raise ValueError("context: nl_l2_precond needs the period's mean input; got None")
         axes = context_axes.items()
@@ -109,7 +107,6 @@ def delta_momentum(alpha: float) -> optax.GradientTransformationExtraArgs:
     def update(
         updates: PyTree, state: optax.TraceState, params: PyTree = None, **extra: object
     ) -> tuple[PyTree, optax.TraceState]:
-        del params, extra
         momentum = jax.tree.map(step, state.trace, updates)
         return momentum, optax.TraceState(momentum)
 
@@ -177,10 +174,6 @@ def _rows_with_mean(
     return rows + L2_OBJECTIVE_WEIGHT * rows.mean(-1, keepdims=True), None
 
 
-def _second_moment(spec: Level, _: Mapping[str, int]) -> list[optax.GradientTransformation]:
-    return [scale_by_second_moment(spec.beta2, spec.eps)]
-
-
 def _projection(spec: Level, axes: Mapping[str, int]) -> list[optax.GradientTransformation]:
     # A period of one token has a gradient along its own input only: projecting would erase the write.
     return [project_out_context(spec.eps, axes)] if spec.update_period > 1 else []
@@ -189,8 +182,8 @@ def _projection(spec: Level, axes: Mapping[str, int]) -> list[optax.GradientTran
 RULES: Mapping[str, InnerRule] = {
     "sgd": InnerRule(averages=False, linear=True),
     "momentum": InnerRule(linear=True),
-    "preconditioned": InnerRule(_second_moment),
-    "muon": InnerRule(lambda spec, axes: [*_second_moment(spec, axes), _TANH]),
+    "preconditioned": InnerRule(lambda spec, _: [scale_by_second_moment(spec)]),
+    "muon": InnerRule(lambda spec, _: [scale_by_second_moment(spec), _TANH]),
     "l2_objective": InnerRule(lambda *_: [_MEAN], linear=True, rows=_rows_with_mean),
     "dmgd": InnerRule(lambda *_: [_TANH]),
     "nl_l2_precond": InnerRule(_projection, linear=True, rows=project_tokens),

@@ -24,6 +24,7 @@ from hope_jax.kernels.self_mod import Tokens as Streams
 from hope_jax.memory import flops
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial, transposed
+from hope_jax.memory.norms import unit_norm
 from hope_jax.memory.state import Reduce, WriteStats, own, relative, zero_stats
 
 GENERATORS, MEMORY = "generators", "memory"
@@ -108,12 +109,11 @@ class SelfMod(SelfModifyingTitans):
         return entries
 
     def periods(self) -> dict[str, int]:
-        """See `StreamMemory.periods`."""
+        """See `AnyMemory.periods`."""
         return {GENERATORS: self.chunk_size, MEMORY: self.chunk_size_memory}
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `StreamMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
-        del tokens
+        """See `AnyMemory.flops`: with its writes 36 products with a D x D matrix, twice that backward."""
         return [flops.matrices(72.0 * self.dim * self.dim)]
 
     def generator_names(self) -> tuple[str, ...]:
@@ -146,11 +146,6 @@ class SelfMod(SelfModifyingTitans):
         conv = jnp.zeros((max(self.conv_window - 1, 0), self.dim), dtype)
         return SelfModCarry(conv, streams(self.chunk_size), streams(self.chunk_size_memory))
 
-    def rebase(self, params: PyTree, fast: SelfModState) -> SelfModState:
-        """The same values, cut off from what wrote them: the gradient at the state goes to the initial
-        weights, stopgrad(state) + (theta - stopgrad(theta)), and none to the momentum."""
-        return self.move(trees.stop_gradient(params), params, trees.stop_gradient(fast))
-
     def move(self, old: PyTree, new: PyTree, fast: SelfModState) -> SelfModState:
         """The state with its weights moved by new - old; momentum stays."""
         old, new = ({name: tree[name] for name in fast.weights} for tree in (old, new))
@@ -162,24 +157,18 @@ class SelfMod(SelfModifyingTitans):
         fast: SelfModState | None,
         carry: SelfModCarry | None,
         x_nd: Array,
-        *,
         position: Array | int,
-        reduce: Reduce = own,
         active_n: Array | None = None,
         segments: Array | None = None,
+        *,
+        reduce: Reduce = own,
     ) -> tuple[Array, SelfModState | None, SelfModCarry | None, dict[str, WriteStats]]:
-        """Reads n tokens and writes the chunks that end among them.
+        """Reads n tokens and writes the chunks that end among them; see `StreamMemory.read`.
 
-        x_nd: [n, D], the first at `position`, a multiple of `online_chunk`, with n <= `online_chunk` (fewer
-        only in a stream's last call); with carry None: a whole sequence from position 0 of any length,
-        whose unfinished chunks are not written. fast None: read the initial weights, write nothing.
-        reduce: sums over the examples that share `fast`; a shared state becomes the mean of what each of
-        them would make of it, at the end of every chunk.
-        active_n: bool [n], False: padding, which changes nothing (eta 0, alpha 1); None: all True.
-        segments: int [w - 1 + n] document of each token of the convolution's history and of x, see
-        `causal_conv`; None: all are of one.
-        Returns o [n, D] in x's dtype, the new state and carry (None where None was given), and the
-        statistics of each level.
+        `position` is a multiple of `online_chunk`, and n <= `online_chunk` (fewer only in a stream's last
+        call); with carry None a sequence of any length, whose unfinished chunks are not written. fast None:
+        read the initial weights, write nothing. A shared state becomes a mean at the end of every chunk.
+        Padding has eta 0 and alpha 1.
         """
         history = None if carry is None else carry.conv
         if "conv" in params:
@@ -250,16 +239,12 @@ class SelfMod(SelfModifyingTitans):
         eta, log_alpha = (t * active.astype(t.dtype) for t in (eta, log_alpha))
         keys, values = self._unit(reads["k"]), reads["v"]
         if self.value_norm:
-            values = self.value_norm * self._normed(values)
+            values = self.value_norm * unit_norm(values, self.eps)
         tokens = Streams(keys.astype(dtype), values.astype(dtype), eta, log_alpha)
         return (self._unit(reads["q"]).astype(dtype) if self.adaptive_q else (), tokens), tokens
 
     def _unit(self, x: Array) -> Array:
-        return self._normed(x) if self.qk_norm else x
-
-    def _normed(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return wide / jnp.maximum(trees.safe_norm(wide, axis=-1, keepdims=True), self.eps)
+        return unit_norm(x, self.eps) if self.qk_norm else x
 
 
 _Call: TypeAlias = tuple[kernel.Pass, kernel.Group, PyTree, PyTree]

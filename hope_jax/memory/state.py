@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import Entries, Initial
+from hope_jax.memory.levels import MemoryOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class WriteSignal(NamedTuple):
     surprise_n: Array
     counted_n: Array
     active_n: Array
+
+    def mask(self, options: MemoryOptions) -> Array:
+        """Which tokens take part in a write, bool [n]. Under `l2` unsurprising tokens are masked too."""
+        if options.surprise_threshold is None or options.surprise_metric != "l2":
+            return self.active_n
+        return self.active_n & (self.surprise_n >= options.surprise_threshold)
 
 
 class WriteStats(NamedTuple):
@@ -124,47 +131,36 @@ class AnyMemory(Protocol):
 
     def entries(self, begin: Initial) -> Entries:
         """The parameters of one layer, as `initial.Params` takes them."""
-        ...
+
+    def periods(self) -> dict[str, int]:
+        """Tokens between writes, by the name under which these are counted; levels first, in their order."""
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """Names of the parameters that no read of a context of `tokens` tokens learns from."""
-        ...
+        """Names of the parameters that no read of a context of `tokens` tokens learns from; of one token,
+        those that act through writes alone."""
+        return ()
 
     def flops(self, tokens: int) -> list[Flops]:
         """Useful operations of a token in rows of `tokens`, of each of its stretches in order."""
-        ...
 
     def init(self, params: PyTree) -> PyTree:
         """The fast state of a context that has written nothing, for parameters of one layer."""
-        ...
 
 
 class Memory(AnyMemory, Protocol):
     """A memory that teach signals write."""
 
-    @property
-    def write_only(self) -> tuple[str, ...]:
-        """Names of the parameters that act through writes alone: no read uses them."""
-        ...
-
-    def level_names(self) -> tuple[str, ...]:
-        """Names under which its writes are counted: its levels first, in the order in which they are read."""
-        ...
-
     def taps(self) -> dict[str, tuple[int, int]]:
         """Widths of the taps that this memory learns from, by level: of the output, and of the hidden layer
         (0: no tap there)."""
-        ...
 
     def norms(self, params: PyTree) -> PyTree:
         """Norms of one layer's slow weights, which every write needs, computed once for many writes."""
-        ...
 
     def read(
         self, params: PyTree, fast: PyTree | None, x: Array, taps: dict[str, Taps]
     ) -> tuple[Array, PyTree]:
         """x [n, D] -> y [n, D], and the trace that a write needs. fast None: the slow weights alone."""
-        ...
 
     def write(
         self,
@@ -173,16 +169,16 @@ class Memory(AnyMemory, Protocol):
         fast: PyTree,
         trace: PyTree,
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool,
     ) -> tuple[PyTree, dict[str, WriteStats]]:
         """Writes one chunk, whose first token stands at `position`: the new state, and statistics by level.
 
-        last: the stream ends with this chunk: partial periods are flushed or dropped.
+        reduce: over the examples that share `fast`. last: the stream ends with this chunk: partial periods
+        are flushed or dropped.
         """
-        ...
 
 
 class StreamMemory(AnyMemory, Protocol):
@@ -191,24 +187,12 @@ class StreamMemory(AnyMemory, Protocol):
     @property
     def conv_window(self) -> int:
         """Taps of its convolution; 0: none."""
-        ...
-
-    def periods(self) -> dict[str, int]:
-        """Tokens between writes, by the name under which those are counted."""
-        ...
 
     def init_carry(self, dtype: jnp.dtype) -> PyTree:
         """What crosses calls beside the fast state, before the first token; dtype: that of the inputs."""
-        ...
-
-    def rebase(self, params: PyTree, fast: PyTree) -> PyTree:
-        """The same values, cut off from what wrote them; the gradient at the state goes to the meta
-        parameters: stopgrad(state) + (theta - stopgrad(theta))."""
-        ...
 
     def move(self, old: PyTree, new: PyTree, fast: PyTree) -> PyTree:
         """Moves the state, which was written on top of the parameters `old`, onto `new`."""
-        ...
 
     def read(
         self,
@@ -216,17 +200,18 @@ class StreamMemory(AnyMemory, Protocol):
         fast: PyTree | None,
         carry: PyTree | None,
         x_nd: Array,
-        *,
         position: Array,
-        reduce: Reduce,
         active_n: Array,
         segments: Array | None,
+        *,
+        reduce: Reduce,
     ) -> tuple[Array, PyTree | None, PyTree | None, dict[str, WriteStats]]:
         """Reads n tokens [n, D], the first at `position`, and writes the chunks that end among them.
 
-        Returns y [n, D], the new state and carry (None where None was given), and statistics by level.
-
-        active_n: bool [n], False: padding, which changes nothing. segments: int [w - 1 + n] document of each
-        token of the convolution's history and of x; None: without a convolution.
+        fast None: as `init` gives it. carry None: x is a whole sequence from position 0. active_n: bool [n],
+        False: padding, which changes nothing; None: all True. segments: int [w - 1 + n] document of each
+        token of the convolution's history and of x, see `causal_conv`; None: all are of one. reduce: over the
+        examples that share `fast`; a shared state becomes the mean of what each of them has made of it.
+        Returns y [n, D] in x's dtype, the new state and carry (None where None was given), and statistics by
+        level.
         """
-        ...

@@ -10,7 +10,7 @@ are tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,15 @@ from jax.nn.initializers import constant, zeros
 from hope_jax.core import trees
 from hope_jax.core.ranges import Count, NonNegative
 from hope_jax.core.types import Array, PyTree
-from hope_jax.memory import flops, gate, initial, mlp_memory, titans_rule
+from hope_jax.memory import flops, initial, mlp_memory, titans_rule
 from hope_jax.memory.flops import Flops
 from hope_jax.memory.initial import ArrayKinds, Entries, Initial
 from hope_jax.memory.level_write import LevelWriter
-from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import Forward
 from hope_jax.memory.period_write import LevelState, LevelTokens, WriteRules
 from hope_jax.memory.rules import RULES
-from hope_jax.memory.state import Reduce, Taps, WriteSignal, WriteStats, own
+from hope_jax.memory.state import Memory, Reduce, Taps, WriteSignal, WriteStats, own
 from hope_jax.memory.titans_rule import TitansWriter
 
 SELF_MODIFIER, GATES = "self_modifier", "gates"
@@ -37,13 +37,6 @@ LEVEL = "titan"
 
 SELF_MODIFIER_SCALE = 1e-3
 """Factor on the SelfModifier's last matrix at the start: its correction is small beside delta."""
-
-
-class TitanTrace(NamedTuple):
-    """What a read leaves for a write. key: [n, D]. read: the MLP's steps at the weights that read it."""
-
-    key: Array
-    read: Forward
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class TitanOptions:
 
 
 @dataclass(frozen=True)
-class Titan:
+class Titan(Memory):
     """The constants of a TITAN memory: a memory of the protocol in `hope_jax.memory.state`.
 
     dim, hidden: D and H. level: its period and inner optimizer; `titans` stands for the Titans paper's
@@ -78,13 +71,10 @@ class Titan:
     level: Level
     dim: int
     hidden: int
-    chunk_size: int
-    writes: MemoryOptions = MemoryOptions()
+    rules: WriteRules
     own_output: bool = True
     output_clip: float | None = None
     activation: str = "gelu"
-    flush_partial_at_end: bool = False
-    read_in: jnp.dtype | None = None
     self_modifier: SelfModifierOptions = SelfModifierOptions()
 
     def entries(self, begin: Initial) -> Entries:
@@ -123,21 +113,16 @@ class Titan:
         """Whether its tokens have rates of their own."""
         return RULES[self.level.optimizer].gated
 
-    @property
-    def write_only(self) -> tuple[str, ...]:
-        """SelfModifier and gates act through writes alone."""
-        return ((SELF_MODIFIER,) if self.self_modifier.enabled else ()) + ((GATES,) if self.gated else ())
-
-    def level_names(self) -> tuple[str, ...]:
+    def periods(self) -> dict[str, int]:
         """The memory is one level."""
-        return (LEVEL,)
+        return {LEVEL: self.level.update_period}
 
     def without_gradient(self, tokens: int) -> tuple[str, ...]:
-        """What acts through writes alone, if none of them is read again; the SelfModifier, if they are steps
-        of size 0 (the gates still decay)."""
-        if max(self.level.update_period, self.chunk_size) >= tokens:
-            return self.write_only
-        return () if self.level.lr else tuple(name for name in self.write_only if name != GATES)
+        """SelfModifier and gates act through writes alone: both if no write is read again, the former if they
+        are steps of size 0 (the gates still decay)."""
+        unread = max(self.level.update_period, self.rules.chunk_size) >= tokens
+        modifier = self.self_modifier.enabled and (unread or not self.level.lr)
+        return ((SELF_MODIFIER,) if modifier else ()) + ((GATES,) if self.gated and unread else ())
 
     def taps(self) -> dict[str, tuple[int, int]]:
         """Its own output, if it learns from that; a write has another cotangent than the read."""
@@ -148,7 +133,7 @@ class Titan:
         return mlp_memory.group_norms(params)
 
     def flops(self, tokens: int) -> list[Flops]:
-        """See `Memory.flops`. A write also reads the SelfModifier, and `online` differentiates through the
+        """See `AnyMemory.flops`. A write also reads the SelfModifier, and `online` differentiates through the
         write to it: cotangents of both factors of the outer products, through the pull back, and of the
         SelfModifier's matrices and hidden layers."""
         memory = flops.mlp_memory(
@@ -158,8 +143,7 @@ class Titan:
             return [memory]
         inputs, rest = 6.0 * self.dim * self.hidden, 2.0 * self.hidden * (self.hidden + self.dim)
         learning = 1.5 * memory.forward + inputs + 2 * rest
-        read_again = not self.without_gradient(tokens)
-        backward = learning if read_again else 0.0
+        backward = 0.0 if self.without_gradient(tokens) else learning
         return [memory._replace(write=memory.write + inputs + rest, write_backward=backward)]
 
     def init(self, params: PyTree) -> dict[str, LevelState]:
@@ -167,53 +151,51 @@ class Titan:
         return {LEVEL: self._writer(params, (), own).init()}
 
     def _writer(self, params: PyTree, norms: tuple[Array, ...], reduce: Reduce) -> TitansWriter | LevelWriter:
-        rules = WriteRules(self.chunk_size, self.writes, self.flush_partial_at_end, self.read_in)
         kind = TitansWriter if self.gated else LevelWriter
-        return kind(rules, self.level, params, norms, reduce)
+        return kind(self.rules, self.level, params, norms, reduce)
 
     def read(
         self, params: PyTree, fast: dict[str, LevelState] | None, x: Array, taps: dict[str, Taps]
-    ) -> tuple[Array, TitanTrace]:
-        """x [n, D] -> mem(x) [n, D]; see `Memory.read`."""
+    ) -> tuple[Array, Forward]:
+        """x [n, D] -> mem(x) [n, D], and the MLP's steps; see `Memory.read`."""
         delta = None if fast is None else fast[LEVEL].read_with
         read = mlp_memory.forward(mlp_memory.fast_weights(params), delta, x, self.activation)
         y = self._normed(params, read.o).astype(x.dtype)
         if LEVEL in taps:
             y = y + taps[LEVEL].output.astype(y.dtype)
-        return y, TitanTrace(x, read)
+        return y, read
 
     def _normed(self, params: PyTree, o: Array) -> Array:
         """The memory's output [n, D] from that of its MLP."""
         branch = o if self.output_clip is None else o * mlp_memory.clip_factor(o, self.output_clip)
-        return mlp_memory.layer_norm(branch, params["ln_scale"], params["ln_bias"])
+        return mlp_memory.normalise(params, branch)
 
     def write(
         self,
         params: PyTree,
         norms: PyTree,
         fast: dict[str, LevelState],
-        trace: TitanTrace,
+        trace: Forward,
         signal: WriteSignal,
-        *,
         position: Array,
+        *,
         reduce: Reduce,
         last: bool = False,
     ) -> tuple[dict[str, LevelState], dict[str, WriteStats]]:
         """Writes one chunk; see `Memory.write`."""
-        key, read = trace
         state, weights = fast[LEVEL], mlp_memory.fast_weights(params)
-        mask = gate.token_mask(self.writes, signal.surprise_n, signal.active_n)
+        mask = signal.mask(self.rules.options)
         teach = signal.own[LEVEL].output if self.own_output else signal.block
-        value, pull = jax.vjp(lambda o: self._normed(params, o), read.o)
+        value, pull = jax.vjp(lambda o: self._normed(params, o), trace.o)
         cotangent = teach
         if self.self_modifier.enabled:
-            correction = self_modifier_read(params[SELF_MODIFIER], key, value, teach).astype(teach.dtype)
+            correction = self_modifier_read(params[SELF_MODIFIER], trace.z, value, teach).astype(teach.dtype)
             cotangent = teach - shorten(correction, teach, self.self_modifier.clip)
         (at_output,) = pull(jnp.where(mask[:, None], cotangent, 0).astype(value.dtype))
         factors = mlp_memory.write_factors(
-            weights, state.delta, key, at_output, read, activation=self.activation
+            weights, state.delta, trace.z, at_output, trace, activation=self.activation
         )
-        gates = titans_rule.token_gates(params[GATES], key, self.level.lr) if self.gated else ()
+        gates = titans_rule.token_gates(params[GATES], trace.z, self.level.lr) if self.gated else ()
         tokens = LevelTokens(factors, mask, signal.surprise_n, signal.counted_n, gates)
         new, stats = self._writer(params, norms, reduce).write(state, tokens, position, last)
         return {LEVEL: new}, {LEVEL: stats}

@@ -83,7 +83,7 @@ class TitansWriter(PeriodWriter):
     of the gradients weighted by w_t, rates included.
     """
 
-    def nothing(self) -> Period:
+    def nothing(self, before: Any = ()) -> Period:
         """The map of no token: the identity."""
         zero, zeros = jnp.zeros((), self.dtype), trees.zeros_like(self.weights)
         return Period(zero + 1, zero, zero + 1, zeros, zeros, self.no_tokens())

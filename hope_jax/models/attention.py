@@ -18,6 +18,7 @@ from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.causal_conv import causal_conv
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.memory.initial import Entries
+from hope_jax.memory.norms import norm, rms_norm, unit_norm
 from hope_jax.models import layers
 from hope_jax.models.documents import NO_SEGMENT
 from hope_jax.models.spec import ModelSpec
@@ -124,7 +125,7 @@ def read(
 
     modern: x + W_o attn(norm(x)); reference: norm(x + W_o attn(x)), no positions.
     """
-    inputs = layers.norm(params, x_bnd) if spec.modern else x_bnd
+    inputs = norm(params, x_bnd, "norm_") if spec.modern else x_bnd
     conv = None if cache is None else cache.conv
     if "conv" in params:
         segments = context.segments_with(spec.local_conv_window - 1)
@@ -137,7 +138,7 @@ def read(
     own, window = context.seen_segments is None, spec.sliding_window
     out = attend(query, key, value, sight(context, at), window=window, aligned=own, twice=spec.twice)
     y_bnd = x_bnd + _project(params, "w_out", out.reshape(x_bnd.shape))
-    return (y_bnd if spec.modern else layers.norm(params, y_bnd)), cache
+    return (y_bnd if spec.modern else norm(params, y_bnd, "norm_")), cache
 
 
 def _beside(
@@ -171,10 +172,9 @@ def _heads(
     shape = (*inputs_bnd.shape[:2], spec.heads, spec.head_dim)
     query, key, value = (_project(params, name, inputs_bnd).reshape(shape) for name in ("w_q", "w_k", "w_v"))
     if spec.head_norm == "l2":
-        query, key = layers.unit_norm(query), layers.unit_norm(key)
+        query, key = (unit_norm(t).astype(t.dtype) for t in (query, key))
     elif spec.head_norm == "rms":
-        query = layers.rms_norm(query, params["q_scale"])
-        key = layers.rms_norm(key, params["k_scale"])
+        query, key = rms_norm(query, params["q_scale"]), rms_norm(key, params["k_scale"])
     if spec.modern:
         positions = context.position + jnp.arange(shape[1])
         query = layers.rotate(query, positions, spec.rope_theta)

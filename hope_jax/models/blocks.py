@@ -19,7 +19,9 @@ from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.flops import Flops, matrices
 from hope_jax.memory.gated_deltanet import GatedDeltaNet
 from hope_jax.memory.initial import ArrayKinds, Entries
-from hope_jax.memory.state import Memory, StreamMemory, WriteStats
+from hope_jax.memory.norms import norm
+from hope_jax.memory.period_write import WriteRules
+from hope_jax.memory.state import AnyMemory, Memory, StreamMemory, WriteStats
 from hope_jax.memory.titan import Titan
 from hope_jax.models import attention, documents, layers
 from hope_jax.models.attention import Cache, ReadContext, init_cache
@@ -62,15 +64,15 @@ class BlockRead(NamedTuple):
 class BlockPart(NamedTuple):
     """A part of a block: a layer, or a memory. entries: its parameters in the block's scope, beside a
     memory's own, which are below the part's name. read: of a layer, of (spec, the block's parameters, x
-    [B, n, D], call), what it leaves. memory, stream: the memory that it is, one that teach signals write or
-    one that writes while it reads; None where the spec asks for none. residual: what a memory reads is added
-    to x. flops: useful operations; a memory knows its own. out_in: its matrices lie as [out, in]; all others
-    as [in, out]. arrays: what a memory's parameters are exported as."""
+    [B, n, D], call), what it leaves. memory: of (spec, training), the memory that it is; None where the spec
+    asks for none. stream: it writes while it reads, and no teach signal does. residual: what a memory reads
+    is added to x. flops: useful operations; a memory knows its own. out_in: its matrices lie as [out, in];
+    all others as [in, out]. arrays: what a memory's parameters are exported as."""
 
     entries: Callable[[ModelSpec], Entries] = lambda _: {}
     read: Callable[[ModelSpec, PyTree, Array, Call], BlockRead] = lambda _spec, _params, x, _call: _only(x)
-    memory: Callable[[ModelSpec, bool], Memory | None] | None = None
-    stream: Callable[[ModelSpec], StreamMemory] | None = None
+    memory: Callable[[ModelSpec, bool], AnyMemory | None] | None = None
+    stream: bool = False
     residual: Callable[[ModelSpec], bool] = lambda _: True
     flops: Callable[[ModelSpec, int, int, int], list[Flops]] | None = None
     out_in: bool = False
@@ -79,7 +81,7 @@ class BlockPart(NamedTuple):
 
 def entries(spec: ModelSpec) -> Entries:
     """The parameters of a block."""
-    own, found = every_memory(spec), dict[str, Any]()
+    own, found = memories(spec), dict[str, Any]()
     for name in BLOCKS[spec.block_variant]:
         below = {name: own[name].entries(spec.initial)} if name in own else {}
         found |= {**PARTS[name].entries(spec), **below}
@@ -91,13 +93,13 @@ def read(spec: ModelSpec, training: bool, params: PyTree, x_bnd: Array, call: Ca
 
     params: the block's. training: as the style does while it trains (the reference bounds its residuals).
     """
-    left, own = _only(x_bnd), every_memory(spec, training=training)
+    left, own = _only(x_bnd), memories(spec, training=training)
     for name in BLOCKS[spec.block_variant]:
         part = PARTS[name]
         with jax.named_scope(name):
             if name in own:
                 one = _streamed if part.stream else _taught
-                z = layers.norm(params, left.x, f"{name}_")
+                z = norm(params, left.x, f"{name}_")
                 found = one(name, own[name], params[name], spec, z, call)
                 found = found._replace(x=left.x + found.x) if part.residual(spec) else found
             else:
@@ -106,27 +108,17 @@ def read(spec: ModelSpec, training: bool, params: PyTree, x_bnd: Array, call: Ca
     return left
 
 
-def memories(spec: ModelSpec, *, training: bool = False) -> dict[str, Memory]:
-    """The memories of a block that teach signals write, under the names of their parameters."""
-    parts = {name: PARTS[name].memory for name in BLOCKS[spec.block_variant]}
-    made = {name: make(spec, training) for name, make in parts.items() if make}
+def memories(spec: ModelSpec, *, training: bool = False, stream: bool | None = None) -> dict[str, Any]:
+    """The memories of a block under the names of their parameters. stream: those alone that write while they
+    read, or that teach signals write; None: both."""
+    parts = {name: PARTS[name] for name in BLOCKS[spec.block_variant] if stream in (None, PARTS[name].stream)}
+    made = {name: part.memory(spec, training) for name, part in parts.items() if part.memory}
     return {name: memory for name, memory in made.items() if memory}
-
-
-def stream_memories(spec: ModelSpec) -> dict[str, StreamMemory]:
-    """The memories of a block that write while they read, under the names of their parameters."""
-    parts = {name: PARTS[name].stream for name in BLOCKS[spec.block_variant]}
-    return {name: make(spec) for name, make in parts.items() if make}
-
-
-def every_memory(spec: ModelSpec, *, training: bool = False) -> dict[str, Any]:
-    """The memories of both kinds."""
-    return {**memories(spec, training=training), **stream_memories(spec)}
 
 
 def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[str, PyTree]:
     """What one layer carries besides fast state, before the first of `capacity` tokens of each context."""
-    one = {name: memory.init_carry(spec.dtype) for name, memory in stream_memories(spec).items()}
+    one = {name: memory.init_carry(spec.dtype) for name, memory in memories(spec, stream=True).items()}
     own = jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), one)
     attends = ATTENTION in BLOCKS[spec.block_variant]
     return {**own, **({ATTENTION: init_cache(spec, batch_size, capacity)} if attends else {})}
@@ -134,7 +126,7 @@ def init_layer_cache(spec: ModelSpec, batch_size: int, capacity: int) -> dict[st
 
 def flops(spec: ModelSpec, tokens: int, cut: int, chunk: int) -> list[Flops]:
     """Useful operations of a token in a block, of each stretch in order; lengths as of `attention.flops`."""
-    own, found = every_memory(spec), list[Flops]()
+    own, found = memories(spec), list[Flops]()
     for name in BLOCKS[spec.block_variant]:
         count = PARTS[name].flops
         found += count(spec, tokens, cut, chunk) if count else own[name].flops(tokens) if name in own else []
@@ -181,13 +173,10 @@ def _taught_by(spec: ModelSpec, training: bool) -> dict[str, Any]:
     """The options that all memories share which teach signals write."""
     return {
         "dim": spec.dim,
-        "chunk_size": spec.chunk_size,
-        "writes": spec.memory,
+        "rules": WriteRules(spec.chunk_size, spec.memory, spec.cms.flush_partial_at_end, spec.dtype),
         "own_output": spec.own_output,
         "output_clip": None if spec.modern or not training else READ_CLIP,
         "activation": spec.activation,
-        "flush_partial_at_end": spec.cms.flush_partial_at_end,
-        "read_in": spec.dtype,
     }
 
 
@@ -221,15 +210,11 @@ def _streamed(
     segments = context.segments_with(window - 1) if window else None
     position = context.position if context.clock is None else context.clock
 
-    def one(fast: Any, carry: Any, z: Array, position: Array, active: Array, segments: Any) -> Any:
-        return memory.read(
-            params, fast, carry, z, position=position, reduce=spec.reduce, active_n=active, segments=segments
-        )
-
     axis, at = spec.fast_axis, 0 if position.ndim else None
-    over = jax.vmap(one, (axis, 0, 0, at, 0, 0), (0, axis, 0, 0), axis_name=EXAMPLES)
+    one, axes = partial(memory.read, reduce=spec.reduce), (None, axis, 0, 0, at, 0, 0)
+    over = jax.vmap(one, axes, (0, axis, 0, 0), axis_name=EXAMPLES)
     y, written, carry, stats = over(
-        call.fast.get(name), carry, z, position, context.segments_bn > 0, segments
+        params, call.fast.get(name), carry, z, position, context.segments_bn > 0, segments
     )
     wrote = written is not None
     return BlockRead(
@@ -239,10 +224,6 @@ def _streamed(
         {name: written} if wrote else {},
         {name: stats} if wrote else {},
     )
-
-
-def _make_deltanet(spec: ModelSpec) -> GatedDeltaNet:
-    return GatedDeltaNet(spec.dim, spec.heads)
 
 
 PARTS: Mapping[str, BlockPart] = {
@@ -259,13 +240,14 @@ PARTS: Mapping[str, BlockPart] = {
     TITAN_NORM: BlockPart(
         # The reference style norms the sum of attention and TITAN memory where nothing comes after it.
         lambda s: {} if s.modern else layers.norm_entries(s),
-        lambda _, params, x, __: _only(layers.norm(params, x)),
+        lambda _, params, x, __: _only(norm(params, x, "norm_")),
     ),
     SELF_MOD: BlockPart(
         # Vectors of norm 1, as the keys are: with norm sqrt(D) the memories' own targets feed back and
         # the writes diverge within a few hundred tokens.
         lambda s: layers.norm_entries(s, "self_mod_", start=s.dim**-0.5) if s.modern else {},
-        stream=lambda s: s.self_mod,
+        memory=lambda s, _: s.self_mod,
+        stream=True,
         # The reference style has no residual around them: x reaches their output only through q.
         residual=lambda s: s.modern,
         out_in=True,
@@ -273,7 +255,8 @@ PARTS: Mapping[str, BlockPart] = {
     ),
     GATED_DELTANET: BlockPart(
         lambda s: layers.norm_entries(s, "gated_deltanet_"),
-        stream=_make_deltanet,
+        memory=lambda s, _: GatedDeltaNet(s.dim, s.heads),
+        stream=True,
         arrays=gated_deltanet.ARRAYS,
     ),
 }
@@ -292,7 +275,7 @@ memories, plain and strong; the CMS in the MLP's place (HOPE-attention); self-mo
 (HOPE); the published pilot's block; the TITAN baseline; Gated DeltaNet, the
 linear recurrent baseline."""
 
-MEMORIES = tuple(name for name, part in PARTS.items() if part.memory or part.stream)
+MEMORIES = tuple(name for name, part in PARTS.items() if part.memory)
 """Names below "blocks" whose parameters are memories; everything else is the backbone."""
 
 OUT_IN = tuple(name for name, part in PARTS.items() if part.out_in)

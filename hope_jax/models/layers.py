@@ -6,25 +6,9 @@ from jax.nn.initializers import constant, zeros
 
 from hope_jax.core.types import Array, PyTree
 from hope_jax.memory.initial import Entries
-from hope_jax.memory.mlp_memory import ACTIVATIONS, layer_norm
+from hope_jax.memory.mlp_memory import ACTIVATIONS
+from hope_jax.memory.norms import norm
 from hope_jax.models.spec import ModelSpec
-
-NORM_EPS = 1e-6
-
-
-def rms_norm(x: Array, scale: Array, eps: float = NORM_EPS) -> Array:
-    """x / rms(x) * scale over the last axis; statistics in at least float32, result in x's dtype."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-    return (normed * scale).astype(x.dtype)
-
-
-def unit_norm(x: Array, eps: float = NORM_EPS) -> Array:
-    """x / max(|x|, eps) over the last axis."""
-    square = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))).sum(-1, keepdims=True)
-    # Below eps the bound is constant: select before the root, whose slope at zero is infinite.
-    norm = jnp.where(square > eps**2, jnp.sqrt(jnp.maximum(square, eps**2)), eps)
-    return (x / norm).astype(x.dtype)
 
 
 def rotate(x_bnhk: Array, positions_n: Array, theta: float) -> Array:
@@ -48,14 +32,6 @@ def norm_entries(spec: ModelSpec, prefix: str = "norm_", *, start: float = 1.0) 
     return scale if spec.modern else {**scale, f"{prefix}bias": (zeros, (spec.dim,))}
 
 
-def norm(params: PyTree, x: Array, prefix: str = "norm_") -> Array:
-    """RMSNorm of x [..., D], or with a bias LayerNorm; x itself without parameters of the prefix."""
-    scale, bias = params.get(f"{prefix}scale"), params.get(f"{prefix}bias")
-    if scale is None:
-        return x
-    return rms_norm(x, scale) if bias is None else layer_norm(x, scale, bias)
-
-
 def mlp_hidden(spec: ModelSpec, gated: bool) -> int:
     """Hidden width of the MLP, or of SwiGLU with as many parameters: 2/3 of it, up to a multiple of 8."""
     width = spec.mlp_multiplier * spec.dim
@@ -73,7 +49,7 @@ def mlp_entries(spec: ModelSpec, gated: bool) -> Entries:
 def mlp(params: PyTree, spec: ModelSpec, x: Array) -> Array:
     """x + W_down act(W_up z), or with a gate (SwiGLU) x + W_down (silu(W_gate z) * W_up z), of z = norm(x),
     without biases. [..., D] -> [..., D]."""
-    z = norm(params, x)
+    z = norm(params, x, "norm_")
     gate = jax.nn.silu(z @ params["w_gate"].astype(z.dtype)) if "w_gate" in params else None
     up = z @ params["w_up"].astype(z.dtype)
     hidden = ACTIVATIONS[spec.activation](up) if gate is None else gate * up

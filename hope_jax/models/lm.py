@@ -21,6 +21,7 @@ from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
 from hope_jax.kernels.xent_teach import logits_of
 from hope_jax.memory.initial import Params
+from hope_jax.memory.norms import norm
 from hope_jax.memory.period_write import settled
 from hope_jax.memory.state import Memory, StreamMemory, Taps, WriteSignal, WriteStats
 from hope_jax.models import blocks, documents, layers
@@ -80,17 +81,15 @@ class HopeModel:
 
     def memories(self, *, training: bool = False) -> Mapping[str, Memory]:
         """The memories of a block that teach signals write, by name."""
-        return blocks.memories(self.spec, training=training)
+        return blocks.memories(self.spec, training=training, stream=False)
 
     def stream_memories(self) -> Mapping[str, StreamMemory]:
         """The memories of a block that write while they read, by name."""
-        return blocks.stream_memories(self.spec)
+        return blocks.memories(self.spec, stream=True)
 
     def level_names(self) -> dict[str, tuple[str, ...]]:
         """The levels whose writes are counted, by memory."""
-        taught = {name: memory.level_names() for name, memory in self.memories().items()}
-        streams = self.stream_memories().items()
-        return {**taught, **{name: tuple(memory.periods()) for name, memory in streams}}
+        return {name: tuple(memory.periods()) for name, memory in blocks.memories(self.spec).items()}
 
     def init_params(self, key: Array) -> PyTree:
         """Fresh meta parameters: {"embed", "blocks" (leaves [L, ...]), "final_norm"}."""
@@ -119,7 +118,7 @@ class HopeModel:
         """Fast state of contexts that have written nothing."""
 
         def layer(params: PyTree) -> dict[str, PyTree]:
-            state = {name: m.init(params[name]) for name, m in blocks.every_memory(self.spec).items()}
+            state = {name: m.init(params[name]) for name, m in blocks.memories(self.spec).items()}
             if self.spec.memory.scope == "batch":
                 return state
             return jax.tree.map(lambda t: jnp.broadcast_to(t, (batch_size, *t.shape)), state)
@@ -185,7 +184,7 @@ class HopeModel:
             read = block(layer, x, call)
             x = read.x + taps[i]["block"].astype(read.x.dtype) if taps else read.x
             reads.append(read._replace(x=x))
-        hidden = layers.norm(params[FINAL_NORM], x, "")
+        hidden = norm(params[FINAL_NORM], x, "")
         if carry is not None:
             assert context.seen_segments is not None
             cache = tuple(read.cache for read in reads)
@@ -275,7 +274,7 @@ class HopeModel:
             for name, memory in self.memories(training=training).items():
                 own, own_norms, state, own_trace = (part[name] for part in layer[:4])
                 over = jax.vmap(
-                    partial(self._write_one, memory, last),
+                    partial(memory.write, reduce=self.spec.reduce, last=last),
                     in_axes=(None, None, axis, 0, 0, at),
                     out_axes=(axis, 0),
                     axis_name=EXAMPLES,
@@ -287,11 +286,6 @@ class HopeModel:
             stats.append({name: counts for name, (_, counts) in made.items()})
         return tuple(written), trees.stack(stats)
 
-    def _write_one(self, memory: Memory, last: bool, *arguments: Any) -> tuple[PyTree, dict[str, WriteStats]]:
-        """The write of one example."""
-        *states, position = arguments
-        return memory.write(*states, position=position, reduce=self.spec.reduce, last=last)
-
     def held_for_write(self, params: PyTree) -> PyTree:
         """The parameters, unstacked, as constants but for those that act through writes alone: writes are
         cut, yet SelfModifier and gates learn through them, to first order."""
@@ -299,7 +293,7 @@ class HopeModel:
         def layer(params: PyTree) -> PyTree:
             held = trees.stop_gradient(params)
             for name, memory in self.memories().items():
-                held[name] = {**held[name], **{key: params[name][key] for key in memory.write_only}}
+                held[name] = {**held[name], **{key: params[name][key] for key in memory.without_gradient(1)}}
             return held
 
         return {**trees.stop_gradient(params), "blocks": tuple(map(layer, self._layers(params)))}

@@ -117,6 +117,4 @@ class ModelSpec(Architecture):
     @property
     def reduce(self) -> Reduce:
         """How writes are summed over the examples that share a fast state."""
-        if self.memory.scope == "example":
-            return own
-        return Reduce((EXAMPLES, *self.across))
+        return own if self.memory.scope == "example" else Reduce((EXAMPLES, *self.across))

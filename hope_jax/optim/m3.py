@@ -71,7 +71,6 @@ def scale_by_m3(rule: M3Rule, spread: Spread | None = None) -> optax.GradientTra
         return slow, trees.zeros_like(gathered), orthogonal(slow)
 
     def update(grads: PyTree, state: M3State, params: PyTree = None) -> tuple[PyTree, M3State]:
-        del params
         fast = jax.tree.map(lambda m, g: m + rule.beta1 * g, state.fast, grads)
         second = jax.tree.map(lambda v, g: v + rule.beta2 * jnp.square(g), state.second_moment, grads)
         updates = jax.tree.map(

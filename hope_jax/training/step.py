@@ -94,7 +94,7 @@ class Step:
         """Paths of the parameters that act through writes alone, where no read of a step sees a write."""
         tokens, taught = self.config.data.seq_len, self.streams and self.rule.teach.scale > 0
         names = {
-            name: memory.without_gradient(tokens) if taught else memory.write_only
+            name: memory.without_gradient(tokens if taught else 1)
             for name, memory in self.model.memories().items()
         }
         names |= {name: m.without_gradient(tokens) for name, m in self.model.stream_memories().items()}

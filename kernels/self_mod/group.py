@@ -151,12 +151,10 @@ def _again(kind: str, result: jax.Array, w: Matrix, rows: jax.Array) -> jax.Arra
 
     Only for `jax.vjp`: a derivative from outside would count what results and rows have in common twice.
     """
-    del kind, w, rows
     return result
 
 
 def _keep(kind: str, result: jax.Array, w: Matrix, rows: jax.Array) -> tuple[jax.Array, Any]:
-    del kind
     return result, (w, jnp.zeros((0,), rows.dtype))
 
 

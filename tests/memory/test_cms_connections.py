@@ -14,10 +14,11 @@ from hope_jax.learning.stream import Streamer
 from hope_jax.learning.teach import Teach
 from hope_jax.memory import levels as floor
 from hope_jax.memory.cms import Cms
-from hope_jax.memory.cms_nested import NestedCms, NestedState
+from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.level_write import Held, gathered
 from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from tests.close import assert_close, at
@@ -69,7 +70,7 @@ def assert_same_state(fast: Any, cms: naive.Cms, what: str) -> None:
     for slow, level in zip([None, *ordered], ordered, strict=False):
         name, state = level.name, fast[level.name]
         parts = [(name, level, state)]
-        assert isinstance(state, NestedState) == (slow is not None)
+        assert bool(state.init) == (slow is not None)
         if slow is not None:
             parts.append((init_name(level), slow, state.init))
         for part, optimizer, got in parts:
@@ -108,7 +109,7 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
         last = i == len(lengths) - 1
         chunks = [one[i] for one in streams]
         fast, stats = write(fast, jax.tree.map(lambda *t: np.stack(t), *chunks), np.int32(start), last)
-        assert set(stats) == set(cms.level_names())
+        assert set(stats) == set(cms.periods())
         for b, oracle in enumerate(oracles):
             tokens = cases.tokens_of(chunks[b], learning.delta_at == "own_output")
             writes = oracle.write_chunk(tokens, start, last)
@@ -122,7 +123,7 @@ def test_nested_writes_match_naive_levels(name: str) -> None:
             seen += writes
         start += n
     assert {w.gate_hit for w in seen} == ({True} if learning.threshold is None else {True, False})
-    assert {w.level for w in seen if w.applied} == set(cms.level_names())
+    assert {w.level for w in seen if w.applied} == set(cms.periods())
     hits = [w.write_clip_hits for w in seen], [w.delta_clip_hits for w in seen]
     assert [any(h) for h in hits] == [learning.write_clip > 0, learning.delta_clip > 0]
 
@@ -151,7 +152,8 @@ def test_independent_reads_match_naive_average() -> None:
 def tiny(kind: Any) -> tuple[Cms, Any, Any]:
     """Three levels and five chunks of inputs and signals; bounds that some writes reach."""
     levels = {"two": floor.Level(2, 0.3), "four": floor.Level(4, 0.2, "dmgd"), "eight": floor.Level(8, 0.3)}
-    model = kind(levels, cases.DIM, cases.HIDDEN, N, writes=MemoryOptions(write_clip=0.1, delta_clip=0.2))
+    rules = WriteRules(N, MemoryOptions(write_clip=0.1, delta_clip=0.2))
+    model = kind(levels, cases.DIM, cases.HIDDEN, rules)
     params = params_of(tuple(Level(name, level.update_period) for name, level in levels.items()))
     rng = np.random.default_rng(1)
     shape = (5, N, cases.DIM)
@@ -238,7 +240,7 @@ def test_nested_periods_that_do_not_fit_are_named() -> None:
     for periods, message in (((4, 6), r"got 6 \(b\) over 4 \(a\)"), ((8, 8), r"got 8 \(a\) over 8 \(b\)")):
         levels = {name: floor.Level(c, 0.1) for name, c in zip("ab", periods, strict=True)}
         with pytest.raises(ValueError, match=message):
-            NestedCms(levels, cases.DIM, cases.HIDDEN, 4)
+            NestedCms(levels, cases.DIM, cases.HIDDEN, WriteRules(4))
 
 
 @pytest.mark.parametrize(("connection", "read_again"), [("sequential", {"two"}), ("nested", {"one", "two"})])

@@ -64,11 +64,9 @@ def titan_of(naive: oracle.Titan) -> Titan:
         levels.Level(level.period, level.lr, level.optimizer, level.beta),
         DIM,
         HIDDEN,
-        learning.chunk,
-        bridge.memory_options(learning),
+        bridge.rules_of(learning),
         output_clip=naive.read_clip or None,
         activation=naive.act,
-        flush_partial_at_end=learning.flush,
         self_modifier=SelfModifierOptions("self_modifier" in naive.p, naive.correction_clip),
     )
 

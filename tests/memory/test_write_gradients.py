@@ -11,6 +11,7 @@ import pytest
 
 from hope_jax.memory.cms import Cms
 from hope_jax.memory.levels import Level, MemoryOptions
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.rules import OPTIMIZERS
 from tests.oracle import bridge
 
@@ -24,7 +25,7 @@ def compiled(period: int) -> Any:
     """(params, x, own signals by level) -> a linear form in each level's state after the last chunk: their
     sum, by level, and the sum's gradient."""
     specs = {v: Level(period, 0.1, v, beta=0.6, beta2=0.9, eps=0.05) for v in OPTIMIZERS}
-    cms = Cms(specs, D, H, N, writes=MemoryOptions(write_clip=0.5, delta_clip=1.5))
+    cms = Cms(specs, D, H, WriteRules(N, MemoryOptions(write_clip=0.5, delta_clip=1.5)))
     rng = np.random.default_rng(8)
     block = rng.normal(size=(CHUNKS, N, D))
     block[:, 1] = 0.0

@@ -15,6 +15,7 @@ from hope_jax.memory.cms import Cms, CmsOptions
 from hope_jax.memory.cms_nested import NestedCms
 from hope_jax.memory.levels import MemoryOptions
 from hope_jax.memory.mlp_memory import Trace, normalise
+from hope_jax.memory.period_write import WriteRules
 from hope_jax.memory.state import Taps, WriteSignal, own
 from hope_jax.models.lm import HopeModel
 from hope_jax.models.spec import ModelSpec
@@ -41,18 +42,21 @@ def memory_options(learning: Learning, scope: str = "example") -> MemoryOptions:
     return MemoryOptions(**gate, write_clip=learning.write_clip, delta_clip=learning.delta_clip, scope=scope)
 
 
+def rules_of(learning: Learning) -> WriteRules:
+    """What the levels of a memory share."""
+    return WriteRules(learning.chunk, memory_options(learning), learning.flush)
+
+
 def cms_of(arch: Arch, learning: Learning) -> Cms:
     """The production CMS of one layer."""
     return (NestedCms if arch.connection == "nested" else Cms)(
         levels_of(learning.levels),
         DIM,
         HIDDEN,
-        learning.chunk,
-        memory_options(learning),
+        rules_of(learning),
         own_output=learning.delta_at == "own_output",
         output_clip=arch.read_clip or None,
         activation=arch.act,
-        flush_partial_at_end=learning.flush,
         mixed=arch.connection == "independent",
     )
 

@@ -157,7 +157,7 @@ def _of_level(state: Any) -> Named:
         pending = jax.vmap(gathered)(pending, state.delta)
     for name, leaf in of_tree(pending):
         yield f"pending/{renamed.get(name, name)}", leaf
-    if hasattr(state, "init"):
+    if state.init:
         for name, leaf in _of_level(state.init):
             yield f"init/{name}", leaf
 
