@@ -118,11 +118,11 @@ def main() -> None:
     parser.add_argument("--table_only", action="store_true")
     asked = parser.parse_args()
     if not asked.table_only:
-        results = []
+        stored = {(r["chunk"], r["cut"], r["seed"]): r for r in json.loads(RESULTS.read_text())}
         # The arm that separates the cut from the writes is the slowest, and comes last.
         for arm, seed in [(a, s) for s in SEEDS for a in ARMS[:-1]] + [(CUT_LATE, s) for s in SEEDS]:
-            results.append(run(arm, seed, asked.workdirs.resolve()))
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            stored[(*arm, seed)] = run(arm, seed, asked.workdirs.resolve())
+            RESULTS.write_text(json.dumps(list(stored.values()), indent=1) + "\n")
     print(tables(json.loads(RESULTS.read_text())))
 
 

@@ -37,13 +37,13 @@ class LevelWriter(PeriodWriter):
     def init(self) -> LevelState:
         """See `PeriodWriter`."""
         state = super().init()
-        return state._replace(inner=self._inner(state)) if self.rule.linear else state
+        return measured(state) if self.rule.linear else state
 
     def nothing(self, before: Any = ()) -> Any:
         """See `PeriodWriter`. The rows of tokens that are held are left as they are."""
         if isinstance(before, Held):
             return before._replace(ended=self.no_tokens())
-        # A short period's tokens are fewer numbers than its gradient, and not touched until they are written.
+        # A chunk enters its own tokens alone, where it would be added to the whole of a gradient.
         short = self.rule.linear and self.spec.update_period <= TOKENS_AT_ONCE
         if not short or not self._spans_chunks() or self.rules.options.scope != "example":
             return super().nothing()
@@ -84,7 +84,8 @@ class LevelWriter(PeriodWriter):
         return found
 
     def written_by_mask(self, due: Array, state: LevelState) -> tuple[LevelState, WriteStats]:
-        """`written_if` of a period that is held as tokens, as one write that is applied or not."""
+        """`written_if` of a period that is held as tokens, as one write that is applied or not. A period that
+        is due is full: all its rows are its own."""
         pending = state.pending
         factors, ended = jax.tree.map(lambda t: t[None], (pending.factors, pending.ended))
         ended = ended._replace(tokens=jnp.where(due, ended.tokens, 0))
@@ -97,18 +98,7 @@ class LevelWriter(PeriodWriter):
         """See `PeriodWriter`."""
         period = gathered(period, self.weights) if isinstance(period, Held) else period
         new, stats = super().apply(state, period)
-        return new._replace(inner=self._inner(new) if state.inner else ()), stats
-
-    def _inner(self, state: LevelState) -> PyTree:
-        """`LevelState.inner`, taken anew."""
-        pairs = zip(mlp_memory.GROUPS, self._states(state), strict=True)
-        return {group[0]: inner_of(*maps) for group, maps in pairs}
-
-    def _states(self, state: LevelState) -> list[tuple[Affine, Affine | None]]:
-        """Each affine map's delta and velocity."""
-        deltas, average = mlp_memory.maps_of(state.delta), velocity(state.opt)
-        averages = [None] * len(deltas) if average is None else mlp_memory.maps_of(average)
-        return list(zip(deltas, averages, strict=True))
+        return measured(new) if state.inner else new, stats
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: many at once where the rule is linear, else one after the other."""
@@ -151,7 +141,7 @@ class LevelWriter(PeriodWriter):
                 state.inner[group[0]] if state.inner else None,
             )
             for (rows, _), maps, group, norm in zip(
-                all_rows, self._states(state), mlp_memory.GROUPS, self.norms, strict=True
+                all_rows, _states(state), mlp_memory.GROUPS, self.norms, strict=True
             )
         ]
         written = write_periods(tuple(given), applied, beta=spec.beta, lr=spec.lr)
@@ -207,6 +197,20 @@ class LevelWriter(PeriodWriter):
             squares = [jnp.einsum("pci,pdi->pcd", wide_x, wide_x) * outputs]
             norms += [root(s.sum((1, 2))) for s in (squares + [outputs] * (bias in self.weights))]
         return norms
+
+
+def measured(state: LevelState) -> LevelState:
+    """The state with its inner products taken anew, as one has to whose delta or average was changed by
+    something else than a write."""
+    pairs = zip(mlp_memory.GROUPS, _states(state), strict=True)
+    return state._replace(inner={group[0]: inner_of(*maps) for group, maps in pairs})
+
+
+def _states(state: LevelState) -> list[tuple[Affine, Affine | None]]:
+    """Each affine map's delta and velocity."""
+    deltas, average = mlp_memory.maps_of(state.delta), velocity(state.opt)
+    averages = [None] * len(deltas) if average is None else mlp_memory.maps_of(average)
+    return list(zip(deltas, averages, strict=True))
 
 
 def gathered(held: Held, like: mlp_memory.Weights) -> Any:

@@ -12,7 +12,7 @@ from hope_jax.kernels.attention import Sight, attend
 from hope_jax.kernels.gated_deltanet import gated_delta
 from hope_jax.memory import mlp_memory
 from hope_jax.memory.initial import Initial, Params
-from hope_jax.memory.level_write import LevelWriter, init_level
+from hope_jax.memory.level_write import LevelWriter, init_level, measured
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelState, LevelTokens, PeriodWriter, WriteRules, settled
 from hope_jax.memory.self_mod import SelfMod
@@ -134,7 +134,8 @@ def written(
     """The state after one sequence. given: delta and average to begin with, x and teach signal [T, D]."""
     norms, active = mlp_memory.group_norms(params), jnp.ones(32, bool)
     delta, ema, *streams = given
-    state = state._replace(delta=delta, opt=(*state.opt[:-1], state.opt[-1]._replace(ema=ema)), inner=())
+    state = state._replace(delta=delta, opt=(*state.opt[:-1], state.opt[-1]._replace(ema=ema)))
+    state = measured(state)
 
     def step(state: LevelState, xs: Any) -> tuple[LevelState, None]:
         factors = mlp_memory.write_factors(params, state.delta, mlp_memory.normalise(params, xs[0]), xs[1])

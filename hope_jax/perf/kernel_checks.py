@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 def checks(width: int = 512, tokens: int = 256) -> Iterator[Check]:
     """Of all kernels, at a model's width; a new one joins here."""
-    for period in (1, 32):
+    for period in (1, 32, 128):
         level = Level(period, 0.03)
         run, inputs = partial(written, LevelWriter, level), partial(write_inputs, level, width, tokens)
         yield Check(f"cms_write-{period}", run, inputs, low=(4, 5), by=(2, 3, 4, 5))

@@ -23,7 +23,7 @@ from hope_jax.core.types import PyTree
 from hope_jax.learning.stream import Stream, Streamer
 from hope_jax.storage import arrays
 
-_FORMAT, _VERSION = "hope_jax memory", 2
+_FORMAT, _VERSION = "hope_jax memory", 3
 _ELSEWHERE = "give the --checkpoint that wrote it, or start without it and read the text again"
 
 Header = dict[str, Any]

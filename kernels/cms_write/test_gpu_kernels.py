@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hope_jax.kernels.cms_write import kept, states
+from hope_jax.kernels.on_gpu import with_kernel
 
 BATCH = 2
 
@@ -55,6 +56,51 @@ def test_advance(tokens: int, dtype: str, keep: bool) -> None:
     assert (rounded is None) == (narrow is None)
     if narrow is not None:
         np.testing.assert_array_equal(rounded, new[0].astype(narrow))
+
+
+@pytest.mark.parametrize("name", ["advance", "products"])
+def test_derivatives_of_what_gpus_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First and second derivatives of the kernels, which write over their arguments, in the interpreter."""
+
+    def on_a_gpu(*given: Any, cuda: Any, default: Any) -> Any:
+        del default
+        return cuda(*given)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_a_gpu)
+    matrices, x, g, update = jax.tree.map(lambda t: t[1], updates(8, 2, "float32"))
+    if name == "advance":
+        kernel, plain = partial(states.advance_kernel, interpret=True), states.plain_advance
+        form = with_kernel(kernel, plain, partial(kernel, keep=True))
+        mix, weights, written = update
+
+        def run(function: Any, at: Any) -> Any:
+            return function(*at[:3], (*at[3], written))[:2]
+
+        at = matrices, x, g, (mix, weights)
+    else:
+        form, plain = (
+            with_kernel(partial(states.products_kernel, interpret=True), states.plain_products),
+            None,
+        )
+
+        def run(function: Any, at: Any) -> Any:
+            return function(*at)
+
+        at = matrices, x, g
+
+    def value(function: Any, at: Any) -> jax.Array:
+        leaves = jax.tree.leaves(run(function, at))
+        return sum(jnp.sum(jnp.sin(leaf + jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves)
+
+    def twice(function: Any, at: Any) -> Any:
+        def slope(at: Any) -> jax.Array:
+            return sum(jnp.sum(t**2) for t in jax.tree.leaves(jax.grad(partial(value, function))(at)))
+
+        return jax.grad(slope)(at)
+
+    naive = plain or states.plain_products
+    for derivative in (lambda f, at: jax.grad(partial(value, f))(at), twice):
+        close(derivative(form, at), derivative(naive, at), 1e-4)
 
 
 def test_advance_leaves_what_it_does_not_take_to_the_plain_form() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.memory import level_write, mlp_memory
-from hope_jax.memory.level_write import LevelWriter, init_level
+from hope_jax.memory.level_write import LevelWriter, init_level, measured
 from hope_jax.memory.levels import Level
 from hope_jax.memory.period_write import LevelTokens, MemoryOptions, PeriodWriter, WriteRules, settled
 from hope_jax.memory.rules import OPTIMIZERS, RULES
@@ -45,7 +45,7 @@ def test_periods_at_once_are_periods_one_by_one(
     def run(writer: type[LevelWriter], x: jax.Array, teach: jax.Array) -> Any:
         state = init_level(spec, params, rules)
         delta = jax.tree.map(lambda w: 0.01 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), state.delta)
-        state = state._replace(delta=delta, inner=())
+        state = measured(state._replace(delta=delta))
         for _ in range(2):
             factors = mlp_memory.write_factors(params, state.delta, x, jnp.where(mask[:, None], teach, 0))
             one = writer(rules, spec, params, mlp_memory.group_norms(params), own)
