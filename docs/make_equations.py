@@ -100,7 +100,7 @@ EQUATIONS = (
         "a level's write every C tokens, theta <- theta - eta opt(sum_t m_t d<delta_t, y_t>/dtheta)",
         (
             MEMORY + "cms.py::Cms.write",
-            MEMORY + "level_write.py::LevelWriter.write",
+            MEMORY + "period_write.py::PeriodWriter.write",
             MEMORY + "mlp_memory.py::write_factors",
             MEMORY + "mlp_memory.py::write_gradient",
         ),

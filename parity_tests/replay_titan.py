@@ -151,7 +151,7 @@ def replay_model(g: Golden) -> None:
             signal = block_signal(config, jnp.asarray(g.inputs[f"teach_signal.{i}"])).reshape(
                 -1, config["dim"]
             )
-            keys = trees.stack(out.trace)["titan"].key.reshape(len(out.trace), -1, config["dim"])
+            keys = trees.stack(out.trace)["titan"].z.reshape(len(out.trace), -1, config["dim"])
             state = write(titan, state, keys, jnp.broadcast_to(signal, keys.shape))
         if gated:
             state = (recorded_deltas(g, f"call.{i}.titan_delta", config["num_layers"]), state[1])
