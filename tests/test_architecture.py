@@ -147,7 +147,7 @@ def test_middle_floors_touch_neither_files_nor_flags(module: str) -> None:
 
 
 CORE_ROOMS = ("kernels", "memory", "models", "learning", "optim")
-LINES, CLASSES = 6888, 75
+LINES, CLASSES = 6900, 75
 """Limits of the core: what a person reads in an afternoon."""
 
 FILE_LINES, FUNCTION_LINES = 350, 60

@@ -192,9 +192,10 @@ class LevelWriter(PeriodWriter):
             if size is not None:
                 norms.append(size)
                 continue
-            wide_x, wide_g = x.astype(self.dtype), g.astype(self.dtype)
-            outputs = jnp.einsum("pco,pdo->pcd", wide_g, wide_g)
-            squares = [jnp.einsum("pci,pdi->pcd", wide_x, wide_x) * outputs]
+            outputs, inputs = (
+                jnp.einsum("pci,pdi->pcd", t, t, preferred_element_type=self.dtype) for t in (g, x)
+            )
+            squares = [inputs * outputs]
             norms += [root(s.sum((1, 2))) for s in (squares + [outputs] * (bias in self.weights))]
         return norms
 
