@@ -2,7 +2,7 @@
 
 Command:  python -m hope_jax.launch --config=configs/pilot_n32.py
 Hardware: one RTX 6000 Ada (48 GB), as published
-Time:     unrun here; 208 hours or more, by the bound of docs/plan.md (4,045 tokens/s)
+Time:     unrun here; 167 hours or more, by the bound of docs/plan.md (5,042 tokens/s)
 Expect:   No figure of ours. docs/memory.md compares N on a small model.
 """
 

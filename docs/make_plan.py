@@ -2,9 +2,8 @@
 
 python docs/make_plan.py [--json=FOLDER] [--tables] [ROW ...]
 
-A row is minutes of compiling. Each leaves a JSON in FOLDER (default: hope_jax/plan in the user's cache
-folder). One that is there is not compiled again: delete the file for that, or start the script again where
-it was stopped. ROW is the beginning of rows' names, `pilot/rtx6000ada:1/`; none: all. --tables only writes
+A row is minutes of compiling. Each leaves a JSON in FOLDER (default: docs/plan). One that is there is not
+compiled again: delete the file for that, or start the script again where it was stopped. ROW is the beginning of rows' names, `pilot/rtx6000ada:1/`; none: all. --tables only writes
 the page. Rows that have no JSON are named in the page.
 """
 
@@ -96,8 +95,11 @@ def compile_row(row: Row, target: Path, commit: str) -> bool:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:
             return False
-        made = {"date": datetime.date.today().isoformat(), "commit": commit}
-        text = json.dumps({**json.loads(plan.read_text()), "made": made})
+        found = json.loads(plan.read_text())
+    found["made"] = {"date": datetime.date.today().isoformat(), "commit": commit}
+    for part in (found["train"] or {}, *(found["streaming"] or ())):
+        part.pop("largest", None)
+    text = json.dumps(found, indent=1) + "\n"
     target.with_suffix(".part").write_text(text)
     target.with_suffix(".part").replace(target)
     return True
@@ -204,8 +206,7 @@ def renewed(page: str, made: str) -> str:
 def main() -> None:
     """Compiles what is missing and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hope_jax" / "plan"
-    parser.add_argument("--json", type=Path, default=cache)
+    parser.add_argument("--json", type=Path, default=PAGE.with_suffix(""))
     parser.add_argument("--tables", action="store_true")
     parser.add_argument("rows", nargs="*")
     asked = parser.parse_args()

@@ -1,1 +1,1 @@
-"""Models: modules that own parameters, and reads and writes for a batch of contexts."""
+"""Models: the blocks' parts and parameters, and reads and writes for a batch of contexts."""
