@@ -3,8 +3,9 @@
 python docs/make_plan.py [--json=FOLDER] [--tables] [ROW ...]
 
 A row is minutes of compiling. Each leaves a JSON in FOLDER (default: docs/plan). One that is there is not
-compiled again: delete the file for that, or start the script again where it was stopped. ROW is the beginning of rows' names, `pilot/rtx6000ada:1/`; none: all. --tables only writes
-the page. Rows that have no JSON are named in the page.
+compiled again: delete the file for that, or start the script again where it was stopped. ROW is the beginning
+of rows' names, `pilot/rtx6000ada:1/`; none: all. --tables only writes the page. Rows that have no JSON are
+named in the page.
 """
 
 import argparse
