@@ -58,49 +58,37 @@ def test_advance(tokens: int, dtype: str, keep: bool) -> None:
         np.testing.assert_array_equal(rounded, new[0].astype(narrow))
 
 
+def value(function: Any, at: Any) -> jax.Array:
+    """A form in every entry of the function's result."""
+    leaves = jax.tree.leaves(function(*at))
+    return sum(jnp.sum(jnp.sin(leaf + jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves)
+
+
+def steepness(function: Any, at: Any) -> jax.Array:
+    """The squared slope of `value`."""
+    return sum(jnp.sum(t**2) for t in jax.tree.leaves(jax.grad(partial(value, function))(at)))
+
+
 @pytest.mark.parametrize("name", ["advance", "products"])
 def test_derivatives_of_what_gpus_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and second derivatives of the kernels, which write over their arguments, in the interpreter."""
-
-    def on_a_gpu(*given: Any, cuda: Any, default: Any) -> Any:
-        del default
-        return cuda(*given)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", on_a_gpu)
-    matrices, x, g, update = jax.tree.map(lambda t: t[1], updates(8, 2, "float32"))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, cuda, default: cuda(*given))
+    matrices, x, g, (mix, weights, written) = jax.tree.map(lambda t: t[1], updates(8, 2, "float32"))
+    kernels = {"advance": states.advance_kernel, "products": states.products_kernel}
+    kernel = partial(kernels[name], interpret=True)
+    plain = {"advance": states.plain_advance, "products": states.plain_products}[name]
+    function, naive = (
+        with_kernel(kernel, plain, partial(kernel, keep=True) if name == "advance" else None),
+        plain,
+    )
+    at: Any = matrices, x, g
     if name == "advance":
-        kernel, plain = partial(states.advance_kernel, interpret=True), states.plain_advance
-        form = with_kernel(kernel, plain, partial(kernel, keep=True))
-        mix, weights, written = update
-
-        def run(function: Any, at: Any) -> Any:
-            return function(*at[:3], (*at[3], written))[:2]
-
-        at = matrices, x, g, (mix, weights)
-    else:
-        form, plain = (
-            with_kernel(partial(states.products_kernel, interpret=True), states.plain_products),
-            None,
+        at = *at, (mix, weights)
+        function, naive = (
+            lambda m, x, g, update, f=f: f(m, x, g, (*update, written))[:2] for f in (function, plain)
         )
-
-        def run(function: Any, at: Any) -> Any:
-            return function(*at)
-
-        at = matrices, x, g
-
-    def value(function: Any, at: Any) -> jax.Array:
-        leaves = jax.tree.leaves(run(function, at))
-        return sum(jnp.sum(jnp.sin(leaf + jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves)
-
-    def twice(function: Any, at: Any) -> Any:
-        def slope(at: Any) -> jax.Array:
-            return sum(jnp.sum(t**2) for t in jax.tree.leaves(jax.grad(partial(value, function))(at)))
-
-        return jax.grad(slope)(at)
-
-    naive = plain or states.plain_products
-    for derivative in (lambda f, at: jax.grad(partial(value, f))(at), twice):
-        close(derivative(form, at), derivative(naive, at), 1e-4)
+    for form in (value, steepness):
+        close(*(jax.grad(partial(form, f))(at) for f in (function, naive)), 1e-4)
 
 
 def test_advance_leaves_what_it_does_not_take_to_the_plain_form() -> None:
