@@ -106,7 +106,7 @@ def test_the_gate_closes_at_a_threshold():
 
 
 def test_unknown_paths_and_layers_are_refused_with_those_there_are():
-    assert paths_of(subject("hope_selfmod").trained.streamer.model) == ("cms", "fast", "slow", "self_mod")
+    assert paths_of(subject("hope_selfmod").trained.streamer.model) == ("self_mod", "cms", "fast", "slow")
     with pytest.raises(ConfigError, match=r"no memory 'titan'; its own: cms, fast, slow"):
         Memorizer(subject(), Rule(paths=("titan",)))
     with pytest.raises(ConfigError, match=r"no memory 'slwo'; its own: .*; did you mean slow\?"):
