@@ -171,7 +171,7 @@ def test_another_format_version_names_the_package_that_wrote_it(saved: Any) -> N
     path, streamer, params, _ = saved
     rewrite(path, lambda header, _: header.update(version=9))
     message = refusal(path, streamer, params)
-    assert "of format 9 and this package reads 2; use hope_jax " in message
+    assert "of format 9 and this package reads 3; use hope_jax " in message
 
 
 @pytest.mark.parametrize("entry", ["null", "[]", "[" * 100_000, "{", "3"])

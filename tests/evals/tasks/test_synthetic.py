@@ -190,7 +190,7 @@ def test_taught_memories_are_written_with_answers_only_if_asked(
 
     def spy(self: object, params: object, state: object, batch: object) -> object:
         logits, state = original(self, params, state, batch)
-        deltas = [leaf for leaf in jax.tree.leaves(state.fast) if leaf.ndim > 2]
+        deltas = jax.tree.leaves([level.delta for fast in state.fast for level in fast["cms"].values()])
         seen.append(float(sum(jnp.abs(leaf).sum() for leaf in deltas)))
         return logits, state
 
