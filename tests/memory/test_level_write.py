@@ -123,11 +123,11 @@ def test_a_period_that_spans_chunks_is_written_alike_by_branch_and_by_mask(varia
     )
     writer = LevelWriter(rules, spec, params, mlp_memory.group_norms(params), own)
     tolerance = 1e-12 if dtype == "float64" else 2e-2
-    branch = partial(PeriodWriter.written_if, writer)
+    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    forms = quick(partial(PeriodWriter.written_if, writer)), quick(writer.written_by_mask)
     ends = []
 
     def compare(due: bool, state: Any) -> Any:
-        forms = [jax.jit(form) for form in (branch, writer.written_by_mask)]
         (new, stats), (masked, masked_stats) = (form(jnp.asarray(due), state) for form in forms)
         assert bool(masked.rounded) == (dtype == "bfloat16")
         for name, rounded in dict(masked.rounded).items():
