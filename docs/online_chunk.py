@@ -56,7 +56,10 @@ def run(arm: Arm, seed: int, workdirs: Path) -> dict[str, Any]:
     if not summary.exists() or json.loads(summary.read_text())["interrupted"]:
         config = ROOT / "configs" / "pilot_smoke.py"
         _python("hope_jax.launch", f"--config={config}", f"--workdir={workdir}", *flags, check=False)
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = workdir / "metrics.jsonl"
+    if not logged.exists():
+        raise SystemExit(f"{workdir}: the run left no metrics; its messages stand above")
+    rows = [json.loads(line) for line in logged.read_text().splitlines()]
     found["alarms"] = sorted({row["alarm"] for row in rows if row["alarm"]})
     if rows[-1].get("eval_loss") is None:
         return found
