@@ -1,3 +1,3 @@
 """Newton-Schulz iterations towards the nearest semi-orthogonal matrix, for stacks of matrices."""
 
-from .batched import CUBIC, QUINTIC, Coefficients, Spread, iterate, iterate_all, unit
+from hope_jax.kernels.newton_schulz.batched import CUBIC, QUINTIC, Spread, iterate, iterate_all, unit

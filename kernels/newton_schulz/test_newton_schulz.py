@@ -7,13 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hope_jax.kernels.newton_schulz import (
-    CUBIC,
-    QUINTIC,
-    Coefficients,
-    iterate,
-    unit,
-)
+from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, iterate, unit
+from hope_jax.kernels.newton_schulz.batched import Coefficients
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from hope_jax.perf.rounding import newton_schulz as numerics

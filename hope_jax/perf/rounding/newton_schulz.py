@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, Coefficients, iterate
+from hope_jax.kernels.newton_schulz import CUBIC, QUINTIC, iterate
+from hope_jax.kernels.newton_schulz.batched import Coefficients
 from hope_jax.perf.rounding.against_float64 import DTYPES, begin, print_table, relative
 
 SHAPES = ((384, 512), (640, 768))
