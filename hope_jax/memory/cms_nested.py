@@ -70,7 +70,7 @@ class NestedCms(Cms):
 
     def _fresh(self, level: Level, params: PyTree) -> PyTree:
         state, slower = init_level(level, params, self.rules), self.slower(level)
-        return state._replace(inner=(), init=init_level(slower[0], params, self.rules)) if slower else state
+        return state._replace(gram=(), init=init_level(slower[0], params, self.rules)) if slower else state
 
     def _write_level(
         self,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hope_jax.core import trees
 from hope_jax.core.types import Array, PyTree
-from hope_jax.kernels.cms_write import Affine, Map, Rows, inner_of, root, write_periods
+from hope_jax.kernels.cms_write import Affine, Map, Rows, gram_of, root, write_periods
 from hope_jax.memory import mlp_memory, period_write
 from hope_jax.memory.levels import Level
 from hope_jax.memory.mlp_memory import WriteFactors
@@ -98,7 +98,7 @@ class LevelWriter(PeriodWriter):
         """See `PeriodWriter`."""
         period = gathered(period, self.weights) if isinstance(period, Held) else period
         new, stats = super().apply(state, period)
-        return measured(new) if state.inner else new, stats
+        return measured(new) if state.gram else new, stats
 
     def write_periods(self, state: LevelState, by_period: LevelTokens) -> tuple[LevelState, WriteStats]:
         """Takes one step for each period: many at once where the rule is linear, else one after the other."""
@@ -138,14 +138,14 @@ class LevelWriter(PeriodWriter):
                 *maps,
                 bounds.write_clip * norm if bounds.write_clip else None,
                 bounds.delta_clip * norm if bounds.delta_clip else None,
-                state.inner[group[0]] if state.inner else None,
+                state.gram[group[0]] if state.gram else None,
             )
             for (rows, _), maps, group, norm in zip(
                 all_rows, _states(state), mlp_memory.GROUPS, self.norms, strict=True
             )
         ]
         written = write_periods(tuple(given), applied, beta=spec.beta, lr=spec.lr)
-        deltas, velocities, found, inner, rounded = zip(*written, strict=True)
+        deltas, velocities, found, grams, rounded = zip(*written, strict=True)
         stats = self.statistics(
             ended,
             self._gradient_norms(
@@ -160,8 +160,8 @@ class LevelWriter(PeriodWriter):
             opt = with_velocity(opt, mlp_memory.by_name(velocities), applied.sum())
         names = [name for name, _ in mlp_memory.GROUPS]
         narrow = {name: m for name, m in zip(names, rounded, strict=True) if m is not None}
-        products = dict(zip(names, inner, strict=True)) if state.inner else ()
-        return LevelState(delta, opt, state.pending, narrow or (), products), stats
+        gram = dict(zip(names, grams, strict=True)) if state.gram else ()
+        return LevelState(delta, opt, state.pending, narrow or (), gram), stats
 
     def _rows(self, factors: WriteFactors, ended: Ended) -> list[tuple[Rows, bool]]:
         """The tokens of each affine map's update before the average, [P C, ...], of factors [P, C, ...], and
@@ -204,7 +204,7 @@ def measured(state: LevelState) -> LevelState:
     """The state with its inner products taken anew, as one has to whose delta or average was changed by
     something else than a write."""
     pairs = zip(mlp_memory.GROUPS, _states(state), strict=True)
-    return state._replace(inner={group[0]: inner_of(*maps) for group, maps in pairs})
+    return state._replace(gram={group[0]: gram_of(*maps) for group, maps in pairs})
 
 
 def _states(state: LevelState) -> list[tuple[Affine, Affine | None]]:

@@ -28,8 +28,8 @@ class LevelState(NamedTuple):
     delta: what the context has added to the fast weights. opt: inner-optimizer state.
     pending: the partial period of a level whose period spans several chunks (what its rule gathers), else ().
     rounded: matrices of delta in the dtype of reads, which a write leaves for the read after it; then ().
-    inner: of a rule in closed form, the inner products of each affine map's delta and velocity, which a write
-    leaves for the next one (`Map.inner`); () where they are taken anew.
+    gram: of a rule in closed form, the inner products of each affine map's delta and velocity, which a write
+    leaves for the next one (`Map.gram`); () where they are taken anew.
     init: of a nested level that starts from an init, the state of that, else (): its delta is init - theta,
     its opt that of the next slower level, its pending the unfinished move.
     """
@@ -38,7 +38,7 @@ class LevelState(NamedTuple):
     opt: PyTree
     pending: PyTree
     rounded: PyTree = ()
-    inner: PyTree = ()
+    gram: PyTree = ()
     init: PyTree = ()
 
     @property

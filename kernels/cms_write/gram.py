@@ -16,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from hope_jax.kernels.cms_write.coefficients import Coefficients, Inner, coefficients
-from hope_jax.kernels.cms_write.states import advance, inner, products, times_transposed
+from hope_jax.kernels.cms_write.states import advance, gram, products, times_transposed
 
 from hope_jax.core.types import Array
 
@@ -44,7 +44,7 @@ class Map(NamedTuple):
     """One affine map of a level and what a chunk writes into it.
 
     rows: n tokens. delta: what the context has added. velocity: average of its gradients, or None: v = G_p.
-    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off. inner: `inner_of` delta and
+    max_write, max_delta: [] bounds on |lr v|_F and |delta|_F; None: off. gram: `gram_of` delta and
     velocity, which the write before this one has left; None: taken anew.
     """
 
@@ -53,12 +53,12 @@ class Map(NamedTuple):
     velocity: Affine | None
     max_write: Array | None
     max_delta: Array | None
-    inner: Array | None = None
+    gram: Array | None = None
 
 
 Written: TypeAlias = tuple[Affine, Affine | None, Coefficients, Array, Array | None]
 """delta, velocity after the chunk (None if there was none), the coefficients, for their hits and sizes,
-`inner_of` the new delta and velocity, and delta's matrix in the dtype of the tokens, if it is another."""
+`gram_of` the new delta and velocity, and delta's matrix in the dtype of the tokens, if it is another."""
 
 
 def write_periods(
@@ -101,21 +101,21 @@ def _state(delta: Affine, velocity: Affine | None) -> tuple[tuple[Array, ...], A
     return tuple(m.matrix for m in state), jnp.stack(biases) if biases else None
 
 
-def inner_of(delta: Affine, velocity: Affine | None) -> Array:
+def gram_of(delta: Affine, velocity: Affine | None) -> Array:
     """Inner products [k, k] of an affine map's delta and velocity, or delta alone."""
     matrices, biases = _state(delta, velocity)
-    return _with_biases(inner(matrices), biases)
+    return _with_biases(gram(matrices), biases)
 
 
-def _with_biases(inner_kk: Array, biases: Array | None) -> Array:
-    return inner_kk if biases is None else inner_kk + biases @ biases.T
+def _with_biases(gram_kk: Array, biases: Array | None) -> Array:
+    return gram_kk if biases is None else gram_kk + biases @ biases.T
 
 
 def inner_products(one: Map, periods: int) -> Inner:
     """Inner products between the map's delta, velocity and gradients."""
     (x, g, b, y), (matrices, biases) = one.rows, _state(one.delta, one.velocity)
     dtype = matrices[0].dtype
-    inner_kk = inner_of(one.delta, one.velocity) if one.inner is None else one.inner
+    gram_kk = gram_of(one.delta, one.velocity) if one.gram is None else one.gram
     along = [] if y is None else [(y.astype(dtype) * g.astype(dtype)).sum(1)[None]]
     if unread := matrices[len(along) :]:
         along.append(products(unread, x, g))
@@ -125,7 +125,7 @@ def inner_products(one: Map, periods: int) -> Inner:
     each_pcqc = token_products(one.rows, one.rows, dtype).reshape(periods, -1, periods, len(x) // periods)
     along_kp = along_kn.reshape(len(matrices), periods, -1).sum(-1)
     without = (0, 2 - len(matrices))
-    return jnp.pad(inner_kk, (without, without)), jnp.pad(along_kp, (without, (0, 0))), each_pcqc.sum((1, 3))
+    return jnp.pad(gram_kk, (without, without)), jnp.pad(along_kp, (without, (0, 0))), each_pcqc.sum((1, 3))
 
 
 def _combine(one: Map, c: Coefficients, before: Array, written: Array) -> Written:
@@ -135,11 +135,11 @@ def _combine(one: Map, c: Coefficients, before: Array, written: Array) -> Writte
     mix = jnp.stack([jnp.stack([c.d, c.v]), jnp.stack([jnp.zeros_like(c.d), c.velocity_v])])[:k, :k]
     weights = jnp.repeat(jnp.stack([c.g_p, c.velocity_g_p][:k]), period, axis=1)
     narrow = None if g.dtype == weights.dtype else g.dtype
-    new, inner_kk, rounded = advance(matrices, x, g, (mix, weights, written), narrow)
+    new, gram_kk, rounded = advance(matrices, x, g, (mix, weights, written), narrow)
     new_biases: Any = [None] * k
     if b is not None and biases is not None:
         new_biases = mix @ biases + weights @ b.astype(weights.dtype)
-        inner_kk = _with_biases(inner_kk, new_biases)
-    inner_kk = jnp.where(written, inner_kk, before[:k, :k])
+        gram_kk = _with_biases(gram_kk, new_biases)
+    gram_kk = jnp.where(written, gram_kk, before[:k, :k])
     maps = [Affine(*pair) for pair in zip(new, new_biases, strict=True)]
-    return maps[0], maps[1] if k > 1 else None, c, inner_kk, rounded
+    return maps[0], maps[1] if k > 1 else None, c, gram_kk, rounded

@@ -1,7 +1,7 @@
 """The two passes of a chunk's write over state matrices [I, O]: what is asked of them, and what they become.
 
     products:  along_it = x_t^T M_i g_t
-    advance:   M_i <- sum_(j >= i) mix_ij M_j + sum_t weights_it x_t g_t^T,   inner_ij = <M_i, M_j> of the new
+    advance:   M_i <- sum_(j >= i) mix_ij M_j + sum_t weights_it x_t g_t^T,   gram_ij = <M_i, M_j> of the new
 
 On a GPU each is one kernel that reads a matrix once; `advance` writes it in its own place, and where no
 period is written does not touch it. There they take float32 matrices with sides of multiples of 16.
@@ -37,8 +37,8 @@ def times_transposed(x_ni: Array, m_si: Array, dtype: jnp.dtype) -> Array:
     return jax.lax.dot_general(x_ni, m_si, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-def inner(matrices: Matrices) -> Array:
-    """Inner products [k, k]."""
+def gram(matrices: Matrices) -> Array:
+    """Their inner products [k, k]."""
     return jnp.stack([jnp.stack([jnp.sum(a * b) for b in matrices]) for a in matrices])
 
 
@@ -71,7 +71,7 @@ def plain_advance(
     # The barrier keeps XLA:CPU from folding the transpose into the product, which it then runs slower.
     x_in = jax.lax.optimization_barrier(x_ni.astype(weights.dtype).T)
     new = _combined(mix, matrices, [x_in @ (w[:, None] * g_no) for w in weights])
-    return new, inner(new), None if narrow is None else new[0].astype(narrow)
+    return new, gram(new), None if narrow is None else new[0].astype(narrow)
 
 
 def products_kernel(matrices: Matrices, x_ni: Array, g_no: Array, *, interpret: bool = False) -> Array:
@@ -213,7 +213,7 @@ def _products_body(k: int, rows: int, *refs: Any) -> None:
 
 def _advance_body(k: int, rows: int, keep: bool, *refs: Any) -> None:
     """One block of every matrix."""
-    matrices, (x, g, mix, weights, written, inner, *out) = refs[:k], refs[k:]
+    matrices, (x, g, mix, weights, written, gram, *out) = refs[:k], refs[k:]
     kept, rounded = out[k : k + k * keep], out[k + k * keep :]
     for place, m in zip(kept, matrices, strict=False):
         place[...] = m[...]
@@ -229,7 +229,7 @@ def _advance_body(k: int, rows: int, keep: bool, *refs: Any) -> None:
         for place, m in zip([*out[:k], *rounded], [*found, found[0]], strict=False):
             place[...] = m.astype(place.dtype)
         for i, j in itertools.product(range(k), range(k)):
-            inner[i, j] = jnp.sum(found[i] * found[j])
+            gram[i, j] = jnp.sum(found[i] * found[j])
 
     for narrow in rounded:
 

@@ -47,9 +47,9 @@ def test_advance(tokens: int, dtype: str, keep: bool) -> None:
     if keep:
         got, kept = got
         jax.tree.map(np.testing.assert_array_equal, kept, given)
-    (new, inner, rounded), (_, wanted, _) = got, want
+    (new, gram, rounded), (_, wanted, _) = got, want
     close(new, want[0], 1e-6)
-    close(inner[1:], wanted[1:], 1e-6)
+    close(gram[1:], wanted[1:], 1e-6)
     # An example that writes nothing keeps its matrices to the last bit.
     for one, old in zip(new, given[0], strict=True):
         np.testing.assert_array_equal(one[0], old[0])
